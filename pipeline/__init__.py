@@ -1,0 +1,1 @@
+"""MLflow-centred pipeline for imitation pre-training of PPO policies."""

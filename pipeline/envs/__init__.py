@@ -1,0 +1,1 @@
+"""Environments and the contract by which episodes are played in them."""
