@@ -1,4 +1,4 @@
-"""What an episode is, and the vectorised environment that plays given episodes: the contract of all environments here."""
+"""What an episode is, and the vectorised environment that plays given episodes: the contract of all rooms."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence

@@ -1,0 +1,1 @@
+"""Configuration: frozen dataclasses that hold every default once, validated at the door."""

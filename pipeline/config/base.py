@@ -1,0 +1,48 @@
+"""The decorator and the constrained types that every configuration dataclass uses."""
+
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, StringConstraints
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def configuration(cls: type[T]) -> type[T]:
+    """Class decorator: a frozen, keyword-only dataclass that validates strictly and refuses unknown keys."""
+    return dataclass(config=_STRICT, frozen=True, kw_only=True)(cls)
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+LibraryArguments = dict[str, Any]  # keyword arguments of a library call, checked against its signature by the caller
+
+
+@configuration
+class Bound:
+    """Limits of a figure: `{min: 0.9}` or `{max: 0.05}` or both; exactly at a limit holds."""
+
+    min: float | None = None
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min is None and self.max is None:
+            raise ValueError("a bound needs min or max")
+
+    def holds(self, value: float) -> bool:
+        """False for NaN: a figure that was not measured meets nothing."""
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max) and value == value
+
+    def __str__(self) -> str:
+        parts = ([f">= {self.min:g}"] if self.min is not None else []) + (
+            [f"<= {self.max:g}"] if self.max is not None else []
+        )
+        return " and ".join(parts)

@@ -1,0 +1,249 @@
+"""One dataclass a stage: what its YAML may say. The default of every setting stands here and nowhere else."""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.config.base import (
+    Bound,
+    Count,
+    Fraction,
+    LibraryArguments,
+    Name,
+    NonNegative,
+    Positive,
+    Seed,
+    Steps,
+    configuration,
+)
+from pipeline.config.training import Cloning, Convergence, EvaluationSchedule, Network, PPOTraining, WarmStart
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
+
+
+def _distinct(seeds: tuple[int, ...]) -> None:
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must be distinct, got {list(seeds)}")
+
+
+@configuration
+class TrainExpert:
+    """`train_expert`: PPO over several seeds; the best policy becomes the candidate."""
+
+    task: str
+    seeds: Seeds = (1, 2, 3)
+    training: PPOTraining = PPOTraining()
+    convergence: Convergence = Convergence()
+    best_metric: str = "eval_episode_return"
+    final_episodes: Count = 200
+    """Episodes per seed of the final evaluation of the best checkpoint."""
+    workers: Count = 2
+    """Seeds trained side by side, one process and one thread each."""
+    group: str = "default"
+
+    def __post_init__(self) -> None:
+        _distinct(self.seeds)
+
+
+@configuration
+class GateRule:
+    """One threshold of the gate, which must hold on every evaluation seed."""
+
+    scenario_set: Name
+    metric: str
+    min: float | None = None
+    max: float | None = None
+    confidence: Fraction | None = None
+    """None compares the mean; 0.95 compares the unfavourable end of the 95 % interval."""
+
+    def __post_init__(self) -> None:
+        if (self.min is None) == (self.max is None):
+            raise ValueError("a rule needs exactly one of min and max")
+
+    def bound(self) -> Bound:
+        return Bound(min=self.min, max=self.max)
+
+
+@configuration
+class Promote:
+    """`promote`: the gate between candidate and approved."""
+
+    task: str
+    rules: Annotated[tuple[GateRule, ...], Field(min_length=1)]
+    seeds: Seeds = (101, 102, 103)
+    episodes: Annotated[int, Field(ge=100)] = 200
+    """Episodes per evaluation seed and scenario set."""
+    training_seeds: bool = True
+    """Also hold every seed of a multi-seed training to the rules, not only the candidate itself."""
+    action: Literal["approve", "roll_back"] = "approve"
+
+    def __post_init__(self) -> None:
+        _distinct(self.seeds)
+
+
+@configuration
+class Noise:
+    """Execution noise while recording: the action played is disturbed, the label stays clean (DART)."""
+
+    std: NonNegative = 0.3
+    """Standard deviation of Gaussian noise, in action units; for discrete actions the chance of a random one."""
+
+
+@configuration
+class Filter:
+    """Which recorded episodes are kept."""
+
+    min_return: float | None = None
+    only_success: bool = False
+
+
+@configuration
+class Scripted:
+    """A scripted demonstrator: `module:Class` with `act(observations)`."""
+
+    demonstrator: str
+    kwargs: LibraryArguments = field(default_factory=dict)
+
+
+@configuration
+class Collect:
+    """`collect`: record demonstrations from the approved expert or from a scripted demonstrator."""
+
+    task: str
+    scenario_set: Name = "train"
+    episodes: Count = 200
+    seeds: Seeds = (42, 43, 44)
+    noise: Noise = Noise()
+    filter: Filter = Filter()
+    scripted: Scripted | None = None
+    n_envs: Count = 64
+    min_episodes: Count = 20
+    """Fewer kept episodes than this quarantine the dataset."""
+    environment: LibraryArguments = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _distinct(self.seeds)
+
+
+@configuration
+class Validate:
+    """`validate`: hold a recorded dataset to the whole catalogue again."""
+
+    task: str
+    min_episodes: Count = 20
+    replay_episodes: Count = 20
+    """Episodes that are simulated again from seed and actions."""
+
+
+@configuration
+class Playback:
+    """`playback`: look at a dataset: statistics, outliers, animated episodes, re-simulation."""
+
+    task: str
+    episodes: tuple[Steps, ...] = (0,)
+    inspect_only: bool = False
+    frames_per_second: Positive = 10.0
+
+
+@configuration
+class Pretrain:
+    """`pretrain`: clone a validated dataset into a PPO policy."""
+
+    task: str
+    seed: Seed = 1
+    network: Network = Network()
+    cloning: Cloning = Cloning()
+    evaluation: EvaluationSchedule = EvaluationSchedule()
+    scenario_set: Name = "train"
+
+
+@configuration
+class Finetune:
+    """`finetune` and `baseline`: PPO from the clone and from scratch. One config: only initial weights differ."""
+
+    task: str
+    seeds: Seeds = (1, 2, 3, 4, 5)
+    training: PPOTraining = PPOTraining()
+    warm_start: WarmStart = WarmStart()
+    control_timesteps: Steps = 32_768
+    """Budget of the learning-rate-0 controls (their weights cannot change); 0 leaves them out."""
+    final_episodes: Count = 200
+    workers: Count = 2
+    group: str = "default"
+
+    def __post_init__(self) -> None:
+        _distinct(self.seeds)
+
+
+@configuration
+class Evaluate:
+    """`evaluate`: any policy on any scenario set."""
+
+    task: str
+    scenario_set: Name = "train"
+    episodes: Count = 200
+    seed: Seed = 1234
+    deterministic: bool = True
+    pictures: Steps = 0
+    """Episodes drawn as animated pictures."""
+    environment: LibraryArguments = field(default_factory=dict)
+
+
+@configuration
+class Compare:
+    """`compare`: matched-seed comparison of the runs of a group."""
+
+    task: str
+    target: dict[str, Bound] = field(default_factory=dict)
+    """Figure -> bound that counts as solved; empty takes the task's thresholds."""
+    patience: Count = 3
+    ratio_target: Positive = 0.70
+    resamples: Count = 10_000
+    seed: Seed = 0
+    playback_episodes: Steps = 2
+    """Episodes shown side by side under baseline, clone and fine-tuned policy."""
+
+
+@configuration
+class StageConfigs:
+    """Paths of the stage configs that `main` runs."""
+
+    train_expert: str
+    promote: str
+    collect: str
+    pretrain: str
+    finetune: str
+    compare: str
+
+
+@configuration
+class Main:
+    """`main`: every stage for one task. A setting that is None leaves the stage's own config as it is."""
+
+    stages: StageConfigs
+    experiment_name: str | None = None
+    seed: Seed | None = None
+    """First of the consecutive seeds of every stage."""
+    demonstration_episodes: Count | None = None
+    cloning_epochs: Count | None = None
+    ppo_timesteps: Steps | None = None
+    """Budget of fine-tuning and baseline; 0 skips both and the comparison."""
+    parallel_environments: Count | None = None
+    learning_rate: Positive | None = None
+    skip_pretrain: bool = False
+
+
+STAGE_CONFIGS: dict[str, Any] = {
+    "train_expert": TrainExpert,
+    "promote": Promote,
+    "collect": Collect,
+    "validate": Validate,
+    "playback": Playback,
+    "pretrain": Pretrain,
+    "finetune": Finetune,
+    "baseline": Finetune,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "main": Main,
+}

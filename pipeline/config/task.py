@@ -1,0 +1,83 @@
+"""What a task is: an environment, how its final info maps to outcomes, thresholds and scenario sets."""
+
+from dataclasses import field
+from typing import Literal
+
+from pipeline.config.base import Bound, Count, LibraryArguments, Name, Positive, configuration
+
+
+@configuration
+class Environment:
+    """A Gymnasium environment by id (`LunarLander-v3`) or by class (`my_package.my_module:MyEnv`)."""
+
+    id: str
+    kwargs: LibraryArguments = field(default_factory=dict)
+    """Keyword arguments of every scenario; a scenario's own come on top."""
+    batched: str | None = None
+    """`module:Class` of an `EpisodeVecEnv` that plays the same episodes faster; must give the same bits."""
+
+
+@configuration
+class Outcome:
+    """How an episode maps to yes or no: from a key of the final info, or from the return."""
+
+    info: str | None = None
+    return_at_least: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.info is None) == (self.return_at_least is None):
+            raise ValueError("give exactly one of info and return_at_least")
+
+
+@configuration
+class MeasureInfo:
+    """A figure of an episode: a key of the info, and what is taken of its values over the episode's steps."""
+
+    info: str
+    over: Literal["last", "sum", "max", "mean"] = "last"
+
+
+@configuration
+class Snqi:
+    """Weight and baseline files of the social navigation quality index (docs/social_nav.md)."""
+
+    weights: str
+    baseline: str
+
+
+@configuration
+class TaskConfig:
+    """A task file, `configs/tasks/<name>.yaml`."""
+
+    name: Name
+    environment: Environment
+    success: Outcome
+    thresholds: dict[str, Bound]
+    """Figure -> bound: what "solved" means; read by convergence, gate and comparison."""
+    scenarios: dict[Name, LibraryArguments]
+    """Scenario name -> its own keyword arguments of the environment."""
+    scenario_sets: dict[Name, dict[Name, Positive]]
+    """Set name -> scenario -> share of the episodes (relative weights)."""
+    holdout_sets: tuple[Name, ...] = ()
+    """Sets that training and recording must never touch."""
+    collision: Outcome | None = None
+    metrics: dict[Name, MeasureInfo] = field(default_factory=dict)
+    """Further figures of an episode."""
+    snqi: Snqi | None = None
+    horizon: Count | None = None
+    """Steps after which an episode is truncated; None leaves it to the environment."""
+
+    def __post_init__(self) -> None:
+        for set_name, shares in self.scenario_sets.items():
+            if not shares:
+                raise ValueError(f"scenario set {set_name!r} is empty")
+            for scenario in shares:
+                if scenario not in self.scenarios:
+                    raise ValueError(f"scenario set {set_name!r} names {scenario!r}, which scenarios does not define")
+        for set_name in self.holdout_sets:
+            if set_name not in self.scenario_sets:
+                raise ValueError(f"holdout_sets names {set_name!r}, which scenario_sets does not define")
+
+    def holdout_scenarios(self) -> frozenset[str]:
+        """Every scenario of a hold-out set."""
+        return frozenset(s for name in self.holdout_sets for s in self.scenario_sets[name])

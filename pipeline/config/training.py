@@ -1,0 +1,121 @@
+"""Settings of PPO training: what both arms of a comparison share, and what only initial weights may differ in."""
+
+from dataclasses import field
+from itertools import pairwise
+from typing import Literal
+
+from pipeline.config.base import (
+    Count,
+    Fraction,
+    LibraryArguments,
+    Name,
+    NonNegative,
+    Positive,
+    Seed,
+    Steps,
+    configuration,
+)
+
+
+@configuration
+class Segment:
+    """Evaluate every so many environment steps, up to a step (None: to the end)."""
+
+    every_steps: Count = 16_000
+    until_step: Count | None = None
+
+
+@configuration
+class EvaluationSchedule:
+    """When and on what a policy in training is evaluated: fixed episodes, the same for every arm and seed."""
+
+    segments: tuple[Segment, ...] = (Segment(),)
+    episodes: Count = 100
+    seed: Seed = 7
+
+    def __post_init__(self) -> None:
+        ends = [segment.until_step for segment in self.segments]
+        if not ends:
+            raise ValueError("segments needs at least one segment")
+        if ends[-1] is not None:
+            raise ValueError("the last segment must not have until_step: it lasts to the end")
+        if any(end is None for end in ends[:-1]):
+            raise ValueError("only the last segment may lack until_step")
+        bounded = [end for end in ends if end is not None]
+        if any(a >= b for a, b in pairwise(bounded)):
+            raise ValueError("until_step must grow from segment to segment")
+
+
+@configuration
+class LearningRate:
+    """Learning rate over the whole budget: constant, or linear from `initial` to `final`."""
+
+    initial: NonNegative = 3e-4
+    final: NonNegative | None = None
+
+
+@configuration
+class Network:
+    """The actor and the critic: separate multilayer perceptrons of the same shape."""
+
+    hidden: tuple[Count, ...] = (128, 128)
+    activation: Literal["tanh", "relu"] = "tanh"
+
+
+@configuration
+class PPOTraining:
+    """One PPO training. Two arms of a comparison share all of it."""
+
+    scenario_set: Name = "train"
+    total_timesteps: Count = 1_000_000
+    n_envs: Count = 64
+    network: Network = Network()
+    learning_rate: LearningRate = LearningRate()
+    normalize_reward: bool = False
+    ppo: LibraryArguments = field(default_factory=dict)
+    """Keyword arguments of stable_baselines3.PPO; misspelt ones are refused by name."""
+    environment: LibraryArguments = field(default_factory=dict)
+    """Keyword arguments of the environment in training and evaluation, e.g. reward_name, reward_kwargs."""
+    evaluation: EvaluationSchedule = EvaluationSchedule()
+
+
+@configuration
+class Convergence:
+    """Converged at the first of `patience` consecutive evaluations that all meet the task's thresholds."""
+
+    patience: Count = 3
+    stop: bool = True
+    """End the training once converged."""
+
+
+@configuration
+class WarmStart:
+    """What is done with pre-trained weights before and during PPO; a training from scratch has none of it."""
+
+    critic_burn_in_steps: Steps = 0
+    """Environment steps in which only the critic learns."""
+    critic_burn_in_learning_rate: Positive = 1e-3
+    initial_action_std: Positive | None = 0.2
+    """Standard deviation of the Gaussian policy at the start; None keeps the clone's."""
+    clone_penalty: NonNegative = 0.0
+    """Weight of KL(clone || policy) added to the PPO loss."""
+    clone_penalty_fade_steps: Steps = 0
+    """The penalty fades linearly to 0 over these environment steps."""
+
+
+@configuration
+class Cloning:
+    """Behavioural cloning of the actor, then the critic on discounted returns."""
+
+    epochs: Count = 20
+    batch_size: Count = 256
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    validation_fraction: Fraction = 0.1
+    loss: Literal["nll", "mse"] = "nll"
+    entropy_weight: NonNegative = 0.0
+    critic_epochs: Steps = 20
+    critic_learning_rate: Positive = 1e-3
+    gamma: Fraction = 0.99
+    evaluate_every_epochs: Count = 5
+    select: Literal["rollout", "validation_loss"] = "rollout"

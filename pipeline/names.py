@@ -1,0 +1,145 @@
+"""Every string that another file, a query, the registry or the UI must match. Nothing else lives here."""
+
+from typing import Final
+
+STAGES: Final = (
+    "train_expert", "promote", "collect", "validate", "playback", "pretrain", "finetune", "baseline",
+    "evaluate", "compare", "sweep", "main",
+)  # fmt: skip
+
+
+class Tag:
+    """Run tags. Lineage tags of upstream runs are built by `lineage_run_tag`."""
+
+    STAGE: Final = "stage"
+    TASK: Final = "task"
+    GROUP: Final = "group"
+    SEED: Final = "seed"
+    ARM: Final = "arm"
+    CODE_DIRTY: Final = "code.dirty"
+    CODE_COMMIT: Final = "code.commit"
+    INPUTS_DIGEST: Final = "inputs.digest"
+    TRAINING_DIGEST: Final = "training.digest"  # of the settings two arms must share
+    PROMOTABLE: Final = "promotable"
+    VERDICT: Final = "verdict"
+    POLICY_DIGEST: Final = "policy.digest"
+    LINEAGE_EXPERT: Final = "lineage.expert"
+    LINEAGE_EXPERT_DIGEST: Final = "lineage.expert_digest"
+    LINEAGE_DATASET: Final = "lineage.dataset"
+    LINEAGE_DATASET_DIGEST: Final = "lineage.dataset_digest"
+    DATASET_ID: Final = "dataset.id"
+    DATASET_DIGEST: Final = "dataset.digest"
+    DATASET_QUALITY: Final = "dataset.quality"
+    TAINT: Final = "taint"  # why what this run made must not be trusted any more
+
+
+LINEAGE_ROLES: Final = ("expert", "candidate", "dataset", "policy", "pretrain", "finetune", "baseline", "repaired")
+
+
+def lineage_run_tag(role: str) -> str:
+    """`"dataset"` -> `"lineage.dataset_run_id"`. Raises ValueError for a role that no query looks for."""
+    if role not in LINEAGE_ROLES:
+        raise ValueError(f"unknown lineage role {role!r}")
+    return f"lineage.{role}_run_id"
+
+
+class VersionTag:
+    """Tags of a registered model version."""
+
+    GATE: Final = "gate"
+    GATE_REASON: Final = "gate.reason"
+    GATE_RUN_ID: Final = "gate.run_id"
+    POLICY_DIGEST: Final = "policy.digest"
+    TASK: Final = "task"
+    PROMOTABLE: Final = "promotable"
+    APPROVED_AT: Final = "gate.approved_at"
+    REPLACED: Final = "gate.replaced"  # the version that this approval replaced
+    REPLACED_BY: Final = "gate.replaced_by"
+    TAINT: Final = "taint"
+
+
+class Gate:
+    """Values of the version tag `gate`."""
+
+    PENDING: Final = "pending"
+    APPROVED: Final = "approved"
+    REFUSED: Final = "refused"
+    SUPERSEDED: Final = "superseded"
+
+
+class Alias:
+    CANDIDATE: Final = "candidate"
+    APPROVED: Final = "approved"
+
+
+def registered_model(task: str) -> str:
+    """`"social_nav"` -> `"social_nav-expert"`."""
+    return f"{task}-expert"
+
+
+class Quality:
+    """Values of the tag `dataset.quality`; only a validated dataset can be trained on."""
+
+    DRAFT: Final = "draft"
+    VALIDATED: Final = "validated"
+    QUARANTINED: Final = "quarantined"
+
+
+class Arm:
+    """The four arms of a comparison: initial weights, and the same with learning rate 0."""
+
+    SCRATCH: Final = "scratch"
+    PRETRAINED: Final = "pretrained"
+    SCRATCH_LR0: Final = "scratch_lr0"
+    PRETRAINED_LR0: Final = "pretrained_lr0"
+
+
+ARMS: Final = (Arm.SCRATCH, Arm.PRETRAINED, Arm.SCRATCH_LR0, Arm.PRETRAINED_LR0)
+
+
+class Artifact:
+    """Paths inside a run's artifacts."""
+
+    CONFIG: Final = "config.yaml"
+    TASK: Final = "task.yaml"
+    POLICY: Final = "policy"
+    DATASET: Final = "dataset"
+    TRAJECTORIES: Final = "dataset/trajectories.npz"
+    METADATA: Final = "dataset/metadata.json"
+    VALIDATION_JSON: Final = "dataset/validation.json"
+    VALIDATION_MD: Final = "dataset/validation.md"
+    PLAYBACK: Final = "playback"
+    REPORT: Final = "report"
+    DIAGNOSTICS_JSON: Final = "diagnostics.json"
+    DIAGNOSTICS_MD: Final = "diagnostics.md"
+    CERTIFICATE: Final = "transfer_certificate.json"
+    EVALUATIONS: Final = "evaluations.json"  # every evaluation of a training, episode by episode
+    ENVIRONMENT: Final = "environment.json"  # package versions, commit, machine
+
+
+POLICY_WEIGHTS_FILE: Final = "policy.safetensors"
+POLICY_SPEC_FILE: Final = "policy.json"
+TRAJECTORIES_FILE: Final = "trajectories.npz"
+METADATA_FILE: Final = "metadata.json"
+
+CONFIG_PARAM_PREFIX: Final = "cfg."
+
+
+class Metric:
+    """Metric names of runs and of episode records."""
+
+    SUCCESS: Final = "success"
+    COLLISION: Final = "collision"
+    RETURN: Final = "return"
+    LENGTH: Final = "length"
+    SUCCESS_RATE: Final = "success_rate"
+    COLLISION_RATE: Final = "collision_rate"
+    EPISODE_RETURN: Final = "eval_episode_return"
+    TIMESTEPS_TO_TARGET: Final = "timesteps_to_target"
+    CONVERGED_AT: Final = "converged_at_timestep"
+    RATIO: Final = "sample_efficiency/ratio"
+    ENVIRONMENT_STEPS: Final = "bill/environment_steps"
+    WALL_SECONDS: Final = "bill/wall_seconds"
+
+
+EVAL_PREFIX: Final = "eval/"
