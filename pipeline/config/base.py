@@ -1,6 +1,6 @@
 """The decorator and the constrained types that every configuration dataclass uses."""
 
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.dataclasses import dataclass
@@ -13,7 +13,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def configuration(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, keyword-only dataclass that validates strictly and refuses unknown keys."""
-    return dataclass(config=_STRICT, frozen=True, kw_only=True)(cls)
+    return cast(type[T], dataclass(config=_STRICT, frozen=True, kw_only=True)(cls))
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]

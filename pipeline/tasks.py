@@ -1,0 +1,271 @@
+"""A task in action: its environments, its episodes with their seeds, and how an episode's end becomes figures.
+
+Nothing here knows a task by name: everything comes from a `TaskConfig`. What a policy does in it is not decided here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import IntEnum
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import TimeLimit
+
+from pipeline.config.task import MeasureInfo, Outcome, TaskConfig
+from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
+from pipeline.envs.serial import SerialVecEnv
+from pipeline.errors import BadInput, did_you_mean, shortened
+from pipeline.names import Metric
+
+SEED_BITS = 31  # environments may hand the seed to generators that take no more
+PURPOSE_BITS = 2
+
+
+class Purpose(IntEnum):
+    """What episodes are for. Each purpose owns a range of episode seeds, so that no episode serves two of them."""
+
+    TRAIN = 0
+    EVALUATE = 1
+    GATE = 2
+    RECORD = 3
+
+
+class Task:
+    """A task and the keyword arguments of its environments.
+
+    task = Task(config)
+    env = task.make_vec_env(task.training_streams("train", seed=1, n_envs=64))
+    """
+
+    def __init__(self, config: TaskConfig, environment_kwargs: Mapping[str, Any] | None = None) -> None:
+        self.config = config
+        self.environment_kwargs = {**config.environment.kwargs, **(environment_kwargs or {})}
+
+    @cached_property
+    def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        env = self.make_env(next(iter(self.config.scenarios)))
+        env.close()
+        return env.observation_space, env.action_space
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        return self._spaces[0]
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        return self._spaces[1]
+
+    def shares(self, scenario_set: str) -> dict[str, float]:
+        """Scenario -> share of the episodes, summing to 1. Raises BadInput for an unknown set."""
+        sets = self.config.scenario_sets
+        if scenario_set not in sets:
+            raise BadInput(
+                f"scenario set {scenario_set!r} is not defined by task {self.config.name!r};"
+                f"{did_you_mean(scenario_set, sets)} it has: {', '.join(sorted(sets))}"
+            )
+        total = sum(sets[scenario_set].values())
+        return {scenario: weight / total for scenario, weight in sets[scenario_set].items()}
+
+    def refuse_holdouts(self, scenario_set: str, doing: str) -> None:
+        """Raise BadInput when the set holds a hold-out scenario, which `doing` must never touch."""
+        touched = sorted(set(self.shares(scenario_set)) & self.config.holdout_scenarios())
+        if touched:
+            raise BadInput(
+                f"scenario set {scenario_set!r} holds the hold-out scenario {touched[0]!r}; {doing} must not touch it: "
+                "use another set"
+            )
+
+    def episodes(
+        self, scenario_set: str, seed: int | Sequence[int], count: int, purpose: Purpose
+    ) -> tuple[Episode, ...]:
+        """`count` distinct episodes that follow from the seed(s): shares exact up to rounding, shuffled order."""
+        entropy = [int(purpose), *([seed] if isinstance(seed, int) else seed)]
+        rng = np.random.default_rng(np.random.SeedSequence(entropy))
+        scenarios = np.repeat(
+            list(self.shares(scenario_set)), _whole_shares(list(self.shares(scenario_set).values()), count)
+        )
+        rng.shuffle(scenarios)
+        return tuple(
+            Episode(str(scenario), episode_seed)
+            for scenario, episode_seed in zip(scenarios, _distinct_seeds(rng, count, purpose), strict=True)
+        )
+
+    def training_streams(self, scenario_set: str, seed: int, n_envs: int) -> list[EpisodeStream]:
+        """One endless stream of training episodes a slot, drawn by the shares of the set."""
+        self.refuse_holdouts(scenario_set, "training")
+        shares = self.shares(scenario_set)
+        return [self._endless(shares, seed, slot) for slot in range(n_envs)]
+
+    @staticmethod
+    def _endless(shares: dict[str, float], seed: int, slot: int) -> Iterator[Episode]:
+        rng = np.random.default_rng(np.random.SeedSequence([int(Purpose.TRAIN), seed, slot]))
+        names, weights = list(shares), list(shares.values())
+        while True:
+            for scenario, low_bits in zip(
+                rng.choice(len(names), size=256, p=weights), rng.integers(_seeds_per_purpose(), size=256), strict=True
+            ):
+                yield Episode(names[scenario], _purpose_seed(Purpose.TRAIN, int(low_bits)))
+
+    def make_env(self, scenario: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
+        """The Gymnasium environment of a scenario. Raises BadInput when it cannot be made."""
+        if scenario not in self.config.scenarios:
+            raise BadInput(
+                f"scenario {scenario!r} is not defined by task {self.config.name!r};"
+                f"{did_you_mean(scenario, self.config.scenarios)} it has: {', '.join(sorted(self.config.scenarios))}"
+            )
+        kwargs = {**self.environment_kwargs, **self.config.scenarios[scenario]}
+        env = _make(self.config.environment.id, kwargs, render_mode, self.config.horizon)
+        summed = {name: m for name, m in self.config.metrics.items() if m.over != "last"}
+        return EpisodeMeasures(env, summed) if summed else env
+
+    def make_vec_env(self, streams: Sequence[EpisodeStream]) -> EpisodeVecEnv:
+        """A vectorised environment that plays the streams: the task's batched class, or one environment a slot."""
+        batched = self.config.environment.batched
+        if batched is None:
+            return SerialVecEnv(self.make_env, streams)
+        if self.config.horizon is not None or any(m.over != "last" for m in self.config.metrics.values()):
+            raise BadInput(
+                f"task {self.config.name!r}: a batched environment ends its episodes and sums its figures itself; "
+                "remove `horizon` and `over` from the task, or `environment.batched`"
+            )
+        cls = import_object(batched, "environment.batched")
+        env: EpisodeVecEnv = call_with_user_arguments(
+            cls, f"environment of task {self.config.name!r}", self.config.scenarios, streams, **self.environment_kwargs
+        )
+        return env
+
+    def outcome(self, info: Mapping[str, Any]) -> dict[str, float]:
+        """The figures of a finished episode from the info that an `EpisodeVecEnv` gave with `done`.
+
+        Raises BadInput when the environment does not report a key that the task names: it is never counted as 0.
+        """
+        final, episode_return = info["outcome"], float(info["episode"]["r"])
+        figures = {
+            Metric.RETURN: episode_return,
+            Metric.LENGTH: float(info["episode"]["l"]),
+            Metric.SUCCESS: self._yes_or_no(self.config.success, "success", final, episode_return),
+        }
+        if self.config.collision is not None:
+            figures[Metric.COLLISION] = self._yes_or_no(self.config.collision, "collision", final, episode_return)
+        for name, measure in self.config.metrics.items():
+            figures[name] = self._final(final, name if measure.over != "last" else measure.info, f"metrics.{name}")
+        return figures
+
+    def _yes_or_no(self, outcome: Outcome, role: str, final: Mapping[str, float], episode_return: float) -> float:
+        if outcome.info is not None:
+            return float(self._final(final, outcome.info, f"{role}.info") > 0.5)
+        assert outcome.return_at_least is not None
+        return float(episode_return >= outcome.return_at_least)
+
+    def _final(self, final: Mapping[str, float], key: str, setting: str) -> float:
+        if key not in final:
+            raise BadInput(
+                f"task {self.config.name!r}: {setting} = {key!r}, but the final info of the environment has no such "
+                f"number;{did_you_mean(key, final)} it has: {', '.join(sorted(final)) or 'nothing'}"
+            )
+        return float(final[key])
+
+
+class EpisodeMeasures(gym.Wrapper[Any, Any, Any, Any]):
+    """Puts the sum, maximum or mean of info entries over the episode into its final info, under the metric's name."""
+
+    def __init__(self, env: gym.Env[Any, Any], measures: Mapping[str, MeasureInfo]) -> None:
+        super().__init__(env)
+        self._measures = measures
+        self._values: dict[str, list[float]] = {}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._values = {name: [] for name in self._measures}
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        for name, measure in self._measures.items():
+            if measure.info in info:
+                self._values[name].append(float(info[measure.info]))
+        if terminated or truncated:
+            reduce: dict[str, Callable[[list[float]], float]] = {
+                "sum": sum,
+                "max": max,
+                "mean": lambda values: sum(values) / len(values),
+            }
+            taken = {
+                name: reduce[m.over](self._values[name]) for name, m in self._measures.items() if self._values[name]
+            }
+            info = {**info, **taken}
+        return observation, reward, terminated, truncated, info
+
+
+def import_object(reference: str, what: str) -> Any:
+    """`"package.module:Name"` -> the object. Raises BadInput naming the reference."""
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise BadInput(f"{what} {shortened(reference)}: write it as module:Name")
+    try:
+        return getattr(import_module(module_name), attribute)
+    except ImportError as error:
+        raise BadInput(f"{what} {reference!r}: cannot import {module_name!r}: {error}; is it installed?") from None
+    except AttributeError:
+        names = [name for name in dir(import_module(module_name)) if not name.startswith("_")]
+        raise BadInput(
+            f"{what} {reference!r}: {module_name!r} has no {attribute!r}.{did_you_mean(attribute, names)}"
+        ) from None
+
+
+def call_with_user_arguments(function: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:
+    """Call with keyword arguments from a configuration; what it refuses is the user's error, in one line."""
+    try:
+        return function(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{what} refuses its arguments {shortened(kwargs)}: {error}") from None
+
+
+def _make(reference: str, kwargs: Mapping[str, Any], render_mode: str | None, horizon: int | None) -> gym.Env[Any, Any]:
+    kwargs = {**kwargs, **({"render_mode": render_mode} if render_mode else {})}
+    module_name, _, name = reference.rpartition(":")
+    if module_name and "-v" not in name:
+        env: gym.Env[Any, Any] = call_with_user_arguments(
+            import_object(reference, "environment.id"), f"environment {reference!r}", **kwargs
+        )
+        return TimeLimit(env, horizon) if horizon else env
+    try:
+        made: gym.Env[Any, Any] = call_with_user_arguments(
+            gym.make,
+            f"environment {reference!r}",
+            reference,
+            max_episode_steps=horizon,
+            disable_env_checker=True,
+            **kwargs,
+        )
+        return made
+    except gym.error.DependencyNotInstalled as error:
+        raise BadInput(f"environment {reference!r} needs a package that is not installed: {error}") from None
+    except (gym.error.Error, ImportError) as error:
+        hint = did_you_mean(reference, gym.registry)
+        raise BadInput(f"environment.id {reference!r} cannot be made: {error}.{hint}") from None
+
+
+def _seeds_per_purpose() -> int:
+    return 1 << (SEED_BITS - PURPOSE_BITS)
+
+
+def _purpose_seed(purpose: Purpose, low_bits: int) -> int:
+    return (int(purpose) << (SEED_BITS - PURPOSE_BITS)) | low_bits
+
+
+def _distinct_seeds(rng: np.random.Generator, count: int, purpose: Purpose) -> list[int]:
+    seen: dict[int, None] = {}
+    while len(seen) < count:
+        seen.update(dict.fromkeys(int(s) for s in rng.integers(_seeds_per_purpose(), size=count)))
+    return [_purpose_seed(purpose, low_bits) for low_bits in list(seen)[:count]]
+
+
+def _whole_shares(weights: Sequence[float], count: int) -> list[int]:
+    """Largest remainders: `[0.5, 0.3, 0.2], 9` -> `[4, 3, 2]`."""
+    exact = np.asarray(weights) * count
+    whole = np.floor(exact + 1e-9).astype(int)
+    for index in np.argsort(-(exact - whole), kind="stable")[: count - whole.sum()]:
+        whole[index] += 1
+    return [int(n) for n in whole]
