@@ -1,0 +1,16 @@
+"""Numbers into claims: estimates with intervals, sample efficiency, comparison of arms, distribution shift.
+
+Pure numpy. The estimates every evaluation needs are re-exported here; the rest is imported from its module:
+`efficiency` (timesteps to target, ratios, bill), `aggregate` (interquartile mean, probability of improvement,
+performance profile), `comparison` (the verdict), `shift` (are these two sets of observations alike).
+"""
+
+from pipeline.statistics.estimate import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_means,
+    bootstrap_quantiles,
+    wilson_interval,
+)
+
+__all__ = ["Estimate", "bootstrap_mean", "bootstrap_means", "bootstrap_quantiles", "wilson_interval"]
