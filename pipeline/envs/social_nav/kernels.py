@@ -1,0 +1,83 @@
+"""The two compiled entry points: start an episode in a slot, and advance every running slot by one step.
+
+Each slot is computed by the same scalar code from its own record alone, so that its bits cannot depend on the batch.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from pipeline.envs.social_nav.dynamics import move
+from pipeline.envs.social_nav.layout import SLOT
+from pipeline.envs.social_nav.metrics import account
+from pipeline.envs.social_nav.observation import RAYS, observe
+from pipeline.envs.social_nav.rewards import pay
+from pipeline.envs.social_nav.scenarios import spawn
+
+
+def _source_digest() -> str:
+    """Digest of the package's sources: numba's cache alone would miss a change in an imported kernel."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _compile(version: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    # subtle: numba keys its cache by closure variables, so mentioning `version` invalidates it with the sources.
+    @njit(cache=True, error_model="numpy")
+    def start(slots, i, family, pedestrians, seed, settings, observations):
+        """Begin an episode in slot i and fill its observation row."""
+        version  # noqa: B018
+        slot = slots[i]
+        spawn(slot, family, pedestrians, seed)
+        slot.running = 1
+        ranges = np.empty(RAYS)
+        observe(slot, settings[0].max_speed, observations[i], ranges)
+
+    @njit(cache=True, error_model="numpy")
+    def advance(slots, actions, settings, observations, rewards, done):
+        """One step of every running slot. done: 0 goes on, 1 terminated, 2 truncated. Returns how many ended."""
+        version  # noqa: B018
+        ended = 0
+        ranges = np.empty(RAYS)
+        setting = settings[0]
+        for i in range(slots.shape[0]):
+            slot = slots[i]
+            if slot.running == 0:
+                continue
+            forward = min(max(np.float64(actions[i, 0]), -1.0), 1.0)
+            turn = min(max(np.float64(actions[i, 1]), -1.0), 1.0)
+            move(slot, forward, turn, setting.max_speed)
+            account(slot, forward, turn, setting.horizon)
+            reward = pay(slot, setting)
+            slot.reward_sum += reward
+            rewards[i] = reward
+            observe(slot, setting.max_speed, observations[i], ranges)
+            done[i] = 0
+            if slot.truncated:
+                done[i] = 2
+            elif slot.success or slot.collision_pedestrian or slot.collision_wall:
+                done[i] = 1
+            if done[i] > 0:
+                slot.running = 0
+                ended += 1
+        return ended
+
+    return start, advance
+
+
+_start, advance = _compile(_source_digest())
+_BLANK = np.zeros((), SLOT)
+
+
+def start(
+    slots: np.ndarray, i: int, family: int, pedestrians: int, seed: int, settings: np.ndarray, observations: np.ndarray
+) -> None:
+    """Begin the episode of `seed` in slot i of `slots` (n,) SLOT and fill row i of `observations`."""
+    slots[i] = _BLANK
+    _start(slots, i, family, pedestrians, seed, settings, observations)

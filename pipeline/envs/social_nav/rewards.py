@@ -1,0 +1,203 @@
+"""The rewards, by name, with checked keyword arguments, and the compiled function that pays them.
+
+Every reward keeps one promise: a crash never scores better than staying alive to the horizon, whatever was done before
+and whatever would be done after. Where step costs could otherwise be saved by crashing, the crash is charged the most
+that the remaining steps could have cost, and gives back the progress it was paid (`tests/envs/test_social_nav_rewards.py`).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from pipeline.envs.social_nav.layout import NEAR_MISS_CLEARANCE, REWARD_TERMS
+from pipeline.envs.social_nav.snqi import BASELINE_FILE, WEIGHTS_FILE, load_baseline, load_weights
+from pipeline.errors import BadInput, did_you_mean
+
+PROGRESS, SIMPLE, PUNISH_ACTION, SNQI_STEP = range(4)
+LARGEST_ACTION_CHANGE = math.sqrt(8.0)  # |a - a_previous| between opposite corners of [-1, 1]^2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Dense default. Per step, in this order of the weights:
+
+    progress * (shortening of the shortest path, m) - living - near_miss * depth - comfort * disturbed - smoothness * |da|
+
+    with depth = (0.5 m - clearance) / 0.5 m in [0, 1], disturbed = force events / pedestrians, |da| scaled to [0, 1].
+    Reaching the goal adds `success`. A crash costs `collision`, the remaining steps at their largest cost, and all
+    progress paid so far, down to the floor `-progress * retreat`.
+    """
+
+    progress: float = 0.25  # per m
+    living: float = 0.003  # per step
+    near_miss: float = 0.015  # per step in contact
+    comfort: float = 0.01  # per step that disturbs everybody
+    smoothness: float = 0.005  # per largest change of action
+    success: float = 2.0
+    collision: float = 2.0
+    retreat: float = 1.0  # m, walking further away from the goal than this costs no more
+
+
+@dataclass(frozen=True)
+class Simple:
+    """-living / horizon per step, -pedestrian or -obstacle on a crash, +goal on arrival."""
+
+    living: float = 0.1
+    pedestrian: float = 5.0
+    obstacle: float = 2.0
+    goal: float = 1.0
+
+
+@dataclass(frozen=True)
+class PunishAction:
+    """`Simple` minus action * |a - a_previous| per step; a crash is charged the remaining steps at the largest change."""
+
+    living: float = 0.1
+    pedestrian: float = 5.0
+    obstacle: float = 2.0
+    goal: float = 1.0
+    action: float = 0.1
+
+
+@dataclass(frozen=True)
+class SnqiStep:
+    """SNQI paid step by step: each normalised term pays its increment, so that the sum over an episode telescopes.
+
+    Near misses are exact, comfort is force events / pedestrians of the step over the horizon, jerk is the running mean of
+    finite differences. A crash costs the collision weight and takes every term to its worst.
+    """
+
+    weights: str = str(WEIGHTS_FILE)  # path of a JSON file
+    baseline: str = str(BASELINE_FILE)  # path of a JSON file
+
+
+REWARDS: Mapping[str, Callable[..., Any]] = {
+    "progress": Progress,
+    "simple": Simple,
+    "punish_action": PunishAction,
+    "snqi_step": SnqiStep,
+}
+
+
+def reward_settings(name: str, kwargs: Mapping[str, Any] | None) -> tuple[int, np.ndarray]:
+    """`("simple", {"goal": 2.0})` -> number of the reward, weights (REWARD_TERMS,) for the kernel.
+
+    Raises BadInput for an unknown name or keyword, and for a weight that is not a finite number >= 0.
+    """
+    if name not in REWARDS:
+        raise BadInput(
+            f"reward_name is {name!r}; allowed are {', '.join(REWARDS)}.{did_you_mean(str(name), REWARDS)} Choose one of them."
+        )
+    kind = REWARDS[name]
+    allowed = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in kwargs or {}:
+        if key not in allowed:
+            raise BadInput(
+                f"reward_kwargs.{key} is unknown to the reward {name!r}; allowed are {', '.join(allowed)}."
+                f"{did_you_mean(str(key), allowed)} Correct or remove it."
+            )
+    chosen = kind(**(kwargs or {}))
+    number = list(REWARDS).index(name)
+    weights = np.zeros(REWARD_TERMS)
+    values = _snqi_weights(chosen) if isinstance(chosen, SnqiStep) else _plain_weights(chosen)
+    weights[: len(values)] = values
+    return number, weights
+
+
+def _plain_weights(chosen: Progress | Simple | PunishAction) -> list[float]:
+    values = []
+    for field in fields(chosen):
+        value = getattr(chosen, field.name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < math.inf:
+            raise BadInput(f"reward_kwargs.{field.name} is {value!r}; it must be a finite number >= 0.")
+        values.append(float(value))
+    if not isinstance(chosen, Progress):
+        least = chosen.living
+        for key in ("pedestrian", "obstacle"):
+            if getattr(chosen, key) < least:
+                raise BadInput(
+                    f"reward_kwargs.{key} is {getattr(chosen, key)!r}; it must be at least living ({least}), "
+                    "or crashing would score better than staying alive. Raise it."
+                )
+    return values
+
+
+def _snqi_weights(chosen: SnqiStep) -> list[float]:
+    for key in ("weights", "baseline"):
+        if not isinstance(getattr(chosen, key), str):
+            raise BadInput(f"reward_kwargs.{key} is {getattr(chosen, key)!r}; it must be the path of a JSON file.")
+    weights = load_weights(Path(chosen.weights))
+    baseline = load_baseline(Path(chosen.baseline))
+    values = [weights[key] for key in ("success", "time", "collisions", "near", "comfort", "force_exceed", "jerk")]
+    for key in ("near_misses", "force_exceed_events", "jerk_mean"):
+        values += [baseline[key].med, 1.0 / (baseline[key].p95 - baseline[key].med)]
+    return values
+
+
+@njit
+def _progress(slot, horizon, w):
+    failed = slot.collision_pedestrian + slot.collision_wall > 0
+    potential = max(slot.shortest_path - slot.path_distance, -w[7]) * w[0]
+    costs = w[1]
+    if slot.clearance < NEAR_MISS_CLEARANCE:
+        costs += w[2] * min(1.0 - slot.clearance / NEAR_MISS_CLEARANCE, 1.0)
+    if slot.pedestrians > 0:
+        costs += w[3] * slot.step_force_events / slot.pedestrians
+    costs += w[4] * slot.action_change / LARGEST_ACTION_CHANGE
+    if failed:
+        potential = -w[7] * w[0]
+        costs += w[6] + (horizon - slot.steps) * (w[1] + w[2] + w[3] + w[4])
+    paid = potential - slot.reward_paid
+    slot.reward_paid = potential
+    return paid - costs + w[5] * slot.success
+
+
+@njit
+def _simple(slot, horizon, w):
+    return -w[0] / horizon - w[1] * slot.collision_pedestrian - w[2] * slot.collision_wall + w[3] * slot.success
+
+
+@njit
+def _punish_action(slot, horizon, w):
+    steps = slot.action_change
+    if slot.collision_pedestrian + slot.collision_wall > 0:
+        steps += (horizon - slot.steps) * LARGEST_ACTION_CHANGE
+    return _simple(slot, horizon, w) - w[4] * steps
+
+
+@njit
+def _normal(value, med, scale):
+    return min(max((value - med) * scale, 0.0), 1.0)
+
+
+@njit
+def _snqi_step(slot, horizon, w):
+    failed = slot.collision_pedestrian + slot.collision_wall > 0
+    comfort = slot.force_events / (slot.pedestrians * horizon) if slot.pedestrians > 0 else 0.0
+    jerk = slot.jerk_sum / (slot.steps - 1) if slot.steps > 1 else 0.0
+    costs = w[1] * slot.steps / horizon + w[4] * comfort
+    costs += w[3] * _normal(slot.near_misses, w[7], w[8])
+    costs += w[5] * _normal(slot.force_events, w[9], w[10])
+    costs += w[6] * _normal(jerk, w[11], w[12])
+    if failed:
+        costs = w[1] + w[2] + w[3] + w[4] + w[5] + w[6]
+    paid = -costs - slot.reward_paid
+    slot.reward_paid = -costs
+    return paid + w[0] * slot.success
+
+
+@njit
+def pay(slot, settings) -> float:
+    """The reward of the step that was just made."""
+    if settings.reward == PROGRESS:
+        return _progress(slot, settings.horizon, settings.weights)
+    if settings.reward == SIMPLE:
+        return _simple(slot, settings.horizon, settings.weights)
+    if settings.reward == PUNISH_ACTION:
+        return _punish_action(slot, settings.horizon, settings.weights)
+    return _snqi_step(slot, settings.horizon, settings.weights)

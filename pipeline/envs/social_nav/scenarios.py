@@ -1,0 +1,322 @@
+"""The scenario families of Francis et al. (2023) and how an episode of each is laid out from a seed.
+
+A. Francis et al., "Principles and guidelines for evaluating social robot navigation algorithms", 2023. Every family is
+one function that draws walls, start, goal and turning points, and one branch of `_draw_route` that draws the route of a
+pedestrian. The scene is mirrored at random, so that left and right are equally frequent. Lengths in m.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from pipeline.envs.social_nav.chance import bell, either, uniform
+from pipeline.envs.social_nav.dynamics import SPEED_LEAST, SPEED_MEAN, SPEED_MOST, SPEED_SPREAD
+from pipeline.envs.social_nav.geometry import follow_path, measure_bends, wall_clearance
+from pipeline.envs.social_nav.layout import FAR_AWAY, MAX_PEDESTRIANS
+
+FAMILIES = (
+    "frontal_approach",
+    "intersection",
+    "blind_corner",
+    "narrow_doorway",
+    "parallel_traffic",
+    "perpendicular_traffic",
+    "circular_crossing",
+    "crowd_navigation",
+)
+FRONTAL, INTERSECTION, CORNER, DOORWAY, PARALLEL, PERPENDICULAR, CIRCULAR, CROWD = range(len(FAMILIES))
+DENSITIES = ("low", "medium", "high")
+
+# Pedestrians of each family at low, medium and high density.
+PEDESTRIANS = {
+    "frontal_approach": (3, 6, 9),
+    "intersection": (3, 6, 10),
+    "blind_corner": (2, 4, 7),
+    "narrow_doorway": (2, 4, 7),
+    "parallel_traffic": (3, 6, 10),
+    "perpendicular_traffic": (4, 8, 12),
+    "circular_crossing": (3, 6, 10),
+    "crowd_navigation": (4, 8, 12),
+}
+
+ROBOT_GUARD = 2.8  # nobody spawns nearer to the robot: 1 s at SPEED_FACTOR * SPEED_MOST plus both radii is 2.76 m
+PEOPLE_GUARD = 0.7  # between pedestrians at spawn, centre to centre
+WALL_GUARD = 0.35  # of waypoints and spawn places of pedestrians
+CORNER_GUARD = 0.5  # turning points keep this distance from corners, beside each wall
+ATTENTION_LEAST = 0.4  # pedestrians react to the robot with a share of the force between this and 1
+_TRIES = 2000
+
+
+@njit
+def _wall(slot, x1, y1, x2, y2):
+    wall = slot.walls[slot.wall_count]
+    wall[0], wall[1], wall[2], wall[3] = x1, y1, x2, y2
+    slot.wall_count += 1
+
+
+@njit
+def _box(slot, x1, y1, x2, y2):
+    _wall(slot, x1, y1, x2, y1)
+    _wall(slot, x2, y1, x2, y2)
+    _wall(slot, x2, y2, x1, y2)
+    _wall(slot, x1, y2, x1, y1)
+
+
+@njit
+def _bend(slot, x, y):
+    slot.bends[slot.bend_count, 0], slot.bends[slot.bend_count, 1] = x, y
+    slot.bend_count += 1
+
+
+@njit
+def _place(slot, x, y, goal_x, goal_y):
+    slot.x, slot.y, slot.goal_x, slot.goal_y = x, y, goal_x, goal_y
+
+
+@njit
+def _corridor(slot, half):
+    """A straight corridor along x; both parallel and oncoming traffic use it."""
+    _wall(slot, -9.0, -half, 9.0, -half)
+    _wall(slot, -9.0, half, 9.0, half)
+    side = half - 0.8
+    _place(slot, -5.0, uniform(slot, -side, side), uniform(slot, 3.0, 4.5), uniform(slot, -side, side))
+
+
+@njit
+def _crossroads(slot, half):
+    """Two corridors that cross; the robot goes straight on or turns off."""
+    for sx in (-1.0, 1.0):
+        for sy in (-1.0, 1.0):
+            _wall(slot, sx * half, sy * half, sx * 8.0, sy * half)
+            _wall(slot, sx * half, sy * half, sx * half, sy * 8.0)
+            _bend(slot, sx * (half - CORNER_GUARD), sy * (half - CORNER_GUARD))
+    side = half - 0.7
+    turn = uniform(slot, 0.0, 1.0)
+    if turn < 0.5:
+        _place(slot, -5.0, uniform(slot, -side, side), 4.0, uniform(slot, -side, side))
+    else:
+        goal_y = 4.0 if turn < 0.75 else -4.0
+        _place(slot, -5.0, uniform(slot, -side, side), uniform(slot, -side, side), goal_y)
+
+
+@njit
+def _bent_corridor(slot, half):
+    """A corridor with a right-angled corner that hides who comes."""
+    _wall(slot, -8.0, -half, half, -half)
+    _wall(slot, half, -half, half, 8.0)
+    _wall(slot, -8.0, half, -half, half)
+    _wall(slot, -half, half, -half, 8.0)
+    _bend(slot, -half + CORNER_GUARD, half - CORNER_GUARD)
+    side = half - 0.7
+    _place(slot, -5.0, uniform(slot, -side, side), uniform(slot, -side, side), 4.0)
+
+
+@njit
+def _two_rooms(slot, gap, door_y):
+    """Two rooms and a doorway between them."""
+    _box(slot, -6.0, -4.0, 6.0, 4.0)
+    _wall(slot, 0.0, -4.0, 0.0, door_y - 0.5 * gap)
+    _wall(slot, 0.0, door_y + 0.5 * gap, 0.0, 4.0)
+    _bend(slot, 0.0, door_y - 0.5 * gap + CORNER_GUARD)
+    _bend(slot, 0.0, door_y + 0.5 * gap - CORNER_GUARD)
+    _place(slot, uniform(slot, -5.2, -4.2), uniform(slot, -3.0, 3.0), uniform(slot, 3.5, 5.0), uniform(slot, -3.0, 3.0))
+
+
+@njit
+def _hall(slot, x, y):
+    """A room with a pillar near its middle."""
+    _box(slot, -6.0, -6.0, 6.0, 6.0)
+    _box(slot, x - 0.5, y - 0.5, x + 0.5, y + 0.5)
+    reach = 0.5 + CORNER_GUARD
+    for sx in (-1.0, 1.0):
+        for sy in (-1.0, 1.0):
+            _bend(slot, x + sx * reach, y + sy * reach)
+    _place(slot, -5.0, uniform(slot, -4.0, 4.0), uniform(slot, 3.5, 5.0), uniform(slot, -4.0, 4.0))
+
+
+@njit
+def _lay_out(slot, family):
+    """Walls, start, goal and turning points. Returns two numbers that the routes of the family need."""
+    a, b = 0.0, 0.0
+    if family == FRONTAL:
+        a = uniform(slot, 1.6, 2.4)
+        _corridor(slot, a)
+    elif family == INTERSECTION:
+        a = uniform(slot, 1.5, 2.1)
+        _crossroads(slot, a)
+    elif family == CORNER:
+        a = uniform(slot, 1.4, 2.0)
+        _bent_corridor(slot, a)
+    elif family == DOORWAY:
+        a, b = uniform(slot, 1.4, 1.9), uniform(slot, -2.0, 2.0)
+        _two_rooms(slot, a, b)
+    elif family == PARALLEL:
+        a = uniform(slot, 2.0, 2.8)
+        _corridor(slot, a)
+    elif family == PERPENDICULAR:
+        _wall(slot, -7.0, -6.5, 7.0, -6.5)
+        _wall(slot, -7.0, 6.5, 7.0, 6.5)
+        _place(slot, -5.0, uniform(slot, -2.0, 2.0), uniform(slot, 3.5, 5.0), uniform(slot, -2.0, 2.0))
+    elif family == CIRCULAR:
+        a = uniform(slot, 4.0, 4.8)
+        offset = uniform(slot, -0.5, 0.5)
+        _place(slot, -a, offset, a, uniform(slot, -0.5, 0.5))
+    else:
+        _hall(slot, uniform(slot, -0.8, 0.8), uniform(slot, -1.5, 1.5))
+    return a, b
+
+
+@njit
+def _stop(slot, i, x, y):
+    k = slot.route_length[i]
+    slot.route_x[i, k], slot.route_y[i, k] = x, y
+    slot.route_length[i] += 1
+
+
+@njit
+def _flow(slot, i, side, start, end):
+    """Along x from `start` to `end`, anywhere in the width."""
+    _stop(slot, i, start, uniform(slot, -side, side))
+    _stop(slot, i, end, uniform(slot, -side, side))
+
+
+@njit
+def _direction(slot):
+    """A uniform unit vector (drawn in the disc and normalised, so that no trigonometry is needed)."""
+    while True:
+        x, y = uniform(slot, -1.0, 1.0), uniform(slot, -1.0, 1.0)
+        square = x * x + y * y
+        if 0.01 < square < 1.0:
+            length = math.sqrt(square)
+            return x / length, y / length
+
+
+@njit
+def _draw_route(slot, i, family, a, b):
+    """The waypoints of pedestrian i; the first is where it spawns."""
+    slot.route_length[i] = 0
+    side = a - 0.5
+    if family == FRONTAL:
+        _flow(slot, i, side, uniform(slot, -1.5, 8.0), -8.0)
+    elif family == INTERSECTION:
+        if uniform(slot, 0.0, 1.0) < 0.7:  # across the robot's way
+            sign = either(slot, 1.0, 1.0)
+            _stop(slot, i, uniform(slot, -side, side), sign * uniform(slot, 1.0, 7.0))
+            _stop(slot, i, uniform(slot, -side, side), -sign * 7.0)
+        else:
+            _flow(slot, i, side, uniform(slot, 0.0, 7.0), -7.0)
+    elif family == CORNER:
+        _stop(slot, i, uniform(slot, -side, side), uniform(slot, 0.5, 7.0))
+        _stop(slot, i, uniform(slot, -0.3, 0.3), uniform(slot, -0.3, 0.3))
+        _stop(slot, i, -7.0, uniform(slot, -side, side))
+    elif family == DOORWAY:
+        sign = either(slot, 1.0, 1.0)
+        _stop(slot, i, sign * uniform(slot, 1.0, 5.4), uniform(slot, -3.4, 3.4))
+        _stop(slot, i, sign * 0.5, b)
+        _stop(slot, i, -sign * 0.5, b)
+        _stop(slot, i, -sign * uniform(slot, 2.0, 5.4), uniform(slot, -3.4, 3.4))
+    elif family == PARALLEL:
+        if uniform(slot, 0.0, 1.0) < 0.6:  # slower people walking the same way
+            _flow(slot, i, side, uniform(slot, -2.2, 3.0), 8.0)
+        else:
+            _flow(slot, i, side, uniform(slot, 1.0, 8.0), -8.0)
+    elif family == PERPENDICULAR:
+        sign = either(slot, 1.0, 1.0)
+        _stop(slot, i, uniform(slot, -3.0, 3.0), sign * uniform(slot, 0.5, 5.5))
+        _stop(slot, i, uniform(slot, -3.0, 3.0), -sign * 5.5)
+    elif family == CIRCULAR:
+        radius = a + uniform(slot, -0.5, 0.5)
+        x, y = _direction(slot)
+        x, y = x * radius, y * radius
+        _stop(slot, i, x, y)
+        _stop(slot, i, -x, -y)
+    else:
+        for _ in range(4):
+            _stop(slot, i, uniform(slot, -5.2, 5.2), uniform(slot, -5.2, 5.2))
+
+
+@njit
+def _route_is_clear(slot, i):
+    """Whether pedestrian i stands apart from the robot and those before it, and no waypoint touches a wall."""
+    x, y = slot.route_x[i, 0], slot.route_y[i, 0]
+    if (x - slot.x) ** 2 + (y - slot.y) ** 2 < ROBOT_GUARD**2:
+        return False
+    for j in range(i):
+        if (x - slot.ped_x[j]) ** 2 + (y - slot.ped_y[j]) ** 2 < PEOPLE_GUARD**2:
+            return False
+    for k in range(slot.route_length[i]):
+        if wall_clearance(slot, slot.route_x[i, k], slot.route_y[i, k]) < WALL_GUARD:
+            return False
+    return True
+
+
+@njit
+def _populate(slot, family, count, a, b):
+    """Draw routes until everybody stands; stops short (fewer pedestrians) only if `_TRIES` draws find no place."""
+    slot.ped_x[:] = FAR_AWAY
+    slot.ped_y[:] = FAR_AWAY
+    slot.ped_target_x[:] = FAR_AWAY
+    slot.ped_target_y[:] = FAR_AWAY
+    slot.ped_speed[:] = 0.0
+    slot.ped_vx[:] = 0.0
+    slot.ped_vy[:] = 0.0
+    slot.pedestrians = 0
+    tries = 0
+    while slot.pedestrians < count and tries < _TRIES:
+        i = slot.pedestrians
+        _draw_route(slot, i, family, a, b)
+        tries += 1
+        if _route_is_clear(slot, i):
+            slot.ped_x[i], slot.ped_y[i] = slot.route_x[i, 0], slot.route_y[i, 0]
+            speed = min(max(bell(slot, SPEED_MEAN, SPEED_SPREAD), SPEED_LEAST), SPEED_MOST)
+            if family == PARALLEL and slot.route_x[i, 1] > slot.route_x[i, 0]:
+                speed *= 0.5  # strolling, so that there is somebody to overtake
+            slot.ped_speed[i] = speed
+            slot.ped_attention[i] = uniform(slot, ATTENTION_LEAST, 1.0)
+            slot.route_index[i], slot.route_direction[i] = 1, 1
+            slot.pedestrians += 1
+
+
+@njit
+def _mirror(slot):
+    slot.y, slot.goal_y = -slot.y, -slot.goal_y
+    for k in range(slot.wall_count):
+        slot.walls[k, 1], slot.walls[k, 3] = -slot.walls[k, 1], -slot.walls[k, 3]
+    for k in range(slot.bend_count):
+        slot.bends[k, 1] = -slot.bends[k, 1]
+    for i in range(slot.pedestrians):
+        slot.ped_y[i] = -slot.ped_y[i]
+        for k in range(slot.route_length[i]):
+            slot.route_y[i, k] = -slot.route_y[i, k]
+
+
+@njit
+def _set_off(slot):
+    """Pedestrians walk at their desired speed; the robot stands and looks roughly along its path."""
+    for i in range(slot.pedestrians):
+        slot.ped_target_x[i], slot.ped_target_y[i] = slot.route_x[i, 1], slot.route_y[i, 1]
+        dx, dy = slot.ped_target_x[i] - slot.ped_x[i], slot.ped_target_y[i] - slot.ped_y[i]
+        length = math.sqrt(dx * dx + dy * dy)
+        slot.ped_vx[i], slot.ped_vy[i] = slot.ped_speed[i] * dx / length, slot.ped_speed[i] * dy / length
+    measure_bends(slot)
+    follow_path(slot)
+    slot.shortest_path = slot.path_distance
+    dx, dy = slot.waypoint_x - slot.x, slot.waypoint_y - slot.y
+    tilt = uniform(slot, -0.3, 0.3)  # tangent of the angle off the path
+    cos, sin = dx - tilt * dy, dy + tilt * dx
+    length = math.sqrt(cos * cos + sin * sin)
+    slot.cos, slot.sin = cos / length, sin / length
+
+
+@njit
+def spawn(slot, family: int, pedestrians: int, seed: int) -> None:
+    """Lay out one episode: geometry, robot, goal and pedestrians, all from the seed."""
+    slot.random_state = np.uint64(seed)
+    slot.wall_count = 0
+    slot.bend_count = 0
+    a, b = _lay_out(slot, family)
+    _populate(slot, family, min(pedestrians, MAX_PEDESTRIANS), a, b)
+    if uniform(slot, 0.0, 1.0) < 0.5:
+        _mirror(slot)
+    _set_off(slot)
