@@ -1,0 +1,98 @@
+"""The command line of every entry point: references, a config and dotted overrides in; an exit code out.
+
+Exit codes: 0 done; 1 done, and the verdict is no; 2 bad input (one line on standard error, no traceback).
+"""
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from pipeline.errors import BadInput, shortened
+from pipeline.names import STAGES
+
+DONE, VERDICT_NO, BAD_INPUT = 0, 1, 2
+REFERENCES = ("expert", "dataset", "policy", "group", "run")
+
+
+def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
+    """Run one stage from the command line and return its exit code."""
+    try:
+        config, upstream, overrides = parse(stage, sys.argv[1:] if arguments is None else arguments)
+        from pipeline.workflow import run_stage  # late: --help and a misspelt argument answer at once
+
+        with _terminate_cleanly():
+            outcome = run_stage(stage, config, upstream, overrides)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted", file=sys.stderr)
+        return 130
+    for line in outcome.summary:
+        print(line)
+    return VERDICT_NO if outcome.verdict is False else DONE
+
+
+def parse(stage: str, arguments: Sequence[str]) -> tuple[str, dict[str, str], dict[str, str]]:
+    """`["--config", "c.yaml", "--dataset", "latest", "--cloning.epochs", "3"]` -> config, references, overrides.
+
+    An empty reference is one that was not given. Raises BadInput for an argument that is not `--key value`.
+    """
+    if stage not in STAGES:
+        raise BadInput(f"stage {shortened(stage)} is unknown; there are: {', '.join(STAGES)}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m entrypoints.{stage}",
+        description=f"Stage {stage}. Every other --key value overrides the config by dotted key.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="YAML file of the stage's settings")
+    for reference in REFERENCES:
+        parser.add_argument(f"--{reference}", default="", help=argparse.SUPPRESS)
+    with _argparse_errors():
+        known, rest = parser.parse_known_args(list(arguments))
+    overrides: dict[str, str] = {}
+    while rest:
+        key = rest.pop(0)
+        if not key.startswith("--") or len(key) < 3:
+            raise BadInput(f"argument {shortened(key)} is not understood; write --section.setting value")
+        name, equals, value = key[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise BadInput(f"argument --{name} has no value; write --{name} value")
+            value = rest.pop(0)
+        overrides[name] = value
+    upstream = {name: value for name in REFERENCES if (value := getattr(known, name))}
+    return known.config, upstream, overrides
+
+
+@contextlib.contextmanager
+def _argparse_errors() -> Iterator[None]:
+    """argparse prints usage and exits; a user's mistake here is one line like every other."""
+    import io
+
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            yield
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        message = captured.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise BadInput(f"arguments: {message}") from None
+
+
+@contextlib.contextmanager
+def _terminate_cleanly() -> Iterator[None]:
+    """SIGTERM ends the run as an interrupt does, so that it is closed in the store and no worker is left."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

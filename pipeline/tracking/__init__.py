@@ -1,0 +1,1 @@
+"""Runs, tags, artifacts and the model registry. The only room that knows MLflow."""

@@ -1,0 +1,171 @@
+"""Demonstration datasets in the store: logged as inputs of runs, found again by reference, verified by digest."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.data.dataset import Dataset
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.dataset_source_registry import register_dataset_source
+from mlflow.entities import DatasetInput, InputTag, Run
+from mlflow.exceptions import MlflowException
+
+from pipeline.errors import BadInput, shortened
+from pipeline.names import Artifact, Quality, Tag
+from pipeline.tracking.models import RUN_ID
+from pipeline.tracking.runs import StageRun, get_run, latest_run, search
+from pipeline.trajectories import DatasetMetadata, Trajectories, content_digest, load_dataset
+
+DATASET_ID = re.compile(r"[a-z][a-z0-9_]*-[0-9a-z-]{4,64}")
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """A dataset read from the store, with the run that recorded it."""
+
+    trajectories: Trajectories
+    metadata: DatasetMetadata
+    run: Run  # the run whose record of quality counts
+
+    @property
+    def run_id(self) -> str:
+        return str(self.run.info.run_id)
+
+
+class RunArtifactSource(DatasetSource):
+    """`runs:/<run id>/dataset`: the folder a recording run left."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "demonstrations"
+
+    def load(self, **kwargs: Any) -> str:
+        return str(mlflow.artifacts.download_artifacts(self.uri))
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return isinstance(raw_source, str) and raw_source.startswith("runs:/") and raw_source.endswith("/dataset")
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> "RunArtifactSource":
+        return cls(raw_source)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"uri": self.uri}
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[str, Any]) -> "RunArtifactSource":
+        return cls(source_dict["uri"])
+
+
+register_dataset_source(RunArtifactSource)
+
+
+class DemonstrationDataset(Dataset):
+    """What the UI shows of a dataset: its id, its content digest, its size and where its demonstrations come from."""
+
+    def __init__(self, metadata: DatasetMetadata, run_id: str) -> None:
+        self._metadata = metadata
+        super().__init__(
+            RunArtifactSource(f"runs:/{run_id}/{Artifact.DATASET}"), metadata.dataset_id, metadata.content_digest
+        )
+
+    def _compute_digest(self) -> str:
+        return self._metadata.content_digest
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        return {
+            "episodes": self._metadata.episodes,
+            "steps": self._metadata.steps,
+            "scenario_coverage": dict(self._metadata.scenario_coverage),
+        }
+
+    @property
+    def schema(self) -> None:
+        return None
+
+    def to_dict(self) -> dict[str, str]:
+        import json
+
+        return {**super().to_dict(), "profile": json.dumps(self.profile), "schema": "null"}
+
+
+def log_dataset_input(run: StageRun, metadata: DatasetMetadata, recorded_by: str, context: str) -> None:
+    """Show the dataset in the UI as an input of this run; context says what for (`recorded`, `training`, ...)."""
+    dataset = DemonstrationDataset(metadata, recorded_by)
+    entity = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
+    run.client.log_inputs(run.run_id, [entity])
+
+
+def dataset_tags(metadata: DatasetMetadata, quality: str) -> dict[str, str]:
+    """Tags of the run that recorded (or validated) a dataset."""
+    return {
+        Tag.DATASET_ID: metadata.dataset_id,
+        Tag.DATASET_DIGEST: metadata.content_digest,
+        Tag.DATASET_QUALITY: quality,
+    }
+
+
+def find_dataset_run(client: MlflowClient, reference: str, task: str) -> Run:
+    """The recording run behind a dataset id, a run id or `latest`. Raises BadInput."""
+    if reference == "latest":
+        return latest_run(client, "dataset", **{Tag.STAGE: "collect", Tag.TASK: task})
+    if RUN_ID.fullmatch(reference):
+        run = get_run(client, reference, "dataset")
+    elif DATASET_ID.fullmatch(reference):
+        found = search(client, {Tag.DATASET_ID: reference, Tag.STAGE: "collect"}, limit=1, status=None)
+        if not found:
+            raise BadInput(
+                f"dataset {reference!r}: the store has no such dataset; list them: python -m pipeline datasets"
+            )
+        run = found[0]
+    else:
+        raise BadInput(f"dataset {shortened(reference)}: give a dataset id, the id of a collect run, or 'latest'")
+    if Tag.DATASET_ID not in run.data.tags:
+        raise BadInput(f"dataset {reference!r}: run {run.info.run_id} recorded no dataset; give a run of collect")
+    if run.data.tags.get(Tag.TASK) != task:
+        raise BadInput(
+            f"dataset {reference!r} is of task {run.data.tags.get(Tag.TASK)!r}, this stage works on {task!r}"
+        )
+    return run
+
+
+def fetch_dataset(run: Run) -> StoredDataset:
+    """Download and read a dataset, whatever its quality. Raises BadInput when it cannot be read."""
+    return StoredDataset(*load_dataset(download_dataset(run)), run)
+
+
+def download_dataset(run: Run) -> Path:
+    """The dataset folder of a recording run on this machine."""
+    try:
+        return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=Artifact.DATASET))
+    except (MlflowException, OSError) as error:
+        raise BadInput(f"dataset of run {run.info.run_id} cannot be fetched: {shortened(str(error))}") from None
+
+
+def fetch_for_training(client: MlflowClient, reference: str, task: str) -> StoredDataset:
+    """The only door through which a dataset reaches training: validated, untainted, and the bytes on record."""
+    run = find_dataset_run(client, reference, task)
+    tags = run.data.tags
+    name = f"dataset {tags[Tag.DATASET_ID]}"
+    if tags.get(Tag.DATASET_QUALITY) != Quality.VALIDATED:
+        raise BadInput(
+            f"{name} is {tags.get(Tag.DATASET_QUALITY)!r}; only a validated dataset can be trained on: see "
+            f"{Artifact.VALIDATION_MD} of run {run.info.run_id}, repair it and run validate"
+        )
+    if Tag.TAINT in tags:
+        raise BadInput(f"{name} is tainted: {tags[Tag.TAINT]}; record a new one")
+    stored = fetch_dataset(run)
+    digest = content_digest(stored.trajectories)
+    if digest != tags[Tag.DATASET_DIGEST] or stored.metadata.content_digest != digest:
+        raise BadInput(
+            f"{name}: its files changed: digest {digest}, on record {tags[Tag.DATASET_DIGEST]}; record it anew"
+        )
+    return stored

@@ -1,0 +1,206 @@
+"""Where a run, a registered version or a dataset comes from, and what came from it. Read from tags alone.
+
+Every run carries `lineage.<role>_run_id` for its nearest upstream run of each role; walking them gives the whole chain.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from pipeline.errors import BadInput, shortened
+from pipeline.names import LINEAGE_ROLES, Quality, Tag, VersionTag, lineage_run_tag
+from pipeline.tracking.datasets import DATASET_ID
+from pipeline.tracking.models import RUN_ID, StoredPolicy
+from pipeline.tracking.runs import get_run, search
+
+RUN_TAGS = tuple(lineage_run_tag(role) for role in LINEAGE_ROLES)
+VERSION = re.compile(r"(?:models:/)?(?P<name>[A-Za-z0-9_.-]+)/(?P<version>\d{1,9})")
+GENERATIONS = 100  # a chain longer than this is a loop in the tags
+
+
+@dataclass(frozen=True)
+class Node:
+    """One run of the chain, as a person reads it."""
+
+    run_id: str
+    stage: str
+    title: str  # "collect social_nav-3f2a: 200 episodes, validated"
+    status: str
+    produced: str  # policy digest, dataset id, registered version or verdict; empty when none
+    taint: str  # why it must not be trusted any more; empty when nothing is known against it
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A chain: runs, oldest first, and edges (upstream run id, downstream run id) without shortcuts."""
+
+    start: str
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"start": self.start, "nodes": [asdict(n) for n in self.nodes], "edges": [list(e) for e in self.edges]}
+
+    def to_text(self) -> str:
+        """One line a run, oldest first; `*` marks the one that was asked for."""
+        made_from: dict[str, list[str]] = {}
+        stages = {node.run_id: node.stage for node in self.nodes}
+        for source, target in self.edges:
+            made_from.setdefault(target, []).append(stages[source])
+        lines = []
+        for node in self.nodes:
+            origin = f"   <- {', '.join(made_from[node.run_id])}" if node.run_id in made_from else ""
+            taint = f"   TAINTED: {node.taint}" if node.taint else ""
+            mark = "*" if node.run_id == self.start else " "
+            lines.append(f"{mark} {node.stage:<13} {node.run_id}  {node.produced}{origin}{taint}")
+        return "\n".join(lines)
+
+
+def from_policy(policy: StoredPolicy, role: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """Lineage tags of a run that starts from `policy`; `tags` are those of the run that made it."""
+    inherited = _inherited(tags)
+    if policy.run_id is not None:
+        inherited[lineage_run_tag(role)] = policy.run_id
+    if policy.name_and_version is not None:
+        inherited[Tag.LINEAGE_EXPERT] = policy.name_and_version
+        inherited[Tag.LINEAGE_EXPERT_DIGEST] = policy.digest
+    return inherited
+
+
+def from_dataset(run: Run) -> dict[str, str]:
+    """Lineage tags of a run that uses the dataset which `run` recorded."""
+    return {
+        **_inherited(run.data.tags),
+        Tag.LINEAGE_DATASET: run.data.tags[Tag.DATASET_ID],
+        Tag.LINEAGE_DATASET_DIGEST: run.data.tags[Tag.DATASET_DIGEST],
+        lineage_run_tag("dataset"): run.info.run_id,
+    }
+
+
+def from_runs(roles: Mapping[str, Run]) -> dict[str, str]:
+    """Lineage tags of a run that reads other runs, by role."""
+    tags: dict[str, str] = {}
+    for run in roles.values():
+        tags.update(_inherited(run.data.tags))
+    return {**tags, **{lineage_run_tag(role): run.info.run_id for role, run in roles.items()}}
+
+
+def _inherited(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if key.startswith("lineage.")}
+
+
+def resolve(client: MlflowClient, reference: str) -> list[Run]:
+    """The runs behind a run id, `name/version` or dataset id. Raises BadInput for anything else or unknown."""
+    if RUN_ID.fullmatch(reference):
+        return [get_run(client, reference, "lineage of")]
+    match = VERSION.fullmatch(reference)
+    if match is not None:
+        try:
+            version = client.get_model_version(match["name"], match["version"])
+        except MlflowException:
+            raise BadInput(f"lineage of {reference!r}: the registry has no such version") from None
+        runs = [get_run(client, version.run_id, "lineage of")] if version.run_id else []
+        gate = version.tags.get(VersionTag.GATE_RUN_ID)
+        return runs + ([get_run(client, gate, "gate run")] if gate else [])
+    if DATASET_ID.fullmatch(reference):
+        found = search(client, {Tag.DATASET_ID: reference, Tag.STAGE: "collect"}, limit=1, status=None)
+        if found:
+            return found
+        raise BadInput(f"lineage of dataset {reference!r}: the store has no such dataset")
+    raise BadInput(f"lineage of {shortened(reference)}: give a run id, <model>/<version>, or a dataset id")
+
+
+def upstream(client: MlflowClient, reference: str) -> Lineage:
+    """Everything the thing came from (and itself)."""
+    start = resolve(client, reference)
+    return _lineage(start[0].info.run_id, _walk_up(client, start))
+
+
+def downstream(client: MlflowClient, reference: str) -> Lineage:
+    """Everything that came from the thing (and itself)."""
+    start = resolve(client, reference)
+    return _lineage(start[0].info.run_id, _walk_down(client, start, VERSION.fullmatch(reference) is not None))
+
+
+def chain(client: MlflowClient, reference: str) -> Lineage:
+    """Both directions at once: what the thing came from, itself, and what came from it."""
+    start = resolve(client, reference)
+    runs = {**_walk_up(client, start), **_walk_down(client, start, False)}
+    runs.update(_walk_up(client, runs.values()))
+    return _lineage(start[0].info.run_id, runs)
+
+
+def _walk_up(client: MlflowClient, start: Iterable[Run]) -> dict[str, Run]:
+    known = {run.info.run_id: run for run in start}
+    frontier = list(known.values())
+    for _ in range(GENERATIONS):
+        ids = {run.data.tags[tag] for run in frontier for tag in RUN_TAGS if tag in run.data.tags} - set(known)
+        if not ids:
+            return known
+        frontier = [get_run(client, run_id, "upstream run") for run_id in sorted(ids)]
+        known.update({run.info.run_id: run for run in frontier})
+    raise BadInput(f"lineage is deeper than {GENERATIONS} generations: are its tags a loop?")
+
+
+def _walk_down(client: MlflowClient, start: Iterable[Run], is_version: bool) -> dict[str, Run]:
+    known = {run.info.run_id: run for run in start}
+    frontier = list(known)
+    for _ in range(GENERATIONS):
+        found = {
+            run.info.run_id: run
+            for run_id in frontier
+            for tag in RUN_TAGS
+            for run in search(client, {tag: run_id}, status=None)
+        }
+        frontier = [run_id for run_id in found if run_id not in known]
+        known.update({run_id: found[run_id] for run_id in frontier})
+        if not frontier:
+            return known
+    raise BadInput(f"lineage is deeper than {GENERATIONS} generations: are its tags a loop?")
+
+
+def _lineage(start: str, runs: Mapping[str, Run]) -> Lineage:
+    ordered = sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_id))
+    sources = {
+        run.info.run_id: {run.data.tags[t] for t in RUN_TAGS if run.data.tags.get(t) in runs} - {run.info.run_id}
+        for run in ordered
+    }
+    edges = [
+        (source, target)
+        for target, direct in sources.items()
+        for source in sorted(direct)
+        if not any(source in _ancestors(sources, other) for other in direct - {source})
+    ]
+    return Lineage(start, tuple(_node(run) for run in ordered), tuple(edges))
+
+
+def _ancestors(sources: Mapping[str, set[str]], run_id: str) -> set[str]:
+    found: set[str] = set()
+    frontier = {run_id}
+    while frontier:
+        frontier = set().union(*(sources.get(r, set()) for r in frontier)) - found
+        found |= frontier
+    return found
+
+
+def _node(run: Run) -> Node:
+    tags = run.data.tags
+    stage = tags.get(Tag.STAGE, "unknown")
+    if Tag.DATASET_ID in tags:
+        quality = tags.get(Tag.DATASET_QUALITY, Quality.DRAFT)
+        produced = f"dataset {tags[Tag.DATASET_ID]} ({quality})"
+    elif Tag.POLICY_DIGEST in tags:
+        produced = f"policy {tags[Tag.POLICY_DIGEST][:12]}"
+    else:
+        produced = tags.get(Tag.VERDICT, "")
+    if stage == "promote" and Tag.LINEAGE_EXPERT in tags:
+        produced = f"{tags[Tag.LINEAGE_EXPERT]} {tags.get(Tag.VERDICT, '')}".strip()
+    seed = f" seed {tags[Tag.SEED]}" if Tag.SEED in tags else ""
+    arm = f" {tags[Tag.ARM]}" if Tag.ARM in tags else ""
+    title = f"{stage}{arm}{seed}" + (f": {produced}" if produced else "")
+    return Node(run.info.run_id, stage, title, run.info.status, produced, tags.get(Tag.TAINT, ""))

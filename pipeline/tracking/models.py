@@ -1,0 +1,171 @@
+"""Policies in the store: logged as MLflow models, found again by reference, verified by digest."""
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from gymnasium import spaces
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from pipeline.errors import BadInput, shortened
+from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, registered_model
+from pipeline.policies import load_policy, policy_digest
+from pipeline.tracking.runs import StageRun, get_run, latest_run
+
+MODEL_CODE = Path(__file__).with_name("policy_model.py")
+REQUIREMENTS = ["mlflow", "numpy", "safetensors", "stable-baselines3", "torch"]
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+VERSION_REFERENCE = re.compile(
+    r"(?:models:/)?(?P<name>[A-Za-z0-9_.-]+)(?:/(?P<version>\d{1,9})|@(?P<alias>[A-Za-z][A-Za-z0-9_-]*))"
+)
+
+
+@dataclass(frozen=True)
+class StoredPolicy:
+    """A policy folder on this machine and where it comes from."""
+
+    folder: Path
+    digest: str
+    reference: str  # how a person names it: `social_nav-expert/3`, `run 0a1b...`, a path
+    run_id: str | None  # the run that made it
+    version: ModelVersion | None = None
+
+    @property
+    def name_and_version(self) -> str | None:
+        """`social_nav-expert/3`, or None for a policy that is not registered."""
+        return f"{self.version.name}/{self.version.version}" if self.version else None
+
+
+def log_policy(
+    run: StageRun, folder: Path, name: str, step: int, figures: dict[str, float], artifact: str | None = None
+) -> str:
+    """Log a policy folder as an MLflow model with its figures at a step; returns the model's URI `models:/m-...`.
+
+    `artifact` also stores the folder under that path of the run's own artifacts.
+    """
+    policy = load_policy(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # asks for type hints that a batch of arrays cannot have
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(MODEL_CODE),
+            artifacts={"policy": str(folder)},
+            signature=_signature(policy.observation_space, policy.action_space),
+            pip_requirements=REQUIREMENTS,
+            step=step,
+            model_type="policy",
+            tags={Tag.POLICY_DIGEST: policy_digest(folder)},
+        )
+    run.metrics(figures, step, model_id=info.model_id)
+    if artifact is not None:
+        run.file(folder, artifact)
+    return str(info.model_uri)
+
+
+def find_policy(client: MlflowClient, reference: str, task: str, latest: dict[str, str]) -> StoredPolicy:
+    """The policy behind a run id, a model reference, a folder, or `latest` (newest run with the tags `latest`).
+
+    Raises BadInput when there is none, or when its bytes are not those that were recorded.
+    """
+    if reference == "latest":
+        return _policy_of_run(client, latest_run(client, "policy", **latest, **{Tag.TASK: task}).info.run_id)
+    if RUN_ID.fullmatch(reference):
+        return _policy_of_run(client, reference)
+    if (Path(reference) / POLICY_SPEC_FILE).is_file():
+        folder = Path(reference).resolve()
+        return StoredPolicy(folder, policy_digest(folder), str(reference), None)
+    if VERSION_REFERENCE.fullmatch(reference):
+        return fetch_version(find_version(client, reference, task, Alias.APPROVED))
+    raise BadInput(
+        f"policy {shortened(reference)} is unknown; give a run id, models:/name/version, models:/name@alias, "
+        "a policy folder, or 'latest'"
+    )
+
+
+def find_version(client: MlflowClient, reference: str, task: str, latest_alias: str) -> ModelVersion:
+    """The registered version behind `models:/name/3`, `models:/name@alias`, `name/3`, a number, or `latest`.
+
+    `latest` is the version with the alias `latest_alias` of the task's model. Raises BadInput.
+    """
+    name = registered_model(task)
+    if reference == "latest":
+        reference = f"models:/{name}@{latest_alias}"
+    elif reference.isdigit():
+        reference = f"models:/{name}/{reference}"
+    match = VERSION_REFERENCE.fullmatch(reference)
+    if match is None:
+        raise BadInput(
+            f"expert {shortened(reference)} is no model reference; give models:/{name}/<version>, "
+            f"models:/{name}@{latest_alias}, a version number, or 'latest'"
+        )
+    if match["name"] != name:
+        raise BadInput(f"expert {reference!r} belongs to another task; the experts of task {task!r} are in {name!r}")
+    try:
+        if match["alias"]:
+            return client.get_model_version_by_alias(name, match["alias"])
+        return client.get_model_version(name, match["version"])
+    except MlflowException:
+        raise BadInput(
+            f"expert {reference!r}: the registry has no such version of {name!r}; "
+            + (
+                "promote a candidate first: mlflow run . -e promote"
+                if match["alias"] == Alias.APPROVED
+                else "train one first: mlflow run . -e train_expert"
+            )
+        ) from None
+
+
+def fetch_version(version: ModelVersion) -> StoredPolicy:
+    """Download a registered version and verify its bytes against the digest on record. Raises BadInput."""
+    reference = f"{version.name}/{version.version}"
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{reference}")) / "artifacts" / Artifact.POLICY
+    except (MlflowException, OSError) as error:
+        raise BadInput(f"policy of {reference} cannot be fetched: {shortened(str(error))}") from None
+    recorded = version.tags.get(VersionTag.POLICY_DIGEST)
+    return StoredPolicy(folder, _verified(folder, recorded, reference), reference, version.run_id, version)
+
+
+def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:
+    run = get_run(client, run_id, "policy")
+    if run.info.status != "FINISHED":
+        raise BadInput(f"policy {run_id}: that run is {run.info.status}, not FINISHED; wait for it or run it again")
+    recorded = run.data.tags.get(Tag.POLICY_DIGEST)
+    if recorded is None:
+        raise BadInput(
+            f"policy {run_id}: that run (stage {run.data.tags.get(Tag.STAGE, 'unknown')!r}) holds no policy; "
+            "give a run of pretrain, or one seed's run of finetune, baseline or train_expert"
+        )
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=Artifact.POLICY))
+    except (MlflowException, OSError) as error:
+        raise BadInput(f"policy of run {run_id} cannot be fetched: {shortened(str(error))}") from None
+    return StoredPolicy(folder, _verified(folder, recorded, f"run {run_id}"), f"run {run_id}", run_id)
+
+
+def _verified(folder: Path, recorded: str | None, reference: str) -> str:
+    digest = policy_digest(folder)
+    if recorded != digest:
+        raise BadInput(
+            f"policy of {reference}: its files changed: digest {digest}, on record {recorded}; "
+            "restore the recorded files or register the policy anew"
+        )
+    return digest
+
+
+def _signature(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> ModelSignature:
+    """Batched tensors of the policy's spaces; spaces of several parts have no single tensor and no signature."""
+    specs = []
+    for space in (observations, actions):
+        if space.shape is None or space.dtype is None:
+            raise BadInput(f"policy: a space without a fixed shape cannot be served: {space}")
+        specs.append(Schema([TensorSpec(np.dtype(space.dtype), (-1, *space.shape))]))
+    return ModelSignature(*specs)

@@ -1,0 +1,32 @@
+"""The MLflow model behind every logged policy (models from code: MLflow runs this file, nothing is unpickled).
+
+model = mlflow.pyfunc.load_model("models:/social_nav-expert@approved")
+actions = model.predict(observations)      # (n, observation size) float32 -> (n, action size)
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from pipeline.policies import act_function, load_policy
+
+
+class PolicyModel(PythonModel):
+    """Deterministic actions for a batch of observations."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        self._policy = load_policy(Path(context.artifacts["policy"]))
+        self._act = act_function(self._policy)
+
+    def predict(
+        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
+        space = self._policy.observation_space
+        observations = np.asarray(model_input, dtype=space.dtype).reshape(-1, *(space.shape or ()))
+        return np.asarray(self._act(observations))
+
+
+mlflow.models.set_model(PolicyModel())

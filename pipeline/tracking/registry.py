@@ -1,0 +1,138 @@
+"""The registry's state machine: candidate -> approved | refused, approved -> superseded, and roll back.
+
+Every change runs under one lock per store, reads before it writes, and leaves tags that say what was replaced by what.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+from pipeline.errors import BadInput
+from pipeline.names import Alias, Gate, VersionTag, registered_model
+from pipeline.tracking.store import exclusive
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What a promotion or a roll back changed."""
+
+    version: str
+    replaced: str | None  # the version that held the alias before
+
+
+def register_candidate(
+    client: MlflowClient, task: str, source: str, run_id: str, digest: str, promotable: bool, description: str
+) -> ModelVersion:
+    """A new version of the task's expert with alias `candidate` and gate `pending`."""
+    name = registered_model(task)
+    with exclusive("registry"):
+        try:
+            client.create_registered_model(
+                name, description=f"Experts of task {task}: policies that demonstrations are recorded from."
+            )
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        version = client.create_model_version(
+            name,
+            source,
+            run_id,
+            tags={
+                VersionTag.GATE: Gate.PENDING,
+                VersionTag.POLICY_DIGEST: digest,
+                VersionTag.TASK: task,
+                VersionTag.PROMOTABLE: str(promotable).lower(),
+            },
+            description=description,
+        )
+        client.set_registered_model_alias(name, Alias.CANDIDATE, version.version)
+    return client.get_model_version(name, version.version)
+
+
+def approved_version(client: MlflowClient, task: str) -> ModelVersion | None:
+    """The version that holds the alias `approved`, or None."""
+    name = registered_model(task)
+    try:
+        return client.get_model_version_by_alias(name, Alias.APPROVED)
+    except MlflowException:
+        return None
+
+
+def require_approved(version: ModelVersion, doing: str) -> None:
+    """Raise BadInput unless the version holds the alias `approved` and passed the gate."""
+    reference = f"{version.name}/{version.version}"
+    state = version.tags.get(VersionTag.GATE, "no gate record")
+    if VersionTag.TAINT in version.tags:
+        raise BadInput(f"expert {reference} is tainted: {version.tags[VersionTag.TAINT]}; {doing} takes another one")
+    if state != Gate.APPROVED or Alias.APPROVED not in version.aliases:
+        raise BadInput(
+            f"expert {reference} is not approved (gate: {state}); {doing} takes only the approved version: "
+            "mlflow run . -e promote"
+        )
+
+
+def approve(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Approval:
+    """Move the alias `approved` to this version; the one that held it becomes `superseded`, on record in both."""
+    with exclusive("registry"):
+        return _move_approval(client, version, run_id, reason)
+
+
+def refuse(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> None:
+    """Record a refusal. Nothing else changes; an approved version that now fails keeps its alias and its state."""
+    with exclusive("registry"):
+        current = client.get_model_version(version.name, version.version)
+        if Alias.APPROVED not in current.aliases:
+            _tag(client, current, {VersionTag.GATE: Gate.REFUSED})
+        _tag(client, current, {VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id})
+
+
+def roll_back(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Approval:
+    """Give the alias back to a version that was approved before. Raises BadInput for any other."""
+    with exclusive("registry"):
+        current = client.get_model_version(version.name, version.version)
+        reference = f"{version.name}/{version.version}"
+        if Alias.APPROVED in current.aliases:
+            raise BadInput(f"roll back to {reference}: it is the approved version already")
+        if VersionTag.APPROVED_AT not in current.tags:
+            raise BadInput(
+                f"roll back to {reference}: it was never approved (gate: {current.tags.get(VersionTag.GATE)}); "
+                "name an earlier approved version"
+            )
+        if VersionTag.TAINT in current.tags:
+            raise BadInput(f"roll back to {reference}: it is tainted: {current.tags[VersionTag.TAINT]}")
+        return _move_approval(client, current, run_id, reason)
+
+
+def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Approval:
+    """Under the lock. The alias moves last but one: until then readers see the old approval, whole."""
+    before = _holder(client, version.name)
+    replaced = before.version if before is not None and before.version != version.version else None
+    tags = {
+        VersionTag.GATE: Gate.APPROVED,
+        VersionTag.GATE_REASON: reason,
+        VersionTag.GATE_RUN_ID: run_id,
+        VersionTag.APPROVED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+    if replaced is not None:
+        tags[VersionTag.REPLACED] = replaced
+    _tag(client, version, tags)
+    client.set_registered_model_alias(version.name, Alias.APPROVED, version.version)
+    if before is not None and replaced is not None:
+        _tag(client, before, {VersionTag.GATE: Gate.SUPERSEDED, VersionTag.REPLACED_BY: version.version})
+    return Approval(version.version, replaced)
+
+
+def _holder(client: MlflowClient, name: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version_by_alias(name, Alias.APPROVED)
+    except MlflowException:
+        return None
+
+
+def _tag(client: MlflowClient, version: ModelVersion, tags: dict[str, str]) -> None:
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, key, value)

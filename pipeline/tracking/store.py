@@ -1,0 +1,92 @@
+"""The store behind the tracking URI: prepared once, before anything runs in parallel."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from pipeline.errors import BadInput, shortened
+
+SQLITE = "sqlite:///"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """`"sqlite:///mlflow.db"` -> its absolute path; None for any other store."""
+    return Path(uri.removeprefix(SQLITE)).resolve() if uri.startswith(SQLITE) else None
+
+
+def connect() -> MlflowClient:
+    """A client of the configured store; a fresh SQLite one is created here, in WAL mode, with its folder.
+
+    Raises BadInput when the store cannot be reached.
+    """
+    uri = mlflow.get_tracking_uri()
+    database = sqlite_file(uri)
+    # retries of an unreachable server would hold a user for minutes before the first line
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    try:
+        if database is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive("create"):
+            client = MlflowClient()
+            client.search_experiments(max_results=1)
+            if database is not None:
+                with contextlib.closing(sqlite3.connect(database)) as connection:
+                    connection.execute("PRAGMA journal_mode=WAL")
+    except (MlflowException, OSError, sqlite3.Error, ValueError) as error:
+        raise BadInput(
+            f"tracking store {shortened(uri)} cannot be used: {shortened(str(error), 200)}; "
+            "check MLFLOW_TRACKING_URI and that the server is running"
+        ) from None
+    return client
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """The experiment of that name, created with an explicit artifact folder when the store is a local file."""
+    with exclusive("create"):
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage != "active":
+                raise BadInput(f"experiment {name!r} was deleted; restore it or choose another experiment_name")
+            return str(found.experiment_id)
+        database = sqlite_file(mlflow.get_tracking_uri())
+        location = (database.parent / "mlartifacts" / name).as_uri() if database is not None else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            raise BadInput(f"experiment_name {shortened(name)} is refused by the store: {error.message}") from None
+
+
+@contextlib.contextmanager
+def exclusive(purpose: str) -> Iterator[None]:
+    """One process at a time per store and purpose, by a file lock that dies with its holder.
+
+    The lock lies beside a SQLite store. For a server it lies in this machine's temporary folder: it serialises
+    the processes of this machine only.
+    """
+    uri = mlflow.get_tracking_uri()
+    database = sqlite_file(uri)
+    if database is not None:
+        path = database.with_name(f"{database.name}.{purpose}.lock")
+    else:
+        digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir()) / f"mlflow-{digest}.{purpose}.lock"
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def ui_command() -> str:
+    """What a person types to look at the store."""
+    uri = mlflow.get_tracking_uri()
+    return f"open {uri}" if urlparse(uri).scheme in ("http", "https") else f"mlflow ui --backend-store-uri {uri}"

@@ -1,0 +1,151 @@
+"""Trainings in the store: a child run a seed that fills while it trains and ends with its policies and figures."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+from pipeline.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
+from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
+from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
+from pipeline.tracking.models import log_policy
+from pipeline.tracking.runs import StageRun, code_tags, tag_text
+
+BUFFERED_POINTS = 500  # metric points that wait for one request
+
+
+@dataclass
+class _SeedLog:
+    run: StageRun
+    points: list[tuple[str, float, int]] = field(default_factory=list)
+
+    def flush(self) -> None:
+        points, self.points = self.points, []
+        self.run.metric_series(points)
+
+
+class SeedRuns:
+    """The child runs of the jobs of a stage; `on_event` and `finish` take the index of the job."""
+
+    def __init__(self, stage_run: StageRun, jobs: Sequence[TrainingJob], tags: Sequence[Mapping[str, Any]]) -> None:
+        self._jobs = jobs
+        self._logs = [_SeedLog(_start_child(stage_run, job, t)) for job, t in zip(jobs, tags, strict=True)]
+        self._open = set(range(len(jobs)))
+
+    def run(self, index: int) -> StageRun:
+        return self._logs[index].run
+
+    def on_event(self, index: int, event: TrainingEvent) -> None:
+        """Buffer a training's metrics; they reach the store in few requests."""
+        log = self._logs[index]
+        log.points.extend((name, value, event.timestep) for name, value in event.metrics.items())
+        if len(log.points) >= BUFFERED_POINTS:
+            log.flush()
+
+    def finish(self, index: int, result: TrainingResult) -> None:
+        """Log what the training came to and close its run."""
+        log = self._logs[index]
+        log.flush()
+        with mlflow.start_run(run_id=log.run.run_id, nested=True):
+            log_result(log.run, self._jobs[index], result)
+        self._open.discard(index)
+
+    def fail(self, reason: str) -> None:
+        """Close every run that is still open as FAILED."""
+        for index in sorted(self._open):
+            log = self._logs[index]
+            log.flush()
+            log.run.describe(reason)
+            log.run.client.set_terminated(log.run.run_id, status="FAILED")
+
+
+@contextlib.contextmanager
+def seed_runs(
+    stage_run: StageRun, jobs: Sequence[TrainingJob], tags: Sequence[Mapping[str, Any]]
+) -> Iterator[SeedRuns]:
+    """Child runs for the jobs; those that are not finished when the block is left by an exception end FAILED."""
+    runs = SeedRuns(stage_run, jobs, tags)
+    try:
+        yield runs
+    except BaseException as error:
+        runs.fail(f"not finished: {type(error).__name__}: {error}"[:500])
+        raise
+
+
+def _start_child(stage_run: StageRun, job: TrainingJob, tags: Mapping[str, Any]) -> StageRun:
+    all_tags = {
+        **code_tags(),
+        MLFLOW_PARENT_RUN_ID: stage_run.run_id,
+        Tag.TASK: job.task.name,
+        Tag.SEED: job.seed,
+        **tags,
+    }
+    name = f"{all_tags.get(Tag.ARM, all_tags.get(Tag.STAGE))}-seed-{job.seed}"
+    created = stage_run.client.create_run(
+        stage_run.experiment_id,
+        tags={MLFLOW_RUN_NAME: name, **{key: tag_text(value) for key, value in all_tags.items()}},
+    )
+    return StageRun(stage_run.client, created.info.run_id, stage_run.experiment_id, stage_run.folder)
+
+
+def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
+    """Policies (each a logged model with its figures), evaluations, bill and convergence of one training."""
+    at = {point.timestep: point_figures(point.records) for point in result.evaluations}
+    best, last = Path(job.output) / "best", Path(job.output) / "last"
+    final = summarise(result.final)
+    figures = {f"{EVAL_PREFIX}{name}": value for name, value in at[result.best_timestep].items()}
+    log_policy(run, best, "best", result.best_timestep, figures, Artifact.POLICY)
+    last_step = result.evaluations[-1].timestep
+    figures = {f"{EVAL_PREFIX}{name}": value for name, value in at[last_step].items()}
+    log_policy(run, last, "last", last_step, figures)
+    run.metrics({f"final/{name}": value for name, value in with_intervals(final).items()}, result.environment_steps)
+    run.metrics(
+        {
+            Metric.ENVIRONMENT_STEPS: result.environment_steps,
+            "bill/evaluation_steps": result.evaluation_steps,
+            Metric.WALL_SECONDS: result.wall_seconds.total,
+            "bill/evaluation_seconds": result.wall_seconds.evaluation,
+            "best_timestep": result.best_timestep,
+            **({} if result.converged_at is None else {Metric.CONVERGED_AT: result.converged_at}),
+        },
+        result.environment_steps,
+    )
+    if result.transferred is not None:
+        run.metrics(
+            {
+                "transfer/tensors": result.transferred.tensor_count,
+                "transfer/parameters": result.transferred.parameter_count,
+                "transfer/action_distance": result.transferred.action_distance,
+            }
+        )
+    run.text(json.dumps(evaluations_record(result), sort_keys=True) + "\n", Artifact.EVALUATIONS)
+    run.tag(
+        {
+            Tag.POLICY_DIGEST: result.best_digest,
+            "policy.last_digest": result.last_digest,
+            "policy.weights_digest": result.best_weights,
+        }
+    )
+
+
+def evaluations_record(result: TrainingResult) -> dict[str, Any]:
+    """Every evaluation's figures, and the final one episode by episode, as plain JSON data."""
+    return {
+        "seed": result.seed,
+        "evaluations": [{"timestep": p.timestep, "figures": point_figures(p.records)} for p in result.evaluations],
+        "final": records_data(result.final),
+    }
+
+
+def records_data(records: EpisodeRecords) -> dict[str, Any]:
+    """Episode records as plain JSON data: scenario, seed and every metric, one list each, in order."""
+    return {
+        "scenario": [episode.scenario for episode in records.episodes],
+        "seed": [episode.seed for episode in records.episodes],
+        "metrics": {name: [float(v) for v in values] for name, values in records.metrics.items()},
+    }

@@ -1,0 +1,181 @@
+"""What happens around a stage (open its run, load its config) and across stages (`main`)."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar
+
+from pipeline.config.loading import load, load_task, to_data, validate
+from pipeline.config.stages import STAGE_CONFIGS, Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
+from pipeline.errors import BadInput
+from pipeline.names import Tag
+from pipeline.stages import StageOutcome
+from pipeline.tracking.runs import StageRun, end_failed, open_run
+from pipeline.tracking.store import ui_command
+
+C = TypeVar("C")
+
+
+def run_stage(stage: str, config_path: str, upstream: Mapping[str, str], overrides: Mapping[str, str]) -> StageOutcome:
+    """Open the run, load and check the configuration, and do the stage. Raises BadInput."""
+    with open_run(stage) as run:
+        config = load(STAGE_CONFIGS[stage], config_path, overrides)
+        outcome = run_main(run, config, upstream) if stage == "main" else _do(stage, run, config, upstream)
+    if outcome.failed:
+        end_failed(run)
+    return outcome
+
+
+def _do(stage: str, run: StageRun, config: Any, upstream: Mapping[str, str]) -> StageOutcome:
+    module = import_module(f"pipeline.stages.{stage}")
+    unknown = sorted(set(upstream) - set(module.UPSTREAM))
+    if unknown:
+        allowed = ", ".join(module.UPSTREAM) or "none"
+        raise BadInput(f"stage {stage!r} takes no reference {unknown[0]!r}; it takes: {allowed}")
+    outcome: StageOutcome = module.run(run, config, upstream)
+    if outcome.verdict is not None:
+        run.tag({Tag.VERDICT: "yes" if outcome.verdict else "no"})
+    return outcome
+
+
+# --- main: every stage for one task ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The configurations of all stages, loaded and checked before the first one starts."""
+
+    train_expert: TrainExpert
+    promote: Promote
+    collect: Collect
+    pretrain: Pretrain
+    finetune: Finetune
+    compare: Compare
+
+
+def plan(config: Main) -> Plan:
+    """Stage configs with main's settings on top. Raises BadInput for any fault in any of them."""
+    paths = config.stages
+    expert = load(TrainExpert, paths.train_expert)
+    collect = load(Collect, paths.collect)
+    pretrain = load(Pretrain, paths.pretrain)
+    finetune = load(Finetune, paths.finetune)
+    seed, rate, n_envs = config.seed, config.learning_rate, config.parallel_environments
+    training = {
+        "total_timesteps": config.ppo_timesteps or None,
+        "n_envs": n_envs,
+        "learning_rate": None if rate is None else {"initial": rate, "final": None},
+    }
+    chosen = Plan(
+        train_expert=_with(expert, {"seeds": _from(seed, expert.seeds), "training": {"n_envs": n_envs}}),
+        promote=load(Promote, paths.promote),
+        collect=_with(collect, {"seeds": _from(seed, collect.seeds), "episodes": config.demonstration_episodes}),
+        pretrain=_with(pretrain, {"seed": seed, "cloning": {"epochs": config.cloning_epochs}}),
+        finetune=_with(finetune, {"seeds": _from(seed, finetune.seeds), "training": training}),
+        compare=load(Compare, paths.compare),
+    )
+    tasks = {stage: load_task(c.task).name for stage, c in vars(chosen).items()}
+    if len(set(tasks.values())) != 1:
+        raise BadInput(f"main: the stage configs are of different tasks: {tasks}; use configs of one task")
+    return chosen
+
+
+def run_main(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcome:
+    """Expert, gate, demonstrations, clone, both arms and their comparison, as runs nested in this one."""
+    unknown = sorted(set(upstream) - {"expert", "policy"})
+    if unknown:
+        raise BadInput(f"stage 'main' takes no reference {unknown[0]!r}; it takes: expert, policy")
+    stages = plan(config)
+    with _parent(run, config.experiment_name) as parent:
+        parent.record_config(config, load_task(stages.train_expert.task), {})
+        outcome = _Main(parent, stages, config, upstream).run()
+    return StageOutcome(
+        (*outcome.summary, f"look at it: {ui_command()}"), outcome.verdict, outcome.failed, outcome.outputs
+    )
+
+
+@contextlib.contextmanager
+def _parent(run: StageRun, experiment: str | None) -> Iterator[StageRun]:
+    """The run that the stages nest in: this one, or a new one in the experiment that the config names."""
+    if experiment is None:
+        yield run
+        return
+    with open_run("main", experiment, nested=True) as parent:
+        run.describe(f"continues as run {parent.run_id} in experiment {experiment!r}")
+        yield parent
+
+
+class _Main:
+    """The stages in their order; what one leaves behind is the next one's reference."""
+
+    def __init__(self, parent: StageRun, stages: Plan, config: Main, upstream: Mapping[str, str]) -> None:
+        self._parent, self._stages, self._config, self._upstream = parent, stages, config, upstream
+        self._summary: list[str] = []
+
+    def run(self) -> StageOutcome:
+        policy = self._upstream.get("policy")
+        if policy is None and not self._config.skip_pretrain:
+            policy = self._clone()
+            if policy is None:
+                return StageOutcome(tuple(self._summary), verdict=False, failed=True)
+        if self._config.ppo_timesteps == 0:
+            self._say("main: ppo_timesteps is 0: no fine-tuning, no comparison")
+            return StageOutcome(tuple(self._summary), outputs={} if policy is None else {"policy": policy})
+        group = {"group": self._parent.run_id}
+        self._stage("baseline", self._stages.finetune, group)
+        if policy is None:
+            self._say("main: skip_pretrain without a policy: PPO from scratch only, no comparison")
+            return StageOutcome(tuple(self._summary))
+        self._stage("finetune", self._stages.finetune, {**group, "policy": policy})
+        compared = self._stage("compare", self._stages.compare, group)
+        return StageOutcome(tuple(self._summary), verdict=compared.verdict, outputs=compared.outputs)
+
+    def _clone(self) -> str | None:
+        """From the expert to the clone; None when the gate refuses the expert."""
+        expert = self._upstream.get("expert")
+        if expert is None:
+            expert = self._stage("train_expert", self._stages.train_expert, {}).outputs["expert"]
+            gate = self._stage("promote", self._stages.promote, {"expert": expert})
+            if gate.verdict is False:
+                return None
+        dataset = self._stage("collect", self._stages.collect, {"expert": expert})
+        if dataset.verdict is False:
+            return None
+        return self._stage("pretrain", self._stages.pretrain, {"dataset": dataset.outputs["dataset"]}).outputs["policy"]
+
+    def _stage(self, stage: str, config: Any, upstream: Mapping[str, str]) -> StageOutcome:
+        print(f"--- {stage}", flush=True)
+        with open_run(stage, nested=True) as run:
+            run.tag({Tag.GROUP: self._parent.run_id})
+            outcome = _do(stage, run, config, upstream)
+        if outcome.failed:
+            end_failed(run)
+        for line in outcome.summary:
+            self._say(line)
+        return outcome
+
+    def _say(self, line: str) -> None:
+        """Show a stage's result when it stands; it is not repeated at the end but for the last stage's."""
+        print(line, flush=True)
+        self._summary.append(line)
+
+
+def _with(config: C, changes: Mapping[str, Any]) -> C:
+    """A copy with nested settings changed; a change that is None keeps what the config says."""
+    return validate(type(config), _merge(to_data(config), changes), "main")
+
+
+def _merge(data: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(data)
+    for key, value in changes.items():
+        if value is None:
+            continue
+        nested = isinstance(value, Mapping) and isinstance(data.get(key), dict)
+        merged[key] = _merge(data[key], value) if nested else value
+    return merged
+
+
+def _from(first: int | None, seeds: tuple[int, ...]) -> list[int] | None:
+    """`5, (1, 2, 3)` -> `[5, 6, 7]`; None keeps the seeds of the config."""
+    return None if first is None else [first + i for i in range(len(seeds))]
