@@ -1,0 +1,55 @@
+"""Recorded episodes: arrays in memory, files on disk, and the builder that a recording loop fills.
+
+Whether the data is *right* (ends, bounds, provenance, ...) is decided in `pipeline.validation`, not here.
+"""
+
+from pipeline.trajectories.arrays import (
+    ARRAYS,
+    METRIC_PREFIX,
+    STEP_ARRAYS,
+    UNKNOWN_SEED,
+    EpisodeData,
+    Trajectories,
+    arrays_digest,
+    concatenate,
+    content_digest,
+    offsets,
+    shape_faults,
+)
+from pipeline.trajectories.builder import EpisodeSpec, TrajectoryBuilder
+from pipeline.trajectories.files import load_dataset, read_archive, read_metadata, save_dataset, write_dataset
+from pipeline.trajectories.metadata import (
+    METADATA_DIGEST,
+    SCHEMA_VERSION,
+    DatasetMetadata,
+    MetadataFault,
+    metadata_digest,
+    metadata_faults,
+)
+
+__all__ = [
+    "ARRAYS",
+    "METADATA_DIGEST",
+    "METRIC_PREFIX",
+    "SCHEMA_VERSION",
+    "STEP_ARRAYS",
+    "UNKNOWN_SEED",
+    "DatasetMetadata",
+    "EpisodeData",
+    "EpisodeSpec",
+    "MetadataFault",
+    "Trajectories",
+    "TrajectoryBuilder",
+    "arrays_digest",
+    "concatenate",
+    "content_digest",
+    "load_dataset",
+    "metadata_digest",
+    "metadata_faults",
+    "offsets",
+    "read_archive",
+    "read_metadata",
+    "save_dataset",
+    "shape_faults",
+    "write_dataset",
+]

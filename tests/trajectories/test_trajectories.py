@@ -1,0 +1,164 @@
+"""Trajectories: offsets, selection, returns worked by hand, and recording in any order."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from pipeline.errors import BadInput
+from pipeline.trajectories import Trajectories, TrajectoryBuilder, concatenate, content_digest
+
+
+@dataclass(frozen=True)
+class Spec:
+    scenario: str
+    seed: int
+
+
+def small() -> Trajectories:
+    """Two episodes of 2 and 3 steps; observation row = 10 * episode + t, action = 100 * episode + t."""
+    lengths = np.array([2, 3])
+    return Trajectories(
+        observations=np.array([[0], [1], [2], [10], [11], [12], [13]], np.float32),
+        actions=np.array([[0], [1], [100], [101], [102]], np.float32),
+        executed_actions=np.array([[0], [1], [100], [101], [102]], np.float32),
+        rewards=np.array([1, 2, 3, 4, 5], np.float32),
+        terminations=np.array([False, True, False, False, False]),
+        truncations=np.array([False, False, False, False, True]),
+        lengths=lengths,
+        seeds=np.array([7, 8]),
+        scenarios=np.array(["a", "bc"]),
+        metrics={"return": np.array([3.0, 12.0])},
+    )
+
+
+def same(a: Trajectories, b: Trajectories) -> bool:
+    ours, theirs = a.to_arrays(), b.to_arrays()
+    return ours.keys() == theirs.keys() and all(
+        ours[name].dtype == theirs[name].dtype and np.array_equal(ours[name], theirs[name]) for name in ours
+    )
+
+
+def test_an_episode_has_one_observation_more_than_steps():
+    episode = small().episode(1)
+    assert episode.observations[:, 0].tolist() == [10, 11, 12, 13]
+    assert episode.actions[:, 0].tolist() == [100, 101, 102]
+    assert (episode.seed, episode.scenario, episode.metrics, len(episode)) == (8, "bc", {"return": 12.0}, 3)
+    with pytest.raises(IndexError):
+        small().episode(2)
+
+
+def test_step_observations_are_those_before_each_step():
+    data = small()
+    assert data.step_observations()[:, 0].tolist() == [0, 1, 10, 11, 12]
+    assert data.observations[data.step_rows + 1][:, 0].tolist() == [1, 2, 11, 12, 13]
+
+
+def test_discounted_returns_worked_by_hand():
+    # gamma 0.5: [1 + 0.5 * 2, 2] and [3 + 0.5 * (4 + 0.5 * 5), 4 + 0.5 * 5, 5]
+    assert small().discounted_returns(0.5).tolist() == [2.0, 2.0, 6.25, 6.5, 5.0]
+
+
+def test_only_a_truncated_episode_continues_with_its_final_value():
+    # the terminated first episode ignores its 1000; the truncated one adds 0.5 * 8 after its last step
+    returns = small().discounted_returns(0.5, np.array([1000.0, 8.0]))
+    assert returns.tolist() == [2.0, 2.0, 7.25, 8.5, 9.0]
+
+
+def test_selecting_and_concatenating_are_inverse():
+    data = small()
+    assert same(concatenate([data.select([0]), data.select([1])]), data)
+    swapped = data.select([1, 0])
+    assert swapped.observations[:, 0].tolist() == [10, 11, 12, 13, 0, 1, 2]
+    assert swapped.actions[:, 0].tolist() == [100, 101, 102, 0, 1] and swapped.seeds.tolist() == [8, 7]
+    assert same(data.select(np.array([False, True])), data.select([1]))
+    assert len(data.select([])) == 0
+
+
+def test_the_digest_changes_with_any_bit_and_with_names_dtypes_and_shapes():
+    data = small()
+    changed = data.rewards.copy()
+    changed[2] = np.nextafter(changed[2], 9)
+    others = [
+        replace(data, rewards=changed),
+        replace(data, rewards=data.rewards.astype(np.float64)),
+        replace(data, metrics={"returns": data.metrics["return"]}),
+        replace(data, observations=data.observations[:, 0]),
+        data.select([1, 0]),
+    ]
+    assert len({content_digest(other) for other in [data, *others]}) == 6
+    assert content_digest(small()) == content_digest(data) and len(content_digest(data)) == 36
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"observations": np.zeros((6, 1), np.float32)},
+        {"actions": np.zeros((4, 1), np.float32)},
+        {"executed_actions": np.zeros((5, 2), np.float32)},
+        {"rewards": np.zeros((5, 1), np.float32)},
+        {"seeds": np.array([1])},
+        {"lengths": np.array([2.0, 3.0])},
+        {"lengths": np.array([-1, 6])},
+        {"lengths": np.array([2**62, 2**62 + 5])},
+        {"metrics": {"return": np.zeros(3)}},
+        {"terminations": np.array(False)},
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_fit_the_lengths_are_refused(change):
+    with pytest.raises(BadInput, match=r"trajectories: \w+(\.return)? has .*, expected"):
+        replace(small(), **change)
+
+
+def test_parts_that_differ_are_not_concatenated():
+    data = small()
+    with pytest.raises(BadInput, match="different arrays"):
+        concatenate([data, replace(data, metrics={})])
+    with pytest.raises(BadInput, match="rewards is float64"):
+        concatenate([data, replace(data, rewards=data.rewards.astype(np.float64))])
+    with pytest.raises(BadInput):
+        concatenate([])
+
+
+def record(slots: int, order: list[Spec]) -> Trajectories:
+    """Plays `order` on so many slots; the episode of seed s lasts s steps, step t observes 10 s + t."""
+    builder = TrajectoryBuilder(order, spaces.Box(-9, 9, (1,)), spaces.Discrete(3), slots)
+    queue, playing = list(order), [None] * slots
+    step = np.zeros(slots, int)
+    for slot in range(slots):
+        playing[slot] = queue.pop(0) if queue else None
+    while any(playing):
+        running = np.array([episode is not None for episode in playing])
+        observed = np.array([[10.0 * e.seed + t] if e else [np.nan] for e, t in zip(playing, step, strict=True)])
+        builder.step(running, observed, step % 3, (step + 1) % 3, observed[:, 0] / 10)
+        step += running
+        for slot in range(slots):
+            episode = playing[slot]
+            if episode and step[slot] == episode.seed:
+                last = np.array([10.0 * episode.seed + step[slot]])
+                builder.finish(slot, episode, last, truncated=episode.seed > 2, metrics={"length": episode.seed})
+                playing[slot], step[slot] = (queue.pop(0) if queue else None), 0
+    return builder.build()
+
+
+def test_recording_does_not_depend_on_the_number_of_slots():
+    order = [Spec("long", 200), Spec("a", 1), Spec("a", 3), Spec("b", 2)]
+    one, three = record(1, order), record(3, order)
+    assert same(one, three)
+    assert one.lengths.tolist() == [200, 1, 3, 2] and one.scenarios.tolist() == ["long", "a", "a", "b"]
+    assert one.episode(2).observations[:, 0].tolist() == [30, 31, 32, 33]
+    assert one.episode(2).actions.tolist() == [0, 1, 2] and one.episode(2).executed_actions.tolist() == [1, 2, 0]
+    assert one.episode(2).truncations.tolist() == [False, False, True] and not one.episode(2).terminations.any()
+    assert one.episode(3).terminations.tolist() == [False, True] and one.actions.dtype == np.int64
+
+
+def test_an_unfinished_or_unasked_episode_is_an_error():
+    builder = TrajectoryBuilder([Spec("a", 1)], spaces.Box(-1, 1, (1,)), spaces.Discrete(2), 1)
+    with pytest.raises(ValueError, match="not finished"):
+        builder.build()
+    with pytest.raises(ValueError, match="not asked for"):
+        builder.finish(0, Spec("b", 1), np.zeros(1), truncated=False, metrics={})
+    with pytest.raises(ValueError, match="twice"):
+        TrajectoryBuilder([Spec("a", 1), Spec("a", 1)], spaces.Box(-1, 1, (1,)), spaces.Discrete(2), 1)
