@@ -1,0 +1,304 @@
+"""A policy into numbers: play given episodes to their end, record them, summarise them with intervals.
+
+Which episodes, and what the figures must be, is decided elsewhere.
+
+    records = run_episodes(task, act_function(policy), task.episodes("train", 7, 100, Purpose.EVALUATE))
+    summarise(records, seed=0)["success_rate"]       # Estimate(value=0.93, low=0.88, high=0.97)
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from pipeline.envs.episodes import Episode, EpisodeVecEnv
+from pipeline.errors import BadInput, shortened
+from pipeline.names import Metric
+from pipeline.policies import ActFunction, Observations
+from pipeline.statistics import Estimate, bootstrap_means, bootstrap_quantiles
+from pipeline.tasks import Task
+from pipeline.trajectories import Trajectories, TrajectoryBuilder
+
+HISTOGRAM_BINS: Final = 20
+RATES: Final = {Metric.SUCCESS: Metric.SUCCESS_RATE, Metric.COLLISION: Metric.COLLISION_RATE}
+_FLUSH_STEPS: Final = 512  # steps of a batch after which kept actions are counted, so that memory stays bounded
+_NOISE_BLOCK: Final = 256
+
+
+@dataclass(frozen=True)
+class ActionHistogram:
+    """How often what was done, over all episodes."""
+
+    edges: np.ndarray | None  # (dims, bins + 1) float64 action units; None for discrete actions
+    counts: np.ndarray  # (dims, bins) int64 steps; discrete actions have one row a component
+
+
+@dataclass(frozen=True)
+class EpisodeRecords:
+    """What E finished episodes came to, in the order they were asked for."""
+
+    episodes: tuple[Episode, ...]
+    metrics: dict[str, np.ndarray]  # name -> (E,) float64: return, length, success, [collision], the task's figures
+    action_histogram: ActionHistogram | None
+    steps: int  # environment steps played
+
+    def select(self, indices: Sequence[int]) -> "EpisodeRecords":
+        """The records of some of the episodes; the histogram, which is of all, is left out."""
+        rows = np.asarray(indices, np.int64)
+        return EpisodeRecords(
+            episodes=tuple(self.episodes[i] for i in rows),
+            metrics={name: values[rows] for name, values in self.metrics.items()},
+            action_histogram=None,
+            steps=int(self.metrics[Metric.LENGTH][rows].sum()),
+        )
+
+
+def evaluation_env(task: Task, n_envs: int = 100) -> EpisodeVecEnv:
+    """An environment for `run_episodes` to reuse, with idle slots until it is given episodes."""
+    return task.make_vec_env([iter(()) for _ in range(n_envs)])
+
+
+def run_episodes(
+    task: Task, act: ActFunction, episodes: Sequence[Episode], n_envs: int = 100, env: EpisodeVecEnv | None = None
+) -> EpisodeRecords:
+    """Play every episode to its end, `n_envs` at a time, or in the slots of an `env` that is to be reused.
+
+    A slot that is done takes the next episode that nobody played yet, so short episodes are not favoured.
+    Raises BadInput when the environment lacks a figure that the task names or reports one that is not finite.
+    """
+    _refuse_unplayable(episodes)
+    own = env is None
+    env = evaluation_env(task, min(n_envs, len(episodes))) if env is None else env
+    counter = _ActionCounter(task.action_space)
+    finished: dict[Episode, dict[str, float]] = {}
+    try:
+        observations: Observations = _start(env, episodes)
+        while env.running.any():
+            running = env.running.copy()
+            clean, actions = _act(act, observations, running, task.action_space)
+            counter.add(clean)
+            observations, _, dones, infos = env.step(actions)
+            for slot in np.flatnonzero(dones):
+                finished[infos[slot]["episode_spec"]] = task.outcome(infos[slot])
+    finally:
+        if own:
+            env.close()
+    metrics = _columns(episodes, finished)
+    return EpisodeRecords(tuple(episodes), metrics, counter.histogram(), int(metrics[Metric.LENGTH].sum()))
+
+
+def record_episodes(
+    task: Task, act: ActFunction, episodes: Sequence[Episode], noise_std: float, noise_seed: int, n_envs: int = 64
+) -> Trajectories:
+    """Play and record every episode; labels are the clean actions, the environment receives them with noise (DART).
+
+    Box: `clip(clean + N(0, noise_std * half the range))`; Discrete: with probability `noise_std` a uniformly random
+    action. An episode's noise follows from `noise_seed` and the episode alone, so that the recording does not depend
+    on `n_envs`. Laskey et al. 2017, *DART: Noise injection for robust imitation learning*.
+    """
+    _refuse_unplayable(episodes)
+    env = evaluation_env(task, min(n_envs, len(episodes)))
+    builder = TrajectoryBuilder(episodes, task.observation_space, task.action_space, env.num_envs)
+    noise = _ExecutionNoise(task.action_space, noise_std, noise_seed, env.num_envs)
+    try:
+        queue = iter(episodes)
+        env.set_streams([noise.watch(queue, slot) for slot in range(env.num_envs)])
+        observations: Observations = env.reset()
+        while env.running.any():
+            running = env.running.copy()
+            clean, actions = _act(act, observations, running, task.action_space)
+            executed = actions.copy()
+            executed[running] = noise.disturb(clean, np.flatnonzero(running))
+            after, rewards, dones, infos = env.step(executed)
+            builder.step(running, observations, actions, executed, rewards)
+            for slot in np.flatnonzero(dones):
+                info = infos[slot]
+                builder.finish(
+                    int(slot),
+                    info["episode_spec"],
+                    info["terminal_observation"],
+                    truncated=info["TimeLimit.truncated"],
+                    metrics=task.outcome(info),
+                )
+            observations = after
+    finally:
+        env.close()
+    return builder.build()
+
+
+def point_figures(records: EpisodeRecords) -> dict[str, float]:
+    """The figures of `summarise` that are means or rates, without intervals: what thresholds are held against."""
+    return {_mean_name(name): float(values.mean()) for name, values in records.metrics.items()}
+
+
+def summarise(records: EpisodeRecords, seed: int = 0) -> dict[str, Estimate]:
+    """Every figure with its 95 % bootstrap interval over episodes.
+
+    success -> success_rate, collision -> collision_rate, return -> return_mean, _median, _p5, _p95, _std, _min, _max,
+    length alike, any other metric by its own name (its mean). Standard deviation and extremes carry no interval:
+    their ends equal their value.
+    """
+    names = list(records.metrics)
+    table = np.stack([records.metrics[name] for name in names], axis=1)
+    summary = {_mean_name(n): e for n, e in zip(names, bootstrap_means(table, seed), strict=True)}
+    for name in (Metric.RETURN, Metric.LENGTH):
+        values = records.metrics[name]
+        quantiles = bootstrap_quantiles(values, (0.5, 0.05, 0.95), seed)
+        summary.update(zip((f"{name}_median", f"{name}_p5", f"{name}_p95"), quantiles, strict=True))
+        for suffix, value in (("std", values.std()), ("min", values.min()), ("max", values.max())):
+            summary[f"{name}_{suffix}"] = Estimate(float(value), float(value), float(value))
+    return summary
+
+
+def summarise_by_scenario(records: EpisodeRecords, seed: int = 0) -> dict[str, dict[str, Estimate]]:
+    """Scenario -> `summarise` of its episodes."""
+    rows: dict[str, list[int]] = {}
+    for index, episode in enumerate(records.episodes):
+        rows.setdefault(episode.scenario, []).append(index)
+    return {scenario: summarise(records.select(rows[scenario]), seed) for scenario in sorted(rows)}
+
+
+def with_intervals(summary: dict[str, Estimate]) -> dict[str, float]:
+    """`{"success_rate": Estimate(0.9, 0.8, 1.0)}` -> the same with `_ci_low` and `_ci_high` beside it, as metrics."""
+    flat: dict[str, float] = {}
+    for name, estimate in summary.items():
+        flat[name] = estimate.value
+        if not name.endswith(("_std", "_min", "_max")):
+            flat[f"{name}_ci_low"], flat[f"{name}_ci_high"] = estimate.low, estimate.high
+    return flat
+
+
+def _mean_name(metric: str) -> str:
+    if metric in (Metric.RETURN, Metric.LENGTH):
+        return f"{metric}_mean"
+    return RATES.get(metric, metric)
+
+
+def _refuse_unplayable(episodes: Sequence[Episode]) -> None:
+    if not episodes:
+        raise BadInput("no episodes to play; ask for at least one")
+    if len(set(episodes)) != len(episodes):
+        raise ValueError("the episodes are not distinct")
+
+
+def _start(env: EpisodeVecEnv, episodes: Sequence[Episode]) -> Observations:
+    queue = iter(episodes)  # one iterator for all slots: whoever is free takes the next
+    env.set_streams([queue] * env.num_envs)
+    return env.reset()
+
+
+def _act(
+    act: ActFunction, observations: Observations, running: np.ndarray, space: gym.Space
+) -> tuple[np.ndarray, np.ndarray]:
+    """Actions of the running slots (r, *act_shape), and of all slots (n, *act_shape) with zeros for idle ones."""
+    if running.all():
+        actions = act(observations)
+        return actions, actions
+    clean = act(observations[running])
+    actions = np.zeros((len(running), *clean.shape[1:]), clean.dtype)
+    actions[running] = clean
+    return clean, actions
+
+
+def _columns(episodes: Sequence[Episode], finished: dict[Episode, dict[str, float]]) -> dict[str, np.ndarray]:
+    missing = [episode for episode in episodes if episode not in finished]
+    if missing:
+        raise RuntimeError(f"the environment did not finish {len(missing)} episodes, the first is {missing[0]}")
+    figures = [finished[episode] for episode in episodes]
+    columns = {name: np.array([row[name] for row in figures], np.float64) for name in figures[0]}
+    for name, values in columns.items():
+        if not np.isfinite(values).all():
+            index = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise BadInput(
+                f"episode {episodes[index]}: {name} = {values[index]} is not finite; look at the environment"
+            )
+    return columns
+
+
+class _ActionCounter:
+    """Counts the actions of many steps into an `ActionHistogram`."""
+
+    def __init__(self, space: gym.Space) -> None:
+        self._space = space
+        self._pending: list[np.ndarray] = []
+        self._edges: np.ndarray | None = None
+        if isinstance(space, spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
+            bounds = zip(space.low.ravel(), space.high.ravel(), strict=True)
+            self._edges = np.stack([np.linspace(a, b, HISTOGRAM_BINS + 1) for a, b in bounds])
+            self._counts = np.zeros((len(self._edges), HISTOGRAM_BINS), np.int64)
+        elif isinstance(space, spaces.Discrete):
+            self._counts = np.zeros((1, int(space.n)), np.int64)
+        elif isinstance(space, spaces.MultiDiscrete):
+            self._counts = np.zeros((space.nvec.size, int(space.nvec.max())), np.int64)
+        else:
+            self._counts = np.zeros((0, 0), np.int64)
+
+    def add(self, actions: np.ndarray) -> None:
+        if self._counts.size:
+            self._pending.append(actions)
+            if len(self._pending) >= _FLUSH_STEPS:
+                self._flush()
+
+    def histogram(self) -> ActionHistogram | None:
+        self._flush()
+        return ActionHistogram(self._edges, self._counts) if self._counts.size else None
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        dims, bins = self._counts.shape
+        flat = np.concatenate([a.reshape(-1, dims) for a in self._pending])
+        self._pending.clear()
+        if self._edges is None:
+            cells = flat.astype(np.int64)
+        else:
+            low, high = self._edges[:, 0], self._edges[:, -1]
+            cells = np.clip((flat - low) * (bins / (high - low)), 0, bins - 1).astype(np.int64)
+        cells += bins * np.arange(dims)
+        self._counts += np.bincount(cells.ravel(), minlength=dims * bins).reshape(dims, bins)
+
+
+class _ExecutionNoise:
+    """The noise of the episodes that play in n slots; each episode has its own generator."""
+
+    def __init__(self, space: gym.Space, std: float, seed: int, n_envs: int) -> None:
+        if not isinstance(space, (spaces.Box, spaces.Discrete)):
+            raise BadInput(f"action space {shortened(space)}: recording takes Box and Discrete actions")
+        if isinstance(space, spaces.Discrete) and not 0 <= std <= 1:
+            raise BadInput(f"noise.std = {std}: for discrete actions it is the chance of a random one, from 0 to 1")
+        if isinstance(space, spaces.Box) and std > 0 and not np.isfinite(np.stack([space.low, space.high])).all():
+            raise BadInput(f"action space {shortened(space)} is unbounded; record from it with noise.std = 0")
+        self._space, self._std, self._seed = space, std, seed
+        self._blocks: list[Iterator[np.ndarray]] = [iter(())] * n_envs
+
+    def watch(self, queue: Iterator[Episode], slot: int) -> Iterator[Episode]:
+        """The episodes that a slot takes from the queue; its noise starts anew with each of them."""
+        for episode in queue:
+            words = [self._seed, episode.seed, zlib.crc32(episode.scenario.encode())]
+            self._blocks[slot] = self._draws(np.random.default_rng(words))
+            yield episode
+
+    def _draws(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """One step's noise after the other: a Gaussian vector, or (uniform number, random action)."""
+        while True:
+            if isinstance(self._space, spaces.Box):
+                yield from rng.standard_normal((_NOISE_BLOCK, *self._space.shape))
+            else:
+                assert isinstance(self._space, spaces.Discrete)
+                uniform, action = rng.random(_NOISE_BLOCK), rng.integers(self._space.n, size=_NOISE_BLOCK)
+                yield from np.stack([uniform, action], axis=1)
+
+    def disturb(self, clean: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """Executed actions for the clean ones (r, *act_shape) of these r slots."""
+        if self._std == 0:
+            return clean
+        drawn = np.stack([next(self._blocks[slot]) for slot in slots])
+        if isinstance(self._space, spaces.Box):
+            half_range = (self._space.high.astype(np.float64) - self._space.low) / 2
+            noisy = clean + self._std * half_range * drawn
+            return np.clip(noisy, self._space.low, self._space.high).astype(self._space.dtype)
+        return np.where(drawn[:, 0] < self._std, drawn[:, 1], clean).astype(clean.dtype)

@@ -1,0 +1,171 @@
+"""Around SB3's own loop: scheduled evaluations, the best checkpoint, convergence, and SB3's log as events."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from pipeline.config.base import Bound
+from pipeline.config.training import Convergence, EvaluationSchedule
+from pipeline.envs.episodes import Episode
+from pipeline.errors import BadInput, did_you_mean
+from pipeline.evaluation import EpisodeRecords, evaluation_env, point_figures, run_episodes, summarise, with_intervals
+from pipeline.learning.jobs import Emit, EvaluationPoint, TrainingEvent
+from pipeline.names import EVAL_PREFIX, Metric
+from pipeline.policies import act_function, tensors_of
+from pipeline.tasks import Task
+
+MINIMISED = (Metric.COLLISION_RATE, "comfort_exposure")
+
+
+class TrainingDone(Exception):
+    """Ends SB3's `learn` at a rollout boundary, where a callback cannot return False."""
+
+
+class EventWriter(KVWriter):
+    """SB3 logger output that hands every dump, once a rollout, to `emit`, under SB3's own keys."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        numbers = {k: float(v) for k, v in key_values.items() if not isinstance(v, str) and hasattr(v, "__float__")}
+        self._emit(TrainingEvent("metrics", step, numbers))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def converged_at(
+    evaluations: Sequence[tuple[int, Mapping[str, float]]], thresholds: Mapping[str, Bound], patience: int
+) -> int | None:
+    """First timestep from which `patience` consecutive evaluations all meet every threshold; None when none did.
+
+    `[(0, .2), (10, .9), (20, .8), (30, .9), (40, .95)]` against `>= 0.9`, patience 2 -> 30.
+    """
+    held: list[int] = []
+    for timestep, figures in evaluations:
+        met = all(bound.holds(figures[name]) for name, bound in thresholds.items())
+        held = [*held, timestep] if met else []
+        if len(held) == patience:
+            return held[0]
+    return None
+
+
+def next_evaluation(schedule: EvaluationSchedule, timestep: int) -> int:
+    """The first scheduled step after `timestep`: segments of 10 until 30, then of 100: 0 -> 10, 25 -> 30, 30 -> 130."""
+    start = 0
+    for segment in schedule.segments:
+        if segment.until_step is None or timestep < segment.until_step:
+            following = start + ((timestep - start) // segment.every_steps + 1) * segment.every_steps
+            return following if segment.until_step is None else min(following, segment.until_step)
+        start = segment.until_step
+    raise AssertionError("the last segment has no end")
+
+
+def select_figure(figures: Mapping[str, float], metric: str) -> float:
+    """The value by which checkpoints are ranked, larger is better. Raises BadInput when it is not measured."""
+    key = "return_mean" if metric == Metric.EPISODE_RETURN else metric
+    if key not in figures:
+        known = [Metric.EPISODE_RETURN, *figures]
+        raise BadInput(
+            f"best_metric {metric!r} is not measured in this task.{did_you_mean(metric, known)} "
+            f"It measures: {', '.join(known)}"
+        )
+    return -figures[key] if metric in MINIMISED else figures[key]
+
+
+class EvaluationCallback(BaseCallback):
+    """Evaluates at the first rollout boundary at or after every scheduled step, from timestep 0 on.
+
+    Keeps the tensors of the best checkpoint (ties: the earlier) and raises `TrainingDone` once converged.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        episodes: Sequence[Episode],
+        schedule: EvaluationSchedule,
+        convergence: Convergence | None,
+        best_metric: str,
+        budget: int,
+        emit: Emit,
+    ) -> None:
+        super().__init__()
+        self._task, self._episodes, self._schedule = task, episodes, schedule
+        self._convergence, self._best_metric, self._budget, self._emit = convergence, best_metric, budget, emit
+        self._env = evaluation_env(task, len(episodes))
+        self._due = 0
+        self._best = float("-inf")
+        self.points: list[EvaluationPoint] = []
+        self.best_timestep = 0
+        self.best_tensors: dict[str, torch.Tensor] = {}
+        self.seconds = 0.0
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps >= self._due:
+            self._evaluate()
+            self._due = next_evaluation(self._schedule, self.model.num_timesteps)
+            if self._convergence is not None and self._convergence.stop and self.converged_at() is not None:
+                raise TrainingDone
+
+    def _on_step(self) -> bool:
+        return True
+
+    def finish(self) -> None:
+        """Evaluate what the last update left, unless that was just done."""
+        if self.points[-1].timestep != self.model.num_timesteps:
+            self._evaluate()
+
+    def close(self) -> None:
+        self._env.close()
+
+    @property
+    def _policy(self) -> ActorCriticPolicy:
+        policy = self.model.policy
+        assert isinstance(policy, ActorCriticPolicy)
+        return policy
+
+    def converged_at(self) -> int | None:
+        """The measured timestep of convergence so far, None without a convergence test."""
+        if self._convergence is None:
+            return None
+        history = [(point.timestep, point_figures(point.records)) for point in self.points]
+        return converged_at(history, self._task.config.thresholds, self._convergence.patience)
+
+    def _evaluate(self) -> None:
+        started = time.perf_counter()
+        records = run_episodes(self._task, act_function(self._policy), self._episodes, env=self._env)
+        figures = point_figures(records)
+        self._require_thresholds(figures)
+        value = select_figure(figures, self._best_metric)
+        self.points.append(EvaluationPoint(self.model.num_timesteps, records))
+        if value > self._best:
+            self._best, self.best_timestep = value, self.model.num_timesteps
+            self.best_tensors = tensors_of(self._policy)
+        self._announce(records, figures)
+        self.seconds += time.perf_counter() - started
+
+    def _require_thresholds(self, figures: Mapping[str, float]) -> None:
+        for name in self._task.config.thresholds:
+            if name not in figures:
+                raise BadInput(
+                    f"task {self._task.config.name!r}: threshold {name!r} is not a measured figure."
+                    f"{did_you_mean(name, figures)} Measured are: {', '.join(figures)}"
+                )
+
+    def _announce(self, records: EpisodeRecords, figures: Mapping[str, float]) -> None:
+        summary = with_intervals(summarise(records))
+        metrics = {f"{EVAL_PREFIX}{name}": value for name, value in summary.items()}
+        self._emit(TrainingEvent("metrics", self.model.num_timesteps, metrics))
+        shown = [f"{name} {figures[name]:.3g}" for name in (*self._task.config.thresholds, "return_mean")]
+        text = f"{self.model.num_timesteps:,} steps: {', '.join(shown)}"
+        self._emit(
+            TrainingEvent(
+                "status", self.model.num_timesteps, {}, text, min(1.0, self.model.num_timesteps / self._budget)
+            )
+        )

@@ -1,0 +1,393 @@
+"""Behavioural cloning: the actor on the demonstrator's clean actions, then the critic on discounted returns.
+
+    result = clone(policy, trajectories, settings, seed=1, evaluate=lambda policy: run_episodes(...))
+
+A plain loop over tensors that are loaded once, through the actor alone. The policy is changed in place and ends as the
+best one seen. Where the data comes from, whether it may be used, and what is logged is decided elsewhere.
+
+Conventions of SB3 that matter here: a Gaussian policy is not squashed, its mean is compared with labels inside the
+action bounds and clipped only when it acts; its standard deviation does not depend on the state and is learnt too
+(trained on the mean alone it would stay at 1 and PPO would unlearn the clone in its first updates).
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.nn import functional
+
+from pipeline.config.training import Cloning
+from pipeline.errors import BadInput, shortened
+from pipeline.evaluation import EpisodeRecords, point_figures
+from pipeline.policies import load_tensors, tensors_of
+from pipeline.trajectories import Trajectories
+
+MIN_LOG_STD = -5.0  # a demonstrator that is copied exactly would drive the spread to 0 and the loss to minus infinity
+_CHUNK = 16_384  # rows of one forward pass without gradient
+
+
+@dataclass(frozen=True)
+class EpochPoint:
+    """After an epoch; epoch 0 is the untrained policy."""
+
+    epoch: int
+    metrics: Mapping[str, float]  # bc/..., and eval/... never: records hold the rollouts
+    records: EpisodeRecords | None  # rollouts of the deterministic policy, on evaluated epochs
+
+
+@dataclass(frozen=True)
+class CriticPoint:
+    """After an epoch of the critic."""
+
+    epoch: int
+    metrics: Mapping[str, float]  # critic/train_loss, critic/val_loss, critic/explained_variance
+
+
+@dataclass(frozen=True)
+class CloningResult:
+    """What cloning came to; the policy it was given holds the best actor and the trained critic."""
+
+    epochs: tuple[EpochPoint, ...]
+    critic_epochs: tuple[CriticPoint, ...]
+    best_epoch: int
+    train_episodes: np.ndarray  # (N_train,) int64 indices of the trajectories
+    held_out_episodes: np.ndarray  # (N_val,) int64
+    critic_explained_variance: float  # of the held-out episodes' returns; NaN when no critic was trained
+    samples_per_second: float  # of the actor's gradient steps
+    wall_seconds: float
+
+
+Evaluate = Callable[[ActorCriticPolicy], EpisodeRecords]
+OnPoint = Callable[[EpochPoint | CriticPoint], None]
+
+
+def clone(
+    policy: ActorCriticPolicy,
+    trajectories: Trajectories,
+    settings: Cloning,
+    seed: int,
+    evaluate: Evaluate | None = None,
+    best_metric: Callable[[Mapping[str, float]], float] | None = None,
+    on_point: OnPoint = lambda _: None,
+) -> CloningResult:
+    """Train actor and critic of `policy` in place on the demonstrations; the same arguments give the same bits.
+
+    `evaluate` plays the policy on the first point, every `evaluate_every_epochs` and after the last epoch;
+    `best_metric` ranks its figures (`point_figures`), larger is better; None ranks by success rate, then mean return.
+    Raises BadInput when the demonstrations do not fit the policy or there are too few to hold any out.
+    """
+    started = time.perf_counter()
+    check_demonstrations(policy, trajectories)
+    if settings.select == "rollout" and evaluate is None:
+        raise BadInput("cloning.select = 'rollout' needs rollout evaluations; use 'validation_loss' without them")
+    train_rows, held_out_rows = split_by_episode(len(trajectories), settings.validation_fraction, seed)
+    data = _ActorData.of(policy, trajectories, train_rows, held_out_rows)
+    epochs, best_epoch, rate = _clone_actor(policy, data, settings, seed, evaluate, best_metric or _rank, on_point)
+    critic_epochs: tuple[CriticPoint, ...] = ()
+    if settings.critic_epochs:
+        critic_epochs = train_critic(policy, trajectories, train_rows, held_out_rows, settings, seed, on_point)
+    explained = critic_epochs[-1].metrics["critic/explained_variance"] if critic_epochs else math.nan
+    return CloningResult(
+        epochs=epochs,
+        critic_epochs=critic_epochs,
+        best_epoch=best_epoch,
+        train_episodes=train_rows,
+        held_out_episodes=held_out_rows,
+        critic_explained_variance=explained,
+        samples_per_second=rate,
+        wall_seconds=time.perf_counter() - started,
+    )
+
+
+def check_demonstrations(policy: ActorCriticPolicy, trajectories: Trajectories) -> None:
+    """Raise BadInput unless observations and actions have the shapes of the policy's spaces."""
+    for what, space, array in (
+        ("observations", policy.observation_space, trajectories.observations),
+        ("actions", policy.action_space, trajectories.actions),
+    ):
+        if array.shape[1:] != space.shape:
+            raise BadInput(f"demonstrations: {what} have shape {array.shape[1:]}, the policy needs {space.shape}")
+    if not isinstance(policy.action_space, (spaces.Box, spaces.Discrete)):
+        raise BadInput(f"action space {shortened(policy.action_space)}: cloning takes Box and Discrete actions")
+
+
+def split_by_episode(episodes: int, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of training and held-out episodes: `round(fraction * episodes)` held out, at least one of each."""
+    if episodes < 2:
+        raise BadInput(f"cloning needs at least 2 episodes, one of them to hold out, got {episodes}; record more")
+    held_out = min(max(round(validation_fraction * episodes), 1), episodes - 1)
+    order = np.random.default_rng([seed, 1]).permutation(episodes)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+# --- actor -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ActorData:
+    """Observations and labels as tensors, features already extracted."""
+
+    train_x: torch.Tensor  # (n, features) float32
+    train_y: torch.Tensor  # (n, dims) float32, or (n,) int64 for discrete actions
+    val_x: torch.Tensor
+    val_y: torch.Tensor
+
+    @classmethod
+    def of(cls, policy: ActorCriticPolicy, data: Trajectories, train: np.ndarray, held_out: np.ndarray) -> "_ActorData":
+        (train_x, train_y), (val_x, val_y) = (_samples(policy, data.select(rows)) for rows in (train, held_out))
+        return cls(train_x, train_y, val_x, val_y)
+
+
+def _samples(policy: ActorCriticPolicy, data: Trajectories) -> tuple[torch.Tensor, torch.Tensor]:
+    space = policy.action_space
+    x = _features(policy, data.step_observations())
+    if isinstance(space, spaces.Box):
+        labels = np.clip(data.actions, space.low, space.high).reshape(len(x), -1)
+        return x, torch.as_tensor(labels, dtype=torch.float32)
+    return x, torch.as_tensor(data.actions.reshape(-1), dtype=torch.int64)
+
+
+def _features(policy: ActorCriticPolicy, observations: np.ndarray) -> torch.Tensor:
+    """(n, features) float32. The extractor of flat observations has no weights, so this is done once."""
+    if any(True for _ in policy.pi_features_extractor.parameters()):
+        raise BadInput("cloning from pictures is not offered yet; use a task with flat observations")
+    with torch.no_grad():
+        tensor = torch.as_tensor(observations)
+        features = policy.extract_features(tensor, policy.pi_features_extractor)
+    assert isinstance(features, torch.Tensor)  # one extractor was named
+    return features.to(torch.float32)
+
+
+class _Actor:
+    """The actor's part of a policy as one function from features to loss."""
+
+    def __init__(self, policy: ActorCriticPolicy, settings: Cloning) -> None:
+        self.body = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
+        self.log_std: nn.Parameter | None = getattr(policy, "log_std", None)
+        self._settings = settings
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.body.parameters(), *([self.log_std] if self.log_std is not None else [])]
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Mean over the batch of the negative log-likelihood (or squared error), minus the weighted entropy."""
+        output = self.body(x)
+        if self._settings.loss == "nll":
+            loss = self.negative_log_likelihood(output, y)
+        elif self.log_std is not None:
+            loss = functional.mse_loss(output, y)
+        else:
+            loss = functional.mse_loss(output.softmax(dim=1), functional.one_hot(y, output.shape[1]).float())
+        if self._settings.entropy_weight:
+            loss = loss - self._settings.entropy_weight * self.entropy(output)
+        return loss
+
+    def negative_log_likelihood(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.log_std is None:
+            return functional.cross_entropy(output, y)
+        residual = (y - output) * torch.exp(-self.log_std)
+        constant = 0.5 * math.log(2 * math.pi) * y.shape[1]
+        return 0.5 * residual.square().sum() / len(y) + self.log_std.sum() + constant
+
+    def entropy(self, output: torch.Tensor) -> torch.Tensor:
+        """Mean entropy in nats."""
+        if self.log_std is None:
+            return torch.distributions.Categorical(logits=output, validate_args=False).entropy().mean()
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+
+    def gradient_step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def norm(self, gradient: bool) -> float:
+        """Euclidean norm of all the actor's weights, or of their last gradients."""
+        tensors = [p.grad if gradient else p.detach() for p in self.parameters()]
+        return math.sqrt(sum(float(t.square().sum()) for t in tensors if t is not None))
+
+
+def _clone_actor(
+    policy: ActorCriticPolicy,
+    data: _ActorData,
+    settings: Cloning,
+    seed: int,
+    evaluate: Evaluate | None,
+    best_metric: Callable[[Mapping[str, float]], Any],
+    on_point: OnPoint,
+) -> tuple[tuple[EpochPoint, ...], int, float]:
+    """Every point, the epoch whose weights the policy ends with, and samples per second."""
+    actor = _Actor(policy, settings)
+    optimizer = torch.optim.Adam(
+        actor.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    generator = torch.Generator().manual_seed(seed)
+    points: list[EpochPoint] = []
+    best: tuple[Any, int, dict[str, torch.Tensor]] | None = None
+    seconds = 0.0
+    for epoch in range(settings.epochs + 1):
+        started = time.perf_counter()
+        if epoch > 0:
+            _one_epoch(actor, optimizer, data, settings.batch_size, generator)
+        seconds += time.perf_counter() - started if epoch > 0 else 0.0
+        due = epoch % settings.evaluate_every_epochs == 0 or epoch == settings.epochs
+        records = evaluate(policy) if evaluate is not None and due else None
+        point = EpochPoint(epoch, _actor_metrics(actor, data), records)
+        points.append(point)
+        on_point(point)
+        value = _selection_value(point, settings, best_metric)
+        if value is not None and (best is None or value > best[0]):
+            best = (value, epoch, tensors_of(policy))
+    assert best is not None
+    load_tensors(policy, best[2])
+    samples = settings.epochs * len(data.train_x)
+    return tuple(points), best[1], samples / seconds if seconds else 0.0
+
+
+def _one_epoch(
+    actor: _Actor,
+    optimizer: torch.optim.Optimizer,
+    data: _ActorData,
+    batch_size: int,
+    generator: torch.Generator,
+) -> None:
+    """One pass over the training samples in a fresh random order; a last incomplete batch is used as it is."""
+    order = torch.randperm(len(data.train_x), generator=generator)
+    x, y = data.train_x[order].split(batch_size), data.train_y[order].split(batch_size)
+    for batch_x, batch_y in zip(x, y, strict=True):
+        actor.gradient_step(actor.loss(batch_x, batch_y), optimizer)
+    if actor.log_std is not None:
+        with torch.no_grad():
+            actor.log_std.clamp_(min=MIN_LOG_STD)
+
+
+def _selection_value(
+    point: EpochPoint, settings: Cloning, best_metric: Callable[[Mapping[str, float]], Any]
+) -> Any | None:
+    """What ranks this point, larger is better; None when it was not evaluated."""
+    if settings.select == "validation_loss":
+        return -point.metrics["bc/val_loss"]
+    return None if point.records is None else best_metric(point_figures(point.records))
+
+
+def _rank(figures: Mapping[str, float]) -> tuple[float, float]:
+    return figures["success_rate"], figures["return_mean"]
+
+
+@torch.no_grad()
+def _actor_metrics(actor: _Actor, data: _ActorData) -> dict[str, float]:
+    """The curves of an epoch; every loss is computed over the whole of its set with the weights as they are now."""
+    output = torch.cat([actor.body(x) for x in data.val_x.split(_CHUNK)])
+    metrics = {
+        "bc/train_loss": _mean_loss(actor, data.train_x, data.train_y),
+        "bc/val_loss": _mean_loss(actor, data.val_x, data.val_y),
+        "bc/neglogp": float(actor.negative_log_likelihood(output, data.val_y)),
+        "bc/entropy": float(actor.entropy(output)),
+        "bc/weight_norm": actor.norm(gradient=False),
+        "bc/grad_norm": actor.norm(gradient=True),
+    }
+    if actor.log_std is None:
+        metrics["bc/accuracy"] = float((output.argmax(dim=1) == data.val_y).float().mean())
+    else:
+        metrics["bc/mean_absolute_error"] = float((output - data.val_y).abs().mean())
+        metrics["bc/std"] = float(actor.log_std.exp().mean())
+    return metrics
+
+
+def _mean_loss(actor: _Actor, x: torch.Tensor, y: torch.Tensor) -> float:
+    parts = zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
+    return sum(float(actor.loss(a, b)) * len(a) for a, b in parts) / len(x)
+
+
+# --- critic ----------------------------------------------------------------------------------------------------------
+
+
+def train_critic(
+    policy: ActorCriticPolicy,
+    trajectories: Trajectories,
+    train_rows: np.ndarray,
+    held_out_rows: np.ndarray,
+    settings: Cloning,
+    seed: int,
+    on_point: OnPoint = lambda _: None,
+) -> tuple[CriticPoint, ...]:
+    """Regress the critic on discounted returns; it is trained on standardised returns and rescaled at the end.
+
+    A timeout is no end: the return of a truncated episode continues with the critic's own value of its last
+    observation, renewed before every epoch (fitted value iteration), and with 0 after a termination.
+    """
+    data, held_out = trajectories.select(train_rows), trajectories.select(held_out_rows)
+    plain = data.discounted_returns(settings.gamma)
+    mean, spread = float(plain.mean()), float(plain.std()) or 1.0
+    critic = _Critic(policy, mean, spread)
+    optimizer = torch.optim.Adam(critic.body.parameters(), settings.critic_learning_rate, fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    x, last = _features(policy, data.step_observations()), _features(policy, _last_observations(data))
+    points: list[CriticPoint] = []
+    for epoch in range(1, settings.critic_epochs + 1):
+        returns = data.discounted_returns(settings.gamma, critic.values(last) if epoch > 1 else _constant(data, mean))
+        targets = torch.as_tensor((returns - mean) / spread, dtype=torch.float32)
+        order = torch.randperm(len(x), generator=generator)
+        losses = []
+        batches = zip(x[order].split(settings.batch_size), targets[order].split(settings.batch_size), strict=True)
+        for batch_x, batch_y in batches:
+            loss = functional.mse_loss(critic.body(batch_x).flatten(), batch_y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        points.append(CriticPoint(epoch, _critic_metrics(policy, critic, held_out, settings.gamma, losses)))
+        on_point(points[-1])
+    critic.rescale()
+    return tuple(points)
+
+
+class _Critic:
+    """The critic's part of a policy while it predicts `(return - mean) / spread`."""
+
+    def __init__(self, policy: ActorCriticPolicy, mean: float, spread: float) -> None:
+        self.body = nn.Sequential(*policy.mlp_extractor.value_net, policy.value_net)
+        self.mean, self.spread = mean, spread
+
+    @torch.no_grad()
+    def values(self, x: torch.Tensor) -> np.ndarray:
+        """(n,) float64 values in the unit of the return."""
+        standardised = torch.cat([self.body(part) for part in x.split(_CHUNK)]).flatten()
+        return self.mean + self.spread * standardised.numpy().astype(np.float64)
+
+    @torch.no_grad()
+    def rescale(self) -> None:
+        """Move mean and spread into the last layer, so that the policy itself predicts returns."""
+        head = self.body[-1]
+        assert isinstance(head, nn.Linear)
+        head.weight.mul_(self.spread)
+        head.bias.mul_(self.spread).add_(self.mean)
+
+
+def _critic_metrics(
+    policy: ActorCriticPolicy, critic: _Critic, held_out: Trajectories, gamma: float, losses: list[torch.Tensor]
+) -> dict[str, float]:
+    final = critic.values(_features(policy, _last_observations(held_out)))
+    returns = held_out.discounted_returns(gamma, final)
+    error = returns - critic.values(_features(policy, held_out.step_observations()))
+    variance = float(returns.var())
+    return {
+        "critic/train_loss": float(torch.stack(losses).mean()) * critic.spread**2,
+        "critic/val_loss": float(np.square(error).mean()),
+        "critic/explained_variance": 1 - float(error.var()) / variance if variance > 0 else math.nan,
+    }
+
+
+def _last_observations(data: Trajectories) -> np.ndarray:
+    """(N, *obs_shape): the observation after each episode's last step."""
+    return data.observations[data.observation_offsets[1:] - 1]
+
+
+def _constant(data: Trajectories, value: float) -> np.ndarray:
+    return np.full(len(data), value)

@@ -1,0 +1,96 @@
+"""What a training is asked to do and what it gives back: the types that cross process boundaries."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.config.task import TaskConfig
+from pipeline.config.training import Convergence, PPOTraining, WarmStart
+from pipeline.evaluation import EpisodeRecords
+from pipeline.names import Metric
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One PPO training of one seed. From scratch and from a clone differ in `initial_policy` and `warm_start` alone."""
+
+    task: TaskConfig
+    training: PPOTraining
+    seed: int
+    output: str  # folder; output/best and output/last become policy folders
+    convergence: Convergence | None = None  # None: no convergence test, the whole budget is used
+    best_metric: str = Metric.EPISODE_RETURN  # figure that selects the best checkpoint
+    initial_policy: str | None = None  # folder of a policy artifact; None: from scratch
+    warm_start: WarmStart | None = None  # only with initial_policy
+    learning_rate_zero: bool = False  # control: no weight may change, checked at the end
+    total_timesteps: int | None = None  # budget of a control; None: that of `training`
+    final_episodes: int = 200  # fresh episodes that the best checkpoint is measured on at the end
+
+    @property
+    def budget(self) -> int:
+        """Environment steps asked for; SB3 rounds up to whole rollouts."""
+        return self.training.total_timesteps if self.total_timesteps is None else self.total_timesteps
+
+
+@dataclass(frozen=True)
+class TrainingEvent:
+    """What a training says while it runs: metrics at a timestep, or one line of status."""
+
+    kind: Literal["metrics", "status"]
+    timestep: int  # environment steps so far
+    metrics: Mapping[str, float] = field(default_factory=dict)  # SB3's own keys, or eval/<figure>
+    text: str = ""
+    fraction: float = 0.0  # of the budget that is done
+
+
+Emit = Callable[[TrainingEvent], None]
+
+
+@dataclass(frozen=True)
+class EvaluationPoint:
+    """The deterministic policy at a moment of training, on the fixed evaluation episodes."""
+
+    timestep: int  # environment steps of training before it; the first point is at 0
+    records: EpisodeRecords
+
+
+@dataclass(frozen=True)
+class TransferProof:
+    """Evidence, taken before the first PPO step, that the weights really are the initial policy's."""
+
+    policy_digest: str  # of the artifact
+    tensors: dict[str, str]  # tensor name -> digest, equal in artifact and PPO policy
+    tensor_count: int
+    parameter_count: int
+    probe_digest: str  # of the observations both policies acted on
+    action_distance: float  # largest difference of their deterministic actions; 0 or the training does not start
+    initial_action_std: float | None  # standard deviation that replaced the clone's, the one tensor that may differ
+
+
+@dataclass(frozen=True)
+class WallSeconds:
+    """Where the time of a training went, in seconds."""
+
+    total: float
+    evaluation: float  # the scheduled ones
+    final_evaluation: float
+    emit: float  # handing over events
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training came to. `output/best` and `output/last` hold the policies."""
+
+    seed: int
+    evaluations: tuple[EvaluationPoint, ...]
+    converged_at: int | None  # measured timestep, None when the thresholds did not hold for `patience` evaluations
+    best_timestep: int
+    best_digest: str  # policy_digest of output/best
+    last_digest: str
+    best_weights: str  # weights_digest: equal weights give equal digests, whatever the provenance says
+    last_weights: str
+    environment_steps: int  # of training alone
+    evaluation_steps: int  # of scheduled and final evaluations
+    wall_seconds: WallSeconds
+    transferred: TransferProof | None
+    final: EpisodeRecords  # best checkpoint on fresh episodes

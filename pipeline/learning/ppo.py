@@ -1,0 +1,257 @@
+"""One PPO training: from scratch or from a clone, evaluated on a schedule, with the best and the last policy kept.
+
+    result = train(TrainingJob(task, training, seed=1, output=folder), emit=print)
+
+Same job twice gives the same weights, bit for bit, at the same number of torch threads (the worker sets them). What is
+logged where, and what the result means, is decided elsewhere.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from pipeline.config.training import EvaluationSchedule, LearningRate, PPOTraining
+from pipeline.envs.episodes import Episode
+from pipeline.errors import BadInput, did_you_mean, shortened
+from pipeline.evaluation import EpisodeRecords, run_episodes
+from pipeline.learning.callbacks import EvaluationCallback, EventWriter, TrainingDone
+from pipeline.learning.jobs import Emit, TrainingEvent, TrainingJob, TrainingResult, TransferProof, WallSeconds
+from pipeline.learning.warm_start import WarmPPO, transfer
+from pipeline.names import Metric
+from pipeline.policies import (
+    act_function,
+    build_policy,
+    load_tensors,
+    policy_arguments,
+    policy_class,
+    save_policy,
+    weights_digest,
+)
+from pipeline.tasks import Purpose, Task, call_with_user_arguments
+
+OWNED_ARGUMENTS = {
+    "policy": "training.network",
+    "policy_kwargs": "training.network",
+    "env": "the task and training.environment",
+    "seed": "seeds",
+    "learning_rate": "training.learning_rate",
+    "verbose": "nothing: progress is shown anyway",
+    "tensorboard_log": "nothing: everything is logged to MLflow",
+    "device": "nothing: networks of this size train fastest on the CPU",
+    "rollout_buffer_class": "nothing: the observation space decides",
+    "rollout_buffer_kwargs": "nothing: the observation space decides",
+    "use_sde": "nothing: policy artifacts hold no state-dependent exploration",
+    "sde_sample_freq": "nothing: policy artifacts hold no state-dependent exploration",
+    "_init_setup_model": "nothing",
+}
+_WHOLE_NUMBERS = ("n_steps", "batch_size", "n_epochs", "stats_window_size")
+_FLAGS = ("normalize_advantage",)
+BEST_FOLDER, LAST_FOLDER = "best", "last"
+
+
+def check_ppo_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse what SB3's PPO does not take or what a setting of ours decides. Raises BadInput, one line."""
+    allowed = [name for name in inspect.signature(PPO.__init__).parameters if name not in ("self", *OWNED_ARGUMENTS)]
+    for name, value in arguments.items():
+        if name in OWNED_ARGUMENTS:
+            raise BadInput(f"training.ppo.{name} is not set here; use {OWNED_ARGUMENTS[name]}")
+        if name not in allowed:
+            hint = did_you_mean(name, [*allowed, *OWNED_ARGUMENTS])
+            raise BadInput(f"training.ppo: unknown argument {name!r}.{hint} Allowed: {', '.join(sorted(allowed))}")
+        _check_value(name, value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    shown = f"training.ppo.{name} = {shortened(value)}"
+    if name in _FLAGS:
+        if not isinstance(value, bool):
+            raise BadInput(f"{shown}: it must be true or false")
+    elif name in _WHOLE_NUMBERS:
+        if type(value) is not int or value < 1:
+            raise BadInput(f"{shown}: it must be a whole number, 1 or more")
+    elif value is None:
+        if name not in ("clip_range_vf", "target_kl"):
+            raise BadInput(f"{shown}: it must be a number")
+    elif type(value) not in (int, float) or not np.isfinite(value) or value < 0:
+        raise BadInput(f"{shown}: it must be a finite number, 0 or more")
+    elif name in ("gamma", "gae_lambda") and value > 1:
+        raise BadInput(f"{shown}: it must be from 0 to 1")
+
+
+def train(job: TrainingJob, emit: Emit) -> TrainingResult:
+    """Run a training to its end. Raises BadInput for what the user can mend, before the first environment step."""
+    started = time.perf_counter()
+    check_job(job)
+    emitter = _TimedEmit(emit)
+    task = Task(job.task, job.training.environment)
+    env = training_env(task, job.training, job.seed)
+    try:
+        model, proof = make_model(job, task, env)
+        first_weights = weights_digest(model.policy)
+        callback = _evaluation_callback(job, task, emitter)
+        try:
+            _learn(model, job.budget, callback, emitter)
+        finally:
+            callback.close()
+        _refuse_changed_control(job, first_weights, weights_digest(model.policy))
+        return _conclude(job, task, model, callback, proof, emitter, started)
+    finally:
+        env.close()
+
+
+def check_job(job: TrainingJob) -> None:
+    """Refuse a job that contradicts itself. Raises BadInput."""
+    check_ppo_arguments(job.training.ppo)
+    if (job.initial_policy is None) != (job.warm_start is None):
+        raise BadInput("a training has both an initial policy and warm_start settings, or neither")
+    n_steps = job.training.ppo.get("n_steps", inspect.signature(PPO.__init__).parameters["n_steps"].default)
+    if n_steps * job.training.n_envs < 2:
+        raise BadInput(
+            f"training.ppo.n_steps = {n_steps} with training.n_envs = {job.training.n_envs}: a rollout needs 2 steps"
+        )
+    if job.training.ppo.get("batch_size", 64) < 2:
+        raise BadInput("training.ppo.batch_size = 1: it must be 2 or more, to normalise advantages")
+
+
+def training_env(task: Task, training: PPOTraining, seed: int) -> VecEnv:
+    """The vectorised environment of a training, with rewards divided by their running spread if so asked."""
+    env: VecEnv = task.make_vec_env(task.training_streams(training.scenario_set, seed, training.n_envs))
+    if training.normalize_reward:
+        gamma = training.ppo.get("gamma", inspect.signature(PPO.__init__).parameters["gamma"].default)
+        env = VecNormalize(env, norm_obs=False, norm_reward=True, gamma=gamma)
+    return env
+
+
+def learning_rate_schedule(setting: LearningRate) -> Callable[[float], float]:
+    """SB3 asks with the share of the budget that remains: 1 -> `initial`, 0 -> `final`."""
+    final = setting.initial if setting.final is None else setting.final
+
+    def rate(progress_remaining: float) -> float:
+        return final + (setting.initial - final) * max(0.0, progress_remaining)
+
+    return rate
+
+
+def make_model(job: TrainingJob, task: Task, env: VecEnv) -> tuple[WarmPPO, TransferProof | None]:
+    """PPO with the weights it starts from: those of the initial policy with proof, or fresh ones from the seed."""
+    training = job.training
+    schedule = LearningRate(initial=0.0) if job.learning_rate_zero else training.learning_rate
+    model: WarmPPO = call_with_user_arguments(
+        WarmPPO,
+        "training.ppo",
+        policy=policy_class(task.observation_space),
+        env=env,
+        learning_rate=learning_rate_schedule(schedule),
+        policy_kwargs=policy_arguments(training.network),
+        seed=job.seed,
+        device="cpu",
+        **training.ppo,
+    )
+    if job.initial_policy is None or job.warm_start is None:
+        fresh = build_policy(task.observation_space, task.action_space, training.network, job.seed)
+        load_tensors(model.policy, fresh.state_dict())
+        return model, None
+    proof = transfer(model.policy, job.initial_policy, training.network, job.warm_start.initial_action_std)
+    if not job.learning_rate_zero:
+        model.begin_warm_start(job.warm_start)
+    return model, proof
+
+
+def evaluation_episodes(task: Task, scenario_set: str, schedule: EvaluationSchedule) -> tuple[Episode, ...]:
+    """The fixed episodes of the scheduled evaluations: the same for every arm and seed."""
+    return task.episodes(scenario_set, schedule.seed, schedule.episodes, Purpose.EVALUATE)
+
+
+def final_episodes(task: Task, scenario_set: str, schedule: EvaluationSchedule, count: int) -> tuple[Episode, ...]:
+    """Episodes that no scheduled evaluation has played, the same for every arm and seed."""
+    played = {episode.seed for episode in evaluation_episodes(task, scenario_set, schedule)}
+    attempt = 1
+    while True:
+        fresh = task.episodes(scenario_set, (schedule.seed, attempt), count, Purpose.EVALUATE)
+        if played.isdisjoint(episode.seed for episode in fresh):
+            return fresh
+        attempt += 1
+
+
+class _TimedEmit:
+    """Hands events on and keeps the time that takes."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self.seconds = 0.0
+
+    def __call__(self, event: TrainingEvent) -> None:
+        started = time.perf_counter()
+        self._emit(event)
+        self.seconds += time.perf_counter() - started
+
+
+def _evaluation_callback(job: TrainingJob, task: Task, emit: Emit) -> EvaluationCallback:
+    schedule = job.training.evaluation
+    episodes = evaluation_episodes(task, job.training.scenario_set, schedule)
+    return EvaluationCallback(task, episodes, schedule, job.convergence, job.best_metric, job.budget, emit)
+
+
+def _learn(model: PPO, budget: int, callback: EvaluationCallback, emit: Emit) -> None:
+    model.set_logger(Logger(folder=None, output_formats=[EventWriter(emit)]))
+    try:
+        model.learn(budget, callback=callback)
+        callback.finish()
+    except TrainingDone:
+        pass
+    model.logger.dump(model.num_timesteps)  # what the last update recorded
+
+
+def _refuse_changed_control(job: TrainingJob, before: str, after: str) -> None:
+    if job.learning_rate_zero and before != after:
+        raise RuntimeError(f"seed {job.seed}: weights changed at learning rate 0, the control proves nothing")
+
+
+def _conclude(
+    job: TrainingJob,
+    task: Task,
+    model: PPO,
+    callback: EvaluationCallback,
+    proof: TransferProof | None,
+    emit: _TimedEmit,
+    started: float,
+) -> TrainingResult:
+    """Save the last and the best policy, measure the best on fresh episodes, and put everything together."""
+    folder = Path(job.output)
+    provenance = {"task": job.task.name, "seed": job.seed}
+    last_weights = weights_digest(model.policy)
+    last_digest = save_policy(model.policy, folder / LAST_FOLDER, {**provenance, "timestep": model.num_timesteps})
+    load_tensors(model.policy, callback.best_tensors)
+    best_digest = save_policy(model.policy, folder / BEST_FOLDER, {**provenance, "timestep": callback.best_timestep})
+    before_final = time.perf_counter()
+    final = _final_evaluation(job, task, model)
+    now = time.perf_counter()
+    steps = sum(int(point.records.metrics[Metric.LENGTH].sum()) for point in callback.points)
+    return TrainingResult(
+        seed=job.seed,
+        evaluations=tuple(callback.points),
+        converged_at=callback.converged_at(),
+        best_timestep=callback.best_timestep,
+        best_digest=best_digest,
+        last_digest=last_digest,
+        best_weights=weights_digest(model.policy),
+        last_weights=last_weights,
+        environment_steps=model.num_timesteps,
+        evaluation_steps=steps + final.steps,
+        wall_seconds=WallSeconds(now - started, callback.seconds, now - before_final, emit.seconds),
+        transferred=proof,
+        final=final,
+    )
+
+
+def _final_evaluation(job: TrainingJob, task: Task, model: PPO) -> EpisodeRecords:
+    training = job.training
+    episodes = final_episodes(task, training.scenario_set, training.evaluation, job.final_episodes)
+    return run_episodes(task, act_function(model.policy), episodes)

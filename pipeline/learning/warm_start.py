@@ -1,0 +1,229 @@
+"""Starting PPO from a clone: weights transferred with proof, critic burn-in, and a penalty that fades out.
+
+Everything here is explicit and off in a training from scratch. How the clone was made is not known here.
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import explained_variance
+from torch.nn import functional
+
+from pipeline.config.training import Network, WarmStart
+from pipeline.errors import BadInput
+from pipeline.learning.jobs import TransferProof
+from pipeline.policies import (
+    act_function,
+    batch_digest,
+    load_policy,
+    load_tensors,
+    network_of,
+    policy_digest,
+    probe_batch,
+    tensor_digests,
+    tensors_of,
+)
+
+STD_TENSOR = "log_std"
+
+
+def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_std: float | None) -> TransferProof:
+    """Fill `policy` with the artifact's tensors, prove it, and set the standard deviation of its actions.
+
+    Raises BadInput when the artifact's spaces or network are not those of the training.
+    """
+    source = load_policy(folder)
+    _refuse_misfit(policy, source, folder, network)
+    load_tensors(policy, tensors_of(source))
+    proof = _prove(policy, source, folder, initial_std)
+    if initial_std is not None and isinstance(policy.action_space, spaces.Box):
+        with torch.no_grad():
+            policy.log_std.fill_(float(np.log(initial_std)))
+    return proof
+
+
+def _refuse_misfit(policy: ActorCriticPolicy, source: ActorCriticPolicy, folder: str, network: Network) -> None:
+    for what in ("observation_space", "action_space"):
+        if getattr(policy, what) != getattr(source, what):
+            raise BadInput(
+                f"initial policy {folder!r}: its {what} {getattr(source, what)} is not the task's "
+                f"{getattr(policy, what)}; pre-train on this task"
+            )
+    if network_of(source) != network:
+        raise BadInput(
+            f"initial policy {folder!r}: its network {network_of(source)} is not training.network {network}; "
+            "give both the same"
+        )
+
+
+def _prove(
+    policy: ActorCriticPolicy, source: ActorCriticPolicy, folder: str, initial_std: float | None
+) -> TransferProof:
+    digests, expected = tensor_digests(policy), tensor_digests(source)
+    probe = probe_batch(policy.observation_space)
+    ours, theirs = act_function(policy)(probe), act_function(source)(probe)
+    distance = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
+    if digests != expected or distance != 0.0:
+        raise RuntimeError(f"the transfer of {folder!r} failed: action distance {distance}, tensors differ")
+    return TransferProof(
+        policy_digest=policy_digest(folder),
+        tensors=digests,
+        tensor_count=len(digests),
+        parameter_count=sum(tensor.numel() for tensor in policy.parameters()),
+        probe_digest=batch_digest(probe),
+        action_distance=distance,
+        initial_action_std=initial_std if isinstance(policy.action_space, spaces.Box) else None,
+    )
+
+
+class WarmPPO(PPO):
+    """SB3's PPO with a critic burn-in and a fading penalty KL(clone || policy); `begin_warm_start` arms them.
+
+    Without burn-in and penalty every update is SB3's own, bit for bit.
+    """
+
+    warm_start: WarmStart | None = None
+    _reference: ActorCriticPolicy | None = None
+    _critic_optimizer: torch.optim.Optimizer | None = None
+
+    def begin_warm_start(self, settings: WarmStart) -> None:
+        """Take the present policy as the clone to stay near to. Call once, before `learn`."""
+        self.warm_start = settings
+        if settings.clone_penalty > 0:
+            self._reference = copy.deepcopy(self.policy)
+            for parameter in self._reference.parameters():
+                parameter.requires_grad_(False)
+        if settings.critic_burn_in_steps > 0:
+            critic = [*self.policy.mlp_extractor.value_net.parameters(), *self.policy.value_net.parameters()]
+            self._critic_optimizer = torch.optim.Adam(critic, lr=settings.critic_burn_in_learning_rate)
+
+    def penalty_weight(self) -> float:
+        """Weight of the penalty now: linear from `clone_penalty` to 0 over `clone_penalty_fade_steps` after burn-in."""
+        if self.warm_start is None or self._reference is None:
+            return 0.0
+        elapsed = max(0, self.num_timesteps - self.n_steps * self.n_envs - self.warm_start.critic_burn_in_steps)
+        fade = self.warm_start.clone_penalty_fade_steps
+        return self.warm_start.clone_penalty * (max(0.0, 1 - elapsed / fade) if fade else 1.0)
+
+    def train(self) -> None:
+        """One update on the rollout buffer: the critic alone in burn-in, then PPO with the penalty, then plain PPO."""
+        if self._critic_optimizer is not None and self.warm_start is not None:
+            if self.num_timesteps <= self.warm_start.critic_burn_in_steps:
+                self._train_critic(self._critic_optimizer)
+                return
+            self._critic_optimizer = None
+        weight = self.penalty_weight()
+        if weight > 0:
+            self._train_near_clone(weight)
+        else:
+            self._reference = None
+            super().train()
+
+    def _train_critic(self, optimizer: torch.optim.Optimizer) -> None:
+        losses: list[float] = []
+        for _ in range(self.n_epochs):
+            for batch in self.rollout_buffer.get(self.batch_size):
+                loss = functional.mse_loss(self.policy.predict_values(batch.observations).flatten(), batch.returns)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        buffer = self.rollout_buffer
+        self.logger.record("train/value_loss", float(np.mean(losses)))
+        self.logger.record(
+            "train/explained_variance", explained_variance(buffer.values.ravel(), buffer.returns.ravel())
+        )
+        self.logger.record("train/critic_burn_in", 1.0)
+
+    def _train_near_clone(self, weight: float) -> None:
+        """SB3's PPO update (Schulman et al. 2017) with `weight * KL(clone || policy)` added to the loss."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip_range = self._now(self.clip_range)
+        logged: dict[str, list[float]] = {}
+        for _ in range(self.n_epochs):
+            for batch in self.rollout_buffer.get(self.batch_size):
+                loss, parts = self._penalised_loss(batch, clip_range, weight)
+                for name, value in parts.items():
+                    logged.setdefault(name, []).append(value)
+                if self.target_kl is not None and parts["approx_kl"] > 1.5 * self.target_kl:
+                    break
+                self.policy.optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+            else:
+                self._n_updates += 1
+                continue
+            self._n_updates += 1
+            break
+        self._record_update(logged, clip_range, weight)
+
+    def _penalised_loss(self, batch: Any, clip_range: float, weight: float) -> tuple[torch.Tensor, dict[str, float]]:
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        actions = batch.actions.long().flatten() if discrete else batch.actions
+        policy = self.policy
+        features = policy.extract_features(batch.observations)
+        latent_actor, latent_critic = policy.mlp_extractor(features)
+        distribution = policy._get_action_dist_from_latent(latent_actor)
+        values, log_prob = policy.value_net(latent_critic).flatten(), distribution.log_prob(actions)
+        advantages = batch.advantages
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        log_ratio = log_prob - batch.old_log_prob
+        ratio = log_ratio.exp()
+        clipped = torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
+        policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
+        if self.clip_range_vf is not None:
+            limit = self._now(self.clip_range_vf)
+            values = batch.old_values + torch.clamp(values - batch.old_values, -limit, limit)
+        value_loss = functional.mse_loss(batch.returns, values)
+        entropy = distribution.entropy()
+        entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
+        assert self._reference is not None
+        with torch.no_grad():
+            clone = _plain(self._reference.get_distribution(batch.observations))
+            approx_kl = ((ratio - 1) - log_ratio).mean()
+        divergence = torch.distributions.kl_divergence(clone, _plain(distribution))
+        divergence = (divergence.sum(dim=1) if divergence.ndim > 1 else divergence).mean()
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss + weight * divergence
+        return loss, {
+            "policy_gradient_loss": policy_loss.item(),
+            "value_loss": value_loss.item(),
+            "entropy_loss": entropy_loss.item(),
+            "clip_fraction": ((ratio - 1).abs() > clip_range).float().mean().item(),
+            "approx_kl": approx_kl.item(),
+            "clone_divergence": divergence.item(),
+            "loss": loss.item(),
+        }
+
+    def _now(self, schedule: Any) -> float:
+        """The value of an SB3 schedule at this point of the training."""
+        return float(schedule(self._current_progress_remaining))
+
+    def _record_update(self, logged: dict[str, list[float]], clip_range: float, weight: float) -> None:
+        buffer = self.rollout_buffer
+        for name, values in logged.items():
+            self.logger.record(f"train/{name}", float(np.mean(values)))
+        self.logger.record("train/clone_penalty", weight)
+        self.logger.record(
+            "train/explained_variance", explained_variance(buffer.values.ravel(), buffer.returns.ravel())
+        )
+        self.logger.record("train/clip_range", clip_range)
+        if hasattr(self.policy, STD_TENSOR):
+            self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+
+def _plain(distribution: Distribution) -> torch.distributions.Distribution:
+    """The torch distribution inside SB3's wrapper, for the action spaces that have exactly one."""
+    inner = distribution.distribution
+    if not isinstance(inner, torch.distributions.Distribution):
+        raise BadInput("warm_start.clone_penalty is for Box, Discrete and MultiBinary actions; set it to 0")
+    return inner

@@ -1,0 +1,394 @@
+"""Policy artifacts: a folder of `policy.safetensors` and `policy.json`, from which our own code builds the network.
+
+Loading runs no code from the files: the JSON names spaces, network and action distribution, the network is built from
+them, and the tensors must fit it exactly, by name, shape and dtype, and be finite. Training is not decided here.
+
+    policy = build_policy(observation_space, action_space, Network(hidden=(64, 64)), seed=1)
+    save_policy(policy, folder, {"run_id": "..."})
+    act = act_function(load_policy(folder))
+    actions = act(observations)           # (n, *obs_shape) -> (n, *act_shape)
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.preprocessing import is_image_space
+from torch import nn
+
+from pipeline.config.training import Network
+from pipeline.errors import BadInput, shortened
+from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
+from pipeline.spaces import space_from_json, space_to_json
+
+FORMAT_VERSION: Final = 1
+DIGEST_LENGTH: Final = 36  # MLflow allows no longer digest of a dataset; one length for all
+MAX_SPEC_BYTES: Final = 1_000_000
+MAX_WEIGHT_BYTES: Final = 1_000_000_000
+MAX_LAYERS: Final = 16
+MAX_PARAMETERS: Final = 200_000_000
+
+ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+Observations = Any  # (n, *obs_shape) array, or a mapping of such arrays for Dict spaces
+ActFunction = Callable[[Observations], np.ndarray]  # observations of n slots -> (n, *act_shape) actions
+
+_SPEC_KEYS: Final = frozenset(
+    {"format_version", "observation_space", "action_space", "network", "action_distribution", "provenance"}
+)
+_INVARIANT_ROWS: Final = 4
+PROBE_COUNT: Final = 256
+
+
+def policy_class(observation_space: gym.Space[Any]) -> type[ActorCriticPolicy]:
+    """The SB3 policy class that reads such observations: mappings, images, or anything flat."""
+    if isinstance(observation_space, spaces.Dict):
+        return MultiInputActorCriticPolicy
+    return ActorCriticCnnPolicy if is_image_space(observation_space) else ActorCriticPolicy
+
+
+def policy_arguments(network: Network) -> dict[str, Any]:
+    """`policy_kwargs` of SB3 for our network settings: actor and critic are separate, of the same shape."""
+    hidden = list(network.hidden)
+    return {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": ACTIVATIONS[network.activation]}
+
+
+def action_distribution(action_space: gym.Space[Any]) -> str:
+    """`Box` -> `"diagonal_gaussian"` and so on. Raises BadInput for a space that PPO cannot act in."""
+    if isinstance(action_space, spaces.Box):
+        return "diagonal_gaussian"
+    if isinstance(action_space, spaces.Discrete) and action_space.start == 0:  # SB3 ignores another start
+        return "categorical"
+    if isinstance(action_space, spaces.MultiDiscrete) and not action_space.start.any():
+        return "multi_categorical"
+    if isinstance(action_space, spaces.MultiBinary):
+        return "bernoulli"
+    raise BadInput(
+        f"action space {shortened(action_space)} cannot be learnt by PPO; it takes Box, Discrete and MultiDiscrete "
+        "that start at 0, or MultiBinary"
+    )
+
+
+def build_policy(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network, seed: int
+) -> ActorCriticPolicy:
+    """A fresh policy on the CPU whose weights follow from `seed` alone: the one that PPO with this seed starts from."""
+    action_distribution(action_space)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy = policy_class(observation_space)(
+            observation_space, action_space, lr_schedule=lambda _: 0.0, **policy_arguments(network)
+        )
+    policy.set_training_mode(False)
+    return policy
+
+
+def network_of(policy: ActorCriticPolicy) -> Network:
+    """The settings a policy was built from: the inverse of `policy_arguments`."""
+    arch = policy.net_arch
+    hidden = arch["pi"] if isinstance(arch, dict) else arch
+    names = [name for name, activation in ACTIVATIONS.items() if activation is policy.activation_fn]
+    if not names or (isinstance(arch, dict) and arch["pi"] != arch["vf"]):
+        raise ValueError(f"no Network describes net_arch {arch} with {policy.activation_fn}")
+    return Network(hidden=tuple(hidden), activation=names[0])  # type: ignore[arg-type]
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def save_policy(policy: ActorCriticPolicy, folder: str | Path, provenance: Mapping[str, Any]) -> str:
+    """Write the artifact, whole or not at all, replacing what was there; returns its `policy_digest`."""
+    spec = {
+        "format_version": FORMAT_VERSION,
+        "observation_space": space_to_json(policy.observation_space),
+        "action_space": space_to_json(policy.action_space),
+        "network": {"hidden": list(network_of(policy).hidden), "activation": network_of(policy).activation},
+        "action_distribution": action_distribution(policy.action_space),
+        "provenance": dict(provenance),
+    }
+    files = {
+        POLICY_WEIGHTS_FILE: to_safetensors(tensors_of(policy)),
+        POLICY_SPEC_FILE: (json.dumps(spec, indent=1, sort_keys=True, allow_nan=False) + "\n").encode(),
+    }
+    _replace_folder(Path(folder), files)
+    return policy_digest(folder)
+
+
+def policy_digest(folder: str | Path) -> str:
+    """sha256 over both files, cut to 36 hex characters. Raises BadInput when one is missing."""
+    digest = hashlib.sha256()
+    for name, limit in ((POLICY_WEIGHTS_FILE, MAX_WEIGHT_BYTES), (POLICY_SPEC_FILE, MAX_SPEC_BYTES)):
+        content = _read(Path(folder) / name, limit)
+        digest.update(f"{name}:{len(content)}:".encode())
+        digest.update(content)
+    return digest.hexdigest()[:DIGEST_LENGTH]
+
+
+def load_policy(folder: str | Path) -> ActorCriticPolicy:
+    """Build the policy that `policy.json` describes and fill it with the tensors, strictly.
+
+    Raises BadInput, one line, for anything missing, oversized, unknown, misfitting or not finite.
+    """
+    spec = read_spec(folder)
+    policy = build_policy(spec.observation_space, spec.action_space, spec.network, seed=0)
+    load_tensors(policy, _read_tensors(Path(folder) / POLICY_WEIGHTS_FILE, tensors_of(policy)))
+    return policy
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What `policy.json` says."""
+
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    network: Network
+    provenance: Mapping[str, Any]
+
+
+def read_spec(folder: str | Path) -> PolicySpec:
+    """Read and check `policy.json` without touching the weights. Raises BadInput."""
+    path = Path(folder) / POLICY_SPEC_FILE
+    data = _parse_json(_read(path, MAX_SPEC_BYTES), path)
+    if not isinstance(data, dict) or set(data) != _SPEC_KEYS:
+        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise BadInput(f"policy {str(path)!r} must hold exactly {sorted(_SPEC_KEYS)}, got {shortened(found)}")
+    if data["format_version"] != FORMAT_VERSION:
+        raise BadInput(
+            f"policy {str(path)!r}: format_version {shortened(data['format_version'])} is unknown; "
+            f"this version reads {FORMAT_VERSION}"
+        )
+    if not isinstance(data["provenance"], dict):
+        raise BadInput(f"policy {str(path)!r}: provenance must be a mapping")
+    spec = PolicySpec(
+        observation_space=space_from_json(data["observation_space"]),
+        action_space=space_from_json(data["action_space"]),
+        network=_network_from_json(data["network"], path),
+        provenance=data["provenance"],
+    )
+    if data["action_distribution"] != action_distribution(spec.action_space):
+        raise BadInput(
+            f"policy {str(path)!r}: action_distribution {shortened(data['action_distribution'])} does not belong to "
+            f"its action space, which takes {action_distribution(spec.action_space)!r}"
+        )
+    _refuse_oversized(spec, path)
+    return spec
+
+
+def _network_from_json(data: Any, path: Path) -> Network:
+    hidden = data.get("hidden") if isinstance(data, dict) else None
+    if (
+        not isinstance(data, dict)
+        or set(data) != {"hidden", "activation"}
+        or data["activation"] not in tuple(ACTIVATIONS)
+        or not isinstance(hidden, list)
+        or len(hidden) > MAX_LAYERS
+        or not all(type(width) is int and width >= 1 for width in hidden)
+    ):
+        raise BadInput(
+            f"policy {str(path)!r}: network {shortened(data)} must be "
+            f"{{'hidden': up to {MAX_LAYERS} positive integers, 'activation': one of {sorted(ACTIVATIONS)}}}"
+        )
+    return Network(hidden=tuple(hidden), activation=data["activation"])
+
+
+def _refuse_oversized(spec: PolicySpec, path: Path) -> None:
+    """Bound the memory that building the network takes, before building it."""
+    try:
+        inputs = int(gym.spaces.utils.flatdim(spec.observation_space))
+        outputs = int(gym.spaces.utils.flatdim(spec.action_space))
+    except (NotImplementedError, ValueError) as error:
+        raise BadInput(f"policy {str(path)!r}: its spaces cannot be flattened: {error}") from None
+    widths = [inputs, *spec.network.hidden, outputs]
+    parameters = 2 * sum(a * b + b for a, b in pairwise(widths))
+    if parameters > MAX_PARAMETERS:
+        raise BadInput(
+            f"policy {str(path)!r}: its network of {parameters} parameters is larger than the {MAX_PARAMETERS} allowed"
+        )
+
+
+def _parse_json(content: bytes, path: Path) -> Any:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key is given twice")
+        return dict(pairs)
+
+    def no_constant(text: str) -> float:
+        raise ValueError(f"{text} is not JSON")
+
+    try:
+        return json.loads(content, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"policy {str(path)!r} is not valid JSON: {error}") from None
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        if not path.is_file():
+            raise BadInput(f"policy: no such file: {str(path)!r}; a policy artifact is a folder with it")
+        if path.stat().st_size > limit:
+            raise BadInput(f"policy: {str(path)!r} is larger than the {limit} bytes allowed")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"policy: cannot read {str(path)!r}: {error}") from None
+
+
+def _read_tensors(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The file's tensors, read only after names, shapes and dtypes in its header equal the expected ones."""
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    _read(path, min(MAX_WEIGHT_BYTES, needed + MAX_SPEC_BYTES))
+    names = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            found = set(file.keys())
+            if found != set(expected):
+                missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
+                raise BadInput(
+                    f"policy {str(path)!r}: its tensors are not those of its network; missing: "
+                    f"{shortened(missing)}, unexpected: {shortened(extra)}"
+                )
+            for name, tensor in expected.items():
+                header = file.get_slice(name)
+                shape, dtype = tuple(header.get_shape()), header.get_dtype()
+                if shape != tuple(tensor.shape) or dtype != names[tensor.dtype]:
+                    raise BadInput(
+                        f"policy {str(path)!r}: tensor {name!r} is {dtype} {shape}, its network needs "
+                        f"{names[tensor.dtype]} {tuple(tensor.shape)}"
+                    )
+            tensors = {name: file.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadInput(f"policy {str(path)!r} is not a readable safetensors file: {shortened(str(error))}") from None
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadInput(f"policy {str(path)!r}: tensor {name!r} holds a value that is not finite")
+    return tensors
+
+
+def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder with these files in the place of `folder`; a crash leaves the old one or the new one complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    stale = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    for leftover in (fresh, stale):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    for name, content in files.items():
+        with open(fresh / name, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    if folder.exists():
+        folder.rename(stale)
+    fresh.rename(folder)
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def tensors_of(policy: ActorCriticPolicy) -> dict[str, torch.Tensor]:
+    """A detached copy of every tensor of the policy, by name."""
+    return {name: tensor.detach().clone().contiguous() for name, tensor in policy.state_dict().items()}
+
+
+def load_tensors(policy: ActorCriticPolicy, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Fill a policy with tensors of exactly its names and shapes."""
+    policy.load_state_dict(dict(tensors), strict=True)
+
+
+def tensor_digests(policy: ActorCriticPolicy) -> dict[str, str]:
+    """Tensor name -> sha256 (36 characters) over its dtype, shape and bytes."""
+    return {name: _digest_array(tensor.numpy()) for name, tensor in tensors_of(policy).items()}
+
+
+def weights_digest(policy: ActorCriticPolicy) -> str:
+    """One sha256 (36 characters) over all tensors with their names: equal exactly when every weight is equal."""
+    text = json.dumps(tensor_digests(policy), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def _digest_array(array: np.ndarray) -> str:
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()[:DIGEST_LENGTH]
+
+
+# --- acting ----------------------------------------------------------------------------------------------------------
+
+
+def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFunction:
+    """Batched inference: `(n, *obs_shape)` -> `(n, *act_shape)` actions inside the action space.
+
+    Deterministic actions equal `policy.predict`. A row's action does not depend on how many rows, or which, come with
+    it: what an episode does must not depend on the episodes next to it. It reads the policy's weights at each call, so
+    it stays true while the policy learns. Stochastic actions draw from torch's global generator.
+    """
+    flat_box = isinstance(policy.observation_space, spaces.Box) and type(policy) is ActorCriticPolicy
+    if not (flat_box and deterministic and isinstance(policy.action_space, (spaces.Box, spaces.Discrete))):
+
+        def predict(observations: Observations) -> np.ndarray:
+            return np.asarray(policy.predict(observations, deterministic=deterministic)[0])
+
+        return predict
+    layers = [*policy.mlp_extractor.policy_net, policy.action_net]
+    width = prod(policy.observation_space.shape or ())
+    space = policy.action_space
+    low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (None, None)
+
+    def act(observations: Observations) -> np.ndarray:
+        rows = len(observations)
+        flat = np.asarray(observations, np.float32).reshape(rows, width)
+        if rows < _INVARIANT_ROWS:
+            # subtle: matrix products of fewer rows take another kernel, whose last bits differ
+            flat = np.concatenate([flat, np.zeros((_INVARIANT_ROWS - rows, width), np.float32)])
+        with torch.inference_mode():
+            output = torch.from_numpy(np.ascontiguousarray(flat))
+            for layer in layers:
+                output = layer(output)
+        result = output.numpy()[:rows]
+        if low is None:
+            return np.asarray(result.argmax(axis=1))
+        return np.clip(result.reshape(rows, *low.shape), low, high)
+
+    return act
+
+
+def probe_batch(observation_space: gym.Space[Any], count: int = PROBE_COUNT) -> np.ndarray:
+    """Fixed observations of a Box space to compare two policies on: uniform where bounded, standard normal elsewhere.
+
+    The same space gives the same bits. Raises BadInput for other spaces.
+    """
+    if not isinstance(observation_space, spaces.Box):
+        raise BadInput(f"no probe batch for observation space {shortened(observation_space)}; it must be a Box")
+    rng = np.random.default_rng(0)
+    low, high = (np.asarray(b, np.float64) for b in (observation_space.low, observation_space.high))
+    bounded = np.isfinite(low) & np.isfinite(high) & (high - low < 1e6)
+    uniform = rng.random((count, *low.shape)) * np.where(bounded, high - low, 0.0) + np.where(bounded, low, 0.0)
+    normal = np.clip(rng.standard_normal((count, *low.shape)), low, high)
+    return np.where(bounded, uniform, normal).astype(observation_space.dtype)
+
+
+def batch_digest(batch: np.ndarray) -> str:
+    """sha256 (36 characters) over dtype, shape and bytes of an array."""
+    return _digest_array(batch)
