@@ -19,6 +19,7 @@ from pipeline.envs.social_nav.layout import (
     MAX_TURN,
     MAX_TURN_ACCELERATION,
     ROBOT_RADIUS,
+    Slot,
 )
 
 RELAXATION_TIME = 0.5  # s; H&M 95 and M 10
@@ -38,8 +39,8 @@ _LEAST_AXIS = 0.02  # m, keeps the ellipse from degenerating
 
 
 @njit(inline="always")
-def _social_force(dx, dy, yx, yy, ex, ey):
-    """Repulsion (m/s^2) of a pedestrian by a body at distance (dx, dy) from it that nears by (yx, yy) in `ANTICIPATION`.
+def _social_force(dx: float, dy: float, yx: float, yy: float, ex: float, ey: float) -> tuple[float, float]:
+    """Repulsion (m/s^2) of a pedestrian by a body (dx, dy) away that comes nearer by (yx, yy) within `ANTICIPATION`.
 
     The equipotential lines are ellipses with the semi-minor axis b (J 07, eq. 8 to 10). (ex, ey): where it wants to go.
     """
@@ -55,7 +56,7 @@ def _social_force(dx, dy, yx, yy, ex, ey):
 
 
 @njit
-def attract(slot) -> None:
+def attract(slot: Slot) -> None:
     """Start the forces with the pull of each pedestrian's target, and turn to the next waypoint where it is reached."""
     for i in range(slot.pedestrians):
         dx, dy = slot.ped_target_x[i] - slot.ped_x[i], slot.ped_target_y[i] - slot.ped_y[i]
@@ -76,7 +77,7 @@ def attract(slot) -> None:
 
 
 @njit
-def repel_from_people(slot) -> None:
+def repel_from_people(slot: Slot) -> None:
     """Add the repulsion between pedestrians. The inner loop runs over lanes and vectorises; nothing is summed in it."""
     for j in range(slot.pedestrians):
         x, y, vx, vy = slot.ped_x[j], slot.ped_y[j], slot.ped_vx[j], slot.ped_vy[j]
@@ -94,7 +95,7 @@ def repel_from_people(slot) -> None:
 
 
 @njit
-def repel_from_robot(slot) -> None:
+def repel_from_robot(slot: Slot) -> None:
     """Add the robot's force: the social force of a moving body plus the boundary force of its hull.
 
     `robot_force` is its size before each pedestrian's attention scales it down.
@@ -120,7 +121,7 @@ def repel_from_robot(slot) -> None:
 
 
 @njit
-def repel_from_walls(slot) -> None:
+def repel_from_walls(slot: Slot) -> None:
     """Add the boundary force of the nearest point of every wall (H&M 95, eq. 5 and 13)."""
     for k in range(slot.wall_count):
         x1, y1 = slot.walls[k, 0], slot.walls[k, 1]
@@ -137,7 +138,7 @@ def repel_from_walls(slot) -> None:
 
 
 @njit
-def move_people(slot) -> None:
+def move_people(slot: Slot) -> None:
     """Semi-implicit Euler step under the summed forces, with the speed limit of H&M 95."""
     for i in range(MAX_PEDESTRIANS):
         vx = slot.ped_vx[i] + slot.force_x[i] * DT
@@ -150,7 +151,7 @@ def move_people(slot) -> None:
 
 
 @njit
-def move_robot(slot, forward: float, turn: float, max_speed: float) -> None:
+def move_robot(slot: Slot, forward: float, turn: float, max_speed: float) -> None:
     """Differential drive: `forward` in [-1, 1] is a target of 0 to `max_speed`, `turn` one of -MAX_TURN to MAX_TURN."""
     target = 0.5 * (forward + 1.0) * max_speed
     change = MAX_ACCELERATION * DT
@@ -170,7 +171,7 @@ def move_robot(slot, forward: float, turn: float, max_speed: float) -> None:
 
 
 @njit
-def move(slot, forward: float, turn: float, max_speed: float) -> None:
+def move(slot: Slot, forward: float, turn: float, max_speed: float) -> None:
     """Advance people and robot by `DT`; all forces are those of the state before the step."""
     attract(slot)
     repel_from_people(slot)

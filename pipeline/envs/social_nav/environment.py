@@ -70,7 +70,8 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         observation, info = env.reset(seed=7)
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
 
-    The last info of an episode holds its metrics (floats); a timeout is a truncation. Raises BadInput on wrong arguments.
+    The last info of an episode holds its metrics (floats); a timeout is a truncation. Raises BadInput on wrong
+    arguments.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -124,5 +125,5 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return dict(episode_metrics(self._slots[0], int(self._settings["horizon"][0])))
 
     def state(self) -> np.void:
-        """A copy of the full simulation state (one `SLOT` record): positions, velocities, routes, walls, accumulators."""
+        """A copy of the full simulation state, one `SLOT` record: positions, velocities, walls, accumulators."""
         return self._slots[0].copy()

@@ -8,6 +8,8 @@ import math
 
 from numba import njit
 
+from pipeline.envs.social_nav.layout import Slot
+
 
 @njit
 def decay(x: float) -> float:
@@ -49,7 +51,7 @@ def crosses(ax: float, ay: float, bx: float, by: float, x1: float, y1: float, x2
 
 
 @njit
-def sees(slot, ax: float, ay: float, bx: float, by: float) -> bool:
+def sees(slot: Slot, ax: float, ay: float, bx: float, by: float) -> bool:
     """Whether no wall lies between two points."""
     for k in range(slot.wall_count):
         wall = slot.walls[k]
@@ -59,7 +61,7 @@ def sees(slot, ax: float, ay: float, bx: float, by: float) -> bool:
 
 
 @njit
-def wall_clearance(slot, px: float, py: float) -> float:
+def wall_clearance(slot: Slot, px: float, py: float) -> float:
     """Distance of a point from the nearest wall; infinite without walls."""
     nearest = math.inf
     for k in range(slot.wall_count):
@@ -69,7 +71,7 @@ def wall_clearance(slot, px: float, py: float) -> float:
 
 
 @njit
-def measure_bends(slot) -> None:
+def measure_bends(slot: Slot) -> None:
     """Shortest distance from every bend to the goal (Bellman-Ford over the few bends), infinite where there is none."""
     for k in range(slot.bend_count):
         bx, by = slot.bends[k, 0], slot.bends[k, 1]
@@ -87,7 +89,7 @@ def measure_bends(slot) -> None:
 
 
 @njit
-def follow_path(slot) -> None:
+def follow_path(slot: Slot) -> None:
     """Set `path_distance` and the waypoint: the first point of the shortest path from the robot to the goal."""
     x, y = slot.x, slot.y
     dx, dy = slot.goal_x - x, slot.goal_y - y

@@ -30,7 +30,15 @@ def _source_digest() -> str:
 def _compile(version: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     # subtle: numba keys its cache by closure variables, so mentioning `version` invalidates it with the sources.
     @njit(cache=True, error_model="numpy")
-    def start(slots, i, family, pedestrians, seed, settings, observations):
+    def start(
+        slots: np.ndarray,
+        i: int,
+        family: int,
+        pedestrians: int,
+        seed: int,
+        settings: np.ndarray,
+        observations: np.ndarray,
+    ) -> None:
         """Begin an episode in slot i and fill its observation row."""
         version  # noqa: B018
         slot = slots[i]
@@ -40,7 +48,14 @@ def _compile(version: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         observe(slot, settings[0].max_speed, observations[i], ranges)
 
     @njit(cache=True, error_model="numpy")
-    def advance(slots, actions, settings, observations, rewards, done):
+    def advance(
+        slots: np.ndarray,
+        actions: np.ndarray,
+        settings: np.ndarray,
+        observations: np.ndarray,
+        rewards: np.ndarray,
+        done: np.ndarray,
+    ) -> int:
         """One step of every running slot. done: 0 goes on, 1 terminated, 2 truncated. Returns how many ended."""
         version  # noqa: B018
         ended = 0

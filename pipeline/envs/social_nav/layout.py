@@ -5,6 +5,8 @@ environment is a copy of its record. Fields of pedestrians always have `MAX_PEDE
 away. The constant lane count lets the compiler vectorise over pedestrians without making results depend on the batch.
 """
 
+from typing import Any, TypeAlias
+
 import numpy as np
 
 DT = 0.1  # s
@@ -102,6 +104,8 @@ SLOT = np.dtype(
     ],
     align=True,
 )
+
+Slot: TypeAlias = Any  # one record of SLOT, as compiled functions see it
 
 REWARD_TERMS = 16  # room for the weights of any reward
 

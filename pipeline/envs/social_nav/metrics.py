@@ -1,4 +1,4 @@
-"""Episode metrics: accumulated step by step in the kernel, read out once at the end. Definitions: docs/social_nav.md."""
+"""Episode metrics: accumulated step by step in the kernel, read out once at the end (docs/social_nav.md)."""
 
 import math
 
@@ -13,11 +13,12 @@ from pipeline.envs.social_nav.layout import (
     NEAR_MISS_CLEARANCE,
     PEDESTRIAN_RADIUS,
     ROBOT_RADIUS,
+    Slot,
 )
 
 
 @njit
-def account(slot, forward: float, turn: float, horizon: int) -> None:
+def account(slot: Slot, forward: float, turn: float, horizon: int) -> None:
     """Record the facts of the step that `move` just made, decide the outcome, and accumulate the metrics."""
     slot.steps += 1
     change_0, change_1 = forward - slot.action[0], turn - slot.action[1]

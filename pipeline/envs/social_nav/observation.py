@@ -13,6 +13,8 @@ from pipeline.envs.social_nav.layout import (
     MAX_PEDESTRIANS,
     MAX_TURN,
     PEDESTRIAN_RADIUS,
+    ROBOT_RADIUS,
+    Slot,
 )
 
 NEAREST = 6  # pedestrians in the observation
@@ -31,11 +33,11 @@ FEATURES = (
     "speed",
     "turn_rate",
     *(f"pedestrian_{k}_{part}" for k in range(NEAREST) for part in ("x", "y", "vx", "vy", "present")),
-    *(f"range_{k:02d}" for k in range(RAYS)),
+    *(f"proximity_{k:02d}" for k in range(RAYS)),
 )
 OBSERVATION_SIZE = len(FEATURES)
 _PEDESTRIANS_AT = FEATURES.index("pedestrian_0_x")
-_RANGES_AT = FEATURES.index("range_00")
+_SCAN_AT = FEATURES.index("proximity_00")
 
 _angles = 2.0 * np.pi * np.arange(RAYS) / RAYS
 RAY_COS = np.round(np.cos(_angles), 15)  # rounded: the same bits with every mathematical library
@@ -43,12 +45,12 @@ RAY_SIN = np.round(np.sin(_angles), 15)
 
 
 @njit
-def _bounded(value):
+def _bounded(value: float) -> float:
     return min(max(value, -1.0), 1.0)
 
 
 @njit
-def _see_people(slot, out):
+def _see_people(slot: Slot, out: np.ndarray) -> None:
     """Fill the nearest visible pedestrians, nearest first; absent ones stay zero."""
     x, y, cos, sin = slot.x, slot.y, slot.cos, slot.sin
     for i in range(MAX_PEDESTRIANS):
@@ -75,7 +77,7 @@ def _see_people(slot, out):
                 nearest, least = i, slot.distance[i]
         at = _PEDESTRIANS_AT + 5 * k
         if least >= VIEW:
-            out[at : _RANGES_AT] = 0.0
+            out[at:_SCAN_AT] = 0.0
             return
         dx, dy = slot.ped_vx[nearest] - vx, slot.ped_vy[nearest] - vy
         out[at] = _bounded(slot.local_x[nearest] / VIEW)
@@ -87,7 +89,7 @@ def _see_people(slot, out):
 
 
 @njit
-def _scan(slot, ranges):
+def _scan(slot: Slot, ranges: np.ndarray) -> None:
     """Distance (m) from the robot's centre to the first wall or body along each ray, at most `VIEW`."""
     for r in range(RAYS):
         ranges[r] = VIEW
@@ -118,7 +120,7 @@ def _scan(slot, ranges):
 
 
 @njit
-def observe(slot, max_speed: float, out, ranges) -> None:
+def observe(slot: Slot, max_speed: float, out: np.ndarray, ranges: np.ndarray) -> None:
     """Fill `out` (OBSERVATION_SIZE,) float32; `ranges` (RAYS,) float64 is working memory."""
     dx, dy = slot.goal_x - slot.x, slot.goal_y - slot.y
     distance = math.sqrt(dx * dx + dy * dy) + 1e-9
@@ -135,4 +137,4 @@ def observe(slot, max_speed: float, out, ranges) -> None:
     _see_people(slot, out)
     _scan(slot, ranges)
     for r in range(RAYS):
-        out[_RANGES_AT + r] = max(ranges[r] / VIEW, 0.0)
+        out[_SCAN_AT + r] = 1.0 / (1.0 + max(ranges[r] - ROBOT_RADIUS, 0.0))

@@ -2,7 +2,7 @@
 
 Every reward keeps one promise: a crash never scores better than staying alive to the horizon, whatever was done before
 and whatever would be done after. Where step costs could otherwise be saved by crashing, the crash is charged the most
-that the remaining steps could have cost, and gives back the progress it was paid (`tests/envs/test_social_nav_rewards.py`).
+that the remaining steps could have cost, and gives back the progress it was paid.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pipeline.envs.social_nav.layout import NEAR_MISS_CLEARANCE, REWARD_TERMS
+from pipeline.envs.social_nav.layout import NEAR_MISS_CLEARANCE, REWARD_TERMS, Slot
 from pipeline.envs.social_nav.snqi import BASELINE_FILE, WEIGHTS_FILE, load_baseline, load_weights
 from pipeline.errors import BadInput, did_you_mean
 
@@ -24,9 +24,9 @@ LARGEST_ACTION_CHANGE = math.sqrt(8.0)  # |a - a_previous| between opposite corn
 
 @dataclass(frozen=True)
 class Progress:
-    """Dense default. Per step, in this order of the weights:
+    """Dense default. Per step:
 
-    progress * (shortening of the shortest path, m) - living - near_miss * depth - comfort * disturbed - smoothness * |da|
+    progress * (shortening of the shortest path) - living - near_miss * depth - comfort * disturbed - smoothness * |da|
 
     with depth = (0.5 m - clearance) / 0.5 m in [0, 1], disturbed = force events / pedestrians, |da| scaled to [0, 1].
     Reaching the goal adds `success`. A crash costs `collision`, the remaining steps at their largest cost, and all
@@ -55,7 +55,7 @@ class Simple:
 
 @dataclass(frozen=True)
 class PunishAction:
-    """`Simple` minus action * |a - a_previous| per step; a crash is charged the remaining steps at the largest change."""
+    """`Simple` minus action * |a - a_previous| per step; a crash pays the remaining steps at the largest change."""
 
     living: float = 0.1
     pedestrian: float = 5.0
@@ -68,8 +68,8 @@ class PunishAction:
 class SnqiStep:
     """SNQI paid step by step: each normalised term pays its increment, so that the sum over an episode telescopes.
 
-    Near misses are exact, comfort is force events / pedestrians of the step over the horizon, jerk is the running mean of
-    finite differences. A crash costs the collision weight and takes every term to its worst.
+    Near misses are exact, comfort is force events / pedestrians of the step over the horizon, jerk is the running mean
+    of finite differences. A crash costs the collision weight and takes every term to its worst.
     """
 
     weights: str = str(WEIGHTS_FILE)  # path of a JSON file
@@ -91,7 +91,8 @@ def reward_settings(name: str, kwargs: Mapping[str, Any] | None) -> tuple[int, n
     """
     if name not in REWARDS:
         raise BadInput(
-            f"reward_name is {name!r}; allowed are {', '.join(REWARDS)}.{did_you_mean(str(name), REWARDS)} Choose one of them."
+            f"reward_name is {name!r}; allowed are {', '.join(REWARDS)}."
+            f"{did_you_mean(str(name), REWARDS)} Choose one of them."
         )
     kind = REWARDS[name]
     allowed = [field.name for field in fields(kind)]  # type: ignore[arg-type]
@@ -140,7 +141,7 @@ def _snqi_weights(chosen: SnqiStep) -> list[float]:
 
 
 @njit
-def _progress(slot, horizon, w):
+def _progress(slot: Slot, horizon: int, w: np.ndarray) -> float:
     failed = slot.collision_pedestrian + slot.collision_wall > 0
     potential = max(slot.shortest_path - slot.path_distance, -w[7]) * w[0]
     costs = w[1]
@@ -158,12 +159,12 @@ def _progress(slot, horizon, w):
 
 
 @njit
-def _simple(slot, horizon, w):
+def _simple(slot: Slot, horizon: int, w: np.ndarray) -> float:
     return -w[0] / horizon - w[1] * slot.collision_pedestrian - w[2] * slot.collision_wall + w[3] * slot.success
 
 
 @njit
-def _punish_action(slot, horizon, w):
+def _punish_action(slot: Slot, horizon: int, w: np.ndarray) -> float:
     steps = slot.action_change
     if slot.collision_pedestrian + slot.collision_wall > 0:
         steps += (horizon - slot.steps) * LARGEST_ACTION_CHANGE
@@ -171,12 +172,12 @@ def _punish_action(slot, horizon, w):
 
 
 @njit
-def _normal(value, med, scale):
+def _normal(value: float, med: float, scale: float) -> float:
     return min(max((value - med) * scale, 0.0), 1.0)
 
 
 @njit
-def _snqi_step(slot, horizon, w):
+def _snqi_step(slot: Slot, horizon: int, w: np.ndarray) -> float:
     failed = slot.collision_pedestrian + slot.collision_wall > 0
     comfort = slot.force_events / (slot.pedestrians * horizon) if slot.pedestrians > 0 else 0.0
     jerk = slot.jerk_sum / (slot.steps - 1) if slot.steps > 1 else 0.0
@@ -192,7 +193,7 @@ def _snqi_step(slot, horizon, w):
 
 
 @njit
-def pay(slot, settings) -> float:
+def pay(slot: Slot, settings: Any) -> float:
     """The reward of the step that was just made."""
     if settings.reward == PROGRESS:
         return _progress(slot, settings.horizon, settings.weights)

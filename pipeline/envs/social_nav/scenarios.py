@@ -13,7 +13,7 @@ from numba import njit
 from pipeline.envs.social_nav.chance import bell, either, uniform
 from pipeline.envs.social_nav.dynamics import SPEED_LEAST, SPEED_MEAN, SPEED_MOST, SPEED_SPREAD
 from pipeline.envs.social_nav.geometry import follow_path, measure_bends, wall_clearance
-from pipeline.envs.social_nav.layout import FAR_AWAY, MAX_PEDESTRIANS
+from pipeline.envs.social_nav.layout import FAR_AWAY, MAX_PEDESTRIANS, Slot
 
 FAMILIES = (
     "frontal_approach",
@@ -44,19 +44,19 @@ ROBOT_GUARD = 2.8  # nobody spawns nearer to the robot: 1 s at SPEED_FACTOR * SP
 PEOPLE_GUARD = 0.7  # between pedestrians at spawn, centre to centre
 WALL_GUARD = 0.35  # of waypoints and spawn places of pedestrians
 CORNER_GUARD = 0.5  # turning points keep this distance from corners, beside each wall
-ATTENTION_LEAST = 0.4  # pedestrians react to the robot with a share of the force between this and 1
+ATTENTION_LEAST, ATTENTION_MOST = 0.3, 0.9  # share of the robot's social force that pedestrians react to
 _TRIES = 2000
 
 
 @njit
-def _wall(slot, x1, y1, x2, y2):
+def _wall(slot: Slot, x1: float, y1: float, x2: float, y2: float) -> None:
     wall = slot.walls[slot.wall_count]
     wall[0], wall[1], wall[2], wall[3] = x1, y1, x2, y2
     slot.wall_count += 1
 
 
 @njit
-def _box(slot, x1, y1, x2, y2):
+def _box(slot: Slot, x1: float, y1: float, x2: float, y2: float) -> None:
     _wall(slot, x1, y1, x2, y1)
     _wall(slot, x2, y1, x2, y2)
     _wall(slot, x2, y2, x1, y2)
@@ -64,18 +64,18 @@ def _box(slot, x1, y1, x2, y2):
 
 
 @njit
-def _bend(slot, x, y):
+def _bend(slot: Slot, x: float, y: float) -> None:
     slot.bends[slot.bend_count, 0], slot.bends[slot.bend_count, 1] = x, y
     slot.bend_count += 1
 
 
 @njit
-def _place(slot, x, y, goal_x, goal_y):
+def _place(slot: Slot, x: float, y: float, goal_x: float, goal_y: float) -> None:
     slot.x, slot.y, slot.goal_x, slot.goal_y = x, y, goal_x, goal_y
 
 
 @njit
-def _corridor(slot, half):
+def _corridor(slot: Slot, half: float) -> None:
     """A straight corridor along x; both parallel and oncoming traffic use it."""
     _wall(slot, -9.0, -half, 9.0, -half)
     _wall(slot, -9.0, half, 9.0, half)
@@ -84,7 +84,7 @@ def _corridor(slot, half):
 
 
 @njit
-def _crossroads(slot, half):
+def _crossroads(slot: Slot, half: float) -> None:
     """Two corridors that cross; the robot goes straight on or turns off."""
     for sx in (-1.0, 1.0):
         for sy in (-1.0, 1.0):
@@ -101,7 +101,7 @@ def _crossroads(slot, half):
 
 
 @njit
-def _bent_corridor(slot, half):
+def _bent_corridor(slot: Slot, half: float) -> None:
     """A corridor with a right-angled corner that hides who comes."""
     _wall(slot, -8.0, -half, half, -half)
     _wall(slot, half, -half, half, 8.0)
@@ -113,7 +113,7 @@ def _bent_corridor(slot, half):
 
 
 @njit
-def _two_rooms(slot, gap, door_y):
+def _two_rooms(slot: Slot, gap: float, door_y: float) -> None:
     """Two rooms and a doorway between them."""
     _box(slot, -6.0, -4.0, 6.0, 4.0)
     _wall(slot, 0.0, -4.0, 0.0, door_y - 0.5 * gap)
@@ -124,7 +124,7 @@ def _two_rooms(slot, gap, door_y):
 
 
 @njit
-def _hall(slot, x, y):
+def _hall(slot: Slot, x: float, y: float) -> None:
     """A room with a pillar near its middle."""
     _box(slot, -6.0, -6.0, 6.0, 6.0)
     _box(slot, x - 0.5, y - 0.5, x + 0.5, y + 0.5)
@@ -136,7 +136,7 @@ def _hall(slot, x, y):
 
 
 @njit
-def _lay_out(slot, family):
+def _lay_out(slot: Slot, family: int) -> tuple[float, float]:
     """Walls, start, goal and turning points. Returns two numbers that the routes of the family need."""
     a, b = 0.0, 0.0
     if family == FRONTAL:
@@ -168,21 +168,21 @@ def _lay_out(slot, family):
 
 
 @njit
-def _stop(slot, i, x, y):
+def _stop(slot: Slot, i: int, x: float, y: float) -> None:
     k = slot.route_length[i]
     slot.route_x[i, k], slot.route_y[i, k] = x, y
     slot.route_length[i] += 1
 
 
 @njit
-def _flow(slot, i, side, start, end):
+def _flow(slot: Slot, i: int, side: float, start: float, end: float) -> None:
     """Along x from `start` to `end`, anywhere in the width."""
     _stop(slot, i, start, uniform(slot, -side, side))
     _stop(slot, i, end, uniform(slot, -side, side))
 
 
 @njit
-def _direction(slot):
+def _direction(slot: Slot) -> tuple[float, float]:
     """A uniform unit vector (drawn in the disc and normalised, so that no trigonometry is needed)."""
     while True:
         x, y = uniform(slot, -1.0, 1.0), uniform(slot, -1.0, 1.0)
@@ -193,7 +193,7 @@ def _direction(slot):
 
 
 @njit
-def _draw_route(slot, i, family, a, b):
+def _draw_route(slot: Slot, i: int, family: int, a: float, b: float) -> None:
     """The waypoints of pedestrian i; the first is where it spawns."""
     slot.route_length[i] = 0
     side = a - 0.5
@@ -237,7 +237,7 @@ def _draw_route(slot, i, family, a, b):
 
 
 @njit
-def _route_is_clear(slot, i):
+def _route_is_clear(slot: Slot, i: int) -> bool:
     """Whether pedestrian i stands apart from the robot and those before it, and no waypoint touches a wall."""
     x, y = slot.route_x[i, 0], slot.route_y[i, 0]
     if (x - slot.x) ** 2 + (y - slot.y) ** 2 < ROBOT_GUARD**2:
@@ -252,7 +252,7 @@ def _route_is_clear(slot, i):
 
 
 @njit
-def _populate(slot, family, count, a, b):
+def _populate(slot: Slot, family: int, count: int, a: float, b: float) -> None:
     """Draw routes until everybody stands; stops short (fewer pedestrians) only if `_TRIES` draws find no place."""
     slot.ped_x[:] = FAR_AWAY
     slot.ped_y[:] = FAR_AWAY
@@ -273,13 +273,13 @@ def _populate(slot, family, count, a, b):
             if family == PARALLEL and slot.route_x[i, 1] > slot.route_x[i, 0]:
                 speed *= 0.5  # strolling, so that there is somebody to overtake
             slot.ped_speed[i] = speed
-            slot.ped_attention[i] = uniform(slot, ATTENTION_LEAST, 1.0)
+            slot.ped_attention[i] = uniform(slot, ATTENTION_LEAST, ATTENTION_MOST)
             slot.route_index[i], slot.route_direction[i] = 1, 1
             slot.pedestrians += 1
 
 
 @njit
-def _mirror(slot):
+def _mirror(slot: Slot) -> None:
     slot.y, slot.goal_y = -slot.y, -slot.goal_y
     for k in range(slot.wall_count):
         slot.walls[k, 1], slot.walls[k, 3] = -slot.walls[k, 1], -slot.walls[k, 3]
@@ -292,7 +292,7 @@ def _mirror(slot):
 
 
 @njit
-def _set_off(slot):
+def _set_off(slot: Slot) -> None:
     """Pedestrians walk at their desired speed; the robot stands and looks roughly along its path."""
     for i in range(slot.pedestrians):
         slot.ped_target_x[i], slot.ped_target_y[i] = slot.route_x[i, 1], slot.route_y[i, 1]
@@ -310,7 +310,7 @@ def _set_off(slot):
 
 
 @njit
-def spawn(slot, family: int, pedestrians: int, seed: int) -> None:
+def spawn(slot: Slot, family: int, pedestrians: int, seed: int) -> None:
     """Lay out one episode: geometry, robot, goal and pedestrians, all from the seed."""
     slot.random_state = np.uint64(seed)
     slot.wall_count = 0

@@ -1,8 +1,8 @@
 """SNQI, the social navigation quality index: weights and baseline files, the index itself, and the fit of a baseline.
 
-    SNQI = w_success success - w_time time_norm - w_collisions N(collision) - w_near N(near_misses)
-           - w_comfort comfort_exposure - w_force_exceed N(force_exceed_events) - w_jerk N(jerk_mean)
-    N(x) = clip((x - med) / (p95 - med), 0, 1)
+SNQI = w_success success - w_time time_norm - w_collisions N(collision) - w_near N(near_misses)
+       - w_comfort comfort_exposure - w_force_exceed N(force_exceed_events) - w_jerk N(jerk_mean)
+N(x) = clip((x - med) / (p95 - med), 0, 1)
 """
 
 import json
@@ -51,7 +51,7 @@ def load_weights(path: Path) -> dict[str, float]:
 
 
 def load_baseline(path: Path) -> dict[str, Spread]:
-    """The baseline file: `{"near_misses": {"med": 2.0, "p95": 20.0}, ...}`, all keys of `NORMALISED`. Raises BadInput."""
+    """The baseline file: `{"near_misses": {"med": 2.0, "p95": 20.0}, ...}`, all of `NORMALISED`. Raises BadInput."""
     content = _read(path, NORMALISED)
     baseline = {}
     for metric in NORMALISED:
@@ -60,7 +60,9 @@ def load_baseline(path: Path) -> dict[str, Spread]:
             raise BadInput(f'{path}: {metric} is {shortened(entry)}; it must be {{"med": number, "p95": number}}.')
         med, p95 = (_number(entry[key], f"{metric}.{key}", path, least=-math.inf) for key in ("med", "p95"))
         if not p95 > med:
-            raise BadInput(f"{path}: {metric}.p95 is {p95}, which must exceed {metric}.med ({med}). Fit the file again.")
+            raise BadInput(
+                f"{path}: {metric}.p95 is {p95}, which must exceed {metric}.med ({med}). Fit the file again."
+            )
         baseline[metric] = Spread(med, p95)
     return baseline
 
@@ -69,17 +71,23 @@ def _read(path: Path, keys: Sequence[str]) -> dict[str, object]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"SNQI file {str(path)!r} cannot be read ({error.strerror}). Give the path of a JSON file.") from None
+        raise BadInput(
+            f"SNQI file {str(path)!r} cannot be read ({error.strerror}). Give the path of a JSON file."
+        ) from None
     except ValueError as error:
         raise BadInput(f"SNQI file {str(path)!r} is not valid JSON ({error}). Correct it.") from None
     if not isinstance(content, dict):
-        raise BadInput(f"SNQI file {str(path)!r} holds {shortened(content)}; it must be an object with {', '.join(keys)}.")
+        raise BadInput(
+            f"SNQI file {str(path)!r} holds {shortened(content)}; it must be an object with {', '.join(keys)}."
+        )
     for key in keys:
         if key not in content:
             raise BadInput(f"{path}: {key} is missing; required are {', '.join(keys)}. Add it.")
     for key in content:
         if key not in keys:
-            raise BadInput(f"{path}: {key} is unknown; allowed are {', '.join(keys)}.{did_you_mean(key, keys)} Remove it.")
+            raise BadInput(
+                f"{path}: {key} is unknown; allowed are {', '.join(keys)}.{did_you_mean(key, keys)} Remove it."
+            )
     return content
 
 
@@ -118,7 +126,9 @@ def fit_baseline(metrics: Mapping[str, np.ndarray]) -> dict[str, Spread]:
             raise BadInput(f"The episodes to fit the SNQI baseline from lack the metric {metric!r}. Record them again.")
         values = np.asarray(metrics[metric], dtype=np.float64)
         if values.size == 0 or not np.isfinite(values).all():
-            raise BadInput(f"The metric {metric!r} has no values or some that are not finite; it needs finite episodes.")
+            raise BadInput(
+                f"The metric {metric!r} has no values or some that are not finite; it needs finite episodes."
+            )
         if metric == "collision":
             continue
         med, p95 = float(np.median(values)), float(np.percentile(values, 95))

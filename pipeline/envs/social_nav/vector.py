@@ -11,6 +11,7 @@ from pipeline.envs.social_nav.environment import action_space, make_settings, ob
 from pipeline.envs.social_nav.kernels import advance, start
 from pipeline.envs.social_nav.layout import SLOT
 from pipeline.envs.social_nav.metrics import episode_metrics
+from pipeline.envs.social_nav.observation import OBSERVATION_SIZE
 from pipeline.errors import BadInput
 
 _NOTHING: dict[str, Any] = {}  # shared by all slots that did not end an episode
@@ -38,7 +39,7 @@ class SocialNavVecEnv(EpisodeVecEnv):
         self._streams: list[Iterator[Episode]] = list(streams)
         self._episodes: list[Episode | None] = [None] * self.num_envs
         self._slots = np.zeros(self.num_envs, SLOT)
-        self._observations = np.zeros((self.num_envs, *self.observation_space.shape), np.float32)
+        self._observations = np.zeros((self.num_envs, OBSERVATION_SIZE), np.float32)
         self._rewards = np.zeros(self.num_envs, np.float32)
         self._done = np.zeros(self.num_envs, np.int8)
         self._actions = np.zeros((self.num_envs, 2), np.float32)
@@ -82,16 +83,14 @@ class SocialNavVecEnv(EpisodeVecEnv):
             raise BadInput("An action is not finite; the policy that chose it is broken (diverged training?).")
 
     def step_wait(self) -> VecEnvStepReturn:
-        ended = advance(
-            self._slots, self._actions, self._settings, self._observations, self._rewards, self._done
-        )
+        ended = advance(self._slots, self._actions, self._settings, self._observations, self._rewards, self._done)
         # subtle: callers keep what they get (SB3 stores the last observation after the next step), so copies leave.
         rewards = self._rewards.copy()
         if not ended:
             return self._observations.copy(), rewards, np.zeros(self.num_envs, bool), self._no_infos
         done = self._done > 0
         infos = list(self._no_infos)
-        for i in np.flatnonzero(done):
+        for i in np.flatnonzero(done).tolist():
             infos[i] = self._final_info(i)
             self._done[i] = 0
             self._begin(i)
@@ -115,7 +114,7 @@ class SocialNavVecEnv(EpisodeVecEnv):
         return self._slots.copy()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        value = {"render_mode": None}.get(attr_name, None) if attr_name == "render_mode" else getattr(self, attr_name)
+        value = None if attr_name == "render_mode" else getattr(self, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
