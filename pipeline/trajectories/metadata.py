@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import Any, Final
 
 from pipeline.errors import BadInput, shortened
@@ -141,7 +142,13 @@ def _digest(value: Any) -> bool:
 
 
 def _utc(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", value) is not None
+    if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", value):
+        return False
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:  # the 31st of February
+        return False
+    return True
 
 
 _METADATA_CHECKS: Final[dict[str, tuple[Any, str]]] = {

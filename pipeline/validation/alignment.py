@@ -1,0 +1,244 @@
+"""Rules about time: does row t hold what the demonstrator saw when it chose action t.
+
+Re-simulation decides with certainty: the environment, given the seed and the executed actions, must return the stored
+observations, rewards and ends. Where there is no environment, three traces of a shift are looked for instead:
+
+- an episode whose last row is the first row of one (what auto-resetting environments return with `done`);
+- first or last rows that are doubled, or that jump, in most episodes (what shifting an array leaves behind);
+- execution noise as an instrument: noise at step t is independent of everything before it, so the first change of
+  observation that it explains is the one from row t to row t + 1. This is the instrumental-variable argument of
+  econometrics (Angrist and Pischke 2009, *Mostly harmless econometrics*, ch. 4), applied to lags.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from pipeline.errors import BadInput
+from pipeline.trajectories import UNKNOWN_SEED
+from pipeline.validation.replay import first_difference
+from pipeline.validation.report import Finding
+from pipeline.validation.rules import Context, Dataset, flat_rows, rule
+from pipeline.validation.values import space_bounds
+
+SOUND = ("fits_spaces", "ends", "observations_finite", "actions_finite", "rewards_finite")
+
+EDGE_SHARE = 0.5  # of episodes with a doubled first or last row
+INTERIOR_SHARE = 0.02  # of doubled rows elsewhere: more, and standing still is normal here
+JUMP_RATIO = 8.0  # median first step over median step, in standard deviations of the features
+LAGS = range(-3, 4)
+DECISIVE_Z = 8.0  # strongest response in standard errors; below it the noise says nothing
+RESPONSE_SHARE = 0.3  # of the strongest response: the first lag above it is when the action took effect
+MAX_INSTRUMENT_STEPS = 50_000
+NOISE_BINS = 20
+
+
+def _no_replay(dataset: Dataset, context: Context) -> str | None:
+    if context.replay is None:
+        return "no environment was given; see time_alignment"
+    if not (dataset.arrays["seeds"] != UNKNOWN_SEED).any():
+        return "no episode has a known seed"
+    return None
+
+
+def _replayed(dataset: Dataset, context: Context) -> str | None:
+    return None if _no_replay(dataset, context) else "re-simulation decides it; see replay"
+
+
+def episodes_to_replay(dataset: Dataset, context: Context) -> list[int]:
+    """Up to `replay_episodes` episodes with a known seed, drawn by the content, the same ones every time."""
+    known = np.flatnonzero(dataset.arrays["seeds"] != UNKNOWN_SEED)
+    count = min(len(known), context.replay_episodes)
+    rng = np.random.default_rng(int(dataset.digest[:16], 16))
+    return sorted(int(i) for i in rng.choice(known, size=count, replace=False))
+
+
+@rule(
+    "replay",
+    "The environment, given seed and executed actions, returns the recorded observations, rewards and ends.",
+    SOUND,
+    _no_replay,
+)
+def replay(dataset: Dataset, context: Context) -> Iterable[Finding]:
+    assert context.replay is not None
+    chosen, identical = episodes_to_replay(dataset, context), 0
+    for index in chosen:
+        episode = dataset.trajectories.episode(index)
+        try:
+            again = context.replay(episode.scenario, episode.seed, episode.executed_actions)
+        except BadInput as error:
+            yield Finding("replay", index, None, episode.scenario, "an episode that can be simulated", str(error))
+            continue
+        difference = first_difference(episode, again, context.replay_tolerance)
+        if difference is None:
+            identical += 1
+            continue
+        exact = "the same bits" if context.replay_tolerance == 0 else f"within {context.replay_tolerance:g}"
+        message = f"re-simulation departs from the recording: {difference}"
+        yield Finding(
+            "replay", index, difference.step, difference.recorded, f"= {difference.replayed} ({exact})", message
+        )
+    word = "bit-identical" if context.replay_tolerance == 0 else "equal within the tolerance"
+    dataset.notes.append(f"re-simulation: {identical} of {len(chosen)} episodes {word}")
+
+
+@rule(
+    "time_alignment",
+    "Without re-simulation: no trace of observations stored a step early or late.",
+    SOUND,
+    _replayed,
+)
+def time_alignment(dataset: Dataset, context: Context) -> Iterable[Finding]:
+    rows = flat_rows(dataset.arrays["observations"])
+    found = [*_foreign_last_rows(dataset, rows), *_edges(dataset, rows)]
+    yield from found
+    if not found:
+        yield from _noise_response(dataset, rows)
+
+
+def _foreign_last_rows(dataset: Dataset, rows: np.ndarray) -> Iterator[Finding]:
+    """Episodes that end with the observation that one starts with."""
+    firsts: dict[bytes, list[int]] = {}
+    for episode, row in enumerate(dataset.row_offsets[:-1]):
+        firsts.setdefault(rows[row].tobytes(), []).append(episode)
+    if rows.dtype.kind != "f" or len(firsts) < 2:
+        return  # every episode starts alike: returning there is no sign of anything
+    for episode, end in enumerate(dataset.row_offsets[1:]):
+        others = firsts.get(rows[end - 1].tobytes())
+        if others:
+            step = int(dataset.lengths[episode])
+            message = f"the last observation is the first one of episode {others[0]}: stored after the reset"
+            bound = "the observation after the last step"
+            yield Finding("time_alignment", episode, step, f"first of {others[0]}", bound, message)
+
+
+def _edges(dataset: Dataset, rows: np.ndarray) -> Iterator[Finding]:
+    """Doubled first or last rows, or jumps there, in most episodes."""
+    first, last = dataset.row_offsets[:-1], dataset.row_offsets[1:] - 1
+    long = dataset.lengths >= 4
+    if long.sum() < 3:
+        return
+    first, last = first[long], last[long]
+    middle = np.concatenate([first + 1 + k * (last - first - 3) // 8 for k in range(9)])
+    doubled = {at: (rows[at_rows] == rows[at_rows + 1]).all(axis=1).mean() for at, at_rows in
+               (("first", first), ("last", last - 1), ("middle", middle))}  # fmt: skip
+    if doubled["middle"] <= INTERIOR_SHARE:
+        for edge in ("first", "last"):
+            if doubled[edge] >= EDGE_SHARE:
+                message = f"the {edge} two observations are equal in {doubled[edge]:.0%} of episodes: shifted by a step"
+                bound = f"< {EDGE_SHARE:.0%}"
+                yield Finding("time_alignment", None, None, f"{doubled[edge]:.1%}", bound, message)
+                return
+    if rows.dtype.kind == "f":
+        timed_out = dataset.arrays["truncations"][dataset.step_offsets[1:] - 1][long]
+        yield from _jumps(rows, first, last[timed_out] - 1, middle)
+
+
+def _jumps(rows: np.ndarray, first: np.ndarray, last: np.ndarray, middle: np.ndarray) -> Iterator[Finding]:
+    """Episodes that jump away from their first row, or to their last one though nothing but time ended them."""
+    spread = rows[np.concatenate([first, middle])].astype(np.float64).std(axis=0)
+    moving = spread > 0
+    if not moving.any():
+        return
+
+    def size(at: np.ndarray) -> float:
+        steps = (rows[at + 1][:, moving].astype(np.float64) - rows[at][:, moving]) / spread[moving]
+        return float(np.median(np.linalg.norm(steps, axis=1)))
+
+    usual = size(middle)
+    for edge, at in (("first", first), ("last", last)):
+        if len(at) >= 3 and usual > 0 and size(at) > JUMP_RATIO * usual:
+            ratio = size(at) / usual
+            message = (
+                f"the {edge} observation of episodes is {ratio:.1f} usual steps away from its neighbour: rolled over"
+            )
+            yield Finding("time_alignment", None, None, ratio, f"<= {JUMP_RATIO:g}", message)
+            return
+
+
+def _noise_response(dataset: Dataset, rows: np.ndarray) -> Iterator[Finding]:
+    """The first lag at which observations respond to execution noise must be 0."""
+    noise = _surprise(dataset)
+    if noise is None or rows.dtype.kind != "f":
+        dataset.notes.append("alignment in time: not decided (no environment, and no execution noise to tell by)")
+        return
+    strength = {lag: _response(dataset, rows, noise, lag) for lag in LAGS}
+    strongest = max(strength.values())
+    if strongest < DECISIVE_Z:
+        dataset.notes.append(f"alignment in time: not decided (strongest response {strongest:.1f} standard errors)")
+        return
+    onset = min(lag for lag, z in strength.items() if z > max(DECISIVE_Z - 1, RESPONSE_SHARE * strongest))
+    if onset == 0:
+        dataset.notes.append(f"alignment in time: observations respond to noise at once ({strength[0]:.0f} std errors)")
+        return
+    word = "late: the label leaks into the input" if onset < 0 else "early"
+    steps = "step" if abs(onset) == 1 else "steps"
+    # subtle: a row that already shows the effect of its own action was stored after that action, that is late
+    message = (
+        f"observations respond to the action of step t from row t + {onset + 1} on: stored {abs(onset)} {steps} {word}"
+    )
+    yield Finding("time_alignment", None, None, onset, "first response of row t + 1", message)
+
+
+def _surprise(dataset: Dataset) -> np.ndarray | None:
+    """(S, A) executed minus clean action, less its mean given the clean action; None without any noise.
+
+    Clipping at the bounds and the draw of *another* discrete action make noise depend on the label, and through it on
+    the past; its mean given the label is what has to go.
+    """
+    clean, executed = (flat_rows(dataset.arrays[name]) for name in ("actions", "executed_actions"))
+    if np.array_equal(clean, executed):
+        return None
+    if clean.dtype.kind == "f":
+        noise = executed.astype(np.float64) - clean
+        for column in range(clean.shape[1]):
+            edges = np.unique(np.quantile(clean[:, column], np.linspace(0, 1, NOISE_BINS + 1)))
+            noise[:, column] = _less_group_mean(noise[:, column], np.searchsorted(edges, clean[:, column]))
+        return noise
+    low, high = space_bounds(dataset.action_space)
+    columns = []
+    for column in range(clean.shape[1]):
+        for value in range(int(low[column]), min(int(high[column]), int(low[column]) + 31) + 1):
+            chosen = (executed[:, column] == value).astype(np.float64)
+            columns.append(_less_group_mean(chosen, clean[:, column] - int(low[column])))
+    return np.stack(columns, axis=1)
+
+
+def _less_group_mean(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    counts = np.maximum(1, np.bincount(groups))
+    return values - (np.bincount(groups, weights=values) / counts)[groups]
+
+
+def _response(dataset: Dataset, rows: np.ndarray, noise: np.ndarray, lag: int) -> float:
+    """Largest correlation of noise at t with the change from row t + lag to t + lag + 1, in standard errors."""
+    steps = np.arange(min(len(noise), MAX_INSTRUMENT_STEPS))
+    episode = np.searchsorted(dataset.step_offsets, steps, side="right") - 1
+    at = steps - dataset.step_offsets[episode] + lag
+    inside = (at >= 0) & (at < dataset.lengths[episode])
+    row = dataset.row_offsets[episode[inside]] + at[inside]
+    if len(row) < 100:
+        return 0.0
+    before = rows[row].astype(np.float64)
+    change = rows[row + 1] - before
+    low, high = np.quantile(change, [0.01, 0.99], axis=0)
+    change = _unexplained(np.clip(change, low, high), before)  # resets, wraps of angles and collisions must not decide
+    given = noise[steps[inside]] - noise[steps[inside]].mean(axis=0)
+    scale = np.outer(np.linalg.norm(given, axis=0), np.linalg.norm(change, axis=0))
+    correlation = np.abs(given.T @ change) / np.where(scale > 0, scale, np.inf)
+    return float(correlation.max() * np.sqrt(len(row)))
+
+
+def _unexplained(change: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """What a quadratic function of the row before does not explain of the change; noise cannot be in that row yet."""
+    centred = before - before.mean(axis=0)
+    spread = centred.std(axis=0)
+    scaled = centred[:, spread > 0] / spread[spread > 0]
+    design = np.concatenate([np.ones((len(before), 1)), scaled, scaled**2], axis=1)
+    if design.shape[1] * 5 > len(design):
+        return change - change.mean(axis=0)
+    ridge = 1e-6 * len(design) * np.eye(design.shape[1])
+    residual: np.ndarray = change - design @ np.linalg.solve(design.T @ design + ridge, design.T @ change)
+    return residual
+
+
+ALIGNMENT = (replay, time_alignment)

@@ -1,0 +1,124 @@
+"""Re-simulation: play recorded episodes again from seed and executed actions, and say where they first differ."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+
+from pipeline.tasks import Task
+from pipeline.trajectories import EpisodeData, Trajectories
+from pipeline.validation.rules import Replay, ReplayedEpisode, flat_rows, plain
+
+
+class TaskReplay:
+    """A `Replay` on the Gymnasium environments of a task; one environment per scenario is kept between episodes.
+
+    replay = TaskReplay(Task(config, metadata.environment["kwargs"]))
+    replays = replay_episodes(trajectories, replay, range(20))
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._environments: dict[str, gym.Env] = {}
+
+    def __call__(self, scenario: str, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
+        if scenario not in self._environments:
+            self._environments[scenario] = self._task.make_env(scenario)
+        env = self._environments[scenario]
+        observation, _ = env.reset(seed=seed)
+        observations, rewards = [np.array(observation)], []
+        ends: list[tuple[bool, bool]] = []
+        for action in executed_actions:
+            observation, reward, terminated, truncated, _ = env.step(np.array(action))
+            observations.append(np.array(observation))
+            rewards.append(float(reward))
+            ends.append((bool(terminated), bool(truncated)))
+            if terminated or truncated:
+                break
+        flags = np.array(ends, dtype=bool).reshape(-1, 2)
+        return ReplayedEpisode(np.stack(observations), np.array(rewards, np.float32), flags[:, 0], flags[:, 1])
+
+    def close(self) -> None:
+        for env in self._environments.values():
+            env.close()
+        self._environments.clear()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first place where a re-simulation departs from the recording."""
+
+    step: int  # of the episode; observations count T + 1 steps
+    quantity: str  # "observation", "reward", "termination", "truncation" or "length"
+    feature: int | None  # flat index, of an observation
+    recorded: float | int | str | bool
+    replayed: float | int | str | bool
+
+    def __str__(self) -> str:
+        name = self.quantity if self.feature is None else f"{self.quantity}[{self.feature}]"
+        return f"{name} at step {self.step}: recorded {self.recorded!r}, replayed {self.replayed!r}"
+
+
+@dataclass(frozen=True)
+class EpisodeReplay:
+    """The verdict on one episode."""
+
+    episode: int
+    difference: Difference | None  # None: bit-identical
+
+    @property
+    def identical(self) -> bool:
+        return self.difference is None
+
+    def __str__(self) -> str:
+        return f"episode {self.episode}: " + ("bit-identical" if self.identical else f"differs in {self.difference}")
+
+
+def replay_episodes(trajectories: Trajectories, replay: Replay, episodes: Iterable[int]) -> tuple[EpisodeReplay, ...]:
+    """Play episodes again and compare bit for bit. Raises BadInput when one cannot be simulated."""
+    verdicts = []
+    for index in episodes:
+        recorded = trajectories.episode(index)
+        replayed = replay(recorded.scenario, recorded.seed, recorded.executed_actions)
+        verdicts.append(EpisodeReplay(index, first_difference(recorded, replayed)))
+    return tuple(verdicts)
+
+
+def first_difference(recorded: EpisodeData, replayed: ReplayedEpisode, tolerance: float = 0.0) -> Difference | None:
+    """The earliest difference larger than `tolerance` (absolute); with 0 every bit counts. None: there is none."""
+    found = [
+        _differs("observation", recorded.observations, replayed.observations, tolerance),
+        _differs("reward", recorded.rewards, replayed.rewards, tolerance, offset=1),
+        _differs("termination", recorded.terminations, replayed.terminations, 0.0, offset=1),
+        _differs("truncation", recorded.truncations, replayed.truncations, 0.0, offset=1),
+    ]
+    if len(replayed.rewards) != len(recorded):
+        short = len(replayed.rewards)
+        found.append((short + 1, Difference(short, "length", None, len(recorded), short)))
+    # subtle: step t makes reward t and observation t + 1, so those two are equally early
+    return min((f for f in found if f is not None), key=lambda pair: pair[0], default=(0, None))[1]
+
+
+def _differs(
+    quantity: str, recorded: np.ndarray, replayed: np.ndarray, tolerance: float, offset: int = 0
+) -> tuple[int, Difference] | None:
+    """(time, difference) of the first row that differs; time is 0 before the first step."""
+    count = min(len(recorded), len(replayed))
+    if recorded.shape[1:] != replayed.shape[1:] or recorded.dtype != replayed.dtype:
+        shapes = (f"{array.dtype} {array.shape[1:]}" for array in (recorded, replayed))
+        return 0, Difference(0, quantity, None, *shapes)
+    a, b = flat_rows(recorded[:count]), flat_rows(replayed[:count])
+    if tolerance > 0:
+        with np.errstate(invalid="ignore"):
+            wrong = ~(np.abs(a.astype(np.float64) - b) <= tolerance)
+    else:
+        size = a.dtype.itemsize
+        wrong = (a.view(np.uint8) != np.ascontiguousarray(b).view(np.uint8)).reshape(count, -1, size).any(axis=2)
+    rows = np.flatnonzero(wrong.any(axis=1))
+    if not len(rows):
+        return None
+    row = int(rows[0])
+    feature = int(np.flatnonzero(wrong[row])[0])
+    shown = feature if quantity == "observation" else None
+    return row + offset, Difference(row, quantity, shown, plain(a[row, feature]), plain(b[row, feature]))
