@@ -58,8 +58,10 @@ class EpisodeRecords:
 
 
 def evaluation_env(task: Task, n_envs: int = 100) -> EpisodeVecEnv:
-    """An environment for `run_episodes` to reuse, with idle slots until it is given episodes."""
-    return task.make_vec_env([iter(()) for _ in range(n_envs)])
+    """An environment for `run_episodes` to reuse; what it plays is given there."""
+    # a stream must hold an episode for spaces to be known; it is never played
+    anything = Episode(next(iter(task.config.scenarios)), 0)
+    return task.make_vec_env([iter((anything,)) for _ in range(n_envs)])
 
 
 def run_episodes(
@@ -128,6 +130,29 @@ def record_episodes(
     finally:
         env.close()
     return builder.build()
+
+
+def records_of(trajectories: Trajectories, action_space: gym.Space) -> EpisodeRecords:
+    """The records of recorded episodes; the histogram counts the demonstrator's clean actions."""
+    counter = _ActionCounter(action_space)
+    counter.add(trajectories.actions)
+    episodes = zip(trajectories.scenarios, trajectories.seeds, strict=True)
+    return EpisodeRecords(
+        episodes=tuple(Episode(str(scenario), int(seed)) for scenario, seed in episodes),
+        metrics=trajectories.metrics,
+        action_histogram=counter.histogram(),
+        steps=trajectories.steps,
+    )
+
+
+def concatenate_records(parts: Sequence[EpisodeRecords]) -> EpisodeRecords:
+    """Several records as one; the histograms, which may be of different policies, are left out."""
+    return EpisodeRecords(
+        episodes=tuple(episode for part in parts for episode in part.episodes),
+        metrics={name: np.concatenate([part.metrics[name] for part in parts]) for name in parts[0].metrics},
+        action_histogram=None,
+        steps=sum(part.steps for part in parts),
+    )
 
 
 def point_figures(records: EpisodeRecords) -> dict[str, float]:

@@ -33,6 +33,7 @@ from stable_baselines3.common.policies import (
 )
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
+from torch.nn import functional
 
 from pipeline.config.training import Network
 from pipeline.errors import BadInput, shortened
@@ -55,6 +56,7 @@ _SPEC_KEYS: Final = frozenset(
     {"format_version", "observation_space", "action_space", "network", "action_distribution", "provenance"}
 )
 _INVARIANT_ROWS: Final = 4
+_INVARIANT_OUTPUTS: Final = 16
 PROBE_COUNT: Final = 256
 
 
@@ -340,7 +342,7 @@ def _digest_array(array: np.ndarray) -> str:
 def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFunction:
     """Batched inference: `(n, *obs_shape)` -> `(n, *act_shape)` actions inside the action space.
 
-    Deterministic actions equal `policy.predict`. A row's action does not depend on how many rows, or which, come with
+    Deterministic actions equal `policy.predict` (to the last bits). A row's action does not depend on how many rows, or which, come with
     it: what an episode does must not depend on the episodes next to it. It reads the policy's weights at each call, so
     it stays true while the policy learns. Stochastic actions draw from torch's global generator.
     """
@@ -365,13 +367,25 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
         with torch.inference_mode():
             output = torch.from_numpy(np.ascontiguousarray(flat))
             for layer in layers:
-                output = layer(output)
+                output = _linear(layer, output) if isinstance(layer, nn.Linear) else layer(output)
         result = output.numpy()[:rows]
         if low is None:
             return np.asarray(result.argmax(axis=1))
         return np.clip(result.reshape(rows, *low.shape), low, high)
 
     return act
+
+
+def _linear(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+    """`layer(rows)`; a layer of few outputs is computed as a wider one, filled up with zeros.
+
+    subtle: narrow products take kernels whose last bits depend on how many rows there are and on their place.
+    """
+    missing = _INVARIANT_OUTPUTS - layer.out_features
+    if missing <= 0:
+        return layer(rows)
+    weight, bias = functional.pad(layer.weight, (0, 0, 0, missing)), functional.pad(layer.bias, (0, missing))
+    return functional.linear(rows, weight, bias)[:, : layer.out_features].contiguous()
 
 
 def probe_batch(observation_space: gym.Space[Any], count: int = PROBE_COUNT) -> np.ndarray:
