@@ -1,0 +1,427 @@
+"""From the evaluations of both arms over matched seeds to the verdict: did pre-training save timesteps, and how sure.
+
+    comparison = compare({"scratch": runs, "pretrained": runs}, settings)
+    comparison.verdict, comparison.ratio      # "faster", Estimate(value=0.18, low=0.12, high=0.27)
+
+Plain arrays in, one frozen result out that holds everything a report shows. Which runs belong together, and that they
+differ in initial weights alone, is checked where runs are known.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from pipeline.config.base import Bound
+from pipeline.errors import BadInput
+from pipeline.names import Arm
+from pipeline.statistics.aggregate import (
+    Profile,
+    interquartile_mean_estimate,
+    performance_profile,
+    probability_of_improvement,
+)
+from pipeline.statistics.efficiency import (
+    BreakEven,
+    MedianRatio,
+    SeedPair,
+    SignTest,
+    TimeToTarget,
+    break_even,
+    matched_pair,
+    mean_saving,
+    median_ratio,
+    percentile_interval,
+    restricted_mean,
+    restricted_mean_ratio,
+    sign_test,
+    timesteps_to_target,
+)
+from pipeline.statistics.estimate import Estimate, bootstrap_means, resample_indices
+from pipeline.statistics.planning import SeedsNeeded, seeds_needed
+
+MINIMUM_PAIRS = 3  # below, an interval over seeds says nothing
+PROFILE_POINTS = 101
+
+
+class Verdict(StrEnum):
+    """On timesteps to target: where the interval of the ratio lies against 1."""
+
+    FASTER = "faster"
+    NOT_SHOWN = "not shown"
+    SLOWER = "slower"
+
+
+class FinalVerdict(StrEnum):
+    """On final performance: where the interval of the paired difference lies against 0."""
+
+    BETTER = "better"
+    NOT_SHOWN = "not shown"
+    WORSE = "worse"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One training of one arm."""
+
+    seed: int
+    steps: np.ndarray  # (n,) int: environment steps of training at each evaluation, the first is 0
+    figures: Mapping[str, np.ndarray]  # figure -> (n,) value of each evaluation
+    final: Mapping[str, Mapping[str, float]]  # scenario set -> figure -> mean over fresh episodes, best checkpoint
+    budget: int  # environment steps asked for
+
+
+@dataclass(frozen=True)
+class UpfrontCost:
+    """What was spent once, before the first fine-tuning, in environment steps and seconds."""
+
+    expert_steps: int  # training of the expert, all seeds; 0 for a scripted demonstrator
+    demonstration_steps: int  # recording
+    evaluation_steps: int = 0  # evaluations of expert, gate and clone; shown, and part of the upfront cost
+    wall_seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds
+
+    @property
+    def steps(self) -> int:
+        return self.expert_steps + self.demonstration_steps + self.evaluation_steps
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """What counts as solved, and how it is compared."""
+
+    target: Mapping[str, Bound]  # figure of an evaluation -> bound; all must hold
+    patience: int  # consecutive evaluations
+    evaluation_interval: int  # environment steps; what meeting the target at step 0 counts as
+    ratio_target: float  # upper end of the ratio's interval that meets the target
+    resamples: int
+    seed: int  # of the resampling
+    final_figure: str  # of `RunData.final` that decides about final performance
+    training_set: str  # scenario set of the fine-tuning, first of the final evaluations
+    minimised: frozenset[str] = frozenset()  # figures of which less is better
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean over seeds of one figure during training, with pointwise 95 % bootstrap intervals over seeds."""
+
+    steps: tuple[int, ...]  # environment steps
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RunCurve:
+    """One seed's evaluations."""
+
+    seed: int
+    steps: tuple[int, ...]
+    figures: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One arm over its seeds."""
+
+    arm: str
+    seeds: tuple[int, ...]
+    budget: int  # environment steps
+    times: tuple[TimeToTarget, ...]  # in the order of the seeds
+    reached: int  # seeds that met the target
+    restricted_mean: Estimate  # environment steps to target
+    curves: Mapping[str, Curve]
+    runs: tuple[RunCurve, ...]
+
+
+@dataclass(frozen=True)
+class FinalFigure:
+    """One figure of the best checkpoints on fresh episodes; one value a seed."""
+
+    figure: str
+    minimised: bool
+    values: Mapping[str, tuple[float, ...]]  # arm -> value of every seed, in the order of its seeds
+    means: Mapping[str, Estimate]  # arm -> mean over seeds
+    interquartile_means: Mapping[str, Estimate]  # arm -> over seeds
+    difference: Estimate  # pre-trained - scratch, mean over matched seeds
+    probability_of_improvement: Estimate  # that a pre-trained run is better than one from scratch
+    verdict: FinalVerdict
+
+
+@dataclass(frozen=True)
+class Bill:
+    """All environment steps until the target, with and without pre-training."""
+
+    upfront: UpfrontCost
+    baseline_steps: Estimate  # per run: restricted mean to target
+    pretrained_steps: Estimate  # per run
+    saving: Estimate  # per run, over matched seeds
+    total_ratio: float  # (upfront + pre-trained runs) / baseline runs, for the runs of this comparison
+    break_even: BreakEven
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything the report shows. Seeds are the sample; episodes are never counted as seeds."""
+
+    verdict: Verdict
+    target_met: bool  # upper end of the ratio's interval <= ratio target
+    reasons: tuple[str, ...]
+    ratio: Estimate  # of restricted mean times to target, pre-trained / scratch
+    reduction: Estimate  # 1 - ratio
+    median: MedianRatio  # of per-seed ratios
+    sign_test: SignTest
+    pairs: tuple[SeedPair, ...]
+    seeds_for_verdict: SeedsNeeded | None  # None: it is decided
+    seeds_for_target: SeedsNeeded | None  # None: it is met
+    final_verdict: FinalVerdict
+    finals: Mapping[str, tuple[FinalFigure, ...]]  # scenario set -> figures, the training set first
+    arms: Mapping[str, ArmSummary]
+    profiles: Mapping[str, Profile]  # arm -> of the final figure on the training set
+    bill: Bill | None  # None: nobody said what was spent
+    settings: ComparisonSettings
+
+
+def compare(
+    runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings, upfront: UpfrontCost | None = None
+) -> Comparison:
+    """Compare the arm `pretrained` with `scratch`, seed by seed; further arms are summarised beside them.
+
+    Raises BadInput for a missing arm, unmatched or repeated seeds, unequal budgets, an unfinished run or a figure
+    that the runs do not have.
+    """
+    ordered = {arm: sorted(of_arm, key=lambda run: run.seed) for arm, of_arm in runs.items() if of_arm}
+    _check(ordered, settings)
+    arms = {arm: _summarise_arm(arm, of_arm, settings) for arm, of_arm in ordered.items()}
+    scratch, pretrained = arms[Arm.SCRATCH], arms[Arm.PRETRAINED]
+    pairs = tuple(
+        matched_pair(seed, before, after, settings.evaluation_interval)
+        for seed, before, after in zip(scratch.seeds, scratch.times, pretrained.times, strict=True)
+    )
+    ratio = restricted_mean_ratio(pairs, settings.seed, settings.resamples)
+    verdict, target_met = decide(ratio, len(pairs), settings.ratio_target)
+    finals = _finals(ordered, settings)
+    decisive = next(f for f in finals[settings.training_set] if f.figure == settings.final_figure)
+    undecided = verdict is Verdict.NOT_SHOWN
+    return Comparison(
+        verdict=verdict,
+        target_met=target_met,
+        reasons=_reasons(pairs, ratio, verdict, target_met, settings),
+        ratio=ratio,
+        reduction=Estimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low),
+        median=median_ratio(pairs, settings.seed, settings.resamples),
+        sign_test=sign_test(pairs),
+        pairs=pairs,
+        seeds_for_verdict=seeds_needed(pairs, None, MINIMUM_PAIRS, settings.seed) if undecided else None,
+        seeds_for_target=None
+        if target_met
+        else seeds_needed(pairs, settings.ratio_target, MINIMUM_PAIRS, settings.seed),
+        final_verdict=decisive.verdict,
+        finals=finals,
+        arms=arms,
+        profiles=_profiles(decisive, settings),
+        bill=None if upfront is None else make_bill(pairs, upfront, settings),
+        settings=settings,
+    )
+
+
+def decide(ratio: Estimate, pairs: int, ratio_target: float) -> tuple[Verdict, bool]:
+    """Verdict, and whether the target is met, from the interval of the ratio. Too few pairs decide nothing.
+
+    Faster: the interval lies below 1. Target met: its upper end is at most `ratio_target`, exactly at it included.
+    """
+    if pairs < MINIMUM_PAIRS:
+        return Verdict.NOT_SHOWN, False
+    target_met = ratio.high <= ratio_target
+    if ratio.high < 1:
+        return Verdict.FASTER, target_met
+    return (Verdict.SLOWER if ratio.low > 1 else Verdict.NOT_SHOWN), target_met
+
+
+def make_bill(pairs: Sequence[SeedPair], upfront: UpfrontCost, settings: ComparisonSettings) -> Bill:
+    """What pre-training cost and saves, in environment steps."""
+    saving = mean_saving(pairs, settings.seed, settings.resamples)
+    baseline, pretrained = [p.baseline for p in pairs], [p.pretrained for p in pairs]
+    spent = sum(t.steps for t in pretrained) + upfront.steps
+    return Bill(
+        upfront=upfront,
+        baseline_steps=restricted_mean(baseline, settings.seed, settings.resamples),
+        pretrained_steps=restricted_mean(pretrained, settings.seed, settings.resamples),
+        saving=saving,
+        total_ratio=spent / sum(t.steps for t in baseline),
+        break_even=break_even(upfront.steps, saving),
+    )
+
+
+def met_target(run: RunData, target: Mapping[str, Bound]) -> np.ndarray:
+    """(n,) bool: which evaluations meet every bound of the target."""
+    held = [[bound.holds(float(value)) for value in run.figures[figure]] for figure, bound in target.items()]
+    return np.all(np.array(held, dtype=bool).reshape(len(target), -1), axis=0)
+
+
+def _check(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) -> None:
+    for arm in (Arm.SCRATCH, Arm.PRETRAINED):
+        if arm not in runs:
+            raise BadInput(f"comparison: no run of arm {arm!r}; run the stage that trains it with the same group")
+    if not settings.target:
+        raise BadInput("comparison: target is empty; give at least one figure with its bound")
+    for arm, of_arm in runs.items():
+        seeds = [run.seed for run in of_arm]
+        repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if repeated:
+            raise BadInput(f"comparison: arm {arm!r} has several runs of seed {repeated[0]}; keep one run per seed")
+        for run in of_arm:
+            _check_run(arm, run, settings)
+    scratch, pretrained = ({run.seed for run in runs[arm]} for arm in (Arm.SCRATCH, Arm.PRETRAINED))
+    if scratch != pretrained:
+        raise BadInput(
+            f"comparison: seeds are not matched: only from scratch {sorted(scratch - pretrained)}, only pre-trained "
+            f"{sorted(pretrained - scratch)}; train the missing ones"
+        )
+    budgets = sorted({run.budget for arm in (Arm.SCRATCH, Arm.PRETRAINED) for run in runs[arm]})
+    if len(budgets) > 1:
+        raise BadInput(f"comparison: budgets differ: {budgets} environment steps; both arms need the same one")
+
+
+def _check_run(arm: str, run: RunData, settings: ComparisonSettings) -> None:
+    name = f"comparison: {arm} seed {run.seed}"
+    steps = np.asarray(run.steps)
+    if steps.size == 0 or steps[0] != 0 or (np.diff(steps) <= 0).any():
+        raise BadInput(f"{name}: evaluations must start at step 0 and increase, got {steps[:5].tolist()}")
+    for figure in settings.target:
+        if figure not in run.figures:
+            raise BadInput(f"{name}: no figure {figure!r} in its evaluations; it has {sorted(run.figures)}")
+    for figure, values in run.figures.items():
+        if len(values) != len(steps):
+            raise BadInput(f"{name}: {len(values)} values of {figure!r} at {len(steps)} evaluations")
+    if settings.final_figure not in run.final.get(settings.training_set, {}):
+        raise BadInput(f"{name}: no final {settings.final_figure!r} on {settings.training_set!r}; did it finish?")
+    time = timesteps_to_target(steps, met_target(run, settings.target), settings.patience)
+    # subtle: a training may end early once it met the target, never before
+    if time.censored and steps[-1] < run.budget:
+        raise BadInput(f"{name}: unfinished, it stopped at step {steps[-1]} of {run.budget}; train it to its end")
+
+
+def _summarise_arm(arm: str, runs: Sequence[RunData], settings: ComparisonSettings) -> ArmSummary:
+    times = tuple(timesteps_to_target(r.steps, met_target(r, settings.target), settings.patience) for r in runs)
+    return ArmSummary(
+        arm=arm,
+        seeds=tuple(run.seed for run in runs),
+        budget=max(run.budget for run in runs),
+        times=times,
+        reached=sum(not t.censored for t in times),
+        restricted_mean=restricted_mean(times, settings.seed, settings.resamples),
+        curves={figure: _curve(runs, figure, settings) for figure in _common_figures(runs)},
+        runs=tuple(_run_curve(run) for run in runs),
+    )
+
+
+def _common_figures(runs: Sequence[RunData]) -> list[str]:
+    return [figure for figure in runs[0].figures if all(figure in run.figures for run in runs)]
+
+
+def _curve(runs: Sequence[RunData], figure: str, settings: ComparisonSettings) -> Curve:
+    """Over the steps that every seed has; a seed evaluated at other steps is interpolated linearly."""
+    end = min(int(run.steps[-1]) for run in runs)
+    grid = np.asarray(runs[0].steps)
+    grid = grid[grid <= end]
+    table = np.array([np.interp(grid, run.steps, run.figures[figure]) for run in runs])
+    means = bootstrap_means(table, settings.seed, resamples=2_000)
+    return Curve(
+        tuple(int(s) for s in grid),
+        tuple(e.value for e in means),
+        tuple(e.low for e in means),
+        tuple(e.high for e in means),
+    )
+
+
+def _run_curve(run: RunData) -> RunCurve:
+    figures = {figure: tuple(float(v) for v in values) for figure, values in run.figures.items()}
+    return RunCurve(run.seed, tuple(int(s) for s in run.steps), figures)
+
+
+def _finals(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) -> dict[str, tuple[FinalFigure, ...]]:
+    """Scenario set -> figures that both arms measured on every seed; the training set first."""
+    both = [*runs[Arm.SCRATCH], *runs[Arm.PRETRAINED]]
+    sets = [name for name in both[0].final if all(name in run.final for run in both)]
+    sets.sort(key=lambda name: name != settings.training_set)
+    finals = {}
+    for name in sets:
+        figures = [f for f in both[0].final[name] if all(f in run.final[name] for run in both)]
+        figures.sort(key=lambda figure: figure != settings.final_figure)
+        finals[name] = tuple(_final_figure(runs, name, figure, settings) for figure in figures)
+    return finals
+
+
+def _final_figure(
+    runs: Mapping[str, Sequence[RunData]], scenario_set: str, figure: str, settings: ComparisonSettings
+) -> FinalFigure:
+    values = {
+        arm: np.array([run.final[scenario_set][figure] for run in of_arm])
+        for arm, of_arm in runs.items()
+        if all(figure in run.final.get(scenario_set, {}) for run in of_arm)
+    }
+    before, after = values[Arm.SCRATCH], values[Arm.PRETRAINED]
+    sign = -1.0 if figure in settings.minimised else 1.0
+    indices = resample_indices(len(before), settings.resamples, settings.seed)
+    differences = after - before
+    difference = percentile_interval(float(differences.mean()), differences[indices].mean(axis=1))
+    return FinalFigure(
+        figure=figure,
+        minimised=figure in settings.minimised,
+        values={arm: tuple(float(v) for v in of_arm) for arm, of_arm in values.items()},
+        means={
+            arm: percentile_interval(
+                float(v.mean()), v[resample_indices(len(v), settings.resamples, settings.seed)].mean(axis=1)
+            )
+            for arm, v in values.items()
+        },
+        interquartile_means={
+            arm: interquartile_mean_estimate(v, settings.seed, settings.resamples) for arm, v in values.items()
+        },
+        difference=difference,
+        probability_of_improvement=probability_of_improvement(
+            sign * after, sign * before, settings.seed, settings.resamples
+        ),
+        verdict=decide_final(difference, len(before), figure in settings.minimised),
+    )
+
+
+def decide_final(difference: Estimate, pairs: int, minimised: bool) -> FinalVerdict:
+    """Better or worse when the interval of the difference excludes 0; too few pairs decide nothing."""
+    if pairs < MINIMUM_PAIRS or difference.low <= 0 <= difference.high:
+        return FinalVerdict.NOT_SHOWN
+    return FinalVerdict.BETTER if (difference.value > 0) != minimised else FinalVerdict.WORSE
+
+
+def _profiles(decisive: FinalFigure, settings: ComparisonSettings) -> dict[str, Profile]:
+    """Profiles of all arms over one grid of thresholds, which spans every value and a little more."""
+    everything = np.concatenate([np.array(v) for v in decisive.values.values()])
+    margin = max(0.05 * float(np.ptp(everything)), 1e-3)
+    grid = np.linspace(everything.min() - margin, everything.max() + margin, PROFILE_POINTS)
+    return {arm: performance_profile(np.array(values), grid, settings.seed) for arm, values in decisive.values.items()}
+
+
+def _reasons(
+    pairs: Sequence[SeedPair], ratio: Estimate, verdict: Verdict, target_met: bool, settings: ComparisonSettings
+) -> tuple[str, ...]:
+    """Why the verdict is what it is, in sentences."""
+    side = {
+        Verdict.FASTER: "lies below 1",
+        Verdict.SLOWER: "lies above 1",
+        Verdict.NOT_SHOWN: "contains 1",
+    }[verdict]
+    interval = f"[{ratio.low:.3g}, {ratio.high:.3g}]"
+    if len(pairs) < MINIMUM_PAIRS:
+        few = f"{len(pairs)} matched seeds are too few for an interval; at least {MINIMUM_PAIRS} are needed"
+        return (few,)
+    reasons = [f"the 95 % interval {interval} of the ratio over {len(pairs)} matched seeds {side}"]
+    relation = "at most" if target_met else "above"
+    reasons.append(f"its upper end {ratio.high:.3g} is {relation} the target {settings.ratio_target:g}")
+    for who, censored in (
+        ("from scratch", sum(p.baseline.censored for p in pairs)),
+        ("pre-trained", sum(p.pretrained.censored for p in pairs)),
+    ):
+        if censored:
+            reasons.append(f"{censored} of {len(pairs)} runs {who} did not meet the target within the budget")
+    return tuple(reasons)

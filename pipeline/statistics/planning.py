@@ -1,0 +1,70 @@
+"""How many more matched seeds would decide a comparison, by simulation from the spread that was observed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.statistics.efficiency import SeedPair, paired_steps
+
+POWER = 0.8
+MOST_PAIRS = 1_024
+STUDIES = 200  # simulated studies per number of seeds
+RESAMPLES = 300  # bootstrap resamples per simulated study
+
+
+@dataclass(frozen=True)
+class SeedsNeeded:
+    """The answer, or why there is none."""
+
+    more: int | None  # matched seeds in addition to those there are
+    power: float  # share of simulated studies of that size that decide
+    explanation: str
+
+
+def seeds_needed(pairs: Sequence[SeedPair], at_most: float | None, minimum: int, seed: int) -> SeedsNeeded:
+    """Matched seeds needed in addition so that 80 % of studies decide.
+
+    A study draws pairs with replacement from those observed and bootstraps their ratio of mean times. It decides when
+    the upper end of its interval is at most `at_most`; with None, when the interval lies on one side of 1.
+    """
+    baseline, pretrained = paired_steps(pairs)
+    ratio = float(pretrained.sum() / baseline.sum())
+    if len(pairs) < 2:
+        return SeedsNeeded(None, 0.0, "one matched seed shows no spread to simulate from; train at least two more")
+    if at_most is not None and ratio > at_most:
+        return SeedsNeeded(
+            None,
+            0.0,
+            f"the observed ratio {ratio:.3g} is itself above {at_most:g}: more seeds like these would not help",
+        )
+    if at_most is None and ratio == 1:
+        return SeedsNeeded(None, 0.0, "the observed ratio is 1: more seeds like these would not decide")
+
+    def power(count: int) -> float:
+        return _power(baseline, pretrained, count, at_most, seed)
+
+    too_few, enough = len(pairs), max(len(pairs) + 1, minimum)
+    while power(enough) < POWER:
+        too_few, enough = enough, 2 * enough
+        if enough > MOST_PAIRS:
+            return SeedsNeeded(None, power(too_few), f"{too_few} matched seeds in all would still not decide")
+    while enough - too_few > 1 and enough > minimum:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if power(middle) >= POWER else (middle, enough)
+    reached = power(enough)
+    more = enough - len(pairs)
+    return SeedsNeeded(
+        more, reached, f"{more} more matched seeds with the same spread would decide in {reached:.0%} of studies"
+    )
+
+
+def _power(baseline: np.ndarray, pretrained: np.ndarray, count: int, at_most: float | None, seed: int) -> float:
+    """Share of simulated studies of `count` pairs that decide."""
+    generator = np.random.default_rng([seed, count])
+    drawn = generator.integers(0, len(baseline), size=(STUDIES, count))
+    weights = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).T
+    ratios = (pretrained[drawn] @ weights) / (baseline[drawn] @ weights)  # (studies, resamples)
+    low, high = np.quantile(ratios, (0.025, 0.975), axis=1)
+    decided = high <= at_most if at_most is not None else (high < 1) | (low > 1)
+    return float(decided.mean())
