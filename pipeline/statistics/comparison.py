@@ -39,7 +39,7 @@ from pipeline.statistics.efficiency import (
     timesteps_to_target,
 )
 from pipeline.statistics.estimate import Estimate, bootstrap_means, resample_indices
-from pipeline.statistics.planning import SeedsNeeded, seeds_needed
+from pipeline.statistics.planning import SeedsNeeded, seeds_needed, simulated_coverage
 
 MINIMUM_PAIRS = 3  # below, an interval over seeds says nothing
 PROFILE_POINTS = 101
@@ -149,6 +149,18 @@ class FinalFigure:
 
 
 @dataclass(frozen=True)
+class Regression:
+    """Did fine-tuning elsewhere cost performance on the scenarios that were demonstrated."""
+
+    scenario_set: str
+    figure: str
+    before: float  # of the pre-trained policy, before fine-tuning
+    after: Estimate  # of the fine-tuned policies, mean over seeds
+    difference: Estimate  # after - before
+    regressed: bool  # the interval of the difference lies on the worse side of 0
+
+
+@dataclass(frozen=True)
 class Bill:
     """All environment steps until the target, with and without pre-training."""
 
@@ -167,6 +179,7 @@ class Comparison:
     verdict: Verdict
     target_met: bool  # upper end of the ratio's interval <= ratio target
     reasons: tuple[str, ...]
+    interval_coverage: float | None  # what nominal 95 % intervals over so few pairs covered in simulation
     ratio: Estimate  # of restricted mean times to target, pre-trained / scratch
     reduction: Estimate  # 1 - ratio
     median: MedianRatio  # of per-seed ratios
@@ -207,6 +220,7 @@ def compare(
         verdict=verdict,
         target_met=target_met,
         reasons=_reasons(pairs, ratio, verdict, target_met, settings),
+        interval_coverage=simulated_coverage(len(pairs)),
         ratio=ratio,
         reduction=Estimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low),
         median=median_ratio(pairs, settings.seed, settings.resamples),
@@ -236,6 +250,18 @@ def decide(ratio: Estimate, pairs: int, ratio_target: float) -> tuple[Verdict, b
     if ratio.high < 1:
         return Verdict.FASTER, target_met
     return (Verdict.SLOWER if ratio.low > 1 else Verdict.NOT_SHOWN), target_met
+
+
+def measure_regression(
+    scenario_set: str, figure: str, before: float, after: Sequence[float], settings: ComparisonSettings
+) -> Regression:
+    """Compare the clone's figure with those of the policies fine-tuned from it, one value a seed."""
+    values = np.asarray(after, dtype=np.float64)
+    resampled = values[resample_indices(len(values), settings.resamples, settings.seed)].mean(axis=1)
+    mean = percentile_interval(float(values.mean()), resampled)
+    difference = Estimate(mean.value - before, mean.low - before, mean.high - before)
+    verdict = decide_final(difference, len(values), figure in settings.minimised)
+    return Regression(scenario_set, figure, before, mean, difference, verdict is FinalVerdict.WORSE)
 
 
 def make_bill(pairs: Sequence[SeedPair], upfront: UpfrontCost, settings: ComparisonSettings) -> Bill:

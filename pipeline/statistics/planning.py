@@ -1,4 +1,4 @@
-"""How many more matched seeds would decide a comparison, by simulation from the spread that was observed."""
+"""What a number of matched seeds can show: how honest the interval is, and how many more seeds would decide."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,10 @@ MOST_PAIRS = 1_024
 STUDIES = 200  # simulated studies per number of seeds
 RESAMPLES = 300  # bootstrap resamples per simulated study
 
+# Share of 4,000 simulated studies whose nominal 95 % percentile interval of the ratio held the truth, by number of
+# pairs: log-normal times to target with a spread of 0.5, true ratio 0.2. A test simulates some of them again.
+SIMULATED_COVERAGE = {3: 0.74, 4: 0.80, 5: 0.84, 7: 0.88, 10: 0.89, 15: 0.91, 20: 0.91, 30: 0.93, 50: 0.94}
+
 
 @dataclass(frozen=True)
 class SeedsNeeded:
@@ -20,6 +24,14 @@ class SeedsNeeded:
     more: int | None  # matched seeds in addition to those there are
     power: float  # share of simulated studies of that size that decide
     explanation: str
+
+
+def simulated_coverage(pairs: int) -> float | None:
+    """What a nominal 95 % interval over so many pairs covered in simulation; None below three pairs.
+
+    Between simulated numbers the smaller one counts: 6 -> 0.84.
+    """
+    return max((share for count, share in SIMULATED_COVERAGE.items() if count <= pairs), default=None)
 
 
 def seeds_needed(pairs: Sequence[SeedPair], at_most: float | None, minimum: int, seed: int) -> SeedsNeeded:

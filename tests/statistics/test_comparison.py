@@ -1,0 +1,247 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.config.base import Bound
+from pipeline.errors import BadInput
+from pipeline.statistics import Estimate
+from pipeline.statistics.comparison import (
+    ComparisonSettings,
+    FinalVerdict,
+    RunData,
+    UpfrontCost,
+    Verdict,
+    compare,
+    decide,
+    decide_final,
+    measure_regression,
+    met_target,
+)
+from pipeline.statistics.plain import to_plain
+
+BUDGET, INTERVAL = 100_000, 10_000
+SETTINGS = ComparisonSettings(
+    target={"success_rate": Bound(min=0.9), "collision_rate": Bound(max=0.05)},
+    patience=2,
+    evaluation_interval=INTERVAL,
+    ratio_target=0.7,
+    resamples=2_000,
+    seed=0,
+    final_figure="success_rate",
+    training_set="train",
+    minimised=frozenset({"collision_rate"}),
+)
+
+
+def run(seed: int, solved_at: int | None, final: float = 0.95, budget: int = BUDGET) -> RunData:
+    """A run that is perfect from `solved_at` on and hopeless before."""
+    steps = np.arange(0, budget + 1, INTERVAL)
+    good = np.zeros(len(steps), bool) if solved_at is None else steps >= solved_at
+    return RunData(
+        seed=seed,
+        steps=steps,
+        figures={"success_rate": np.where(good, 0.95, 0.2), "collision_rate": np.where(good, 0.01, 0.6)},
+        final={
+            "train": {"success_rate": final, "collision_rate": 1 - final},
+            "holdout": {"success_rate": final - 0.1, "collision_rate": 1.1 - final},
+        },
+        budget=budget,
+    )
+
+
+SCRATCH = [run(s, at, f) for s, at, f in ((1, 50_000, 0.90), (2, 60_000, 0.92), (3, 70_000, 0.91), (4, 60_000, 0.93))]
+PRETRAINED = [run(s, at, f) for s, at, f in ((1, 0, 0.97), (2, 10_000, 0.98), (3, 20_000, 0.96), (4, 10_000, 0.98))]
+
+
+def test_a_comparison_worked_by_hand() -> None:
+    result = compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS)
+    assert [p.ratio for p in result.pairs] == [1 / 5, 1 / 6, 2 / 7, 1 / 6]
+    assert result.ratio.value == 50_000 / 240_000  # step 0 counts as one interval
+    assert result.median.estimate.value == pytest.approx((1 / 5 + 1 / 6) / 2)
+    assert result.reduction.value == pytest.approx(1 - 50 / 240)
+    assert result.reduction.low < result.reduction.value < result.reduction.high
+    assert (result.verdict, result.target_met) == (Verdict.FASTER, True)
+    assert (result.sign_test.faster, result.sign_test.p_value) == (4, 1 / 16)
+    assert result.seeds_for_verdict is None
+    assert result.seeds_for_target is None
+
+
+def test_final_performance_is_compared_by_figure_and_scenario_set_with_its_direction() -> None:
+    result = compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS)
+    assert list(result.finals) == ["train", "holdout"]
+    success, collision = result.finals["train"]
+    assert success.difference.value == pytest.approx((0.07 + 0.06 + 0.05 + 0.05) / 4)
+    assert (success.verdict, collision.verdict) == (FinalVerdict.BETTER, FinalVerdict.BETTER)
+    assert collision.difference.value == pytest.approx(-success.difference.value)
+    assert success.probability_of_improvement.value == 1.0
+    assert collision.probability_of_improvement.value == 1.0  # fewer collisions are better
+    assert result.final_verdict is FinalVerdict.BETTER
+
+
+def test_exchanging_the_arms_turns_the_verdict_around() -> None:
+    result = compare({"scratch": PRETRAINED, "pretrained": SCRATCH}, SETTINGS)
+    assert (result.verdict, result.final_verdict) == (Verdict.SLOWER, FinalVerdict.WORSE)
+    assert result.ratio.value == pytest.approx(240 / 50)
+
+
+def test_the_same_runs_against_themselves_show_nothing() -> None:
+    result = compare({"scratch": SCRATCH, "pretrained": SCRATCH}, SETTINGS)
+    assert result.ratio == Estimate(1.0, 1.0, 1.0)
+    assert (result.verdict, result.target_met, result.final_verdict) == ("not shown", False, "not shown")
+    assert all(f.probability_of_improvement.value == 0.5 for fs in result.finals.values() for f in fs)
+    assert result.seeds_for_verdict is not None
+    assert result.seeds_for_verdict.more is None
+
+
+def test_two_seeds_decide_nothing_however_large_the_effect() -> None:
+    result = compare({"scratch": SCRATCH[:2], "pretrained": PRETRAINED[:2]}, SETTINGS)
+    assert (result.verdict, result.target_met, result.final_verdict) == ("not shown", False, "not shown")
+    assert "too few" in result.reasons[0]
+    assert result.seeds_for_verdict is not None
+    assert result.seeds_for_verdict.more == 1
+
+
+def test_more_episodes_or_evaluations_add_no_seeds() -> None:
+    result = compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS)
+    assert len(result.pairs) == len(result.arms["scratch"].times) == 4
+    assert all(len(values) == 4 for values in result.finals["train"][0].values.values())
+
+
+def test_censored_runs_are_shown_as_bounds_and_never_dropped() -> None:
+    scratch = [*SCRATCH[:3], run(4, None)]
+    pretrained = [*PRETRAINED[:2], run(3, None), PRETRAINED[3]]
+    result = compare({"scratch": scratch, "pretrained": pretrained}, SETTINGS)
+    assert [p.kind for p in result.pairs] == ["exact", "exact", "lower bound", "upper bound"]
+    assert result.ratio.value == (10 + 10 + 100 + 10) / (50 + 60 + 70 + 100)
+    assert (result.arms["scratch"].reached, result.arms["pretrained"].reached) == (3, 3)
+    assert any("1 of 4 runs from scratch did not meet" in reason for reason in result.reasons)
+
+
+@pytest.mark.parametrize(("high", "met"), [(0.7, True), (0.7000001, False)])
+def test_exactly_at_the_ratio_target_it_is_met_and_just_above_not(high: float, met: bool) -> None:
+    assert decide(Estimate(0.5, 0.4, high), 5, 0.7) == (Verdict.FASTER, met)
+
+
+def test_an_interval_that_touches_1_shows_nothing() -> None:
+    assert decide(Estimate(0.9, 0.8, 1.0), 5, 0.7)[0] is Verdict.NOT_SHOWN
+    assert decide(Estimate(1.1, 1.0, 1.2), 5, 0.7)[0] is Verdict.NOT_SHOWN
+    assert decide(Estimate(1.1, 1.01, 1.2), 5, 0.7)[0] is Verdict.SLOWER
+
+
+def test_a_final_difference_is_shown_only_when_its_interval_excludes_0() -> None:
+    assert decide_final(Estimate(0.1, 0.0, 0.2), 5, minimised=False) is FinalVerdict.NOT_SHOWN
+    assert decide_final(Estimate(0.1, 0.01, 0.2), 5, minimised=False) is FinalVerdict.BETTER
+    assert decide_final(Estimate(0.1, 0.01, 0.2), 5, minimised=True) is FinalVerdict.WORSE
+    assert decide_final(Estimate(0.1, 0.01, 0.2), 2, minimised=False) is FinalVerdict.NOT_SHOWN
+
+
+def test_a_figure_that_was_not_measured_meets_no_target() -> None:
+    unmeasured = replace(run(1, 0), figures={"success_rate": np.full(11, np.nan), "collision_rate": np.zeros(11)})
+    assert not met_target(unmeasured, SETTINGS.target).any()
+
+
+def test_the_control_arms_are_summarised_beside_the_two() -> None:
+    controls = [run(s, None, 0.5, budget=20_000) for s in (1, 2)]
+    result = compare({"scratch": SCRATCH, "pretrained": PRETRAINED, "scratch_lr0": controls}, SETTINGS)
+    assert result.arms["scratch_lr0"].seeds == (1, 2)
+    assert result.finals["train"][0].means["scratch_lr0"].value == 0.5
+    assert len(result.pairs) == 4
+
+
+def test_the_bill_worked_by_hand() -> None:
+    upfront = UpfrontCost(expert_steps=300_000, demonstration_steps=20_000)
+    bill = compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS, upfront).bill
+    assert bill is not None
+    assert (bill.baseline_steps.value, bill.pretrained_steps.value, bill.saving.value) == (60_000, 12_500, 47_500)
+    assert bill.break_even.reuses == 7  # 320,000 / 47,500 = 6.7
+    assert bill.total_ratio == (320_000 + 50_000) / 240_000
+
+
+def test_curves_are_means_over_seeds_with_intervals() -> None:
+    curve = compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS).arms["scratch"].curves["success_rate"]
+    assert curve.steps == tuple(range(0, BUDGET + 1, INTERVAL))
+    assert curve.mean[6] == pytest.approx((0.95 * 3 + 0.2) / 4)
+    assert curve.low[6] < curve.mean[6] < curve.high[6]
+    assert curve.low[0] == curve.high[0] == 0.2
+
+
+def test_a_training_that_ended_early_because_it_met_the_target_is_finished() -> None:
+    early = [replace(r, steps=r.steps[:4], figures={k: v[:4] for k, v in r.figures.items()}) for r in PRETRAINED]
+    assert compare({"scratch": SCRATCH, "pretrained": early}, SETTINGS).ratio.value == 50 / 240
+
+
+def unfinished(r: RunData) -> RunData:
+    return replace(r, steps=r.steps[:3], figures={k: v[:3] for k, v in r.figures.items()})
+
+
+@pytest.mark.parametrize(
+    ("scratch", "pretrained", "message"),
+    [
+        ([], PRETRAINED, "no run of arm 'scratch'"),
+        (SCRATCH, [], "no run of arm 'pretrained'"),
+        (SCRATCH, PRETRAINED[:3], r"only from scratch \[4\]"),
+        (SCRATCH[:3], PRETRAINED, r"only pre-trained \[4\]"),
+        ([*SCRATCH, SCRATCH[0]], PRETRAINED, "several runs of seed 1"),
+        ([unfinished(SCRATCH[0]), *SCRATCH[1:]], PRETRAINED, "scratch seed 1: unfinished, it stopped at step 20000"),
+        ([run(s, 50_000, budget=200_000) for s in (1, 2, 3, 4)], PRETRAINED, r"budgets differ: \[100000, 200000\]"),
+        ([replace(SCRATCH[0], figures={}), *SCRATCH[1:]], PRETRAINED, "no figure 'success_rate'"),
+        ([replace(SCRATCH[0], final={}), *SCRATCH[1:]], PRETRAINED, "no final 'success_rate' on 'train'"),
+        ([replace(SCRATCH[0], steps=SCRATCH[0].steps + 1), *SCRATCH[1:]], PRETRAINED, "must start at step 0"),
+        ([replace(SCRATCH[0], steps=SCRATCH[0].steps[:-1]), *SCRATCH[1:]], PRETRAINED, "11 values of 'success_rate'"),
+    ],
+)  # fmt: skip
+def test_runs_that_cannot_be_compared_are_refused_by_name(
+    scratch: list[RunData], pretrained: list[RunData], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        compare({"scratch": scratch, "pretrained": pretrained}, SETTINGS)
+
+
+def test_the_same_comparison_twice_is_equal_and_fits_json() -> None:
+    runs = {"scratch": SCRATCH, "pretrained": PRETRAINED}
+    first, second = (to_plain(compare(runs, SETTINGS, UpfrontCost(1, 2))) for _ in range(2))
+    assert first == second
+    text = json.dumps(first, allow_nan=False)
+    assert json.loads(text)["verdict"] == "faster"
+    assert json.loads(text)["settings"]["target"]["success_rate"] == {"min": 0.9, "max": None}
+
+
+def test_more_seeds_are_said_to_help_when_the_spread_is_what_hides_the_effect() -> None:
+    generator = np.random.default_rng(8)
+    scratch = [run(s, int(at)) for s, at in enumerate(generator.choice([20_000, 50_000, 80_000], 6))]
+    pretrained = [run(s, int(at)) for s, at in enumerate([10_000, 20_000, 70_000, 10_000, 80_000, 20_000])]
+    result = compare({"scratch": scratch, "pretrained": pretrained}, SETTINGS)
+    assert result.verdict is Verdict.NOT_SHOWN
+    needed = result.seeds_for_verdict
+    assert needed is not None
+    assert needed.more is not None
+    assert needed.more >= 1
+    assert needed.power >= 0.8
+
+
+def test_the_number_of_seeds_needed_is_about_what_the_normal_approximation_says() -> None:
+    """Baseline 100,000 always; the pre-trained arm 80,000 +- 30,000: the mean ratio 0.8 needs 1.96 + 0.84 standard
+    errors to 1, so n = (2.8 * 0.3 / 0.2)^2 = 18 pairs in all."""
+    from pipeline.statistics.efficiency import TimeToTarget, matched_pair
+    from pipeline.statistics.planning import seeds_needed
+
+    times = [50_000, 110_000, 50_000, 110_000]
+    pairs = [
+        matched_pair(s, TimeToTarget(100_000, False), TimeToTarget(t, False), INTERVAL) for s, t in enumerate(times)
+    ]
+    needed = seeds_needed(pairs, None, 3, seed=0)
+    assert needed.more is not None
+    assert 12 <= needed.more + 4 <= 24
+    assert seeds_needed(pairs, 0.7, 3, seed=0).more is None  # the observed ratio is above 0.7 itself
+    assert seeds_needed(pairs[:1], None, 3, seed=0).more is None
+
+
+def test_a_regression_on_the_demonstrated_scenarios_is_flagged_in_the_direction_of_the_figure() -> None:
+    worse = measure_regression("train", "success_rate", 0.95, [0.90, 0.91, 0.89], SETTINGS)
+    assert worse.regressed
+    assert worse.difference.value == pytest.approx(-0.05)
+    assert not measure_regression("train", "success_rate", 0.90, [0.90, 0.91, 0.89], SETTINGS).regressed
+    assert measure_regression("train", "collision_rate", 0.02, [0.05, 0.06, 0.04], SETTINGS).regressed
+    assert not measure_regression("train", "collision_rate", 0.05, [0.01, 0.02, 0.01], SETTINGS).regressed
