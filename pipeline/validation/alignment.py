@@ -85,7 +85,7 @@ def replay(dataset: Dataset, context: Context) -> Iterable[Finding]:
 @rule(
     "time_alignment",
     "Without re-simulation: no trace of observations stored a step early or late.",
-    SOUND,
+    (*SOUND, "episodes_distinct"),
     _replayed,
 )
 def time_alignment(dataset: Dataset, context: Context) -> Iterable[Finding]:

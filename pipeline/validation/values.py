@@ -85,7 +85,8 @@ def space_bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
 
 def _outside(dataset: Dataset, name: str, space: spaces.Space, relative: float, rule_name: str) -> Iterator[Finding]:
     """Finite values beyond a bound; NaN and infinities belong to the rules about them."""
-    low, high = space_bounds(space)
+    declared = space_bounds(space)
+    low, high = declared
     if relative and space.dtype is not None and space.dtype.kind == "f":
         with np.errstate(over="ignore"):
             low = low - relative * np.maximum(1.0, np.abs(low), where=np.isfinite(low), out=np.zeros_like(low))
@@ -98,7 +99,7 @@ def _outside(dataset: Dataset, name: str, space: spaces.Space, relative: float, 
         column = rows[:, feature]
         for row in np.flatnonzero(np.isfinite(column) & ((column < low[feature]) | (column > high[feature]))):
             episode, step = dataset.place(name, int(row))
-            bound = f"[{plain(low[feature])}, {plain(high[feature])}]"
+            bound = f"[{plain(declared[0][feature])}, {plain(declared[1][feature])}]"
             message = f"{name}[{feature}] is outside its space"
             yield Finding(rule_name, episode, step, plain(column[row]), bound, message)
 
