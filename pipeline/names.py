@@ -53,6 +53,7 @@ class VersionTag:
     TASK: Final = "task"
     PROMOTABLE: Final = "promotable"
     APPROVED_AT: Final = "gate.approved_at"
+    HISTORY: Final = "gate.history"  # JSON: [[approved at, superseded at or null], ...]
     REPLACED: Final = "gate.replaced"  # the version that this approval replaced
     REPLACED_BY: Final = "gate.replaced_by"
     TAINT: Final = "taint"

@@ -64,7 +64,7 @@ class RunArtifactSource(DatasetSource):
         return cls(source_dict["uri"])
 
 
-register_dataset_source(RunArtifactSource)
+register_dataset_source(RunArtifactSource)  # type: ignore[arg-type]  # it takes the class, its hint says instance
 
 
 class DemonstrationDataset(Dataset):

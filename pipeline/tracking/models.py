@@ -1,7 +1,10 @@
 """Policies in the store: logged as MLflow models, found again by reference, verified by digest."""
 
+import contextlib
 import re
+import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,16 +54,18 @@ def log_policy(
 
     `artifact` also stores the folder under that path of the run's own artifacts.
     """
+    # subtle: a `step` given to log_model would copy all metrics of the run at that step to the model, and fail when
+    # two of them share a millisecond; the figures that belong to the policy are logged by name instead
     policy = load_policy(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # asks for type hints that a batch of arrays cannot have
+    packed = run.folder / "packed" / Artifact.POLICY  # the model keeps the folder's name: it must always be the same
+    shutil.copytree(folder, packed, dirs_exist_ok=True)
+    with _quiet():
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(MODEL_CODE),
-            artifacts={"policy": str(folder)},
+            artifacts={"policy": str(packed)},
             signature=_signature(policy.observation_space, policy.action_space),
             pip_requirements=REQUIREMENTS,
-            step=step,
             model_type="policy",
             tags={Tag.POLICY_DIGEST: policy_digest(folder)},
         )
@@ -68,6 +73,14 @@ def log_policy(
     if artifact is not None:
         run.file(folder, artifact)
     return str(info.model_uri)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow asks for type hints and examples that a batch of arrays with a signature does not need."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda *args, **kwargs: None
+        yield
 
 
 def find_policy(client: MlflowClient, reference: str, task: str, latest: dict[str, str]) -> StoredPolicy:
@@ -168,4 +181,4 @@ def _signature(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> M
         if space.shape is None or space.dtype is None:
             raise BadInput(f"policy: a space without a fixed shape cannot be served: {space}")
         specs.append(Schema([TensorSpec(np.dtype(space.dtype), (-1, *space.shape))]))
-    return ModelSignature(*specs)
+    return ModelSignature(inputs=specs[0], outputs=specs[1])

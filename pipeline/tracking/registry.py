@@ -3,6 +3,7 @@
 Every change runs under one lock per store, reads before it writes, and leaves tags that say what was replaced by what.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -14,10 +15,11 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from pipeline.errors import BadInput
 from pipeline.names import Alias, Gate, VersionTag, registered_model
 from pipeline.tracking.store import exclusive
+from pipeline.validation.rules import Approval
 
 
 @dataclass(frozen=True)
-class Approval:
+class Moved:
     """What a promotion or a roll back changed."""
 
     version: str
@@ -75,7 +77,7 @@ def require_approved(version: ModelVersion, doing: str) -> None:
         )
 
 
-def approve(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Approval:
+def approve(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
     """Move the alias `approved` to this version; the one that held it becomes `superseded`, on record in both."""
     with exclusive("registry"):
         return _move_approval(client, version, run_id, reason)
@@ -90,7 +92,7 @@ def refuse(client: MlflowClient, version: ModelVersion, run_id: str, reason: str
         _tag(client, current, {VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id})
 
 
-def roll_back(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Approval:
+def roll_back(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
     """Give the alias back to a version that was approved before. Raises BadInput for any other."""
     with exclusive("registry"):
         current = client.get_model_version(version.name, version.version)
@@ -107,23 +109,51 @@ def roll_back(client: MlflowClient, version: ModelVersion, run_id: str, reason: 
         return _move_approval(client, current, run_id, reason)
 
 
-def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Approval:
+def approvals(client: MlflowClient, task: str) -> tuple[Approval, ...]:
+    """Every period during which a version of the task's expert was approved, oldest first."""
+    periods = [
+        Approval(str(version.version), version.tags[VersionTag.POLICY_DIGEST], since, until)
+        for version in client.search_model_versions(f"name = '{registered_model(task)}'")
+        for since, until in _history(version)
+    ]
+    return tuple(sorted(periods, key=lambda period: period.since))
+
+
+def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
     """Under the lock. The alias moves last but one: until then readers see the old approval, whole."""
     before = _holder(client, version.name)
     replaced = before.version if before is not None and before.version != version.version else None
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    current = client.get_model_version(version.name, version.version)
+    # a version that is approved again while it holds the alias goes on in its open period
+    history = _history(current) if before is not None and replaced is None else [*_history(current), (now, None)]
     tags = {
         VersionTag.GATE: Gate.APPROVED,
         VersionTag.GATE_REASON: reason,
         VersionTag.GATE_RUN_ID: run_id,
-        VersionTag.APPROVED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
+        VersionTag.APPROVED_AT: now,
+        VersionTag.HISTORY: json.dumps(history),
     }
     if replaced is not None:
         tags[VersionTag.REPLACED] = replaced
-    _tag(client, version, tags)
+    _tag(client, current, tags)
     client.set_registered_model_alias(version.name, Alias.APPROVED, version.version)
     if before is not None and replaced is not None:
-        _tag(client, before, {VersionTag.GATE: Gate.SUPERSEDED, VersionTag.REPLACED_BY: version.version})
-    return Approval(version.version, replaced)
+        ended = [(since, until or now) for since, until in _history(before)]
+        _tag(
+            client,
+            before,
+            {
+                VersionTag.GATE: Gate.SUPERSEDED,
+                VersionTag.REPLACED_BY: version.version,
+                VersionTag.HISTORY: json.dumps(ended),
+            },
+        )
+    return Moved(version.version, replaced)
+
+
+def _history(version: ModelVersion) -> list[tuple[str, str | None]]:
+    return [(since, until) for since, until in json.loads(version.tags.get(VersionTag.HISTORY, "[]"))]
 
 
 def _holder(client: MlflowClient, name: str) -> ModelVersion | None:

@@ -23,7 +23,7 @@ from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput, shortened
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
 from pipeline.tracking.provenance import environment_record, git_state
-from pipeline.tracking.store import connect, experiment_id
+from pipeline.tracking.store import chosen_experiment, connect
 
 MAX_PARAM_LENGTH = 6_000
 BATCH = 100  # parameters or tags in one request
@@ -74,7 +74,7 @@ class StageRun:
 
     def text(self, content: str, path: str) -> None:
         """Store a text artifact under `path`, e.g. `diagnostics.md`."""
-        self.client.logtag_text(self.run_id, content, path)
+        self.client.log_text(self.run_id, content, path)
 
     def json(self, content: Any, path: str) -> None:
         """Store an artifact as indented JSON."""
@@ -122,7 +122,7 @@ def open_run(stage: str, experiment: str | None = None, nested: bool = False) ->
     A user's error ends it FAILED with the error's line as its description; so does any other exception.
     """
     client = connect()
-    chosen = experiment_id(client, experiment) if experiment is not None else None
+    chosen = None if nested and experiment is None else chosen_experiment(client, experiment)
     with (
         tempfile.TemporaryDirectory(prefix=f"{stage}-") as folder,
         mlflow.start_run(experiment_id=chosen, nested=nested) as active,
@@ -153,6 +153,14 @@ def get_run(client: MlflowClient, run_id: str, what: str) -> Run:
         return client.get_run(run_id)
     except MlflowException:
         raise BadInput(f"{what} {shortened(run_id)}: the store has no such run; give a run id or 'latest'") from None
+
+
+def read_text_artifact(client: MlflowClient, run_id: str, path: str) -> str | None:
+    """A text artifact of a run; None when the run has no such artifact."""
+    folder = path.rpartition("/")[0]
+    if not any(item.path == path for item in client.list_artifacts(run_id, folder or None)):
+        return None
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path)).read_text(encoding="utf-8")
 
 
 def latest_run(client: MlflowClient, what: str, **tags: str) -> Run:

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.errors import BadInput, shortened
 
 SQLITE = "sqlite:///"
+DEFAULT_EXPERIMENT = "imitation-pretraining"
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -34,6 +35,7 @@ def connect() -> MlflowClient:
     # retries of an unreachable server would hold a user for minutes before the first line
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         if database is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +51,14 @@ def connect() -> MlflowClient:
             "check MLFLOW_TRACKING_URI and that the server is running"
         ) from None
     return client
+
+
+def chosen_experiment(client: MlflowClient, name: str | None) -> str | None:
+    """The experiment to open a run in; None lets MLflow take the one that `mlflow run` or the environment chose."""
+    chosen_elsewhere = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
+    if name is None and any(os.environ.get(variable) for variable in chosen_elsewhere):
+        return None
+    return experiment_id(client, name or DEFAULT_EXPERIMENT)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:

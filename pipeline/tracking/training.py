@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from pipeline.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
+from pipeline.learning.workers import run_side_by_side
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
 from pipeline.tracking.models import log_policy
 from pipeline.tracking.runs import StageRun, code_tags, tag_text
@@ -75,6 +76,37 @@ def seed_runs(
     except BaseException as error:
         runs.fail(f"not finished: {type(error).__name__}: {error}"[:500])
         raise
+
+
+def train_logged(
+    stage_run: StageRun,
+    jobs: Sequence[TrainingJob],
+    tags: Sequence[Mapping[str, Any]],
+    workers: int,
+    watch: Callable[[int, TrainingEvent], None],
+) -> list[TrainingResult]:
+    """Train the jobs side by side, each in a child run of its own; `watch` sees every event after it is logged."""
+
+    def on_event(index: int, event: TrainingEvent) -> None:
+        seeds.on_event(index, event)
+        watch(index, event)
+
+    with seed_runs(stage_run, jobs, tags) as seeds:
+        results = run_side_by_side(jobs, workers, on_event)
+        for index, result in enumerate(results):
+            seeds.finish(index, result)
+    return results
+
+
+def log_bill(run: StageRun, results: Sequence[TrainingResult]) -> None:
+    """What all trainings of a stage cost together: environment steps and seconds of processor time."""
+    run.metrics(
+        {
+            Metric.ENVIRONMENT_STEPS: sum(result.environment_steps for result in results),
+            "bill/evaluation_steps": sum(result.evaluation_steps for result in results),
+            Metric.WALL_SECONDS: sum(result.wall_seconds.total for result in results),
+        }
+    )
 
 
 def _start_child(stage_run: StageRun, job: TrainingJob, tags: Mapping[str, Any]) -> StageRun:

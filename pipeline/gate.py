@@ -1,0 +1,136 @@
+"""The promotion gate's decision: from measured episodes and rules to approve or refuse, with every reason.
+
+A pure function. It neither plays episodes nor touches the registry.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.config.stages import GateRule
+from pipeline.errors import BadInput, did_you_mean
+from pipeline.evaluation import RATES, EpisodeRecords, summarise, summarise_by_scenario
+from pipeline.names import Metric
+from pipeline.statistics import bootstrap_mean, wilson_interval
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Episodes that the gate played itself."""
+
+    subject: str  # "candidate", or "training seed 2"
+    scenario_set: str
+    seed: int  # evaluation seed, from which the episodes follow
+    records: EpisodeRecords
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One rule held against one policy on one evaluation seed."""
+
+    subject: str
+    scenario_set: str
+    seed: int
+    metric: str
+    episodes: int
+    value: float  # mean over the episodes
+    compared: float  # what is held against the limit: the mean, or the unfavourable end of its interval
+    limit: str  # ">= 0.9"
+    confidence: float | None
+    holds: bool
+    missed_by: float  # distance to the limit, 0 when it holds
+    worst_scenario: str  # where this figure is worst
+
+    def reason(self) -> str:
+        """`candidate, train, seed 101: success_rate 0.87 (needs >= 0.9, missed by 0.03; worst: frontal_low)`."""
+        what = f"{self.confidence:.0%} bound of {self.metric}" if self.confidence is not None else self.metric
+        return (
+            f"{self.subject}, {self.scenario_set}, seed {self.seed}: {what} {self.compared:.4g} "
+            f"(needs {self.limit}, missed by {self.missed_by:.4g}; worst scenario: {self.worst_scenario})"
+        )
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """The verdict and all rows it rests on."""
+
+    rows: tuple[GateRow, ...]
+
+    @property
+    def approved(self) -> bool:
+        return bool(self.rows) and all(row.holds for row in self.rows)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What failed, worst first; empty when approved."""
+        failed = sorted((row for row in self.rows if not row.holds), key=lambda row: -row.missed_by)
+        return tuple(row.reason() for row in failed)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"approved": self.approved, "reasons": list(self.reasons), "rows": [asdict(row) for row in self.rows]}
+
+
+def decide(rules: Sequence[GateRule], measured: Sequence[Measured]) -> GateDecision:
+    """Hold every rule against every measurement of its scenario set. Exactly at a limit holds.
+
+    Raises BadInput for a rule whose metric the task does not measure; ValueError for a rule without a measurement:
+    a rule that was not tested must not pass.
+    """
+    rows: list[GateRow] = []
+    for rule in rules:
+        chosen = [m for m in measured if m.scenario_set == rule.scenario_set]
+        if not chosen:
+            raise ValueError(f"no measurement on scenario set {rule.scenario_set!r}")
+        rows.extend(_row(rule, m) for m in chosen)
+    return GateDecision(tuple(rows))
+
+
+def _row(rule: GateRule, measured: Measured) -> GateRow:
+    records = measured.records
+    summary = summarise(records)
+    if rule.metric not in summary:
+        raise BadInput(
+            f"rules: metric {rule.metric!r} is not measured on this task.{did_you_mean(rule.metric, summary)} "
+            f"It has: {', '.join(sorted(summary))}"
+        )
+    value = summary[rule.metric].value
+    compared = value if rule.confidence is None else _unfavourable_end(rule, records)
+    bound = rule.bound()
+    limit = rule.min if rule.min is not None else rule.max
+    assert limit is not None
+    holds = bound.holds(compared)
+    return GateRow(
+        subject=measured.subject,
+        scenario_set=measured.scenario_set,
+        seed=measured.seed,
+        metric=rule.metric,
+        episodes=len(records.episodes),
+        value=value,
+        compared=compared,
+        limit=str(bound),
+        confidence=rule.confidence,
+        holds=holds,
+        missed_by=0.0 if holds else abs(compared - limit),
+        worst_scenario=_worst_scenario(rule, records),
+    )
+
+
+def _unfavourable_end(rule: GateRule, records: EpisodeRecords) -> float:
+    """Lower end for a minimum, upper end for a maximum. Rates use Wilson's interval: the bootstrap of 100 successes
+    in 100 episodes is a point, which would claim certainty."""
+    assert rule.confidence is not None
+    metric = {rate: name for name, rate in RATES.items()}.get(rule.metric, rule.metric)
+    metric = {f"{name}_mean": name for name in (Metric.RETURN, Metric.LENGTH)}.get(metric, metric)
+    if metric not in records.metrics:
+        raise BadInput(f"rules: confidence is for means and rates; {rule.metric!r} is neither")
+    values = records.metrics[metric]
+    if rule.metric in RATES.values():
+        estimate = wilson_interval(int(values.sum()), len(values), rule.confidence)
+    else:
+        estimate = bootstrap_mean(values, seed=0, resamples=10_000, confidence=rule.confidence)
+    return estimate.low if rule.min is not None else estimate.high
+
+
+def _worst_scenario(rule: GateRule, records: EpisodeRecords) -> str:
+    figures = {name: summary[rule.metric].value for name, summary in summarise_by_scenario(records).items()}
+    return min(figures, key=lambda name: figures[name] if rule.min is not None else -figures[name])

@@ -1,0 +1,62 @@
+"""The arms of a comparison as training jobs: one function makes both, so that only the initial weights can differ."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.loading import to_data
+from pipeline.config.stages import Finetune
+from pipeline.learning.jobs import TrainingJob
+from pipeline.learning.ppo import check_job
+from pipeline.names import Arm
+from pipeline.tasks import Task
+
+
+@dataclass(frozen=True)
+class ArmJob:
+    """A training and the arm it belongs to."""
+
+    arm: str
+    job: TrainingJob
+
+
+def arm_jobs(config: Finetune, task: Task, folder: Path, initial_policy: Path | None) -> list[ArmJob]:
+    """For every seed one training, and one control with learning rate 0 when `control_timesteps` asks for it.
+
+    Raises BadInput before the first step.
+    """
+    task.refuse_holdouts(config.training.scenario_set, "training")
+    warm = initial_policy is not None
+    arms = [Arm.PRETRAINED if warm else Arm.SCRATCH]
+    if config.control_timesteps:
+        arms.append(Arm.PRETRAINED_LR0 if warm else Arm.SCRATCH_LR0)
+    jobs = []
+    for arm in arms:
+        control = arm in (Arm.PRETRAINED_LR0, Arm.SCRATCH_LR0)
+        for seed in config.seeds:
+            job = TrainingJob(
+                task=task.config,
+                training=config.training,
+                seed=seed,
+                output=str(folder / f"{arm}-seed-{seed}"),
+                initial_policy=str(initial_policy) if warm else None,
+                warm_start=config.warm_start if warm else None,
+                learning_rate_zero=control,
+                total_timesteps=config.control_timesteps if control else None,
+                final_episodes=config.final_episodes,
+            )
+            check_job(job)
+            jobs.append(ArmJob(arm, job))
+    return jobs
+
+
+def shared_settings(config: Finetune, task: Task) -> Mapping[str, Any]:
+    """Everything that two arms must have in common: the task, the training and how its end is measured."""
+    data = to_data(config)
+    return {
+        "task": to_data(task.config),
+        "training": data["training"],
+        "control_timesteps": data["control_timesteps"],
+        "final_episodes": data["final_episodes"],
+    }

@@ -1,0 +1,21 @@
+"""What trainings came to, in a line an arm."""
+
+from collections.abc import Sequence
+
+from pipeline.evaluation import point_figures
+from pipeline.learning.jobs import TrainingResult
+from pipeline.names import Metric
+
+
+def trainings_summary(stage: str, arms: Sequence[str], results: Sequence[TrainingResult]) -> tuple[str, ...]:
+    """`finetune: pretrained: 5 seeds, final success 0.97 (0.96 to 0.98 over seeds), 1,003,520 steps`."""
+    lines = []
+    for arm in dict.fromkeys(arms):
+        chosen = [result for name, result in zip(arms, results, strict=True) if name == arm]
+        success = [point_figures(result.final)[Metric.SUCCESS_RATE] for result in chosen]
+        steps = sum(result.environment_steps for result in chosen)
+        lines.append(
+            f"{stage}: {arm}: {len(chosen)} seeds, success of the best checkpoint on fresh episodes "
+            f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds), {steps:,} steps"
+        )
+    return tuple(lines)

@@ -1,0 +1,34 @@
+"""`baseline`: the PPO of `finetune` with the same config, from fresh weights."""
+
+from collections.abc import Mapping
+
+from pipeline.config.loading import load_task
+from pipeline.config.stages import Finetune
+from pipeline.learning.arms import arm_jobs, shared_settings
+from pipeline.names import Tag
+from pipeline.report.progress import TrainingProgress
+from pipeline.report.trainings import trainings_summary
+from pipeline.stages import StageOutcome
+from pipeline.tasks import Task
+from pipeline.tracking.runs import StageRun, digest_of
+from pipeline.tracking.training import log_bill, train_logged
+
+UPSTREAM = ("group",)
+
+
+def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOutcome:
+    task = Task(load_task(config.task), config.training.environment)
+    arms = arm_jobs(config, task, run.folder, None)
+    run.record_config(config, task.config, {})
+    shared = {
+        Tag.GROUP: upstream.get("group") or run.run_id,
+        Tag.TRAINING_DIGEST: digest_of(shared_settings(config, task)),
+    }
+    run.tag(shared)
+    with TrainingProgress("baseline", [arm.job for arm in arms]) as progress:
+        tags = [{**shared, Tag.STAGE: "baseline_seed", Tag.ARM: arm.arm} for arm in arms]
+        results = train_logged(run, [arm.job for arm in arms], tags, config.workers, progress.on_event)
+    log_bill(run, results)
+    return StageOutcome(
+        trainings_summary("baseline", [arm.arm for arm in arms], results), outputs={"group": str(shared[Tag.GROUP])}
+    )

@@ -1,0 +1,49 @@
+"""`evaluate`: any policy on any scenario set, as a run of its own."""
+
+from collections.abc import Mapping
+
+from pipeline.config.loading import load_task
+from pipeline.config.stages import Evaluate
+from pipeline.demonstrators import scripted
+from pipeline.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
+from pipeline.names import EVAL_PREFIX, Tag
+from pipeline.policies import ActFunction, act_function, load_policy
+from pipeline.report.tables import statistics_table
+from pipeline.stages import StageOutcome
+from pipeline.tasks import Purpose, Task
+from pipeline.tracking import lineage
+from pipeline.tracking.models import find_policy
+from pipeline.tracking.runs import StageRun, get_run
+from pipeline.tracking.training import records_data
+
+UPSTREAM = ("policy",)
+SCRIPTED = "scripted:"
+
+
+def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOutcome:
+    task = Task(load_task(config.task), config.environment)
+    episodes = task.episodes(config.scenario_set, config.seed, config.episodes, Purpose.EVALUATE)
+    act, name = _policy(run, config, task, upstream.get("policy", "latest"))
+    records = run_episodes(task, act, episodes)
+    table = statistics_table(records)
+    run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
+    run.json(
+        {scenario: with_intervals(figures) for scenario, figures in summarise_by_scenario(records).items()},
+        "evaluation_by_scenario.json",
+    )
+    run.json(records_data(records), "episodes.json")
+    run.text(table, "statistics.md")
+    return StageOutcome((f"evaluate: {name} on {len(episodes)} episodes of {config.scenario_set!r}", table))
+
+
+def _policy(run: StageRun, config: Evaluate, task: Task, reference: str) -> tuple[ActFunction, str]:
+    """What acts, and how a person names it; its identity and lineage go on record first."""
+    if reference.startswith(SCRIPTED):
+        demonstrator = scripted(reference.removeprefix(SCRIPTED), {})
+        run.record_config(config, task.config, {"policy": demonstrator.provenance["digest"]})
+        return demonstrator.act, reference
+    policy = find_policy(run.client, reference, task.config.name, {Tag.STAGE: "pretrain"})
+    run.record_config(config, task.config, {"policy": policy.digest})
+    maker = {} if policy.run_id is None else get_run(run.client, policy.run_id, "policy").data.tags
+    run.tag(lineage.from_policy(policy, "policy", maker))
+    return act_function(load_policy(policy.folder), config.deterministic), policy.reference

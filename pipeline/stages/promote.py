@@ -1,0 +1,137 @@
+"""`promote`: the gate. Plays the candidate itself, decides, and moves the alias `approved` or leaves all as it is."""
+
+from collections.abc import Mapping, Sequence
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from pipeline.config.loading import load_task
+from pipeline.config.stages import Promote
+from pipeline.errors import BadInput
+from pipeline.evaluation import run_episodes
+from pipeline.gate import GateDecision, Measured, decide
+from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
+from pipeline.policies import act_function, load_policy
+from pipeline.report.diagnostics import gate_markdown
+from pipeline.stages import StageOutcome
+from pipeline.tasks import Purpose, Task
+from pipeline.tracking import registry
+from pipeline.tracking.models import RUN_ID, StoredPolicy, fetch_version, find_policy, find_version, log_policy
+from pipeline.tracking.runs import StageRun, get_run, search
+
+UPSTREAM = ("expert",)
+
+
+def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOutcome:
+    task = Task(load_task(config.task))
+    for rule in config.rules:
+        task.shares(rule.scenario_set)
+    reference = upstream.get("expert", "latest")
+    if config.action == "roll_back":
+        return _roll_back(run, config, task, reference)
+    candidate = _candidate(run, task, reference)
+    run.record_config(config, task.config, {"expert": candidate.digest})
+    run.tag(_lineage(run, candidate))
+    subjects = {"candidate": candidate, **(_training_seeds(run, candidate) if config.training_seeds else {})}
+    decision = decide(config.rules, measure(task, config, subjects))
+    return _conclude(run, candidate, decision)
+
+
+def measure(task: Task, config: Promote, subjects: Mapping[str, StoredPolicy]) -> list[Measured]:
+    """Play every policy on every scenario set that a rule names, for every evaluation seed."""
+    sets = sorted({rule.scenario_set for rule in config.rules})
+    measured = []
+    for subject, policy in subjects.items():
+        act = act_function(load_policy(policy.folder))
+        for scenario_set in sets:
+            for seed in config.seeds:
+                episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)
+                measured.append(Measured(subject, scenario_set, seed, run_episodes(task, act, episodes)))
+    return measured
+
+
+def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
+    """The version to judge; the policy of a run is registered as a candidate first (any policy may apply)."""
+    if not RUN_ID.fullmatch(reference):
+        return fetch_version(find_version(run.client, reference, task.config.name, Alias.CANDIDATE))
+    policy = find_policy(run.client, reference, task.config.name, {})
+    tags = get_run(run.client, reference, "expert").data.tags
+    if tags.get(Tag.TASK) != task.config.name:
+        raise BadInput(
+            f"expert {reference}: that run is of task {tags.get(Tag.TASK)!r}, the gate is of {task.config.name!r}"
+        )
+    source = log_policy(run, policy.folder, "candidate", 0, {})
+    promotable = tags.get(Tag.PROMOTABLE) != "false"
+    description = f"Policy of run {reference} (stage {tags.get(Tag.STAGE)}), registered by the gate."
+    version = registry.register_candidate(
+        run.client, task.config.name, source, reference, policy.digest, promotable, description
+    )
+    return fetch_version(version)
+
+
+def _lineage(run: StageRun, candidate: StoredPolicy) -> dict[str, str | None]:
+    return {
+        Tag.LINEAGE_EXPERT: candidate.name_and_version,
+        Tag.LINEAGE_EXPERT_DIGEST: candidate.digest,
+        lineage_run_tag("candidate"): candidate.run_id,
+    }
+
+
+def _training_seeds(run: StageRun, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
+    """The best policies of all seeds of the training that the candidate is the best of."""
+    if candidate.run_id is None:
+        return {}
+    children = search(run.client, {MLFLOW_PARENT_RUN_ID: candidate.run_id, Tag.STAGE: "train_expert_seed"})
+    ordered: Sequence = sorted(children, key=lambda child: int(child.data.tags[Tag.SEED]))
+    return {
+        f"training seed {child.data.tags[Tag.SEED]}": find_policy(run.client, child.info.run_id, "", {})
+        for child in ordered
+    }
+
+
+def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) -> StageOutcome:
+    """Log the evidence first, then change the registry: an approval never lacks its evidence."""
+    version: ModelVersion | None = candidate.version
+    assert version is not None
+    run.json(decision.to_json(), Artifact.DIAGNOSTICS_JSON)
+    run.text(gate_markdown(decision, candidate.reference), Artifact.DIAGNOSTICS_MD)
+    names = [f"gate/{r.subject.replace(' ', '_')}/{r.scenario_set}/{r.metric}/seed_{r.seed}" for r in decision.rows]
+    run.metrics({name: row.value for name, row in zip(names, decision.rows, strict=True)})
+    checked, failed = len(decision.rows), len(decision.reasons)
+    run.metrics({"gate/rules_checked": checked, "gate/rules_failed": failed})
+    if not decision.approved:
+        reason = "; ".join(decision.reasons)
+        registry.refuse(run.client, version, run.run_id, reason[:4_000])
+        run.describe(f"{candidate.reference} refused: {reason}")
+        return StageOutcome(
+            (
+                f"promote: {candidate.reference} REFUSED, {failed} of {checked} checks failed",
+                *(f"  - {reason}" for reason in decision.reasons[:5]),
+                f"  all checks: artifact {Artifact.DIAGNOSTICS_MD} of run {run.run_id}",
+            ),
+            verdict=False,
+            failed=True,
+        )
+    reason = f"all {checked} checks hold"
+    approval = registry.approve(run.client, version, run.run_id, reason)
+    run.describe(f"{candidate.reference} approved: {reason}")
+    replaced = f", replaces version {approval.replaced}" if approval.replaced else ""
+    return StageOutcome(
+        (f"promote: {candidate.reference} approved: {reason}{replaced}",),
+        verdict=True,
+        outputs={"expert": f"models:/{candidate.reference}"},
+    )
+
+
+def _roll_back(run: StageRun, config: Promote, task: Task, reference: str) -> StageOutcome:
+    if reference == "latest":
+        raise BadInput("expert 'latest': name the version to roll back to, e.g. -P expert=1")
+    version = find_version(run.client, reference, task.config.name, Alias.APPROVED)
+    target = fetch_version(version)
+    run.record_config(config, task.config, {"expert": target.digest})
+    run.tag(_lineage(run, target))
+    approval = registry.roll_back(run.client, version, run.run_id, f"rolled back by run {run.run_id}")
+    run.describe(f"rolled back to {target.reference} from version {approval.replaced}")
+    return StageOutcome(
+        (f"promote: rolled back to {target.reference}; version {approval.replaced} is superseded",), verdict=True
+    )

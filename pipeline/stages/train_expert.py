@@ -1,0 +1,116 @@
+"""`train_expert`: PPO over several seeds side by side; the best seed's best checkpoint becomes the candidate."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.config.loading import load_task
+from pipeline.config.stages import TrainExpert
+from pipeline.evaluation import (
+    concatenate_records,
+    point_figures,
+    run_episodes,
+    summarise,
+    summarise_by_scenario,
+    with_intervals,
+)
+from pipeline.learning.callbacks import select_figure
+from pipeline.learning.diagnosis import Diagnosis, diagnose
+from pipeline.learning.jobs import TrainingJob, TrainingResult
+from pipeline.learning.ppo import check_job
+from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag, registered_model
+from pipeline.policies import act_function, load_policy
+from pipeline.report.diagnostics import diagnosis_markdown
+from pipeline.report.progress import TrainingProgress
+from pipeline.stages import StageOutcome
+from pipeline.tasks import Purpose, Task
+from pipeline.tracking.models import log_policy
+from pipeline.tracking.registry import register_candidate
+from pipeline.tracking.runs import StageRun
+from pipeline.tracking.training import log_bill, train_logged
+
+UPSTREAM = ()
+
+
+def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> StageOutcome:
+    task = Task(load_task(config.task), config.training.environment)
+    jobs = training_jobs(config, task, run.folder)
+    run.record_config(config, task.config, {})
+    tags = [{Tag.STAGE: "train_expert_seed"} for _ in jobs]
+    with TrainingProgress("train_expert", jobs) as progress:
+        results = train_logged(run, jobs, tags, config.workers, progress.on_event)
+    diagnosis = diagnose(results, task.config.thresholds)
+    best = best_result(results, config.best_metric)
+    folder = Path(jobs[results.index(best)].output) / "best"
+    pooled = summarise(concatenate_records([result.final for result in results]))
+    _log(run, diagnosis, results, best)
+    run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(pooled).items()})
+    run.metrics(holdout_figures(task, folder, config.final_episodes))
+    source = log_policy(run, folder, "candidate", best.best_timestep, point_figures(best.final), Artifact.POLICY)
+    version = register_candidate(
+        run.client, task.config.name, source, run.run_id, best.best_digest, diagnosis.promotable,
+        f"Best checkpoint of seed {best.seed} at step {best.best_timestep}; see diagnostics.md of its run.",
+    )  # fmt: skip
+    success = pooled[Metric.SUCCESS_RATE]
+    return StageOutcome(
+        (
+            f"train_expert: {len(results)} seeds, success {success.value:.3f} "
+            f"[{success.low:.3f}, {success.high:.3f}] on fresh episodes; converged at steps "
+            f"{', '.join(str(result.converged_at or 'never') for result in results)}",
+            f"  candidate: {version.name} version {version.version}, "
+            + ("promotable" if diagnosis.promotable else "NOT promotable:"),
+            *(f"  - {shortfall.sentence()}" for shortfall in diagnosis.shortfalls),
+        ),
+        outputs={"expert": f"models:/{registered_model(task.config.name)}/{version.version}"},
+    )
+
+
+def training_jobs(config: TrainExpert, task: Task, folder: Path) -> list[TrainingJob]:
+    """One job a seed, checked before the first step. Raises BadInput."""
+    task.refuse_holdouts(config.training.scenario_set, "training")
+    jobs = [
+        TrainingJob(
+            task=task.config,
+            training=config.training,
+            seed=seed,
+            output=str(folder / f"seed-{seed}"),
+            convergence=config.convergence,
+            best_metric=config.best_metric,
+            final_episodes=config.final_episodes,
+        )
+        for seed in config.seeds
+    ]
+    for job in jobs:
+        check_job(job)
+    return jobs
+
+
+def best_result(results: Sequence[TrainingResult], best_metric: str) -> TrainingResult:
+    """The seed whose best checkpoint does best on fresh episodes; ties go to the earlier seed."""
+    return max(results, key=lambda result: select_figure(point_figures(result.final), best_metric))
+
+
+def holdout_figures(task: Task, policy_folder: Path, episodes: int) -> dict[str, float]:
+    """`holdout/<set>/<figure>` with intervals, on scenarios that training never touched."""
+    act = act_function(load_policy(policy_folder))
+    figures: dict[str, float] = {}
+    for scenario_set in task.config.holdout_sets:
+        records = run_episodes(task, act, task.episodes(scenario_set, 0, episodes, Purpose.EVALUATE))
+        summary = with_intervals(summarise(records))
+        figures.update({f"holdout/{scenario_set}/{name}": value for name, value in summary.items()})
+    return figures
+
+
+def _log(run: StageRun, diagnosis: Diagnosis, results: Sequence[TrainingResult], best: TrainingResult) -> None:
+    run.json(diagnosis.to_json(), Artifact.DIAGNOSTICS_JSON)
+    run.text(diagnosis_markdown(diagnosis), Artifact.DIAGNOSTICS_MD)
+    run.json(
+        {
+            scenario: with_intervals(summary)
+            for scenario, summary in summarise_by_scenario(
+                concatenate_records([result.final for result in results])
+            ).items()
+        },
+        "evaluation_by_scenario.json",
+    )
+    run.tag({Tag.PROMOTABLE: diagnosis.promotable, Tag.POLICY_DIGEST: best.best_digest, "best_seed": best.seed})
+    log_bill(run, results)
