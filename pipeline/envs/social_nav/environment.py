@@ -98,6 +98,7 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._observations = np.zeros((1, len(FEATURES)), np.float32)
         self._rewards = np.zeros(1, np.float32)
         self._done = np.zeros(1, np.int8)
+        self._trail: list[tuple[float, float]] = []  # m, kept for rendering only
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -106,6 +107,8 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         super().reset(seed=seed)
         episode = int(self.np_random.integers(SEEDS)) if seed is None else int(seed)
         start(self._slots, 0, self.family, self.pedestrians, episode, self._settings, self._observations)
+        self._trail = []
+        self._leave_trail()
         return self._observations[0].copy(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -116,9 +119,24 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if not np.isfinite(actions).all():
             raise BadInput(f"action is {action!r}; both entries must be finite numbers in [-1, 1].")
         advance(self._slots, actions, self._settings, self._observations, self._rewards, self._done)
+        self._leave_trail()
         terminated, truncated = bool(self._done[0] == 1), bool(self._done[0] == 2)
         info = self.metrics() if terminated or truncated else {}
         return self._observations[0].copy(), float(self._rewards[0]), terminated, truncated, info
+
+    def _leave_trail(self) -> None:
+        if self.render_mode is not None:
+            self._trail.append((float(self._slots[0]["x"]), float(self._slots[0]["y"])))
+
+    def render(self) -> np.ndarray | None:
+        """The current state as (544, 640, 3) uint8 with `render_mode="rgb_array"`, otherwise None."""
+        if self.render_mode is None:
+            return None
+        from pipeline.envs.social_nav.rendering import draw_frame
+
+        title = f"{self.scenario.replace('_', ' ')}, {self.density}"
+        horizon = int(self._settings["horizon"][0])
+        return draw_frame(self._slots[0], self._observations[0], title, horizon, self._trail)
 
     def metrics(self) -> dict[str, Any]:
         """Episode metrics of all steps so far."""

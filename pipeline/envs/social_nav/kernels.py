@@ -19,7 +19,7 @@ from pipeline.envs.social_nav.rewards import pay
 from pipeline.envs.social_nav.scenarios import spawn
 
 
-def _source_digest() -> str:
+def source_digest() -> str:
     """Digest of the package's sources: numba's cache alone would miss a change in an imported kernel."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -86,7 +86,7 @@ def _compile(version: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return start, advance
 
 
-_start, advance = _compile(_source_digest())
+_start, advance = _compile(source_digest())
 _BLANK = np.zeros((), SLOT)
 
 

@@ -33,7 +33,7 @@ PEDESTRIANS = {
     "frontal_approach": (3, 6, 9),
     "intersection": (3, 6, 10),
     "blind_corner": (2, 4, 7),
-    "narrow_doorway": (2, 4, 7),
+    "narrow_doorway": (2, 4, 6),
     "parallel_traffic": (3, 6, 10),
     "perpendicular_traffic": (4, 8, 12),
     "circular_crossing": (3, 6, 10),
