@@ -29,7 +29,7 @@ JUMP_RATIO = 8.0  # median first step over median step, in standard deviations o
 LAGS = range(-3, 4)
 DECISIVE_Z = 8.0  # strongest response in standard errors; below it the noise says nothing
 RESPONSE_SHARE = 0.3  # of the strongest response: the first lag above it is when the action took effect
-MAX_INSTRUMENT_STEPS = 50_000
+MAX_INSTRUMENT_STEPS = 20_000  # beyond them noise is known well enough, and memory is not free
 NOISE_BINS = 20
 
 
