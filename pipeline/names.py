@@ -140,6 +140,7 @@ class Metric:
     CONVERGED_AT: Final = "converged_at_timestep"
     RATIO: Final = "sample_efficiency/ratio"
     ENVIRONMENT_STEPS: Final = "bill/environment_steps"
+    EVALUATION_STEPS: Final = "bill/evaluation_steps"
     WALL_SECONDS: Final = "bill/wall_seconds"
 
 

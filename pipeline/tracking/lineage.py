@@ -124,13 +124,13 @@ def upstream(client: MlflowClient, reference: str) -> Lineage:
 def downstream(client: MlflowClient, reference: str) -> Lineage:
     """Everything that came from the thing (and itself)."""
     start = resolve(client, reference)
-    return _lineage(start[0].info.run_id, _walk_down(client, start, VERSION.fullmatch(reference) is not None))
+    return _lineage(start[0].info.run_id, _walk_down(client, start, reference))
 
 
 def chain(client: MlflowClient, reference: str) -> Lineage:
     """Both directions at once: what the thing came from, itself, and what came from it."""
     start = resolve(client, reference)
-    runs = {**_walk_up(client, start), **_walk_down(client, start, False)}
+    runs = {**_walk_up(client, start), **_walk_down(client, start, reference)}
     runs.update(_walk_up(client, runs.values()))
     return _lineage(start[0].info.run_id, runs)
 
@@ -147,9 +147,16 @@ def _walk_up(client: MlflowClient, start: Iterable[Run]) -> dict[str, Run]:
     raise BadInput(f"lineage is deeper than {GENERATIONS} generations: are its tags a loop?")
 
 
-def _walk_down(client: MlflowClient, start: Iterable[Run], is_version: bool) -> dict[str, Run]:
+def _walk_down(client: MlflowClient, start: Iterable[Run], reference: str) -> dict[str, Run]:
     known = {run.info.run_id: run for run in start}
-    frontier = list(known)
+    version = VERSION.fullmatch(reference)
+    if version is not None:
+        # a training may stand behind several versions: only what used this one came from it
+        used = search(client, {Tag.LINEAGE_EXPERT: f"{version['name']}/{version['version']}"}, status=None)
+        known.update({run.info.run_id: run for run in used})
+        frontier = [run.info.run_id for run in used]
+    else:
+        frontier = list(known)
     for _ in range(GENERATIONS):
         found = {
             run.info.run_id: run

@@ -103,7 +103,7 @@ def log_bill(run: StageRun, results: Sequence[TrainingResult]) -> None:
     run.metrics(
         {
             Metric.ENVIRONMENT_STEPS: sum(result.environment_steps for result in results),
-            "bill/evaluation_steps": sum(result.evaluation_steps for result in results),
+            Metric.EVALUATION_STEPS: sum(result.evaluation_steps for result in results),
             Metric.WALL_SECONDS: sum(result.wall_seconds.total for result in results),
         }
     )
@@ -139,7 +139,7 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
     run.metrics(
         {
             Metric.ENVIRONMENT_STEPS: result.environment_steps,
-            "bill/evaluation_steps": result.evaluation_steps,
+            Metric.EVALUATION_STEPS: result.evaluation_steps,
             Metric.WALL_SECONDS: result.wall_seconds.total,
             "bill/evaluation_seconds": result.wall_seconds.evaluation,
             "best_timestep": result.best_timestep,
@@ -170,6 +170,7 @@ def evaluations_record(result: TrainingResult) -> dict[str, Any]:
     return {
         "seed": result.seed,
         "evaluations": [{"timestep": p.timestep, "figures": point_figures(p.records)} for p in result.evaluations],
+        "final_figures": point_figures(result.final),
         "final": records_data(result.final),
     }
 

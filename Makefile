@@ -1,0 +1,47 @@
+# make demo   set up and run the whole pipeline for social navigation on an embedded store (mlflow.db)
+# make test   set up and run linters, type checks, the import contract and all tests
+# make setup  only the set-up; a second call reuses what is there
+# make check  linters, types, import contract
+# make ui     look at the demo's runs in a browser
+# make clean  remove the environment (never the store)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# `mlflow run --env-manager local` runs the first `python` in PATH: make that the environment's
+export PATH := $(BIN):$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+TASK ?= social_nav
+STORE := sqlite:///$(CURDIR)/mlflow.db
+
+.PHONY: demo test setup check ui clean
+
+demo: setup
+	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) \
+		-P config=configs/$(TASK)/main.yaml
+
+test: setup check
+	pytest
+
+check: setup
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+ui: setup
+	mlflow ui --backend-store-uri $(STORE)
+
+setup: $(VENV)/.installed
+
+# torch first, with pip: its CPU build is then what everything else finds installed
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; give a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,155 @@
+"""The trainings of a group, read back for comparison: finished, matched, and equal in all but their initial weights."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline.errors import BadInput, shortened
+from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, Artifact, Metric, Tag, lineage_run_tag
+from pipeline.statistics.comparison import RunData, UpfrontCost
+from pipeline.tracking.models import StoredPolicy, find_policy
+from pipeline.tracking.runs import get_run, latest_run, read_text_artifact, search
+
+GROUP_NAME_LIMIT = 200
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One training of an arm, with the evaluations it left."""
+
+    run: Run
+    arm: str
+    seed: int
+    steps: np.ndarray  # (n,) int64 environment steps of the evaluations
+    figures: dict[str, np.ndarray]  # figure -> (n,) float64
+    final: dict[str, float]  # figure -> mean over fresh episodes of the training set
+
+    def data(self, budget: int, final: Mapping[str, Mapping[str, float]]) -> RunData:
+        """For the statistics; `final` maps scenario sets to figures."""
+        return RunData(self.seed, self.steps, self.figures, final, budget)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trainings of a group by arm, and the stage runs they belong to."""
+
+    name: str
+    arms: dict[str, tuple[ArmRun, ...]]
+    finetune: Run
+    baseline: Run
+
+
+def find_group(client: MlflowClient, reference: str, task: str) -> Group:
+    """The group of that name, or of the newest finished fine-tuning for `latest`. Raises BadInput."""
+    if reference == "latest":
+        newest = latest_run(client, "group", **{Tag.STAGE: "finetune", Tag.TASK: task})
+        reference = newest.data.tags[Tag.GROUP]
+    if not reference.replace("-", "").replace("_", "").isalnum() or len(reference) > GROUP_NAME_LIMIT:
+        raise BadInput(f"group {shortened(reference)}: a group is letters, digits, - and _; or 'latest'")
+    stages = {stage: _stage_run(client, stage, reference, task) for stage in ("baseline", "finetune")}
+    runs = [
+        run
+        for stage in stages
+        for run in search(client, {Tag.GROUP: reference, Tag.STAGE: f"{stage}_seed", Tag.TASK: task}, status=None)
+    ]
+    # a failed attempt that was repeated under a newer stage run is not part of the comparison
+    parents = {run.info.run_id for run in stages.values()}
+    runs = [run for run in runs if run.data.tags.get("mlflow.parentRunId") in parents]
+    _refuse_unequal(reference, runs)
+    arms = {
+        arm: tuple(sorted((_read(client, run) for run in runs if run.data.tags[Tag.ARM] == arm), key=lambda r: r.seed))
+        for arm in ARMS
+    }
+    return Group(reference, {arm: members for arm, members in arms.items() if members}, **stages)
+
+
+def upfront_cost(client: MlflowClient, finetune: Run) -> UpfrontCost:
+    """What expert, demonstrations and clone cost, from the runs that the lineage names."""
+    spent: dict[str, dict[str, float]] = {}
+    for role in ("expert", "dataset", "pretrain"):
+        run_id = finetune.data.tags.get(lineage_run_tag(role))
+        if run_id is not None:
+            spent[role] = get_run(client, run_id, f"{role} run").data.metrics
+    steps = {role: int(metrics.get(Metric.ENVIRONMENT_STEPS, 0)) for role, metrics in spent.items()}
+    return UpfrontCost(
+        expert_steps=steps.get("expert", 0),
+        demonstration_steps=steps.get("dataset", 0),
+        evaluation_steps=sum(int(metrics.get(Metric.EVALUATION_STEPS, 0)) for metrics in spent.values()),
+        wall_seconds={
+            role: metrics[Metric.WALL_SECONDS] for role, metrics in spent.items() if Metric.WALL_SECONDS in metrics
+        },
+    )
+
+
+def policy_of(client: MlflowClient, run: Run) -> StoredPolicy:
+    """The best checkpoint of a training, verified."""
+    return find_policy(client, run.info.run_id, run.data.tags[Tag.TASK], {})
+
+
+def _stage_run(client: MlflowClient, stage: str, group: str, task: str) -> Run:
+    found = search(client, {Tag.GROUP: group, Tag.STAGE: stage, Tag.TASK: task}, limit=1)
+    if not found:
+        raise BadInput(
+            f"group {group!r} has no finished {stage} of task {task!r}; run it: "
+            f"mlflow run . -e {stage} -P group={group}"
+        )
+    return found[0]
+
+
+def _refuse_unequal(group: str, runs: Sequence[Run]) -> None:
+    """A comparison whose arms differ in anything but initial weights does not happen."""
+    for run in runs:
+        if run.info.status != "FINISHED":
+            raise BadInput(
+                f"group {group!r}: run {run.info.run_id} ({run.data.tags.get(Tag.ARM)} seed "
+                f"{run.data.tags.get(Tag.SEED)}) is {run.info.status}, not FINISHED; wait for it or train it again"
+            )
+    digests: dict[str, Run] = {}
+    for run in runs:
+        digests.setdefault(run.data.tags.get(Tag.TRAINING_DIGEST, "none"), run)
+    if len(digests) > 1:
+        first, second = list(digests.values())[:2]
+        raise BadInput(
+            f"group {group!r}: its arms differ in more than initial weights: {_difference(first, second)}; "
+            "train both arms with one config"
+        )
+
+
+def _difference(first: Run, second: Run) -> str:
+    """Names the arms and, where their stage runs tell, the first setting that differs."""
+    names = [f"{run.data.tags.get(Tag.ARM)} seed {run.data.tags.get(Tag.SEED)}" for run in (first, second)]
+    client = MlflowClient()
+    params = []
+    for run in (first, second):
+        parent = run.data.tags.get("mlflow.parentRunId")
+        params.append(get_run(client, parent, "stage run").data.params if parent else {})
+    settings = [key for key in set(params[0]) | set(params[1]) if key.startswith(CONFIG_PARAM_PREFIX)]
+    different = sorted(key for key in settings if params[0].get(key) != params[1].get(key))
+    where = different[0].removeprefix(CONFIG_PARAM_PREFIX) if different else "the task file"
+    values = f": {params[0].get(different[0])} and {params[1].get(different[0])}" if different else ""
+    return f"{names[0]} and {names[1]} differ in {where}{values}"
+
+
+def _read(client: MlflowClient, run: Run) -> ArmRun:
+    text = read_text_artifact(client, run.info.run_id, Artifact.EVALUATIONS)
+    name = f"run {run.info.run_id}"
+    if text is None:
+        raise BadInput(f"{name} has no {Artifact.EVALUATIONS}: its training did not finish; train it again")
+    try:
+        data = json.loads(text)
+        points = data["evaluations"]
+        figures = {
+            figure: np.array([point["figures"][figure] for point in points], np.float64)
+            for figure in points[0]["figures"]
+        }
+        final = {figure: float(value) for figure, value in data["final_figures"].items()}
+        steps = np.array([point["timestep"] for point in points], np.int64)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise BadInput(
+            f"{name}: {Artifact.EVALUATIONS} cannot be read: {shortened(str(error))}; train it again"
+        ) from None
+    return ArmRun(run, run.data.tags[Tag.ARM], int(run.data.tags[Tag.SEED]), steps, figures, final)
