@@ -342,9 +342,9 @@ def _digest_array(array: np.ndarray) -> str:
 def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFunction:
     """Batched inference: `(n, *obs_shape)` -> `(n, *act_shape)` actions inside the action space.
 
-    Deterministic actions equal `policy.predict` (to the last bits). A row's action does not depend on how many rows, or which, come with
-    it: what an episode does must not depend on the episodes next to it. It reads the policy's weights at each call, so
-    it stays true while the policy learns. Stochastic actions draw from torch's global generator.
+    Deterministic actions equal those of `policy.predict` up to rounding. A row's action does not depend on how many
+    rows, or which, come with it: what an episode does must not depend on the episodes next to it. The policy's weights
+    are read at each call, so it stays true while the policy learns. Stochastic actions draw from torch's generator.
     """
     flat_box = isinstance(policy.observation_space, spaces.Box) and type(policy) is ActorCriticPolicy
     if not (flat_box and deterministic and isinstance(policy.action_space, (spaces.Box, spaces.Discrete))):

@@ -1,0 +1,274 @@
+"""A training is exact about when it evaluates, what it keeps, when it converged, and gives the same bits twice."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.config.base import Bound
+from pipeline.config.loading import validate
+from pipeline.config.training import Convergence, EvaluationSchedule, LearningRate
+from pipeline.errors import BadInput
+from pipeline.evaluation import point_figures, run_episodes
+from pipeline.learning.callbacks import converged_at, next_evaluation, select_figure
+from pipeline.learning.jobs import TrainingJob
+from pipeline.learning.ppo import (
+    check_job,
+    check_ppo_arguments,
+    evaluation_episodes,
+    final_episodes,
+    learning_rate_schedule,
+    train,
+)
+from pipeline.policies import act_function, build_policy, load_policy, policy_digest, weights_digest
+from pipeline.tasks import Purpose, Task
+
+
+def ignore(event):
+    pass
+
+
+@pytest.fixture(scope="module")
+def trained(cartpole, make_training, tmp_path_factory):
+    events = []
+    job = TrainingJob(cartpole, make_training(), 5, str(tmp_path_factory.mktemp("run")), final_episodes=7)
+    return job, train(job, events.append), events
+
+
+def test_evaluations_start_at_zero_and_stand_at_the_rollout_boundaries_after_the_schedule(trained):
+    _, result, _ = trained
+    # boundaries are multiples of 256, evaluations are due at 0, 400, 800 (after 512: 800) and at the end
+    assert [point.timestep for point in result.evaluations] == [0, 512, 1024]
+    assert result.environment_steps == 1024  # whole rollouts until the 1000 asked for are reached
+
+
+def test_the_first_point_is_the_untrained_policy_of_the_seed(trained):
+    job, result, _ = trained
+    task = Task(job.task)
+    policy = build_policy(task.observation_space, task.action_space, job.training.network, job.seed)
+    episodes = evaluation_episodes(task, "train", job.training.evaluation)
+    fresh = run_episodes(task, act_function(policy), episodes)
+    assert result.evaluations[0].records.metrics["return"].tolist() == fresh.metrics["return"].tolist()
+
+
+def test_best_and_last_are_kept_and_are_what_was_measured(trained):
+    job, result, _ = trained
+    task = Task(job.task)
+    episodes = evaluation_episodes(task, "train", job.training.evaluation)
+    for which, digest, weights, timestep in (
+        ("best", result.best_digest, result.best_weights, result.best_timestep),
+        ("last", result.last_digest, result.last_weights, result.evaluations[-1].timestep),
+    ):
+        folder = f"{job.output}/{which}"
+        policy = load_policy(folder)
+        assert (policy_digest(folder), weights_digest(policy)) == (digest, weights)
+        (point,) = [point for point in result.evaluations if point.timestep == timestep]
+        again = run_episodes(task, act_function(policy), episodes)
+        assert again.metrics["return"].tolist() == point.records.metrics["return"].tolist()
+    means = [float(point.records.metrics["return"].mean()) for point in result.evaluations]
+    assert result.best_timestep == result.evaluations[int(np.argmax(means))].timestep  # argmax: the first of equals
+
+
+def test_the_final_episodes_are_fresh_and_played_by_the_best_policy(trained):
+    job, result, _ = trained
+    task = Task(job.task)
+    evaluated = set(evaluation_episodes(task, "train", job.training.evaluation))
+    training_seeds = {
+        episode.seed
+        for stream in task.training_streams("train", 5, 4)
+        for episode, _ in zip(stream, range(99), strict=False)
+    }
+    assert len(result.final.episodes) == 7 and evaluated.isdisjoint(result.final.episodes)
+    assert training_seeds.isdisjoint(episode.seed for episode in (*evaluated, *result.final.episodes))
+    best = act_function(load_policy(f"{job.output}/best"))
+    again = run_episodes(task, best, result.final.episodes)
+    assert again.metrics["return"].tolist() == result.final.metrics["return"].tolist()
+
+
+def test_final_episodes_avoid_those_of_the_schedule_even_when_seeds_collide(cartpole):
+    task, schedule = Task(cartpole), EvaluationSchedule(episodes=5)
+
+    class Colliding(Task):
+        def episodes(self, scenario_set, seed, count, purpose):
+            return super().episodes(scenario_set, 7 if seed == (7, 1) else seed, count, purpose)
+
+    fresh = final_episodes(Colliding(cartpole), "train", schedule, 5)
+    assert fresh == task.episodes("train", (7, 2), 5, Purpose.EVALUATE)
+
+
+def test_sb3s_own_metrics_and_the_evaluations_come_as_events(trained):
+    _, result, events = trained
+    metrics = [event for event in events if event.kind == "metrics"]
+    evaluated = [event.timestep for event in metrics if "eval/success_rate" in event.metrics]
+    assert evaluated == [0, 512, 1024]
+    sb3 = [event for event in metrics if "time/fps" in event.metrics]
+    assert [event.timestep for event in sb3] == [256, 512, 768, 1024]
+    names = {name for event in metrics for name in event.metrics}
+    assert {"rollout/ep_rew_mean", "train/approx_kl", "train/learning_rate", "eval/return_mean_ci_low"} <= names
+    updates = [event.metrics["train/n_updates"] for event in metrics if "train/n_updates" in event.metrics]
+    assert updates == [2, 4, 6, 8]  # the last update is reported too
+    status = [event for event in events if event.kind == "status"]
+    assert status[0].text.startswith("0 steps: success_rate") and status[-1].fraction == 1.0
+    final = point_figures(result.evaluations[-1].records)
+    assert metrics[-2].metrics["eval/return_mean"] == final["return_mean"]
+
+
+def test_the_bill_counts_every_step_of_training_and_evaluation(trained):
+    _, result, _ = trained
+    played = sum(int(point.records.metrics["length"].sum()) for point in result.evaluations)
+    assert result.evaluation_steps == played + int(result.final.metrics["length"].sum())
+    assert result.wall_seconds.total > result.wall_seconds.evaluation > 0
+
+
+def test_the_same_job_twice_gives_the_same_bits_and_another_seed_others(trained, tmp_path):
+    job, result, _ = trained
+    again = train(replace(job, output=str(tmp_path / "again")), ignore)
+    other = train(replace(job, seed=6, output=str(tmp_path / "other")), ignore)
+    assert (again.last_digest, again.best_digest) == (result.last_digest, result.best_digest)
+    assert other.last_weights != result.last_weights
+
+
+def test_no_weight_changes_at_learning_rate_zero(trained, tmp_path):
+    job, result, _ = trained
+    control = train(replace(job, output=str(tmp_path), learning_rate_zero=True, total_timesteps=300), ignore)
+    space = Task(job.task)
+    start = build_policy(space.observation_space, space.action_space, job.training.network, job.seed)
+    assert control.last_weights == weights_digest(start) != result.last_weights
+    assert control.environment_steps == 512
+    assert control.best_timestep == 0  # equal evaluations: the earlier one
+
+
+def test_training_ends_at_the_measured_convergence(cartpole, make_training, tmp_path):
+    solved = replace(cartpole, thresholds={"return_mean": Bound(min=1.0)})
+    job = TrainingJob(solved, make_training(), 1, str(tmp_path), Convergence(patience=2), final_episodes=2)
+    result = train(job, ignore)
+    assert (result.converged_at, result.environment_steps) == (0, 512)
+    assert [point.timestep for point in result.evaluations] == [0, 512]
+    patient = train(replace(job, convergence=Convergence(patience=2, stop=False)), ignore)
+    assert (patient.converged_at, patient.environment_steps) == (0, 1024)
+    assert train(replace(job, convergence=Convergence(patience=9)), ignore).converged_at is None
+
+
+def test_rewards_are_normalised_for_learning_and_raw_in_the_figures(pendulum, make_training, tmp_path):
+    events = []
+    job = TrainingJob(pendulum, make_training(normalize_reward=True), 1, str(tmp_path), final_episodes=2)
+    result = train(job, events.append)
+    losses = [e.metrics["train/value_loss"] for e in events if "train/value_loss" in e.metrics]
+    returns = [e.metrics["rollout/ep_rew_mean"] for e in events if "rollout/ep_rew_mean" in e.metrics]
+    raw = train(replace(job, training=make_training()), ignore)
+    assert max(losses) < 20 and max(returns) < -100
+    assert (
+        result.evaluations[0].records.metrics["return"].tolist()
+        == raw.evaluations[0].records.metrics["return"].tolist()
+    )
+    assert result.last_weights != raw.last_weights
+
+
+# --- pure parts
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "expected"),
+    [
+        ([0.95, 0.95, 0.95], 3, 0),
+        ([0.2, 0.9, 0.8, 0.9, 0.95], 2, 30),
+        ([0.2, 0.9, 0.8, 0.9], 2, None),
+        ([0.9], 1, 0),
+        ([0.8999], 1, None),
+        ([0.9, 0.9, float("nan"), 0.9], 3, None),
+        ([], 1, None),
+        ([0.1, 0.9, 0.9, 0.1], 2, 10),
+    ],
+)
+def test_convergence_is_the_first_of_consecutive_evaluations_that_hold(values, patience, expected):
+    evaluations = [(10 * i, {"success_rate": value}) for i, value in enumerate(values)]
+    assert converged_at(evaluations, {"success_rate": Bound(min=0.9)}, patience) == expected
+
+
+def test_every_threshold_must_hold():
+    figures = {"success_rate": 0.95, "collision_rate": 0.06}
+    thresholds = {"success_rate": Bound(min=0.9), "collision_rate": Bound(max=0.05)}
+    assert converged_at([(0, figures)], thresholds, 1) is None
+    assert converged_at([(0, {**figures, "collision_rate": 0.05})], thresholds, 1) == 0
+
+
+def test_evaluations_follow_their_segments():
+    schedule = validate(
+        EvaluationSchedule, {"segments": [{"every_steps": 10, "until_step": 25}, {"every_steps": 100}]}, "test"
+    )
+    assert [next_evaluation(schedule, t) for t in (0, 9, 10, 19, 20, 24, 25, 124, 125)] == [
+        10, 10, 20, 20, 25, 25, 125, 125, 225,
+    ]  # fmt: skip
+
+
+def test_collisions_and_discomfort_are_minimised_and_all_else_maximised():
+    figures = {"return_mean": 3.0, "success_rate": 0.5, "collision_rate": 0.2, "comfort_exposure": 0.1}
+    assert select_figure(figures, "eval_episode_return") == 3.0
+    assert select_figure(figures, "success_rate") == 0.5
+    assert select_figure(figures, "collision_rate") == -0.2
+    assert select_figure(figures, "comfort_exposure") == -0.1
+    with pytest.raises(BadInput, match="Did you mean 'success_rate'"):
+        select_figure(figures, "sucess_rate")
+
+
+def test_the_learning_rate_falls_linearly_over_the_budget():
+    falling = learning_rate_schedule(LearningRate(initial=1e-3, final=1e-4))
+    assert [falling(share) for share in (1.0, 0.5, 0.0)] == pytest.approx([1e-3, 5.5e-4, 1e-4])
+    assert falling(-0.1) == pytest.approx(1e-4)  # the last rollout may pass the budget
+    assert learning_rate_schedule(LearningRate(initial=2e-4))(0.3) == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_step": 8}, "unknown argument 'n_step'. Did you mean 'n_steps'"),
+        ({"learning_rate": 1e-3}, "use training.learning_rate"),
+        ({"policy_kwargs": {}}, "use training.network"),
+        ({"seed": 1}, "use seeds"),
+        ({"device": "cuda"}, "is not set here"),
+        ({"use_sde": True}, "is not set here"),
+        ({"n_steps": 0}, "whole number"),
+        ({"n_steps": 1.5}, "whole number"),
+        ({"batch_size": True}, "whole number"),
+        ({"gamma": 1.1}, "from 0 to 1"),
+        ({"gamma": "high"}, "finite number"),
+        ({"ent_coef": -1}, "0 or more"),
+        ({"vf_coef": None}, "must be a number"),
+        ({"normalize_advantage": 1}, "true or false"),
+    ],
+)
+def test_a_wrong_argument_of_ppo_is_refused_by_name(arguments, message):
+    with pytest.raises(BadInput, match=message):
+        check_ppo_arguments(arguments)
+
+
+def test_right_arguments_of_ppo_pass():
+    check_ppo_arguments({"n_steps": 8, "gamma": 1, "clip_range_vf": None, "target_kl": 0.02, "gae_lambda": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"best_metric": "comfort"}, "best_metric 'comfort' is not measured"),
+        ({"initial_policy": "somewhere"}, "both an initial policy and warm_start"),
+    ],
+)
+def test_a_job_that_cannot_be_done_is_refused_before_the_first_step(
+    cartpole, make_training, tmp_path, changes, message
+):
+    job = replace(TrainingJob(cartpole, make_training(), 1, str(tmp_path)), **changes)
+    with pytest.raises(BadInput, match=message):
+        train(job, ignore)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_threshold_that_nobody_measures_is_refused_by_name(cartpole, make_training, tmp_path):
+    task = replace(cartpole, thresholds={"collision_rate": Bound(max=0.1)})
+    with pytest.raises(BadInput, match="threshold 'collision_rate' is not a measured figure"):
+        train(TrainingJob(task, make_training(), 1, str(tmp_path)), ignore)
+
+
+def test_rollouts_of_one_step_are_refused(cartpole, make_training, tmp_path):
+    job = TrainingJob(cartpole, make_training(n_envs=1, ppo={"n_steps": 1}), 1, str(tmp_path))
+    with pytest.raises(BadInput, match="a rollout needs 2 steps"):
+        check_job(job)

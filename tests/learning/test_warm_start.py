@@ -1,0 +1,201 @@
+"""A warm start transfers every weight, says so, and changes PPO only where it was told to."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from torch.distributions import Normal, kl_divergence
+
+from pipeline.config.training import Network, WarmStart
+from pipeline.errors import BadInput
+from pipeline.learning.jobs import TrainingJob
+from pipeline.learning.ppo import train, training_env
+from pipeline.learning.warm_start import WarmPPO, transfer
+from pipeline.policies import (
+    act_function,
+    batch_digest,
+    build_policy,
+    load_tensors,
+    policy_arguments,
+    policy_digest,
+    probe_batch,
+    save_policy,
+    tensor_digests,
+    weights_digest,
+)
+from pipeline.tasks import Task
+
+NETWORK = Network(hidden=(16,))
+PLAIN = WarmStart(initial_action_std=None)
+
+
+def ignore(event):
+    pass
+
+
+@pytest.fixture(scope="module")
+def clone(pendulum, tmp_path_factory):
+    """A folder with a policy that no seed used here starts from."""
+    task = Task(pendulum)
+    policy = build_policy(task.observation_space, task.action_space, NETWORK, seed=99)
+    folder = tmp_path_factory.mktemp("clone") / "policy"
+    save_policy(policy, folder, {})
+    return str(folder), policy
+
+
+def fresh(task_config, seed=1):
+    task = Task(task_config)
+    return build_policy(task.observation_space, task.action_space, NETWORK, seed)
+
+
+def test_every_tensor_is_transferred_and_the_proof_says_which(pendulum, clone):
+    folder, source = clone
+    policy = fresh(pendulum)
+    proof = transfer(policy, folder, NETWORK, initial_std=None)
+    assert tensor_digests(policy) == tensor_digests(source) == proof.tensors
+    assert proof.tensor_count == len(policy.state_dict()) == 9
+    # actor and critic 3 -> 16 -> 1 each: 64 + 17, and one standard deviation
+    assert proof.parameter_count == 2 * (64 + 17) + 1
+    assert proof.action_distance == 0.0 and proof.policy_digest == policy_digest(folder)
+    probe = probe_batch(policy.observation_space)
+    assert proof.probe_digest == batch_digest(probe)
+    assert np.array_equal(act_function(policy)(probe), act_function(source)(probe))
+
+
+def test_the_initial_standard_deviation_is_set_and_nothing_else_changes(pendulum, clone):
+    policy = fresh(pendulum)
+    transfer(policy, clone[0], NETWORK, initial_std=0.2)
+    changed = [n for n, d in tensor_digests(policy).items() if d != tensor_digests(clone[1])[n]]
+    assert changed == ["log_std"] and policy.log_std.exp().tolist() == pytest.approx([0.2])
+
+
+def test_discrete_actions_have_no_standard_deviation_to_set(cartpole, tmp_path):
+    save_policy(fresh(cartpole, 9), tmp_path / "p", {})
+    proof = transfer(fresh(cartpole), str(tmp_path / "p"), NETWORK, initial_std=0.2)
+    assert proof.initial_action_std is None and proof.action_distance == 0.0
+
+
+def test_a_policy_of_another_network_or_task_is_refused_by_name(pendulum, cartpole, clone):
+    with pytest.raises(BadInput, match=r"network .* is not training.network"):
+        transfer(fresh(pendulum), clone[0], Network(hidden=(32,)), None)
+    with pytest.raises(BadInput, match="observation_space"):
+        transfer(fresh(cartpole), clone[0], NETWORK, None)
+
+
+def test_a_training_starts_from_the_clone_and_keeps_the_proof(pendulum, clone, make_training, tmp_path):
+    job = TrainingJob(pendulum, make_training(), 1, str(tmp_path / "warm"), initial_policy=clone[0], warm_start=PLAIN)
+    warm, scratch = train(job, ignore), train(replace(job, initial_policy=None, warm_start=None), ignore)
+    assert warm.transferred.tensors == tensor_digests(clone[1]) and scratch.transferred is None
+    control = train(replace(job, learning_rate_zero=True), ignore)
+    assert control.last_weights == weights_digest(clone[1])
+
+
+# --- the update
+
+
+def two_models(task_config, make_training, settings):
+    """SB3's PPO and ours from the same weights, environments and seed."""
+    training = make_training(ppo={"n_steps": 32, "batch_size": 32, "n_epochs": 2, "ent_coef": 0.01})
+    models = []
+    for cls in (PPO, WarmPPO):
+        env = training_env(Task(task_config), training, seed=2)
+        model = cls("MlpPolicy", env, policy_kwargs=policy_arguments(NETWORK), seed=2, device="cpu", **training.ppo)
+        load_tensors(model.policy, fresh(task_config, 7).state_dict())
+        models.append(model)
+    models[1].begin_warm_start(settings)
+    return models
+
+
+@pytest.mark.parametrize("task", ["cartpole", "pendulum"])
+def test_without_burn_in_and_penalty_it_is_sb3s_own_ppo_bit_for_bit(task, request, make_training):
+    theirs, ours = two_models(request.getfixturevalue(task), make_training, WarmStart())
+    for model in (theirs, ours):
+        model.set_random_seed(2)  # both were made before either learns
+        model.learn(512)
+    assert weights_digest(ours.policy) == weights_digest(theirs.policy)
+
+
+@pytest.mark.parametrize("task", ["cartpole", "pendulum"])
+@pytest.mark.parametrize("clip_range_vf", [None, 0.2])
+def test_with_a_vanishing_penalty_it_is_sb3s_ppo(task, clip_range_vf, request, make_training):
+    settings = WarmStart(clone_penalty=1e-30)
+    theirs, ours = two_models(request.getfixturevalue(task), make_training, settings)
+    for model in (theirs, ours):
+        model.clip_range_vf = None if clip_range_vf is None else (lambda _: clip_range_vf)
+        model.set_random_seed(2)
+        model.learn(256)
+    for name, tensor in theirs.policy.state_dict().items():
+        assert torch.allclose(tensor, ours.policy.state_dict()[name], atol=1e-6), name
+
+
+def test_burn_in_teaches_the_critic_and_only_the_critic(pendulum, make_training):
+    _, model = two_models(pendulum, make_training, WarmStart(critic_burn_in_steps=256))
+    before = tensor_digests(model.policy)
+    model.learn(256)
+    after = tensor_digests(model.policy)
+    critic = {name for name in before if name.startswith(("mlp_extractor.value_net", "value_net"))}
+    assert {name for name in before if before[name] != after[name]} == critic
+    assert model.num_timesteps == 256  # its steps are counted
+    model.learn(128, reset_num_timesteps=False)
+    assert tensor_digests(model.policy)["action_net.weight"] != before["action_net.weight"]
+
+
+def test_burn_in_makes_the_critic_better(pendulum, make_training):
+    _, model = two_models(
+        pendulum, make_training, WarmStart(critic_burn_in_steps=2048, critic_burn_in_learning_rate=1e-2)
+    )
+    losses = []
+
+    class Keep:
+        def record(self, name, value, exclude=None):
+            if name == "train/value_loss":
+                losses.append(value)
+
+    model.learn(128)
+    model._logger = Keep()
+    train_once = model.train
+    for _ in range(40):
+        train_once()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_penalty_fades_linearly_after_the_burn_in(pendulum, make_training):
+    settings = WarmStart(clone_penalty=0.8, clone_penalty_fade_steps=1024, critic_burn_in_steps=256)
+    _, model = two_models(pendulum, make_training, settings)
+    weights = {}
+    for steps in (
+        256,
+        384,
+        640,
+        1152,
+        1280,
+        1408,
+        5000,
+    ):  # a rollout is 4 x 32 = 128 steps, and comes before its update
+        model.num_timesteps = steps
+        weights[steps] = model.penalty_weight()
+    assert weights == pytest.approx({256: 0.8, 384: 0.8, 640: 0.6, 1152: 0.2, 1280: 0.1, 1408: 0.0, 5000: 0.0})
+
+
+def test_a_penalty_that_does_not_fade_keeps_its_weight(pendulum, make_training):
+    _, model = two_models(pendulum, make_training, WarmStart(clone_penalty=0.5))
+    model.num_timesteps = 10**9
+    assert model.penalty_weight() == 0.5
+
+
+def test_the_penalty_keeps_the_policy_near_the_clone(pendulum, make_training):
+    distances = []
+    for penalty in (0.0, 10.0):
+        _, model = two_models(pendulum, make_training, WarmStart(clone_penalty=penalty))
+        model.policy.optimizer.param_groups[0]["lr"] = 1e-2
+        model.lr_schedule = lambda _: 1e-2
+        model.learn(1024)
+        clone, probe = fresh(pendulum, 7), torch.as_tensor(probe_batch(model.observation_space))
+        with torch.no_grad():
+            ours, theirs = (p.get_distribution(probe).distribution for p in (model.policy, clone))
+            distances.append(
+                float(kl_divergence(Normal(theirs.mean, theirs.stddev), Normal(ours.mean, ours.stddev)).mean())
+            )
+    assert distances[1] < 0.2 * distances[0]
