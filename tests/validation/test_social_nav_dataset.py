@@ -1,0 +1,80 @@
+"""A dataset of the batched social navigation passes, and its Gymnasium face plays it again bit for bit."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pendulum_dataset import describe
+
+from pipeline.config.loading import load_task
+from pipeline.envs.social_nav.reference import StraightToGoal
+from pipeline.evaluation import record_episodes
+from pipeline.spaces import space_to_json
+from pipeline.tasks import Purpose, Task
+from pipeline.trajectories import content_digest
+from pipeline.validation import Context, TaskReplay, replay_episodes, validate
+
+TASK_FILE = Path(__file__).parents[2] / "configs" / "tasks" / "social_nav.yaml"
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    task = Task(load_task(TASK_FILE))
+    episodes = task.episodes("train_small", 42, 24, Purpose.RECORD)
+    trajectories = record_episodes(task, StraightToGoal().act, episodes, 0.3, 1, 8)
+    metadata = describe(
+        task,
+        trajectories,
+        0.3,
+        scenario_set="train_small",
+        scenario_coverage=dict(Counter(trajectories.scenarios.tolist())),
+        requested_shares=task.shares("train_small"),
+        demonstrator={"kind": "scripted", "name": "straight", "version": "1", "digest": "none"},
+        observation_space=space_to_json(task.observation_space),
+        action_space=space_to_json(task.action_space),
+        environment={"id": task.config.environment.id, "kwargs": {}, "scenarios": {}},
+        horizon=None,
+    )
+    context = Context(
+        task=task.config,
+        observation_space=task.observation_space,
+        action_space=task.action_space,
+        replay=TaskReplay(task),
+        replay_episodes=24,
+    )
+    return trajectories, metadata, context
+
+
+def test_it_passes_with_every_episode_played_again(recorded):
+    trajectories, metadata, context = recorded
+    report = validate((trajectories, metadata), context)
+    assert report.passed, report.summary()
+    assert report.notes == ("re-simulation: 24 of 24 episodes bit-identical",)
+    alone = validate((trajectories, metadata), replace(context, replay=None))
+    assert alone.passed and "respond to noise at once" in alone.notes[0]
+
+
+def test_one_bit_of_one_observation_is_found_where_it_is(recorded):
+    trajectories, metadata, context = recorded
+    observations = trajectories.observations.copy()
+    row = int(trajectories.observation_offsets[5]) + 3
+    observations.view(np.uint32)[row, 1] ^= 1
+    changed = replace(trajectories, observations=observations)
+    report = validate((changed, replace(metadata, content_digest=content_digest(changed))), context)
+    assert report.failed_rules == ("replay",)
+    assert (report.findings[0].episode, report.findings[0].step) == (5, 3)
+    verdicts = replay_episodes(changed, context.replay, [4, 5])
+    assert str(verdicts[0]) == "episode 4: bit-identical"
+    assert verdicts[1].difference.feature == 1 and "episode 5: differs in observation[1] at step 3" in str(verdicts[1])
+
+
+def test_observations_stored_late_are_found_without_the_environment(recorded):
+    trajectories, metadata, context = recorded
+    late = trajectories.observations.copy()
+    late[:-1] = trajectories.observations[1:]
+    changed = replace(trajectories, observations=late)
+    metadata = replace(metadata, content_digest=content_digest(changed))
+    report = validate((changed, metadata), replace(context, replay=None))
+    assert report.failed_rules == ("time_alignment",)
