@@ -1,8 +1,8 @@
 """The rewards, by name, with checked keyword arguments, and the compiled function that pays them.
 
-Every reward keeps one promise: a crash never scores better than staying alive to the horizon, whatever was done before
-and whatever would be done after. Where step costs could otherwise be saved by crashing, the crash is charged the most
-that the remaining steps could have cost, and gives back the progress it was paid.
+Every reward keeps one promise: an episode that crashes scores less than any episode that stays alive to the horizon,
+whatever the robot did in either. Where step costs could be saved by crashing, a crash therefore takes the return of the
+episode to the worst that staying alive could have scored, less the collision cost.
 """
 
 import math
@@ -29,8 +29,8 @@ class Progress:
     progress * (shortening of the shortest path) - living - near_miss * depth - comfort * disturbed - smoothness * |da|
 
     with depth = (0.5 m - clearance) / 0.5 m in [0, 1], disturbed = force events / pedestrians, |da| scaled to [0, 1].
-    Reaching the goal adds `success`. A crash costs `collision`, the remaining steps at their largest cost, and all
-    progress paid so far, down to the floor `-progress * retreat`.
+    Reaching the goal adds `success`. Progress pays down to `retreat` behind the start. A crash takes the return of the
+    episode to -collision - progress * retreat - horizon * (living + near_miss + comfort + smoothness).
     """
 
     progress: float = 0.25  # per m
@@ -55,7 +55,10 @@ class Simple:
 
 @dataclass(frozen=True)
 class PunishAction:
-    """`Simple` minus action * |a - a_previous| per step; a crash pays the remaining steps at the largest change."""
+    """`Simple` minus action * |a - a_previous| per step.
+
+    A crash takes the return of the episode to that of `Simple` less the action cost of `horizon` largest changes.
+    """
 
     living: float = 0.1
     pedestrian: float = 5.0
@@ -142,17 +145,16 @@ def _snqi_weights(chosen: SnqiStep) -> list[float]:
 
 @njit
 def _progress(slot: Slot, horizon: int, w: np.ndarray) -> float:
-    failed = slot.collision_pedestrian + slot.collision_wall > 0
+    if slot.collision_pedestrian + slot.collision_wall > 0:
+        worst = -w[0] * w[7] - horizon * (w[1] + w[2] + w[3] + w[4])
+        return worst - w[6] - slot.reward_sum
     potential = max(slot.shortest_path - slot.path_distance, -w[7]) * w[0]
     costs = w[1]
     if slot.clearance < NEAR_MISS_CLEARANCE:
-        costs += w[2] * min(1.0 - slot.clearance / NEAR_MISS_CLEARANCE, 1.0)
+        costs += w[2] * (1.0 - slot.clearance / NEAR_MISS_CLEARANCE)
     if slot.pedestrians > 0:
         costs += w[3] * slot.step_force_events / slot.pedestrians
     costs += w[4] * slot.action_change / LARGEST_ACTION_CHANGE
-    if failed:
-        potential = -w[7] * w[0]
-        costs += w[6] + (horizon - slot.steps) * (w[1] + w[2] + w[3] + w[4])
     paid = potential - slot.reward_paid
     slot.reward_paid = potential
     return paid - costs + w[5] * slot.success
@@ -165,10 +167,10 @@ def _simple(slot: Slot, horizon: int, w: np.ndarray) -> float:
 
 @njit
 def _punish_action(slot: Slot, horizon: int, w: np.ndarray) -> float:
-    steps = slot.action_change
     if slot.collision_pedestrian + slot.collision_wall > 0:
-        steps += (horizon - slot.steps) * LARGEST_ACTION_CHANGE
-    return _simple(slot, horizon, w) - w[4] * steps
+        worst = -w[0] - horizon * w[4] * LARGEST_ACTION_CHANGE
+        return worst - w[1] * slot.collision_pedestrian - w[2] * slot.collision_wall - slot.reward_sum
+    return _simple(slot, horizon, w) - w[4] * slot.action_change
 
 
 @njit

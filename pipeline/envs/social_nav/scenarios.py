@@ -307,6 +307,7 @@ def _set_off(slot: Slot) -> None:
     cos, sin = dx - tilt * dy, dy + tilt * dx
     length = math.sqrt(cos * cos + sin * sin)
     slot.cos, slot.sin = cos / length, sin / length
+    slot.action[0] = -1.0  # the action of a robot that stands
 
 
 @njit
