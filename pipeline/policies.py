@@ -55,6 +55,10 @@ ActFunction = Callable[[Observations], np.ndarray]  # observations of n slots ->
 _SPEC_KEYS: Final = frozenset(
     {"format_version", "observation_space", "action_space", "network", "action_distribution", "provenance"}
 )
+_IN_PLACE: Final[dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = {
+    nn.Tanh: torch.tanh_,
+    nn.ReLU: torch.relu_,
+}
 _INVARIANT_ROWS: Final = 4
 _INVARIANT_OUTPUTS: Final = 16
 PROBE_COUNT: Final = 256
@@ -343,8 +347,8 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
     """Batched inference: `(n, *obs_shape)` -> `(n, *act_shape)` actions inside the action space.
 
     Deterministic actions equal those of `policy.predict` up to rounding. A row's action does not depend on how many
-    rows, or which, come with it: what an episode does must not depend on the episodes next to it. The policy's weights
-    are read at each call, so it stays true while the policy learns. Stochastic actions draw from torch's generator.
+    rows, or which, come with it: what an episode does must not depend on the episodes next to it. The function is
+    the policy as it is now: make a new one after it has learnt. Stochastic actions draw from torch's generator.
     """
     flat_box = isinstance(policy.observation_space, spaces.Box) and type(policy) is ActorCriticPolicy
     if not (flat_box and deterministic and isinstance(policy.action_space, (spaces.Box, spaces.Discrete))):
@@ -353,21 +357,22 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
             return np.asarray(policy.predict(observations, deterministic=deterministic)[0])
 
         return predict
-    layers = [*policy.mlp_extractor.policy_net, policy.action_net]
+    actor = [*policy.mlp_extractor.policy_net, policy.action_net]
+    layers = [_frozen_linear(layer) if isinstance(layer, nn.Linear) else _IN_PLACE[type(layer)] for layer in actor]
     width = prod(policy.observation_space.shape or ())
     space = policy.action_space
     low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (None, None)
 
     def act(observations: Observations) -> np.ndarray:
         rows = len(observations)
-        flat = np.asarray(observations, np.float32).reshape(rows, width)
+        flat = np.ascontiguousarray(observations, np.float32).reshape(rows, width)
         if rows < _INVARIANT_ROWS:
             # subtle: matrix products of fewer rows take another kernel, whose last bits differ
             flat = np.concatenate([flat, np.zeros((_INVARIANT_ROWS - rows, width), np.float32)])
         with torch.inference_mode():
-            output = torch.from_numpy(np.ascontiguousarray(flat))
+            output = torch.from_numpy(flat)
             for layer in layers:
-                output = _linear(layer, output) if isinstance(layer, nn.Linear) else layer(output)
+                output = layer(output)
         result = output.numpy()[:rows]
         if low is None:
             return np.asarray(result.argmax(axis=1))
@@ -376,16 +381,17 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
     return act
 
 
-def _linear(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
-    """`layer(rows)`; a layer of few outputs is computed as a wider one, filled up with zeros.
+def _frozen_linear(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A copy of a layer; one of few outputs is computed as a wider one, filled up with zeros.
 
     subtle: narrow products take kernels whose last bits depend on how many rows there are and on their place.
     """
-    missing = _INVARIANT_OUTPUTS - layer.out_features
-    if missing <= 0:
-        return layer(rows)
-    weight, bias = functional.pad(layer.weight, (0, 0, 0, missing)), functional.pad(layer.bias, (0, missing))
-    return functional.linear(rows, weight, bias)[:, : layer.out_features].contiguous()
+    outputs, missing = layer.out_features, max(0, _INVARIANT_OUTPUTS - layer.out_features)
+    weight = functional.pad(layer.weight.detach().clone(), (0, 0, 0, missing))
+    bias = functional.pad(layer.bias.detach().clone(), (0, missing))
+    if not missing:
+        return lambda rows: functional.linear(rows, weight, bias)
+    return lambda rows: functional.linear(rows, weight, bias)[:, :outputs].contiguous()
 
 
 def probe_batch(observation_space: gym.Space[Any], count: int = PROBE_COUNT) -> np.ndarray:
