@@ -5,6 +5,8 @@ Exit codes: 0 done; 1 done, and the verdict is no; 2 bad input (one line on stan
 
 import argparse
 import contextlib
+import io
+import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -68,11 +70,49 @@ def parse(stage: str, arguments: Sequence[str]) -> tuple[str, dict[str, str], di
     return known.config, upstream, overrides
 
 
+TABLES = ("datasets", "policies", "runs")
+CHAINS = ("lineage", "why", "impact")
+
+
+def ask(arguments: Sequence[str] | None = None) -> int:
+    """Answer one question from the store: a table, or a chain around a run, version or dataset."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description="Questions to the store.", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for table in TABLES:
+        verb = verbs.add_parser(table, help=f"list {table}")
+        verb.add_argument("--task", help="of one task only")
+        verb.add_argument("--json", action="store_true", help="for scripts")
+    for chain in CHAINS:
+        verb = verbs.add_parser(chain, help="the chain around a run id, <model>/<version> or dataset id")
+        verb.add_argument("reference")
+        verb.add_argument("--json", action="store_true", help="for scripts")
+    try:
+        with _argparse_errors():
+            known = parser.parse_args(arguments)
+        print(_answer(known))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return DONE
+
+
+def _answer(known: argparse.Namespace) -> str:
+    from pipeline import query  # late: --help answers at once
+
+    if known.verb in CHAINS:
+        chain = getattr(query, known.verb)(known.reference)
+        return json.dumps(chain.to_json(), indent=2) if known.json else chain.to_text()
+    frame = getattr(query, known.verb)(task=known.task)
+    if known.json:
+        return str(frame.to_json(orient="records", date_format="iso", indent=2))
+    return f"no {known.verb}" if frame.empty else str(frame.to_string(index=False, max_colwidth=60))
+
+
 @contextlib.contextmanager
 def _argparse_errors() -> Iterator[None]:
     """argparse prints usage and exits; a user's mistake here is one line like every other."""
-    import io
-
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):

@@ -12,7 +12,7 @@ from pipeline.config.stages import Collect, Filter
 from pipeline.demonstrators import Demonstrator
 from pipeline.envs.episodes import Episode
 from pipeline.evaluation import record_episodes, records_of, summarise, with_intervals
-from pipeline.names import EVAL_PREFIX, Alias, Artifact, Metric
+from pipeline.names import EVAL_PREFIX, Alias, Artifact, Metric, VersionTag, lineage_run_tag
 from pipeline.report.tables import statistics_table
 from pipeline.spaces import space_to_json
 from pipeline.stages import StageOutcome
@@ -127,7 +127,9 @@ def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) ->
     require_approved(version, "collect")
     expert = fetch_version(version)
     maker = {} if expert.run_id is None else get_run(run.client, expert.run_id, "expert").data.tags
-    run.tag(lineage.from_policy(expert, "expert", maker))
+    run.tag(
+        {**lineage.from_policy(expert, "expert", maker), lineage_run_tag("gate"): version.tags[VersionTag.GATE_RUN_ID]}
+    )
     return demonstrators.from_policy(str(expert.folder), version.name, str(version.version), expert.digest)
 
 

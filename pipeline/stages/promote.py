@@ -1,9 +1,6 @@
 """`promote`: the gate. Plays the candidate itself, decides, and moves the alias `approved` or leaves all as it is."""
 
-from collections.abc import Mapping, Sequence
-
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from collections.abc import Mapping
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
@@ -16,8 +13,16 @@ from pipeline.report.diagnostics import gate_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import registry
-from pipeline.tracking.models import RUN_ID, StoredPolicy, fetch_version, find_policy, find_version, log_policy
-from pipeline.tracking.runs import StageRun, get_run, search
+from pipeline.tracking.models import (
+    RUN_ID,
+    StoredPolicy,
+    fetch_version,
+    find_policy,
+    find_version,
+    log_policy,
+    training_seeds,
+)
+from pipeline.tracking.runs import StageRun, get_run
 
 UPSTREAM = ("expert",)
 
@@ -32,7 +37,7 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     candidate = _candidate(run, task, reference)
     run.record_config(config, task.config, {"expert": candidate.digest})
     run.tag(_lineage(run, candidate))
-    subjects = {"candidate": candidate, **(_training_seeds(run, candidate) if config.training_seeds else {})}
+    subjects = {"candidate": candidate, **(training_seeds(run.client, candidate) if config.training_seeds else {})}
     decision = decide(config.rules, measure(task, config, subjects))
     return _conclude(run, candidate, decision)
 
@@ -77,21 +82,9 @@ def _lineage(run: StageRun, candidate: StoredPolicy) -> dict[str, str | None]:
     }
 
 
-def _training_seeds(run: StageRun, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
-    """The best policies of all seeds of the training that the candidate is the best of."""
-    if candidate.run_id is None:
-        return {}
-    children = search(run.client, {MLFLOW_PARENT_RUN_ID: candidate.run_id, Tag.STAGE: "train_expert_seed"})
-    ordered: Sequence = sorted(children, key=lambda child: int(child.data.tags[Tag.SEED]))
-    return {
-        f"training seed {child.data.tags[Tag.SEED]}": find_policy(run.client, child.info.run_id, "", {})
-        for child in ordered
-    }
-
-
 def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) -> StageOutcome:
     """Log the evidence first, then change the registry: an approval never lacks its evidence."""
-    version: ModelVersion | None = candidate.version
+    version = candidate.version
     assert version is not None
     run.json(decision.to_json(), Artifact.DIAGNOSTICS_JSON)
     run.text(gate_markdown(decision, candidate.reference), Artifact.DIAGNOSTICS_MD)

@@ -17,11 +17,12 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.errors import BadInput, shortened
 from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, registered_model
 from pipeline.policies import load_policy, policy_digest
-from pipeline.tracking.runs import StageRun, get_run, latest_run
+from pipeline.tracking.runs import StageRun, get_run, latest_run, search
 
 MODEL_CODE = Path(__file__).with_name("policy_model.py")
 REQUIREMENTS = ["mlflow", "numpy", "safetensors", "stable-baselines3", "torch"]
@@ -145,6 +146,17 @@ def fetch_version(version: ModelVersion) -> StoredPolicy:
         raise BadInput(f"policy of {reference} cannot be fetched: {shortened(str(error))}") from None
     recorded = version.tags.get(VersionTag.POLICY_DIGEST)
     return StoredPolicy(folder, _verified(folder, recorded, reference), reference, version.run_id, version)
+
+
+def training_seeds(client: MlflowClient, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
+    """The best policies of all seeds of the training that a candidate is the best of, by `training seed <n>`."""
+    if candidate.run_id is None:
+        return {}
+    children = search(client, {MLFLOW_PARENT_RUN_ID: candidate.run_id, Tag.STAGE: "train_expert_seed"})
+    return {
+        f"training seed {child.data.tags[Tag.SEED]}": _policy_of_run(client, child.info.run_id)
+        for child in sorted(children, key=lambda run: int(run.data.tags[Tag.SEED]))
+    }
 
 
 def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:

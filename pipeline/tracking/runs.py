@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 from mlflow import MlflowClient
@@ -18,12 +18,14 @@ from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
-from pipeline.config.loading import flatten, to_data, to_yaml
+from pipeline.config.loading import flatten, parse_yaml, to_data, to_yaml, validate
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput, shortened
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
 from pipeline.tracking.provenance import environment_record, git_state
 from pipeline.tracking.store import chosen_experiment, connect
+
+C = TypeVar("C")
 
 MAX_PARAM_LENGTH = 6_000
 BATCH = 100  # parameters or tags in one request
@@ -99,15 +101,10 @@ class StageRun:
         self.params({f"{CONFIG_PARAM_PREFIX}{key}": value for key, value in flatten(data).items()})
         self.tag({Tag.TASK: task.name, Tag.INPUTS_DIGEST: digest_of({"config": data, "task": task_data, **inputs})})
 
-    @contextlib.contextmanager
-    def child(self, name: str, tags: Mapping[str, Any]) -> Iterator["StageRun"]:
-        """A run nested in this one, e.g. of one seed; it fails when the work in it raises."""
-        with mlflow.start_run(
-            experiment_id=self.experiment_id, run_name=name, nested=True, parent_run_id=self.run_id
-        ) as active:
-            child = StageRun(self.client, active.info.run_id, self.experiment_id, self.folder)
-            child.tag({**code_tags(), **tags})
-            yield child
+    def artifact_place(self, path: str) -> str:
+        """Where an artifact lies: a path for a local store, a URI for any other."""
+        uri = f"{self.client.get_run(self.run_id).info.artifact_uri}/{path}"
+        return uri.removeprefix("file://")
 
 
 def digest_of(data: Any) -> str:
@@ -163,6 +160,15 @@ def read_text_artifact(client: MlflowClient, run_id: str, path: str) -> str | No
     return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path)).read_text(encoding="utf-8")
 
 
+def read_config(client: MlflowClient, run: Run, cls: type[C]) -> C:
+    """The configuration a run put on record. Raises BadInput when it is gone or no longer fits."""
+    text = read_text_artifact(client, run.info.run_id, Artifact.CONFIG)
+    source = f"{Artifact.CONFIG} of run {run.info.run_id}"
+    if text is None:
+        raise BadInput(f"{source} is missing; run that stage again")
+    return validate(cls, parse_yaml(text, source), source)
+
+
 def latest_run(client: MlflowClient, what: str, **tags: str) -> Run:
     """The newest finished run with these tags (names with `_` for `.` are not translated). Raises BadInput."""
     found = search(client, tags, limit=1)
@@ -176,7 +182,7 @@ def search(
     client: MlflowClient, tags: Mapping[str, str], limit: int = 1_000, status: str | None = "FINISHED"
 ) -> list[Run]:
     """Runs of all experiments that carry these tags, newest first; the store filters."""
-    conditions = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+    conditions = [f"tags.`{key}` = '{tag_value(value)}'" for key, value in tags.items()]
     if status is not None:
         conditions.append(f"attributes.status = '{status}'")
     experiments = [e.experiment_id for e in client.search_experiments()]
@@ -205,6 +211,13 @@ def code_tags() -> dict[str, Any]:
     """Tags that say which code a run ran."""
     commit, dirty = git_state()
     return {Tag.CODE_COMMIT: commit, Tag.CODE_DIRTY: dirty}
+
+
+def tag_value(value: str) -> str:
+    """A value that may stand in a search. Raises BadInput for one that could end its quotes."""
+    if len(value) > 500 or not value.isprintable() or any(c in value for c in "'\"`\\%"):
+        raise BadInput(f"{shortened(value)}: names hold no quotes, backslashes, % or control characters")
+    return value
 
 
 def tag_text(value: Any) -> str:

@@ -1,0 +1,115 @@
+"""Questions to the store from Python, answered as pandas frames; the filters run in the store.
+
+    from pipeline import query
+    query.runs(stage="pretrain")
+    query.curves(["0a1b..."], ["eval/success_rate"])
+    query.datasets(); query.policies("social_nav"); query.lineage("social_nav-expert/1").to_text()
+
+The store is the one that MLFLOW_TRACKING_URI names. Nothing here changes it.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from pipeline.errors import BadInput, did_you_mean
+from pipeline.names import STAGES, Tag
+from pipeline.tracking import lineage as _lineage
+from pipeline.tracking.catalogue import dataset_rows, metric_history, version_rows
+from pipeline.tracking.lineage import Lineage
+from pipeline.tracking.runs import search
+from pipeline.tracking.store import connect
+
+RUN_COLUMNS = ("run_id", "stage", "task", "group", "arm", "seed", "status", "started", "verdict", "taint")
+DATASET_COLUMNS = (
+    "dataset_id", "quality", "episodes", "steps", "coverage", "demonstrator", "digest", "recorded", "run_id", "taint",
+)  # fmt: skip
+POLICY_COLUMNS = (
+    "model",
+    "version",
+    "gate",
+    "aliases",
+    "digest",
+    "reason",
+    "gate_run_id",
+    "run_id",
+    "created",
+    "taint",
+)
+CURVE_COLUMNS = ("run_id", "metric", "step", "value")
+
+
+def runs(
+    stage: str | None = None,
+    task: str | None = None,
+    group: str | None = None,
+    arm: str | None = None,
+    status: str | None = None,
+    metrics: Sequence[str] = (),
+    limit: int = 1_000,
+) -> pd.DataFrame:
+    """Runs of the pipeline, newest first: `RUN_COLUMNS` and one column for each of `metrics` (its last value, or NaN).
+
+    `stage` is an entry point, or `train_expert_seed`, `finetune_seed`, `baseline_seed` for the runs of single seeds.
+    Raises BadInput for an unknown stage.
+    """
+    known = (*STAGES, *(f"{s}_seed" for s in ("train_expert", "finetune", "baseline")))
+    if stage is not None and stage not in known:
+        raise BadInput(f"stage {stage!r} is unknown.{did_you_mean(stage, known)} There are: {', '.join(known)}")
+    wanted = {Tag.STAGE: stage, Tag.TASK: task, Tag.GROUP: group, Tag.ARM: arm}
+    found = search(connect(), {k: v for k, v in wanted.items() if v is not None}, limit, status)
+    rows = [
+        {
+            "run_id": run.info.run_id,
+            "stage": run.data.tags.get(Tag.STAGE),
+            "task": run.data.tags.get(Tag.TASK),
+            "group": run.data.tags.get(Tag.GROUP),
+            "arm": run.data.tags.get(Tag.ARM),
+            "seed": run.data.tags.get(Tag.SEED),
+            "status": run.info.status,
+            "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
+            "verdict": run.data.tags.get(Tag.VERDICT),
+            "taint": run.data.tags.get(Tag.TAINT),
+            **{metric: run.data.metrics.get(metric, float("nan")) for metric in metrics},
+        }
+        for run in found
+        if Tag.STAGE in run.data.tags
+    ]
+    return pd.DataFrame(rows, columns=[*RUN_COLUMNS, *metrics])
+
+
+def curves(run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """Every logged point of metrics of runs: `CURVE_COLUMNS`, ordered by run, metric and step."""
+    client = connect()
+    rows = [
+        (run_id, metric, step, value)
+        for run_id in run_ids
+        for metric in metrics
+        for step, value in metric_history(client, run_id, metric)
+    ]
+    return pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
+
+
+def datasets(task: str | None = None) -> pd.DataFrame:
+    """Recorded datasets, newest first: `DATASET_COLUMNS`; coverage is a mapping of scenario to episodes."""
+    return pd.DataFrame(dataset_rows(connect(), task), columns=list(DATASET_COLUMNS))
+
+
+def policies(task: str | None = None) -> pd.DataFrame:
+    """Registered versions of the experts, newest first: `POLICY_COLUMNS`."""
+    return pd.DataFrame(version_rows(connect(), task), columns=list(POLICY_COLUMNS))
+
+
+def lineage(reference: str) -> Lineage:
+    """The whole chain around a run id, `model/version` or dataset id: what it came from and what came from it."""
+    return _lineage.chain(connect(), reference)
+
+
+def why(reference: str) -> Lineage:
+    """Everything that a run, version or dataset came from."""
+    return _lineage.upstream(connect(), reference)
+
+
+def impact(reference: str) -> Lineage:
+    """Everything that came from a run, version or dataset."""
+    return _lineage.downstream(connect(), reference)
