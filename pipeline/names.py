@@ -33,7 +33,9 @@ class Tag:
     TAINT: Final = "taint"  # why what this run made must not be trusted any more
 
 
-LINEAGE_ROLES: Final = ("expert", "candidate", "gate", "dataset", "policy", "pretrain", "finetune", "baseline", "repaired")
+LINEAGE_ROLES: Final = (
+    "expert", "candidate", "gate", "dataset", "policy", "pretrain", "finetune", "baseline", "repaired",
+)  # fmt: skip
 
 
 def lineage_run_tag(role: str) -> str:
