@@ -32,7 +32,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return NOT_MEASURED
     if not isfinite(value):
         return "∞" if value > 0 else "-∞"
-    if value == int(value) and abs(value) >= 10:
+    if value == int(value):
         return f"{int(value):,}"
     if abs(value) >= 1_000:
         return f"{value:,.0f}"
@@ -45,6 +45,21 @@ def interval(estimate: Estimate | None) -> str:
     if estimate is None or estimate.value != estimate.value:
         return NOT_MEASURED
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def signed(estimate: Estimate) -> str:
+    """`Estimate(0.02, -0.01, 0.05)` -> `+0.02 [-0.01, 0.05]`."""
+    return f"{'+' if estimate.value > 0 else ''}{interval(estimate)}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`0.061` -> `6.1 %`, with a space that does not break."""
+    return f"{share * 100:.{digits}f}\u00a0%"
+
+
+def words(name: str) -> str:
+    """`success_rate` -> `success rate`."""
+    return name.replace("_", " ")
 
 
 def _cell(text: str) -> str:

@@ -194,6 +194,11 @@ class Comparison:
     bill: Bill | None  # None: nobody said what was spent
     settings: ComparisonSettings
 
+    @property
+    def decisive(self) -> FinalFigure:
+        """The figure that final performance is decided by, on the training scenarios."""
+        return next(f for f in self.finals[self.settings.training_set] if f.figure == self.settings.final_figure)
+
 
 def compare(
     runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings, upfront: UpfrontCost | None = None
@@ -421,11 +426,12 @@ def decide_final(difference: Estimate, pairs: int, minimised: bool) -> FinalVerd
 
 
 def _profiles(decisive: FinalFigure, settings: ComparisonSettings) -> dict[str, Profile]:
-    """Profiles of all arms over one grid of thresholds, which spans every value and a little more."""
-    everything = np.concatenate([np.array(v) for v in decisive.values.values()])
+    """Profiles of both arms over one grid of thresholds, which spans every value and a little more."""
+    both = {arm: np.array(decisive.values[arm]) for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
+    everything = np.concatenate(list(both.values()))
     margin = max(0.05 * float(np.ptp(everything)), 1e-3)
     grid = np.linspace(everything.min() - margin, everything.max() + margin, PROFILE_POINTS)
-    return {arm: performance_profile(np.array(values), grid, settings.seed) for arm, values in decisive.values.items()}
+    return {arm: performance_profile(values, grid, settings.seed) for arm, values in both.items()}
 
 
 def _reasons(
@@ -443,7 +449,10 @@ def _reasons(
         return (few,)
     reasons = [f"the 95 % interval {interval} of the ratio over {len(pairs)} matched seeds {side}"]
     relation = "at most" if target_met else "above"
-    reasons.append(f"its upper end {ratio.high:.3g} is {relation} the target {settings.ratio_target:g}")
+    met = "met" if target_met else "not met"
+    reasons.append(
+        f"its upper end {ratio.high:.3g} is {relation} {settings.ratio_target:g}: the efficiency target is {met}"
+    )
     for who, censored in (
         ("from scratch", sum(p.baseline.censored for p in pairs)),
         ("pre-trained", sum(p.pretrained.censored for p in pairs)),

@@ -1,0 +1,83 @@
+"""What a comparison report shows beside the comparison itself. The page says of every part that is None: missing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.statistics import Estimate
+from pipeline.statistics.comparison import Regression
+from pipeline.statistics.shift import Shift
+
+
+@dataclass(frozen=True)
+class LineageNode:
+    """One run, policy version or dataset of the chain; the nodes are listed so that parents come first."""
+
+    key: str  # unique, what `parents` refer to
+    kind: str  # "expert", "gate", "dataset", "pretrain", "finetune", "baseline", "report", ...
+    title: str
+    detail: str = ""  # one line: digest, figures, settings that matter
+    url: str | None = None  # http(s) address of the run
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Animation:
+    """An encoded playback."""
+
+    title: str
+    caption: str
+    media_type: str  # "image/gif", "image/png" or "video/mp4"
+    data: bytes
+
+
+@dataclass(frozen=True)
+class RunLink:
+    """Where one training can be looked up."""
+
+    arm: str
+    seed: int
+    run_id: str
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class SettingDifference:
+    """A setting in which the two arms are not equal."""
+
+    key: str
+    scratch: str
+    pretrained: str
+
+
+@dataclass(frozen=True)
+class ReferencePolicy:
+    """A policy the arms are read against: the expert, the clone, a classical planner, standing still."""
+
+    name: str
+    scenario_set: str
+    figures: Mapping[str, Estimate]  # figure -> value with its interval over episodes
+    episodes: int
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """Everything but the numbers of the comparison."""
+
+    task: str
+    group: str
+    created_at: str  # UTC, ISO 8601
+    differences: tuple[SettingDifference, ...] | None = None
+    shared_settings: Mapping[str, str] | None = None  # dotted key -> value, equal in both arms
+    references: tuple[ReferencePolicy, ...] | None = None
+    animations: tuple[Animation, ...] | None = None
+    shift: Shift | None = None
+    shift_samples: tuple[str, str] = ("demonstrations", "fine-tuning rollouts")  # what was compared
+    regressions: tuple[Regression, ...] | None = None
+    lineage: tuple[LineageNode, ...] | None = None
+    runs: tuple[RunLink, ...] | None = None
+    dataset: Mapping[str, str] | None = None  # facts about the demonstrations, label -> value
+    commands: tuple[str, ...] | None = None  # that reproduce the comparison
+    versions: Mapping[str, str] | None = None  # package -> version
+    commit: str | None = None
+    dirty: bool | None = None  # whether the tree differed from the commit
+    machine: str | None = None

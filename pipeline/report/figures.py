@@ -1,0 +1,382 @@
+"""Figures as SVG text: learning curves, timesteps to target, profiles, outcomes, bill, shift, dataset inspection.
+
+Every figure is drawn in the marker colours of `palette` and about 400 points wide, so that it reads on a phone. Arms
+differ by line style and label as well as by colour. matplotlib is imported when the first figure is drawn.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from pipeline.names import Arm, Metric
+from pipeline.report.palette import (
+    ARM_COLOURS,
+    ARM_LABELS,
+    BAD,
+    BASELINE,
+    GOOD,
+    GRID,
+    INK,
+    MUTED,
+    OTHER,
+    PRETRAINED,
+    TARGET,
+)
+from pipeline.report.text import words
+from pipeline.statistics.comparison import Bill, Comparison, FinalFigure
+from pipeline.statistics.efficiency import TimeToTarget
+from pipeline.statistics.shift import Shift
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH: Final = 4.8  # inches
+HEIGHT: Final = 3.1
+DRAWN_ARMS: Final = (Arm.SCRATCH, Arm.PRETRAINED)
+STYLES: Final = {Arm.SCRATCH: "--", Arm.PRETRAINED: "-", Arm.SCRATCH_LR0: ":", Arm.PRETRAINED_LR0: "-."}
+MARKERS: Final = {Arm.SCRATCH: "s", Arm.PRETRAINED: "o", Arm.SCRATCH_LR0: "D", Arm.PRETRAINED_LR0: "^"}
+MOST_FEATURES: Final = 12
+TIMEOUT: Final = "neither"
+
+_SETTINGS: Final[Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "text.parse_math": False,
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.constrained_layout.use": True,
+}
+
+
+class Canvas:
+    """The figure under construction; `svg` holds the result after the `with` block."""
+
+    def __init__(self, axes: "Axes") -> None:
+        self.axes = axes
+        self.svg = ""
+
+
+@contextmanager
+def canvas(name: str, height: float = HEIGHT) -> Iterator[Canvas]:
+    """An axes to draw on; afterwards `canvas.svg` is `<svg ...>` whose ids start with `name`."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure(figsize=(WIDTH, height))
+        FigureCanvasSVG(figure)
+        drawn = Canvas(figure.add_subplot())
+        yield drawn
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn.svg = _inline(file.getvalue(), name)
+
+
+def learning_curve(comparison: Comparison, figure: str) -> str:
+    """Mean over seeds with its 95 % interval, every seed as a thin line, the target as a line."""
+    with canvas(f"curve-{figure}") as drawn:
+        axes = drawn.axes
+        for arm, summary in comparison.arms.items():
+            if figure not in summary.curves:
+                continue
+            curve, colour = summary.curves[figure], ARM_COLOURS[arm]
+            style: dict[str, Any] = {"color": colour, "linestyle": STYLES[arm], "label": ARM_LABELS[arm]}
+            if arm not in DRAWN_ARMS:  # weights that never change: one level for all steps
+                axes.axhline(float(np.mean(curve.mean)), linewidth=1.4, **style)
+                continue
+            axes.plot(curve.steps, curve.mean, linewidth=2.0, **style)
+            axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+            for run in summary.runs:
+                axes.plot(run.steps, run.figures[figure], color=colour, linewidth=0.6, alpha=0.45)
+        bound = comparison.settings.target.get(figure)
+        for limit, sign in () if bound is None else ((bound.min, "≥"), (bound.max, "≤")):
+            if limit is not None:
+                axes.axhline(
+                    limit, color=TARGET, linewidth=1.3, linestyle=(0, (2, 2)), label=f"target {sign} {limit:g}"
+                )
+        if figure in (Metric.SUCCESS_RATE, Metric.COLLISION_RATE):
+            axes.set_ylim(-0.03, 1.03)
+        axes.set_title(words(figure))
+        _steps_axis(axes, "environment steps of training")
+        _legend_below(axes)
+    return drawn.svg
+
+
+def time_to_target(comparison: Comparison) -> str:
+    """One row a seed: when each arm met the target; an arrow for a run that never did within the budget."""
+    pairs = comparison.pairs
+    with canvas("time-to-target", height=max(2.2, 1.3 + 0.3 * len(pairs))) as drawn:
+        axes = drawn.axes
+        for row, pair in enumerate(pairs):
+            axes.plot([pair.pretrained.steps, pair.baseline.steps], [row, row], color=GRID, linewidth=3, zorder=1)
+            _time_marker(axes, row, pair.baseline, Arm.SCRATCH, label=row == 0)
+            _time_marker(axes, row, pair.pretrained, Arm.PRETRAINED, label=row == 0)
+        times = [t.steps for pair in pairs for t in (pair.baseline, pair.pretrained)]
+        if max(times) > 8 * min(times):
+            axes.set_xscale("log")
+            axes.set_xlim(min(times) / 1.5, max(times) * 1.9)
+        else:
+            axes.set_xlim(0, max(times) * 1.15)
+        axes.set_yticks(range(len(pairs)), [f"seed {pair.seed}" for pair in pairs])
+        axes.set_ylim(len(pairs) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_title("Timesteps to target, seed by seed")
+        _steps_axis(axes, "environment steps until the target held (arrow: not within the budget)")
+        _legend_below(axes)
+    return drawn.svg
+
+
+def reached_by(comparison: Comparison) -> str:
+    """Share of runs that had met the target by each timestep."""
+    with canvas("reached-by") as drawn:
+        axes = drawn.axes
+        for arm in DRAWN_ARMS:
+            times = [pair.baseline if arm == Arm.SCRATCH else pair.pretrained for pair in comparison.pairs]
+            reached = sorted(t.steps for t in times if not t.censored)
+            end = max(comparison.arms[arm].budget, *(t.steps for t in times))
+            x = [0, *reached, end]
+            y = [0.0, *(np.arange(1, len(reached) + 1) / len(times)), len(reached) / len(times)]
+            style: dict[str, Any] = {"color": ARM_COLOURS[arm], "linestyle": STYLES[arm]}
+            axes.step(x, y, where="post", linewidth=2, label=ARM_LABELS[arm], **style)
+        axes.set_ylim(-0.03, 1.05)
+        axes.set_title("Share of runs that met the target")
+        _percent_axis(axes)
+        _steps_axis(axes, "environment steps of training")
+        _legend_below(axes)
+    return drawn.svg
+
+
+def performance_profile(comparison: Comparison) -> str:
+    """Share of runs whose final figure is above each threshold (Agarwal et al. 2021)."""
+    with canvas("profile") as drawn:
+        axes = drawn.axes
+        for arm, profile in comparison.profiles.items():
+            style: dict[str, Any] = {"color": ARM_COLOURS[arm], "linestyle": STYLES[arm]}
+            axes.step(profile.thresholds, profile.share, where="post", linewidth=2, label=ARM_LABELS[arm], **style)
+            if arm in DRAWN_ARMS:
+                axes.fill_between(
+                    profile.thresholds, profile.low, profile.high, step="post", color=ARM_COLOURS[arm], alpha=0.18,
+                    linewidth=0,
+                )  # fmt: skip
+        axes.set_ylim(-0.03, 1.05)
+        axes.set_title("Performance profile")
+        axes.set_xlabel(f"final {words(comparison.settings.final_figure)} τ")
+        axes.set_ylabel("share of runs above τ")
+        _percent_axis(axes)
+        _legend_below(axes)
+    return drawn.svg
+
+
+def outcome_bars(finals: Mapping[str, Sequence[FinalFigure]], labels: Mapping[str, str] = ARM_LABELS) -> str | None:
+    """Success, collision and neither of the final policies by scenario set and arm; None when not measured."""
+    bars: list[tuple[str, float, float | None]] = []
+    for scenario_set, figures in finals.items():
+        by_name = {f.figure: f for f in figures}
+        if Metric.SUCCESS_RATE not in by_name:
+            continue
+        collision = by_name.get(Metric.COLLISION_RATE)
+        for arm, mean in by_name[Metric.SUCCESS_RATE].means.items():
+            hit = None if collision is None or arm not in collision.means else collision.means[arm].value
+            bars.append((f"{scenario_set}\n{labels.get(arm, arm)}", mean.value, hit))
+    if not bars:
+        return None
+    with canvas("outcomes", height=1.1 + 0.42 * len(bars)) as drawn:
+        _draw_bars(drawn.axes, bars)
+    return drawn.svg
+
+
+def bill_lines(bill: Bill, most_uses: int = 40) -> str:
+    """Total environment steps over the number of trainings that reuse the dataset, with and without pre-training."""
+    crossing = bill.break_even.reuses
+    uses = np.arange(0, max(4, min(most_uses, 2 * (crossing or 5))) + 1)
+    with canvas("bill") as drawn:
+        axes = drawn.axes
+        axes.plot(
+            uses, uses * bill.baseline_steps.value, color=BASELINE, linestyle="--", linewidth=2, label="from scratch"
+        )
+        total = bill.upfront.steps + uses * bill.pretrained_steps.value
+        axes.plot(uses, total, color=PRETRAINED, linewidth=2, label="pre-trained, with expert and demonstrations")
+        if crossing is not None and crossing <= uses[-1]:
+            axes.axvline(crossing, color=TARGET, linewidth=1.2, linestyle=(0, (2, 2)))
+            axes.annotate(
+                f"paid back at {crossing}", (crossing, 0.04), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                textcoords="offset points", color=TARGET, fontsize=9,
+            )  # fmt: skip
+        axes.set_title("Environment steps in all")
+        axes.set_xlabel("trainings that reuse the same demonstrations")
+        axes.locator_params(axis="x", integer=True)
+        axes.yaxis.set_major_formatter(_short_steps())
+        axes.set_ylim(bottom=0)
+        _legend_below(axes)
+    return drawn.svg
+
+
+def shift_bars(shift: Shift) -> str | None:
+    """The features that differ most; filled where the difference is significant. None without features."""
+    features = shift.features[:MOST_FEATURES]
+    if not features:
+        return None
+    with canvas("shift", height=1.2 + 0.26 * len(features)) as drawn:
+        axes = drawn.axes
+        for row, feature in enumerate(features):
+            loud = feature.p_value <= shift.significance
+            axes.barh(row, feature.distance, height=0.65, color=BAD if loud else OTHER)
+            axes.text(feature.distance + 0.012, row, f"p {_p(feature.p_value)}", va="center", fontsize=8.5, color=MUTED)
+        axes.set_yticks(range(len(features)), [_cut(f.name) for f in features])
+        axes.set_ylim(len(features) - 0.4, -0.6)
+        axes.set_xlim(0, min(1.12, max(0.2, 1.25 * features[0].distance + 0.08)))
+        axes.grid(axis="y", visible=False)
+        axes.set_title("Features that differ most")
+        axes.set_xlabel("Kolmogorov-Smirnov distance (0 alike, 1 disjoint)")
+    return drawn.svg
+
+
+def histogram(name: str, values: np.ndarray, title: str, label: str, marks: Sequence[float] = ()) -> str:
+    """How a figure is distributed over episodes; marks are episodes that stand out."""
+    with canvas(name, height=2.7) as drawn:
+        axes = drawn.axes
+        finite = np.asarray(values, dtype=np.float64)
+        axes.hist(finite[np.isfinite(finite)], bins=min(30, max(5, finite.size // 4)), color=PRETRAINED, alpha=0.85)
+        axes.axvline(float(np.nanmedian(finite)), color=INK, linewidth=1.2, linestyle="--", label="median")
+        if len(marks):
+            axes.plot(marks, np.zeros(len(marks)), linestyle="", marker="v", color=BAD, label="outliers", clip_on=False)
+        axes.set_title(title)
+        axes.set_xlabel(label)
+        axes.set_ylabel("episodes")
+        _legend_below(axes)
+    return drawn.svg
+
+
+def horizontal_bars(name: str, shares: Mapping[str, float], title: str, label: str) -> str:
+    """Named shares, 0 to 1, as bars."""
+    with canvas(name, height=1.1 + 0.27 * len(shares)) as drawn:
+        axes = drawn.axes
+        axes.barh(range(len(shares)), list(shares.values()), height=0.65, color=PRETRAINED, alpha=0.85)
+        for row, share in enumerate(shares.values()):
+            axes.text(share + 0.012, row, f"{share:.0%}", va="center", fontsize=8.5, color=MUTED)
+        axes.set_yticks(range(len(shares)), [_cut(key) for key in shares])
+        axes.set_ylim(len(shares) - 0.4, -0.6)
+        axes.set_xlim(0, min(1.1, max(0.1, 1.2 * max(shares.values(), default=0.1))))
+        axes.grid(axis="y", visible=False)
+        axes.set_title(title)
+        axes.set_xlabel(label)
+    return drawn.svg
+
+
+def _draw_bars(axes: "Axes", bars: Sequence[tuple[str, float, float | None]]) -> None:
+    """(label, success, collision or None) from top to bottom."""
+    hatch = {GOOD: None, BAD: "////", OTHER: None}
+    for row, (_, success, collision) in enumerate(bars):
+        left = 0.0
+        parts = [(success, GOOD), (collision or 0.0, BAD)]
+        parts.append((max(0.0, 1 - success - (collision or 0.0)), OTHER))
+        for share, colour in parts:
+            axes.barh(
+                row, share, left=left, height=0.62, color=colour, hatch=hatch[colour], edgecolor=GRID, linewidth=0
+            )
+            left += share
+        axes.text(1.012, row, f"{success:.1%}", va="center", fontsize=9, color=INK)
+    names = ["success", "collision", TIMEOUT] if any(b[2] is not None for b in bars) else ["success", "", "no success"]
+    for name, colour in zip(names, (GOOD, BAD, OTHER), strict=True):
+        if name:
+            axes.barh(0, 0, color=colour, hatch=hatch[colour], edgecolor=GRID, linewidth=0, label=name)
+    axes.set_yticks(range(len(bars)), [bar[0] for bar in bars], fontsize=8.5)
+    axes.set_ylim(len(bars) - 0.45, -0.55)
+    axes.set_xlim(0, 1.13)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+    axes.grid(axis="y", visible=False)
+    axes.set_title("How final episodes end")
+    _percent_axis(axes, "x")
+    _legend_below(axes)
+
+
+def _time_marker(axes: "Axes", row: int, time: TimeToTarget, arm: str, label: bool) -> None:
+    axes.plot(
+        time.steps, row, marker=MARKERS[arm], markersize=7, color=ARM_COLOURS[arm], linestyle="", zorder=3,
+        markerfacecolor="none" if time.censored else ARM_COLOURS[arm], markeredgewidth=1.6,
+    )  # fmt: skip
+    if label:
+        axes.plot([], [], marker=MARKERS[arm], color=ARM_COLOURS[arm], linestyle="", label=ARM_LABELS[arm])
+    if time.censored:
+        axes.annotate(
+            "", (time.steps, row), xytext=(26, 0), textcoords="offset points", zorder=2,
+            arrowprops={"arrowstyle": "<|-", "color": ARM_COLOURS[arm], "linewidth": 1.6},
+        )  # fmt: skip
+
+
+def _steps_axis(axes: "Axes", label: str) -> None:
+    axes.xaxis.set_major_formatter(_short_steps())
+    if axes.get_xscale() == "log":
+        from matplotlib.ticker import LogLocator, NullFormatter
+
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(label)
+
+
+def _short_steps() -> Callable[[float, float], str]:
+    return lambda value, _: short_steps(value)
+
+
+def short_steps(steps: float) -> str:
+    """`250000` -> `250k`, `1500000` -> `1.5M`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(steps) >= size:
+            return f"{steps / size:.4g}{letter}"
+    return f"{steps:.4g}"
+
+
+def _percent_axis(axes: "Axes", which: str = "y") -> None:
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _legend_below(axes: "Axes") -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.legend(handles, labels, loc="outside lower left", ncols=2, handlelength=2.6, columnspacing=1.2)
+
+
+def _inline(svg: str, name: str) -> str:
+    """Without the XML head and fixed size, with ids of its own, so that several fit into one page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    return svg.strip()
+
+
+def _cut(text: str, limit: int = 34) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _p(value: float) -> str:
+    return "< 0.01" if value < 0.01 else f"{value:.2f}"
