@@ -217,6 +217,8 @@ def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
+        if array.dtype.kind == "U":  # how far texts are padded is no content
+            array = np.array(array.tolist(), dtype=np.str_)
         digest.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())
         if array.size:
             digest.update(array.reshape(-1).view(np.uint8).data)
