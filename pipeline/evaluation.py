@@ -8,7 +8,9 @@ Which episodes, and what the figures must be, is decided elsewhere.
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 import gymnasium as gym
@@ -16,6 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
+from pipeline.envs.social_nav.snqi import Baseline, Weights, load_baseline, load_weights, snqi
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Metric
 from pipeline.policies import ActFunction, Observations
@@ -25,6 +28,7 @@ from pipeline.trajectories import Trajectories, TrajectoryBuilder
 
 HISTOGRAM_BINS: Final = 20
 RATES: Final = {Metric.SUCCESS: Metric.SUCCESS_RATE, Metric.COLLISION: Metric.COLLISION_RATE}
+SNQI: Final = "snqi"
 _FLUSH_STEPS: Final = 512  # steps of a batch after which kept actions are counted, so that memory stays bounded
 _NOISE_BLOCK: Final = 256
 
@@ -89,7 +93,7 @@ def run_episodes(
     finally:
         if own:
             env.close()
-    metrics = _columns(episodes, finished)
+    metrics = _with_snqi(task, _columns(episodes, finished))
     return EpisodeRecords(tuple(episodes), metrics, counter.histogram(), int(metrics[Metric.LENGTH].sum()))
 
 
@@ -129,7 +133,8 @@ def record_episodes(
             observations = after
     finally:
         env.close()
-    return builder.build()
+    recorded = builder.build()
+    return replace(recorded, metrics=_with_snqi(task, recorded.metrics))
 
 
 def records_of(trajectories: Trajectories, action_space: gym.Space) -> EpisodeRecords:
@@ -242,6 +247,20 @@ def _columns(episodes: Sequence[Episode], finished: dict[Episode, dict[str, floa
                 f"episode {episodes[index]}: {name} = {values[index]} is not finite; look at the environment"
             )
     return columns
+
+
+def _with_snqi(task: Task, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The metrics, with the social navigation quality index of every episode when the task names its files."""
+    setting = task.config.snqi
+    if setting is None:
+        return metrics
+    weights, baseline = _snqi_files(setting.weights, setting.baseline)
+    return {**metrics, SNQI: snqi(metrics, weights, baseline)}
+
+
+@lru_cache(maxsize=4)
+def _snqi_files(weights: str, baseline: str) -> tuple[Weights, Baseline]:
+    return load_weights(Path(weights)), load_baseline(Path(baseline))
 
 
 class _ActionCounter:

@@ -1,13 +1,16 @@
 """Evaluation counts whole episodes, all of them and no others, whatever the batch; recording keeps labels clean."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
-from pipeline.config.loading import validate
+from pipeline.config.loading import load_task, to_data, validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Network
 from pipeline.envs.episodes import Episode
+from pipeline.envs.social_nav.snqi import BASELINE_FILE, WEIGHTS_FILE, load_baseline, load_weights, snqi
 from pipeline.errors import BadInput
 from pipeline.evaluation import (
     EpisodeRecords,
@@ -130,6 +133,34 @@ class Spoilt(Task):
 def test_a_figure_that_is_not_finite_is_refused_by_name(cartpole, balance):
     with pytest.raises(BadInput, match="comfort = nan"):
         run_episodes(Spoilt(cartpole.config), balance, cartpole.episodes("train", 1, 2, Purpose.EVALUATE))
+
+
+def test_the_quality_index_is_reported_when_the_task_names_its_files():
+    task = Task(
+        validate(
+            TaskConfig,
+            {
+                **to_data(load_task("configs/tasks/social_nav.yaml")),
+                "snqi": {
+                    "weights": "configs/social_nav/snqi_weights.json",
+                    "baseline": "configs/social_nav/snqi_baseline.json",
+                },
+            },
+            "test",
+        )
+    )
+    episodes = task.episodes("train_small", 1, 8, Purpose.EVALUATE)
+
+    def straight(observations):
+        return np.tile(np.array([1.0, 0.0], np.float32), (len(observations), 1))
+
+    metrics = run_episodes(task, straight, episodes).metrics
+    weights, baseline = load_weights(WEIGHTS_FILE), load_baseline(BASELINE_FILE)
+    one = {name: values[:1] for name, values in metrics.items()}
+    assert metrics["snqi"][0] == snqi(one, weights, baseline)[0]
+    recorded = record_episodes(task, straight, episodes, noise_std=0.0, noise_seed=1)
+    assert np.array_equal(recorded.metrics["snqi"], metrics["snqi"])
+    assert "snqi" not in run_episodes(Task(replace(task.config, snqi=None)), straight, episodes).metrics
 
 
 # --- recording
