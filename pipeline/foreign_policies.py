@@ -1,0 +1,240 @@
+"""Policies of other people: SB3 `.zip` files read without unpickling anything, and written for `PPO.load`.
+
+    policy = import_sb3_zip("theirs.zip", task.observation_space, task.action_space)
+    save_policy(policy, folder, {"source": ..., "sb3_version": ...})       # from here on it is one of ours
+
+An SB3 zip holds `policy.pth`, tensors that torch reads with `weights_only`, and `data`, JSON in which whatever JSON
+cannot say is a pickle with a readable description beside it. The pickles are never decoded. The network is rebuilt
+from the shapes of the tensors, and the settings from the readable parts; what these do not say for certain is refused
+by name. Spaces are those of the task. Not carried over: the optimiser, and a `VecNormalize` the policy was trained
+behind, which is not in the zip; the gate evaluates what the policy does here.
+"""
+
+import json
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import IO, Any, Final, Literal
+
+import gymnasium as gym
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from pipeline.config.training import Network
+from pipeline.errors import BadInput, shortened
+from pipeline.policies import build_policy, load_tensors, network_of, policy_arguments, policy_class, tensors_of
+
+Activation = Literal["tanh", "relu"]
+
+WEIGHTS: Final = "policy.pth"
+SETTINGS: Final = "data"
+MAX_ZIP_BYTES: Final = 1 << 30
+MAX_WEIGHT_BYTES: Final = 1 << 29
+MAX_SETTINGS_BYTES: Final = 32_000_000  # replay and episode buffers are written into it
+MAX_MEMBERS: Final = 4096
+_HARMLESS: Final = {"ortho_init", "log_std_init", "optimizer_class", "optimizer_kwargs", "normalize_images"}
+_ACTIVATIONS: Final[dict[str, Activation]] = {
+    "<class 'torch.nn.modules.activation.Tanh'>": "tanh",
+    "<class 'torch.nn.modules.activation.ReLU'>": "relu",
+}
+_FLATTEN: Final = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
+_LAYER = re.compile(r"mlp_extractor\.(policy|value)_net\.(\d{1,3})\.weight")
+
+
+def import_sb3_zip(path: str | Path, observation_space: gym.Space, action_space: gym.Space) -> ActorCriticPolicy:
+    """The policy in an SB3 `.zip`, rebuilt by our own code for these spaces.
+
+    Raises BadInput, one line, for a hostile or damaged file and for anything our policies cannot express: other
+    algorithms, feature extractors, shared layers, different actor and critic, gSDE, squashing, unknown activations.
+    """
+    file = Path(path)
+    settings, weights = _read_zip(file)
+    tensors = _tensors(weights, file.name)
+    network = Network(hidden=_hidden(tensors, file.name), activation=_activation(settings, file.name))
+    policy = build_policy(observation_space, action_space, network, seed=0)
+    _compare(tensors, tensors_of(policy), file.name)
+    load_tensors(policy, tensors)
+    return policy
+
+
+def export_sb3_zip(policy: ActorCriticPolicy, path: str | Path) -> None:
+    """Write a policy as an SB3 `.zip` that `PPO.load(path)` reads, atomically. Raises BadInput when the file exists.
+
+    The format itself holds pickles of SB3's own classes; whoever loads it trusts the file. Our pipeline never does.
+    """
+    target = Path(path)
+    if target.suffix != ".zip" or target.exists():
+        raise BadInput(f"export path {str(target)!r} must be a new file that ends in .zip")
+    model = PPO(
+        policy_class(policy.observation_space),
+        DummyVecEnv([lambda: _SpacesOnly(policy.observation_space, policy.action_space)]),
+        policy_kwargs=policy_arguments(network_of(policy)),
+        device="cpu",
+    )
+    load_tensors(model.policy, tensors_of(policy))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as folder:
+        written = Path(folder) / "policy.zip"
+        model.save(written)
+        with open(written, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.rename(written, target)
+
+
+class _SpacesOnly(gym.Env):
+    """PPO wants an environment to learn its spaces from; this one is never played."""
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+# --------------------------------------------------------------------------------------------------------------- bytes
+
+
+def _read_zip(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The JSON of `data` and the bytes of `policy.pth`, within bounds."""
+    try:
+        size = path.stat().st_size
+        if not path.is_file() or size > MAX_ZIP_BYTES:
+            raise BadInput(f"SB3 zip {path.name!r} has {size} bytes, allowed is a file of at most {MAX_ZIP_BYTES}")
+        with zipfile.ZipFile(path) as archive:
+            settings = _member(archive, SETTINGS, MAX_SETTINGS_BYTES, path.name)
+            weights = _member(archive, WEIGHTS, MAX_WEIGHT_BYTES, path.name)
+        data = json.loads(settings.decode("utf-8"))
+    except (
+        OSError, ValueError, EOFError, RuntimeError, NotImplementedError, LookupError, RecursionError, MemoryError,
+        zlib.error, zipfile.BadZipFile,
+    ) as error:  # what zipfile and json raise on damaged input  # fmt: skip
+        raise BadInput(f"SB3 zip {path.name!r} cannot be read: {shortened(str(error))}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"SB3 zip {path.name!r}: its settings are no JSON object")
+    return data, weights
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit: int, zip_name: str) -> bytes:
+    found = [member for member in archive.infolist() if member.filename == name]
+    if len(found) != 1:
+        raise BadInput(f"SB3 zip {zip_name!r} holds {len(found)} members {name!r}, expected one; was it saved by SB3?")
+    if found[0].file_size > limit:
+        raise BadInput(f"SB3 zip {zip_name!r}: {name} claims {found[0].file_size} bytes, allowed are {limit}")
+    with archive.open(found[0]) as stream:
+        content = stream.read(limit + 1)  # the size in the directory is only a claim
+    if len(content) != found[0].file_size:
+        raise BadInput(f"SB3 zip {zip_name!r}: {name} does not have the {found[0].file_size} bytes it claims")
+    return content
+
+
+def _tensors(weights: bytes, name: str) -> dict[str, torch.Tensor]:
+    """The state of the policy. `weights_only` builds tensors and nothing else; sizes are bounded before it starts."""
+    with tempfile.TemporaryFile() as stream:
+        stream.write(weights)
+        _refuse_inflated(stream, len(weights), name)
+        stream.seek(0)
+        try:
+            state = torch.load(stream, map_location="cpu", weights_only=True)
+        except (
+            UnpicklingError, OSError, ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError,
+            AssertionError, RecursionError, MemoryError, zipfile.BadZipFile,
+        ) as error:  # what torch raises on damaged or forbidden content  # fmt: skip
+            reason = " ".join(str(error).split())[:160]
+            raise BadInput(f"SB3 zip {name!r}: {WEIGHTS} is no plain set of weights: {reason}") from None
+    if not isinstance(state, Mapping):
+        raise BadInput(f"SB3 zip {name!r}: {WEIGHTS} holds a {type(state).__name__}, expected named tensors")
+    for key, tensor in state.items():
+        if not isinstance(key, str) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            raise BadInput(f"SB3 zip {name!r}: {WEIGHTS} holds {shortened(key)}, which is no named tensor")
+        if tensor.layout != torch.strided or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise BadInput(f"SB3 zip {name!r}: tensor {shortened(key)} is {tensor.dtype}, expected plain float32")
+    return dict(state)
+
+
+def _refuse_inflated(stream: IO[bytes], size: int, name: str) -> None:
+    """torch's own format is a zip of stored members; anything compressed or overlapping could be a bomb."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, OSError) as error:
+        raise BadInput(f"SB3 zip {name!r}: {WEIGHTS} is not in torch's zip format: {shortened(str(error))}") from None
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if len(members) > MAX_MEMBERS or not stored or sum(member.file_size for member in members) > size:
+        raise BadInput(f"SB3 zip {name!r}: {WEIGHTS} is compressed or claims more bytes than it has")
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+
+
+def _activation(settings: dict[str, Any], name: str) -> Activation:
+    """The activation, after refusing every setting that our policies do not have."""
+    described = settings.get("policy_class")
+    made_by = described.get("__init__") if isinstance(described, dict) else None
+    module = described.get("__module__") if isinstance(described, dict) else None
+    if (
+        not isinstance(made_by, str)
+        or not made_by.startswith("<function ActorCriticPolicy.__init__ ")
+        or module != "stable_baselines3.common.policies"
+    ):
+        raise BadInput(
+            f"SB3 zip {name!r}: its policy class {shortened(module)} is not SB3's ActorCriticPolicy (the MlpPolicy "
+            "of PPO and A2C); export its weights into one"
+        )
+    if settings.get("use_sde") is not False:
+        raise BadInput(f"SB3 zip {name!r}: use_sde = {shortened(settings.get('use_sde'))}; gSDE policies are not read")
+    given = settings.get("policy_kwargs")
+    if not isinstance(given, dict):
+        raise BadInput(f"SB3 zip {name!r}: policy_kwargs = {shortened(given)} cannot be read")
+    chosen = {key: value for key, value in given.items() if key not in (":type:", ":serialized:")}
+    if ":serialized:" in given and not chosen:
+        raise BadInput(f"SB3 zip {name!r}: policy_kwargs are only there as a pickle, which is never read")
+    for key, value in chosen.items():
+        if key in _HARMLESS or key in ("net_arch", "activation_fn"):
+            continue  # the architecture is read off the tensors
+        if (key, value) in (("features_extractor_class", _FLATTEN), ("share_features_extractor", True)):
+            continue
+        if key in ("use_sde", "squash_output", "use_expln") and value is False:
+            continue
+        if key == "features_extractor_kwargs" and value in ({}, None, "{}"):
+            continue
+        raise BadInput(f"SB3 zip {name!r}: policy_kwargs.{key} = {shortened(value)} is not one our policies have")
+    activation = chosen.get("activation_fn", "<class 'torch.nn.modules.activation.Tanh'>")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise BadInput(f"SB3 zip {name!r}: activation_fn = {shortened(activation)}; allowed are Tanh and ReLU")
+    return _ACTIVATIONS[activation]
+
+
+def _hidden(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...]:
+    """Widths of the hidden layers, which actor and critic must share in shape but not in weights."""
+    found: dict[str, dict[int, int]] = {"policy": {}, "value": {}}
+    for key, tensor in tensors.items():
+        match = _LAYER.fullmatch(key)
+        if match and tensor.ndim == 2:
+            found[match[1]][int(match[2])] = int(tensor.shape[0])
+    shapes = {role: tuple(width for _, width in sorted(layers.items())) for role, layers in found.items()}
+    if shapes["policy"] != shapes["value"]:
+        raise BadInput(
+            f"SB3 zip {name!r}: actor {list(shapes['policy'])} and critic {list(shapes['value'])} have different "
+            "hidden layers; our policies have the same in both"
+        )
+    return shapes["policy"]
+
+
+def _compare(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], name: str) -> None:
+    """Exactly the tensors of our network, finite. Raises BadInput naming the first that is not."""
+    for key in sorted({*tensors, *expected}):
+        if key not in expected:
+            raise BadInput(f"SB3 zip {name!r}: tensor {shortened(key)} has no place in a plain actor and critic")
+        if key not in tensors:
+            raise BadInput(f"SB3 zip {name!r}: tensor {key!r} is missing; is it a PPO policy of this kind of actions?")
+        if tensors[key].shape != expected[key].shape:
+            raise BadInput(
+                f"SB3 zip {name!r}: tensor {key!r} has the shape {tuple(tensors[key].shape)}, the spaces of the task "
+                f"need {tuple(expected[key].shape)}; was it trained on this environment?"
+            )
+        if not bool(torch.isfinite(tensors[key]).all()):
+            raise BadInput(f"SB3 zip {name!r}: tensor {key!r} holds values that are not finite")
