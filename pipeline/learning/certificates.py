@@ -35,7 +35,7 @@ class TransferCertificate:
     probe_digest: str  # of the observations that both policies acted on
     probe_count: int  # observations
     action_distance: float  # largest difference between the clone in memory and the artifact read back, action units
-    critic_explained_variance: float  # of discounted returns of held-out episodes; 1 is perfect, 0 a constant
+    critic_explained_variance: float | None  # of held-out discounted returns; 1 is perfect; None: no critic trained
     held_out_episodes: int
     gamma: float  # discount of the returns
 
@@ -62,7 +62,8 @@ def _check_types(data: Mapping[str, Any]) -> None:
     kinds: dict[str, type | tuple[type, ...]] = {
         **dict.fromkeys(("policy_digest", "probe_digest"), str),
         **dict.fromkeys(("schema_version", "tensor_count", "parameter_count", "probe_count", "held_out_episodes"), int),
-        **dict.fromkeys(("action_distance", "critic_explained_variance", "gamma"), (int, float)),
+        **dict.fromkeys(("action_distance", "gamma"), (int, float)),
+        "critic_explained_variance": (int, float, type(None)),
         "tensors": dict,
     }
     for name, kind in kinds.items():
@@ -85,7 +86,8 @@ def certify(
 ) -> TransferCertificate:
     """Read the artifact back and compare it with the policy in memory that it was saved from.
 
-    Raises RuntimeError when they are not the same: then the artifact must not be used.
+    `explained_variance` is NaN when no critic was trained. Raises RuntimeError when the two are not the same: then the
+    artifact must not be used.
     """
     stored = load_policy(folder)
     digests = tensor_digests(stored)
@@ -102,7 +104,7 @@ def certify(
         probe_digest=batch_digest(probe),
         probe_count=len(probe),
         action_distance=distance,
-        critic_explained_variance=float(explained_variance),
+        critic_explained_variance=float(explained_variance) if isfinite(explained_variance) else None,
         held_out_episodes=held_out_episodes,
         gamma=gamma,
     )

@@ -81,6 +81,8 @@ def _check_value(name: str, value: Any) -> None:
             raise BadInput(f"{shown}: it must be a number")
     elif type(value) not in (int, float) or not np.isfinite(value) or value < 0:
         raise BadInput(f"{shown}: it must be a finite number, 0 or more")
+    elif name in ("clip_range_vf", "target_kl") and value == 0:
+        raise BadInput(f"{shown}: it must be above 0, or null to leave it out")
     elif name in ("gamma", "gae_lambda") and value > 1:
         raise BadInput(f"{shown}: it must be from 0 to 1")
 

@@ -290,6 +290,13 @@ def test_a_certificate_comes_back_equal_from_its_json_and_verifies(certified):
     assert certificate.parameter_count == sum(p.numel() for p in policy.parameters())
 
 
+def test_a_clone_without_a_critic_is_certified_without_its_figure(certified):
+    policy, folder, _ = certified
+    certificate = certify(policy, str(folder), float("nan"), 3, 0.99)
+    assert certificate.critic_explained_variance is None
+    assert TransferCertificate.from_json(certificate.to_json()) == certificate
+
+
 def test_a_policy_that_is_not_the_certified_one_is_refused_by_tensor(certified):
     policy, folder, certificate = certified
     with torch.no_grad():

@@ -233,6 +233,7 @@ def test_the_learning_rate_falls_linearly_over_the_budget():
         ({"gamma": 1.1}, "from 0 to 1"),
         ({"gamma": "high"}, "finite number"),
         ({"ent_coef": -1}, "0 or more"),
+        ({"clip_range_vf": 0}, "above 0"),
         ({"vf_coef": None}, "must be a number"),
         ({"normalize_advantage": 1}, "true or false"),
     ],
