@@ -97,6 +97,7 @@ class Arm:
     PRETRAINED_LR0: Final = "pretrained_lr0"
 
 
+CONTROLS: Final = (Arm.SCRATCH_LR0, Arm.PRETRAINED_LR0)
 ARMS: Final = (Arm.SCRATCH, Arm.PRETRAINED, Arm.SCRATCH_LR0, Arm.PRETRAINED_LR0)
 
 

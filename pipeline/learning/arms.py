@@ -9,7 +9,7 @@ from pipeline.config.loading import to_data
 from pipeline.config.stages import Finetune
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job
-from pipeline.names import Arm
+from pipeline.names import CONTROLS, Arm
 from pipeline.tasks import Task
 
 
@@ -33,7 +33,7 @@ def arm_jobs(config: Finetune, task: Task, folder: Path, initial_policy: Path | 
         arms.append(Arm.PRETRAINED_LR0 if warm else Arm.SCRATCH_LR0)
     jobs = []
     for arm in arms:
-        control = arm in (Arm.PRETRAINED_LR0, Arm.SCRATCH_LR0)
+        control = arm in CONTROLS
         for seed in config.seeds:
             job = TrainingJob(
                 task=task.config,

@@ -11,9 +11,9 @@ from pipeline.errors import BadInput
 from pipeline.evaluation import point_figures, run_episodes, summarise
 from pipeline.learning.callbacks import MINIMISED
 from pipeline.learning.ppo import final_episodes
-from pipeline.names import Arm, Artifact, Metric, Tag, lineage_run_tag
+from pipeline.names import CONTROLS, Arm, Artifact, Metric, Tag, lineage_run_tag
 from pipeline.policies import act_function, load_policy
-from pipeline.report.comparison import comparison_html, comparison_json, comparison_markdown
+from pipeline.report.comparison import build_report
 from pipeline.report.context import LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
 from pipeline.stages import StageOutcome
 from pipeline.statistics.comparison import Comparison, ComparisonSettings, RunData
@@ -78,10 +78,10 @@ def arm_data(run: StageRun, task: Task, group: Group, trained: Finetune) -> dict
     for arm, members in group.arms.items():
         for member in members:
             final = {trained.training.scenario_set: member.final}
-            if arm in (Arm.SCRATCH, Arm.PRETRAINED):
+            if arm not in CONTROLS:
                 act = act_function(load_policy(policy_of(run.client, member.run).folder))
                 final |= {name: point_figures(run_episodes(task, act, e)) for name, e in holdouts.items()}
-            budget = trained.training.total_timesteps if arm in (Arm.SCRATCH, Arm.PRETRAINED) else 0
+            budget = trained.control_timesteps if arm in CONTROLS else trained.training.total_timesteps
             data.setdefault(arm, []).append(member.data(budget, final))
     return data
 
@@ -157,9 +157,11 @@ def _lineage_node(node: lineage.Node, chain: lineage.Lineage) -> LineageNode:
 
 
 def _log(run: StageRun, comparison: Comparison, context: ReportContext) -> None:
-    run.text(comparison_html(comparison, context), f"{Artifact.REPORT}/report.html")
-    run.text(comparison_markdown(comparison, context), f"{Artifact.REPORT}/report.md")
-    run.text(comparison_json(comparison, context), f"{Artifact.REPORT}/report.json")
+    for name, content in build_report(comparison, context).items():
+        path = run.folder / Artifact.REPORT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    run.file(run.folder / Artifact.REPORT, Artifact.REPORT)
     figures = {
         Metric.RATIO: comparison.ratio.value,
         f"{Metric.RATIO}_ci_low": comparison.ratio.low,
