@@ -86,15 +86,15 @@ def summarise_verdict(comparison: Comparison, context: ReportContext) -> Summary
 
 def _headline(c: Comparison) -> str:
     seeds = f"{len(c.pairs)} matched {'seed' if len(c.pairs) == 1 else 'seeds'}"
-    share = f"{percent(c.ratio.value)} of the timesteps that PPO from scratch needs"
+    often = c.ratio.value >= 1.5
+    amount = f"{number(c.ratio.value)} times" if often else f"{percent(c.ratio.value)} of"
+    share = f"{amount} the timesteps that PPO from scratch needs"
+    interval_text = f"95 % interval {_range(c.ratio) if often else _percents(c.ratio)}, {seeds}"
     if c.verdict is Verdict.FASTER:
-        return f"Pre-trained PPO meets the target after {share} (95 % interval {_percents(c.ratio)}, {seeds})."
+        return f"Pre-trained PPO meets the target after {share} ({interval_text})."
     if c.verdict is Verdict.SLOWER:
-        return f"Pre-trained PPO is slower: it takes {share} (95 % interval {_percents(c.ratio)}, {seeds})."
-    return (
-        f"These runs do not show whether pre-training saves timesteps: observed {share} "
-        f"(95 % interval {_percents(c.ratio)}, {seeds})."
-    )
+        return f"Pre-trained PPO is slower: it takes {share} ({interval_text})."
+    return f"These runs do not show whether pre-training saves timesteps: observed {share} ({interval_text})."
 
 
 def _sentences(c: Comparison) -> list[str]:

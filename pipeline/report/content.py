@@ -6,7 +6,7 @@ HTML and Markdown are two renderings of the same sections, so they cannot say di
 from dataclasses import dataclass
 
 from pipeline.report.context import Animation, LineageNode
-from pipeline.report.text import markdown_table
+from pipeline.report.text import markdown_table, one_line
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,18 @@ class Summary:
 
 def markdown(title: str, summary: Summary, sections: tuple[Section, ...], figure_folder: str) -> str:
     """The report as Markdown; figures are referred to as `<figure_folder>/<name>.svg`."""
-    lines = [f"# {_line(title)}", "", f"**{_line(summary.verdict.upper())}.** {_line(summary.headline)}", ""]
-    lines += [f"- {_line(sentence)}" for sentence in summary.sentences]
+    lines = [f"# {one_line(title)}", "", f"**{one_line(summary.verdict.upper())}.** {one_line(summary.headline)}", ""]
+    lines += [f"- {one_line(sentence)}" for sentence in summary.sentences]
     tiles = [(tile.label, tile.value, tile.detail) for tile in summary.tiles]
-    lines += ["", markdown_table(("figure", "value", "meaning"), tiles, numbers_from=3), "", _line(summary.footer), ""]
+    lines += [
+        "",
+        markdown_table(("figure", "value", "meaning"), tiles, numbers_from=3),
+        "",
+        one_line(summary.footer),
+        "",
+    ]
     for section in sections:
-        lines += [f"## {_line(section.title)}", ""]
+        lines += [f"## {one_line(section.title)}", ""]
         for block in section.blocks:
             lines += [_block(block, figure_folder), ""]
     return "\n".join(lines)
@@ -105,19 +111,19 @@ def markdown(title: str, summary: Summary, sections: tuple[Section, ...], figure
 def _block(block: Block, figure_folder: str) -> str:
     match block:
         case Paragraph(text):
-            return _line(text)
+            return one_line(text)
         case Missing(text):
-            return f"*{_line(text)}*"
+            return f"*{one_line(text)}*"
         case Code(lines):
-            return "\n".join(f"    {_line(line)}" for line in lines)
+            return "\n".join(f"    {one_line(line)}" for line in lines)
         case Table():
-            caption = f"\n\n{_line(block.caption)}" if block.caption else ""
+            caption = f"\n\n{one_line(block.caption)}" if block.caption else ""
             return markdown_table(block.header, block.rows, block.numbers_from) + caption
         case Figure():
-            return f"![{_line(block.alt)}]({figure_folder}/{block.name}.svg)\n\n{_line(block.caption)}".rstrip()
+            return f"![{one_line(block.alt)}]({figure_folder}/{block.name}.svg)\n\n{one_line(block.caption)}".rstrip()
         case Animations(items):
             return "\n".join(
-                f"- {_line(item.title)}: {_line(item.caption)} (shown in the HTML report)" for item in items
+                f"- {one_line(item.title)}: {one_line(item.caption)} (shown in the HTML report)" for item in items
             )
         case Lineage(nodes):
             titles = {node.key: node.title for node in nodes}
@@ -127,9 +133,4 @@ def _block(block: Block, figure_folder: str) -> str:
 def _lineage_line(node: LineageNode, titles: dict[str, str]) -> str:
     parents = ", ".join(titles.get(parent, parent) for parent in node.parents)
     made_from = f"; from {parents}" if parents else ""
-    return f"- **{_line(node.kind)}** {_line(node.title)} {_line(node.detail)}{_line(made_from)}"
-
-
-def _line(text: str) -> str:
-    """On one line, so that no value of a user starts a block of its own; angle brackets stay text."""
-    return " ".join(text.split()).replace("<", "&lt;")
+    return f"- **{one_line(node.kind)}** {one_line(node.title)} {one_line(node.detail)}{one_line(made_from)}"

@@ -1,7 +1,7 @@
 """Small drawings by hand, in the marker colours of `palette`: the verdict's interval and the lineage's rails."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 from pipeline.report.context import LineageNode
@@ -10,7 +10,7 @@ from pipeline.report.text import number
 from pipeline.statistics import Estimate
 
 ROW_HEIGHT = 64  # pixels of one lineage row, as in report.css
-LANE_WIDTH = 18
+LANE_WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ def ratio_gauge(ratio: Estimate, target: float) -> str:
     def x(value: float) -> float:
         return 14 + 412 * log(max(value, low) / low) / log(high / low)
 
-    def tick(value: float, label: str, colour: str, y: int, anchor: str, dash: str = "") -> str:
+    def tick(value: float, label: str, colour: str, y: int, end: int, anchor: str, dash: str = "") -> str:
         at = f"{x(value):.1f}"
         return (
-            f'<line x1="{at}" x2="{at}" y1="28" y2="72" stroke="{colour}" stroke-width="1.6"{dash}/>'
+            f'<line x1="{at}" x2="{at}" y1="28" y2="{end}" stroke="{colour}" stroke-width="1.6"{dash}/>'
             f'<text x="{at}" y="{y}" text-anchor="{anchor}" fill="{colour}">{label}</text>'
         )
 
@@ -44,13 +44,13 @@ def ratio_gauge(ratio: Estimate, target: float) -> str:
     parts = [
         '<svg viewBox="0 0 440 116" font-size="14" xmlns="http://www.w3.org/2000/svg">',
         f'<line x1="14" x2="426" y1="50" y2="50" stroke="{GRID}" stroke-width="2"/>',
-        tick(1.0, "1 = equal", INK, 20, "middle" if x(1.0) < 390 else "end"),
-        tick(target, f"target {number(target)}", TARGET, 92, beside(target), dash),
+        tick(1.0, "1 = equal", INK, 20, 62, "middle" if x(1.0) < 390 else "end"),
+        tick(target, f"target {number(target)}", TARGET, 95, 78, beside(target), dash),
         f'<line x1="{x(ratio.low):.1f}" x2="{x(ratio.high):.1f}" y1="50" y2="50" stroke="{PRETRAINED}" '
         'stroke-width="10" stroke-linecap="round" opacity="0.45"/>',
         f'<circle cx="{value:.1f}" cy="50" r="8" fill="{PRETRAINED}"/>',
         # away from 1 the value stands above its dot, close to it below
-        f'<text x="{value:.1f}" y="{36 if abs(value - x(1.0)) > 70 else 74}" text-anchor="middle" fill="{INK}" '
+        f'<text x="{value:.1f}" y="{36 if abs(value - x(1.0)) > 70 else 77}" text-anchor="middle" fill="{INK}" '
         f'font-weight="700">{number(ratio.value)}</text>',
         f'<text x="14" y="113" fill="{MUTED}" font-size="12.5">← fewer timesteps</text>',
         f'<text x="426" y="113" fill="{MUTED}" font-size="12.5" text-anchor="end">more timesteps →</text>',
@@ -63,8 +63,10 @@ def lineage_rails(nodes: Sequence[LineageNode]) -> tuple[Rail, ...]:
     """One row a node, parents above children, as `git log --graph` draws it.
 
     A node keeps its lane down to its last child, so no line runs through a node that it has nothing to do with.
-    Parents that are not among the nodes are left out of the drawing.
+    Parents that are not among the nodes are left out of the drawing; runs that stand in the same place, such as the
+    seeds of an arm, share a row.
     """
+    nodes = grouped(nodes)
     rows = {node.key: row for row, node in enumerate(nodes)}
     parents = {n.key: [p for p in n.parents if p in rows and rows[p] < rows[n.key]] for n in nodes}
     last_child = {
@@ -81,6 +83,28 @@ def lineage_rails(nodes: Sequence[LineageNode]) -> tuple[Rail, ...]:
         )
         for node in nodes
     )
+
+
+def grouped(nodes: Sequence[LineageNode]) -> tuple[LineageNode, ...]:
+    """Nodes of the same kind with the same parents and the same children as one, named after the first and last."""
+    children = {node.key: frozenset(n.key for n in nodes if node.key in n.parents) for node in nodes}
+    groups: dict[tuple[str, tuple[str, ...], frozenset[str]], list[LineageNode]] = {}
+    for node in nodes:
+        groups.setdefault((node.kind, node.parents, children[node.key]), []).append(node)
+    leader = {node.key: group[0].key for group in groups.values() for node in group}
+    merged = []
+    for group in groups.values():
+        first = group[0]
+        many = len(group) > 1
+        merged.append(
+            replace(
+                first,
+                title=f"{len(group)} runs: {first.title} … {group[-1].title}" if many else first.title,
+                url=None if many else first.url,
+                parents=tuple(dict.fromkeys(leader.get(parent, parent) for parent in first.parents)),
+            )
+        )
+    return tuple(sorted(merged, key=lambda node: [n.key for n in nodes].index(node.key)))
 
 
 def _lanes(

@@ -144,7 +144,7 @@ def time_to_target(comparison: Comparison) -> str:
         axes.set_ylim(len(pairs) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_title("Timesteps to target, seed by seed")
-        _steps_axis(axes, "environment steps until the target held (arrow: not within the budget)")
+        _steps_axis(axes, "environment steps (arrow: not within the budget)")
         _legend_below(axes)
     return drawn.svg
 
@@ -250,7 +250,7 @@ def shift_bars(shift: Shift) -> str | None:
         axes.set_xlim(0, min(1.12, max(0.2, 1.25 * features[0].distance + 0.08)))
         axes.grid(axis="y", visible=False)
         axes.set_title("Features that differ most")
-        axes.set_xlabel("Kolmogorov-Smirnov distance (0 alike, 1 disjoint)")
+        axes.set_xlabel("Kolmogorov-Smirnov distance, 0 to 1")
     return drawn.svg
 
 

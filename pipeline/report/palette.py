@@ -29,7 +29,7 @@ VARIABLES: Final[Mapping[str, str]] = {
 
 LIGHT: Final[Mapping[str, str]] = {
     "ink": "#1b1f24", "muted": "#57606a", "grid": "#d8dee4", "target": "#6e4c9e", "good": "#00734f", "bad": "#b3401a",
-    "other": "#9aa3ad", "arm-scratch": "#c4500a", "arm-pretrained": "#0068a8",
+    "other": "#9aa3ad", "arm-scratch": "#b84a08", "arm-pretrained": "#0068a8",
     "arm-scratch-lr0": "#8a6d5c", "arm-pretrained-lr0": "#5f7d92",
     "paper": "#ffffff", "card": "#f6f8fa", "line": "#d0d7de", "link": "#0550ae",
 }  # fmt: skip

@@ -22,7 +22,7 @@ from pipeline.statistics.comparison import Bill, Comparison, FinalFigure
 from pipeline.statistics.efficiency import SeedPair, TimeToTarget
 
 MOST_SHIFTED: Final = 12
-_RATIO_SIGNS: Final = {"exact": "", "upper bound": "≤ ", "lower bound": "≥ ", "undetermined": "? "}
+_RATIO_SIGNS: Final = {"exact": "", "upper bound": "≤\u00a0", "lower bound": "≥\u00a0", "undetermined": "?\u00a0"}
 
 
 def build_sections(comparison: Comparison, context: ReportContext) -> tuple[Section, ...]:
@@ -204,7 +204,10 @@ def _bill(c: Comparison) -> tuple[Block, ...]:
 
 
 def _break_even(bill: Bill, runs: int) -> str:
-    total = f"For the {runs} seeds of this comparison alone, everything together took {percent(bill.total_ratio, 0)} of the steps."
+    total = (
+        f"For these {runs} seeds, everything spent on expert, demonstrations and pre-trained runs came to "
+        f"{percent(bill.total_ratio, 0)} of the environment steps of the runs from scratch."
+    )
     even = bill.break_even
     if even.reuses is None:
         return f"{total} There is no saving per run, so what was spent is never paid back."
@@ -344,7 +347,7 @@ def _methods(c: Comparison) -> tuple[Block, ...]:
 
 
 def _time(time: TimeToTarget) -> str:
-    return f"> {time.steps:,}" if time.censored else f"{time.steps:,}"
+    return f">\u00a0{time.steps:,}" if time.censored else f"{time.steps:,}"
 
 
 def _seconds(seconds: float) -> str:

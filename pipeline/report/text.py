@@ -1,5 +1,6 @@
 """Numbers and tables as text: Markdown whose columns are aligned, so that it reads as well on a console."""
 
+import re
 from collections.abc import Sequence
 from math import isfinite
 
@@ -62,5 +63,10 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def one_line(text: str) -> str:
+    """Text of a user on one line of Markdown: it can start neither a block nor an HTML tag; `<= 0.05` is kept."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(str(text).split()))
+
+
 def _cell(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
+    return one_line(text).replace("|", "\\|")

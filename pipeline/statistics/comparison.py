@@ -454,9 +454,9 @@ def _reasons(
         f"its upper end {ratio.high:.3g} is {relation} {settings.ratio_target:g}: the efficiency target is {met}"
     )
     for who, censored in (
-        ("from scratch", sum(p.baseline.censored for p in pairs)),
-        ("pre-trained", sum(p.pretrained.censored for p in pairs)),
+        ("runs from scratch", sum(p.baseline.censored for p in pairs)),
+        ("pre-trained runs", sum(p.pretrained.censored for p in pairs)),
     ):
         if censored:
-            reasons.append(f"{censored} of {len(pairs)} runs {who} did not meet the target within the budget")
+            reasons.append(f"{censored} of {len(pairs)} {who} did not meet the target within the budget")
     return tuple(reasons)

@@ -67,7 +67,9 @@ def seeds_needed(pairs: Sequence[SeedPair], at_most: float | None, minimum: int,
     reached = power(enough)
     more = enough - len(pairs)
     return SeedsNeeded(
-        more, reached, f"{more} more matched seeds with the same spread would decide in {reached:.0%} of studies"
+        more,
+        reached,
+        f"{more} more matched seeds with the same spread would decide in {reached * 100:.0f} % of studies",
     )
 
 

@@ -1,0 +1,225 @@
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from conftest import made_up_comparison
+
+from pipeline.report.comparison import build_report, report_data, summarise_verdict
+from pipeline.report.context import Animation, LineageNode, ReportContext, SettingDifference
+from pipeline.report.sections import build_sections
+from pipeline.statistics.comparison import Comparison
+
+BARE = ReportContext(task="social_nav", group="g", created_at="2026-11-21T09:30:00Z")
+HOSTILE = '<script>alert(1)</script>"|\n# x'
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Outline(HTMLParser):
+    """Checks that tags close in order and collects ids, references and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def outline(page: str) -> Outline:
+    parsed = Outline()
+    parsed.feed(page)
+    assert parsed.open == []
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def files(comparison: Comparison, context: ReportContext) -> dict[str, bytes]:
+    return build_report(comparison, context)
+
+
+def test_the_page_is_well_formed_and_no_id_is_given_twice(files: dict[str, bytes]) -> None:
+    parsed = outline(files["report.html"].decode())
+    assert len(set(parsed.ids)) == len(parsed.ids)
+    anchors = [value[1:] for tag, name, value in parsed.attributes if tag == "a" and name == "href" and value[0] == "#"]
+    assert len(anchors) == 12
+    assert set(anchors) <= set(parsed.ids)
+    used = [value[1:] for _, name, value in parsed.attributes if name == "xlink:href" and value.startswith("#")]
+    assert set(used) <= set(parsed.ids)
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(files: dict[str, bytes]) -> None:
+    page = files["report.html"].decode()
+    parsed = outline(page)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(parsed.tags)
+    assert not [a for a in parsed.attributes if a[1].startswith("on")]
+    assert all(v.startswith(("data:", "#")) for _, n, v in parsed.attributes if n in ("src", "xlink:href"))
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_first_screen_holds_the_verdict_with_its_confidence(
+    files: dict[str, bytes], comparison: Comparison
+) -> None:
+    page = files["report.html"].decode()
+    first = page[page.index("<header") : page.index("</header>")]
+    assert ">faster</span>" in first
+    assert "6.1\u00a0% of the timesteps" in first
+    assert "4.3\u00a0% to 8.4\u00a0%" in first
+    assert "5 matched seeds" in first
+    assert "held the truth in 84\u00a0%" in first
+    assert comparison.ratio.value == pytest.approx(0.0609, abs=1e-4)
+
+
+def test_every_seed_is_shown_with_its_censoring(files: dict[str, bytes], comparison: Comparison) -> None:
+    censored = [pair for pair in comparison.pairs if pair.baseline.censored]
+    assert len(censored) == 1
+    for text in (files["report.html"].decode(), files["report.md"].decode()):
+        for pair in comparison.pairs:
+            assert f"{pair.pretrained.steps:,}" in text
+        assert "upper bound" in text
+        assert re.search("(>|&gt;)[\u00a0 ]1,000,000", text)
+
+
+def test_markdown_and_page_say_the_same(
+    files: dict[str, bytes], comparison: Comparison, context: ReportContext
+) -> None:
+    lines = files["report.md"].decode()
+    page = files["report.html"].decode()
+    for section in build_sections(comparison, context):
+        assert f"## {section.title}\n" in lines
+        assert f"<h2>{section.title}</h2>" in page
+    for figure in re.findall(r"\]\((figures/[^)]+)\)", lines):
+        assert figure in files
+
+
+def test_figures_are_svg_files_of_their_own_in_real_colours(files: dict[str, bytes]) -> None:
+    figures = {name: data for name, data in files.items() if name.startswith("figures/")}
+    assert len(figures) >= 8
+    for data in figures.values():
+        assert ElementTree.fromstring(data).tag.endswith("svg")
+        assert b"var(--" not in data
+        assert not re.search(rb"#0[0-9a-f](?:01|02|03|04|05|06|07|08|09|0a|0b){2}\b", data)
+
+
+def test_colours_of_the_page_follow_light_and_dark(files: dict[str, bytes]) -> None:
+    page = files["report.html"].decode()
+    assert "prefers-color-scheme: dark" in page
+    assert "var(--arm-pretrained)" in page
+    assert not re.search(r"#0([1-9ab])(?:0\1){2}", page)
+
+
+@pytest.mark.parametrize("scheme", ["LIGHT", "DARK"])
+def test_text_colours_have_enough_contrast_for_small_text(scheme: str) -> None:
+    from pipeline.report import palette
+
+    colours = getattr(palette, scheme)
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for name in ("ink", "muted", "good", "bad", "link", "target", "arm-scratch", "arm-pretrained"):
+        for ground in ("paper", "card"):
+            lighter, darker = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (scheme, name, ground)
+
+
+def test_what_is_not_known_is_said_and_nothing_is_invented() -> None:
+    comparison = replace(made_up_comparison("slower"), bill=None)
+    page = build_report(comparison, BARE)["report.html"].decode()
+    parsed = outline(page)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    for missing in (
+        "no bill",
+        "No playback",
+        "lineage of these runs is not known",
+        "was not measured",
+        "commit is not known",
+        "versions are not known",
+        "reference policies",
+    ):
+        assert missing in page
+    assert ">slower</span>" in page
+
+
+def test_an_open_verdict_says_how_many_seeds_would_decide(context: ReportContext) -> None:
+    summary = summarise_verdict(made_up_comparison("open"), context)
+    assert summary.verdict == "not shown"
+    assert any("more matched seeds" in sentence for sentence in summary.sentences)
+    assert any("more seeds like these would not help" in sentence for sentence in summary.sentences)
+
+
+def test_values_of_users_are_escaped_everywhere(comparison: Comparison) -> None:
+    context = replace(
+        BARE,
+        group=HOSTILE,
+        differences=(SettingDifference(HOSTILE, HOSTILE, HOSTILE),),
+        shared_settings={HOSTILE: HOSTILE},
+        lineage=(
+            LineageNode("a", HOSTILE, HOSTILE, HOSTILE, "javascript:alert(1)"),
+            LineageNode("b", HOSTILE, HOSTILE, "", HOSTILE, ("a", "nowhere")),
+        ),
+        dataset={HOSTILE: HOSTILE},
+        commands=(HOSTILE,),
+        versions={HOSTILE: HOSTILE},
+        commit=HOSTILE,
+        machine=HOSTILE,
+    )
+    files = build_report(comparison, context)
+    page = files["report.html"].decode()
+    assert "script" not in outline(page).tags
+    assert not [a for a in outline(page).attributes if a[1].startswith("on") or "javascript:" in a[2]]
+    text = files["report.md"].decode()
+    assert "<script" not in text
+    assert "\n# x" not in text
+    rows = [
+        line for line in text.splitlines() if line.startswith("| &lt;") or ("alert" in line and line.startswith("|"))
+    ]
+    assert rows
+    assert all(row.endswith("|") for row in rows)
+
+
+def test_the_json_holds_the_documented_keys_and_the_numbers_of_the_comparison(
+    files: dict[str, bytes], comparison: Comparison, context: ReportContext
+) -> None:
+    data = json.loads(files["report.json"])
+    assert data == json.loads(json.dumps(report_data(comparison, context)))
+    assert (data["schema"], data["schema_version"]) == ("comparison_report", 1)
+    assert data["comparison"]["ratio"]["value"] == comparison.ratio.value
+    assert [p["ratio"] for p in data["comparison"]["pairs"]] == [p.ratio for p in comparison.pairs]
+    assert data["context"]["animations"][0]["bytes"] > 1_000
+    from pathlib import Path
+
+    documented = (Path(__file__).parents[2] / "docs/report-schema.md").read_text(encoding="utf-8")
+    for part in ("comparison", "context"):
+        for key in data[part]:
+            assert f"`{key}`" in documented, f"{part}.{key} is not documented"
+
+
+def test_the_same_inputs_give_the_same_bytes(comparison: Comparison, context: ReportContext) -> None:
+    assert build_report(comparison, context) == build_report(comparison, context)
+
+
+def test_an_animation_that_browsers_do_not_play_is_refused(comparison: Comparison) -> None:
+    context = replace(BARE, animations=(Animation("x", "", "text/html", b"<b>"),))
+    with pytest.raises(ValueError, match="media type 'text/html'"):
+        build_report(comparison, context)
