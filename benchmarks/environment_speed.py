@@ -76,15 +76,17 @@ def environment_rate(steps: int = 2000, repeats: int = 5) -> tuple[float, float]
     return float(np.median(rates)), ended / (repeats * steps)
 
 
-def first_step(repeats: int = 3) -> float:
-    """Seconds of a process that imports, resets and steps once; the first such process warms the caches."""
+def first_step(repeats: int = 3) -> tuple[float, float]:
+    """Wall and processor seconds of a process that imports, resets and steps once; a first one warms the caches."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    times = []
+    walls, busy = [], []
     for _ in range(repeats + 1):
-        begin = time.perf_counter()
+        wall, used = time.perf_counter(), os.times()
         subprocess.run([sys.executable, "-c", FIRST_STEP], check=True, env=environment)
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times[1:]))
+        now = os.times()
+        walls.append(time.perf_counter() - wall)
+        busy.append(now.children_user + now.children_system - used.children_user - used.children_system)
+    return float(np.median(walls[1:])), float(np.median(busy[1:]))
 
 
 def ppo_rate(env: SocialNavVecEnv, rollouts: int = 6) -> float:
@@ -115,7 +117,8 @@ def main() -> None:
     rate, ended = environment_rate()
     print(f"{rate:,.0f} steps/s with {ENVIRONMENTS} environments of {PEDESTRIANS} pedestrians")
     print(f"  (observation size {OBSERVATION_SIZE}, {ended:.2f} episodes ended per batched step)")
-    print(f"{first_step():.2f} s from the start of a process to after its first step (files and kernels cached)")
+    wall, busy = first_step()
+    print(f"{wall:.2f} s ({busy:.2f} s of processor time) from the start of a process to after its first step, cached")
     print(f"{SLOT.itemsize + 4 * OBSERVATION_SIZE} bytes per environment, whatever the batch")
     if skip_ppo:
         return
