@@ -63,6 +63,8 @@ class TaskConfig:
     collision: Outcome | None = None
     metrics: dict[Name, MeasureInfo] = field(default_factory=dict)
     """Further figures of an episode."""
+    events: dict[str, str] = field(default_factory=dict)
+    """What playbacks mark: event name -> key of the info that counts it, step by step."""
     snqi: Snqi | None = None
     horizon: Count | None = None
     """Steps after which an episode is truncated; None leaves it to the environment."""

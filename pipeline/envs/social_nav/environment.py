@@ -70,7 +70,7 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         observation, info = env.reset(seed=7)
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
 
-    The last info of an episode holds its metrics (floats); a timeout is a truncation. Raises BadInput on wrong
+    Every info holds the metrics of the episode so far (floats); a timeout is a truncation. Raises BadInput on wrong
     arguments.
     """
 
@@ -121,7 +121,7 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         advance(self._slots, actions, self._settings, self._observations, self._rewards, self._done)
         self._leave_trail()
         terminated, truncated = bool(self._done[0] == 1), bool(self._done[0] == 2)
-        info = self.metrics() if terminated or truncated else {}
+        info = self.metrics()
         return self._observations[0].copy(), float(self._rewards[0]), terminated, truncated, info
 
     def _leave_trail(self) -> None:
