@@ -44,5 +44,5 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
     summary = [f"validate: dataset {dataset_id}: {report.summary()}"]
     if report.status == Quality.QUARANTINED:
         reason = f"dataset {dataset_id} was quarantined by run {run.run_id}: {', '.join(report.failed_rules)}"
-        summary += taint.spread(run.client, recorded, reason)
+        summary += taint.spread(run.client, recorded.info.run_id, reason)
     return StageOutcome(tuple(summary), verdict=report.passed)

@@ -109,6 +109,20 @@ def roll_back(client: MlflowClient, version: ModelVersion, run_id: str, reason: 
         return _move_approval(client, current, run_id, reason)
 
 
+def taint(client: MlflowClient, name: str, version: str, reason: str) -> bool:
+    """Mark a version as not to be trusted; an approved one loses the alias. True when an approval was withdrawn."""
+    with exclusive("registry"):
+        current = client.get_model_version(name, version)
+        tags = {VersionTag.TAINT: reason}
+        approved = Alias.APPROVED in current.aliases
+        if approved:
+            client.delete_registered_model_alias(name, Alias.APPROVED)
+            history = json.dumps([[since, until or _now()] for since, until in _history(current)])
+            tags |= {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, VersionTag.HISTORY: history}
+        _tag(client, current, tags)
+    return approved
+
+
 def approvals(client: MlflowClient, task: str) -> tuple[Approval, ...]:
     """Every period during which a version of the task's expert was approved, oldest first."""
     periods = [
@@ -123,7 +137,7 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
     """Under the lock. The alias moves last but one: until then readers see the old approval, whole."""
     before = _holder(client, version.name)
     replaced = before.version if before is not None and before.version != version.version else None
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    now = _now()
     current = client.get_model_version(version.name, version.version)
     # a version that is approved again while it holds the alias goes on in its open period
     history = _history(current) if before is not None and replaced is None else [*_history(current), (now, None)]
@@ -150,6 +164,10 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
             },
         )
     return Moved(version.version, replaced)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _history(version: ModelVersion) -> list[tuple[str, str | None]]:
