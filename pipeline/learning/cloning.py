@@ -10,6 +10,7 @@ action bounds and clipped only when it acts; its standard deviation does not dep
 (trained on the mean alone it would stay at 1 and PPO would unlearn the clone in its first updates).
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -59,7 +60,7 @@ class CloningResult:
     best_epoch: int
     train_episodes: np.ndarray  # (N_train,) int64 indices of the trajectories
     held_out_episodes: np.ndarray  # (N_val,) int64
-    critic_explained_variance: float  # of the held-out episodes' returns; NaN when no critic was trained
+    critic_explained_variance: float  # of held-out returns, by the critic that was kept; NaN when none was trained
     samples_per_second: float  # of the actor's gradient steps
     wall_seconds: float
 
@@ -87,13 +88,14 @@ def clone(
     check_demonstrations(policy, trajectories)
     if settings.select == "rollout" and evaluate is None:
         raise BadInput("cloning.select = 'rollout' needs rollout evaluations; use 'validation_loss' without them")
-    train_rows, held_out_rows = split_by_episode(len(trajectories), settings.validation_fraction, seed)
+    train_rows, held_out_rows = split_by_episode(episode_returns(trajectories), settings.validation_fraction, seed)
     data = _ActorData.of(policy, trajectories, train_rows, held_out_rows)
     epochs, best_epoch, rate = _clone_actor(policy, data, settings, seed, evaluate, best_metric or _rank, on_point)
     critic_epochs: tuple[CriticPoint, ...] = ()
     if settings.critic_epochs:
         critic_epochs = train_critic(policy, trajectories, train_rows, held_out_rows, settings, seed, on_point)
-    explained = critic_epochs[-1].metrics["critic/explained_variance"] if critic_epochs else math.nan
+    kept = min(critic_epochs, key=lambda point: point.metrics["critic/val_loss"], default=None)
+    explained = kept.metrics["critic/explained_variance"] if kept else math.nan
     return CloningResult(
         epochs=epochs,
         critic_epochs=critic_epochs,
@@ -118,13 +120,26 @@ def check_demonstrations(policy: ActorCriticPolicy, trajectories: Trajectories) 
         raise BadInput(f"action space {shortened(policy.action_space)}: cloning takes Box and Discrete actions")
 
 
-def split_by_episode(episodes: int, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of training and held-out episodes: `round(fraction * episodes)` held out, at least one of each."""
+def episode_returns(trajectories: Trajectories) -> np.ndarray:
+    """(N,) float64: the sum of the rewards of every episode."""
+    return np.add.reduceat(trajectories.rewards.astype(np.float64), trajectories.step_offsets[:-1])
+
+
+def split_by_episode(returns: np.ndarray, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of training and held-out episodes: `round(fraction * N)` held out, at least one of each.
+
+    Stratified by the episodes' `returns` (N,): one is drawn from the middle of every group of neighbours in return, so
+    that rare failures are held out in proportion. Without it held-out returns may lack what the critic finds hardest.
+    """
+    episodes = len(returns)
     if episodes < 2:
         raise BadInput(f"cloning needs at least 2 episodes, one of them to hold out, got {episodes}; record more")
     held_out = min(max(round(validation_fraction * episodes), 1), episodes - 1)
-    order = np.random.default_rng([seed, 1]).permutation(episodes)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
+    rng = np.random.default_rng([seed, 1])
+    shuffled = rng.permutation(episodes)  # equal returns in no particular order
+    groups = np.array_split(shuffled[np.argsort(returns[shuffled], kind="stable")], held_out)
+    chosen = np.sort([rng.choice(group[len(group) // 4 : len(group) - len(group) // 4]) for group in groups])
+    return np.setdiff1d(np.arange(episodes), chosen), chosen
 
 
 # --- actor -----------------------------------------------------------------------------------------------------------
@@ -319,6 +334,8 @@ def train_critic(
 ) -> tuple[CriticPoint, ...]:
     """Regress the critic on discounted returns; it is trained on standardised returns and rescaled at the end.
 
+    It ends as it was after the epoch with the least held-out loss: returns with rare failures are soon learnt by heart.
+
     A timeout is no end: the return of a truncated episode continues with the critic's own value of its last
     observation, renewed before every epoch (fitted value iteration), and with 0 after a termination.
     """
@@ -330,6 +347,7 @@ def train_critic(
     generator = torch.Generator().manual_seed(seed)
     x, last = _features(policy, data.step_observations()), _features(policy, _last_observations(data))
     points: list[CriticPoint] = []
+    best: tuple[float, dict[str, torch.Tensor]] = (math.inf, {})
     for epoch in range(1, settings.critic_epochs + 1):
         returns = data.discounted_returns(settings.gamma, critic.values(last) if epoch > 1 else _constant(data, mean))
         targets = torch.as_tensor((returns - mean) / spread, dtype=torch.float32)
@@ -344,6 +362,9 @@ def train_critic(
             losses.append(loss.detach())
         points.append(CriticPoint(epoch, _critic_metrics(policy, critic, held_out, settings.gamma, losses)))
         on_point(points[-1])
+        if points[-1].metrics["critic/val_loss"] < best[0]:
+            best = (points[-1].metrics["critic/val_loss"], copy.deepcopy(critic.body.state_dict()))
+    critic.body.load_state_dict(best[1])
     critic.rescale()
     return tuple(points)
 

@@ -15,7 +15,7 @@ from pipeline.config.training import Cloning, Network
 from pipeline.errors import BadInput
 from pipeline.evaluation import run_episodes
 from pipeline.learning.certificates import TransferCertificate, certify, verify_certificate
-from pipeline.learning.cloning import CriticPoint, clone, split_by_episode, train_critic
+from pipeline.learning.cloning import CriticPoint, clone, episode_returns, split_by_episode, train_critic
 from pipeline.policies import act_function, build_policy, save_policy, tensor_digests, weights_digest
 from pipeline.tasks import Purpose, Task
 from pipeline.trajectories import Trajectories
@@ -110,14 +110,28 @@ def transitions(data: Trajectories) -> Transitions:
 
 
 def test_the_split_is_by_whole_episodes_and_leaves_none_out():
-    train, held_out = split_by_episode(50, 0.1, seed=3)
+    returns = np.random.default_rng(0).normal(size=50)
+    train, held_out = split_by_episode(returns, 0.1, seed=3)
     assert len(held_out) == 5 and sorted([*train, *held_out]) == list(range(50))
-    assert [part.tolist() for part in split_by_episode(50, 0.1, seed=3)] == [train.tolist(), held_out.tolist()]
-    assert split_by_episode(50, 0.1, seed=4)[1].tolist() != held_out.tolist()
-    assert len(split_by_episode(2, 0.0, seed=1)[1]) == 1  # a certificate needs a held-out episode
-    assert len(split_by_episode(3, 1.0, seed=1)[0]) == 1
+    assert [part.tolist() for part in split_by_episode(returns, 0.1, seed=3)] == [train.tolist(), held_out.tolist()]
+    assert split_by_episode(returns, 0.1, seed=4)[1].tolist() != held_out.tolist()
+    assert len(split_by_episode(np.zeros(2), 0.0, seed=1)[1]) == 1  # a certificate needs a held-out episode
+    assert len(split_by_episode(np.zeros(3), 1.0, seed=1)[0]) == 1
     with pytest.raises(BadInput, match="at least 2 episodes"):
-        split_by_episode(1, 0.1, seed=1)
+        split_by_episode(np.zeros(1), 0.1, seed=1)
+
+
+def test_rare_failures_are_held_out_in_proportion():
+    returns = np.r_[np.full(20, -10.0), np.linspace(1, 2, 180)]  # every tenth episode fails
+    for seed in range(20):
+        _, held_out = split_by_episode(returns, 0.1, seed)
+        assert (returns[held_out] < 0).sum() == 2
+
+
+def test_the_return_of_an_episode_is_the_sum_of_its_rewards():
+    data = demonstrations("discrete", episodes=3, length=4)
+    rewards = np.arange(12, dtype=np.float32)
+    assert episode_returns(dataclasses.replace(data, rewards=rewards)).tolist() == [6.0, 22.0, 38.0]
 
 
 def test_the_first_point_is_the_untrained_policy(kind):
@@ -179,11 +193,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(kind):
 
 
 def test_the_policy_ends_as_the_best_epoch(kind):
-    data = demonstrations(kind, episodes=8, length=10)
-    policy, chosen = policy_for(kind), settings(epochs=150, learning_rate=1e-2)  # overfits
+    data = demonstrations(kind, episodes=4, length=10)
+    policy, chosen = policy_for(kind), settings(epochs=200, learning_rate=1e-2)  # overfits
     result = clone(policy, data, chosen, seed=1)
     losses = [point.metrics["bc/val_loss"] for point in result.epochs]
-    assert result.best_epoch == int(np.argmin(losses)) < 150
+    assert result.best_epoch == int(np.argmin(losses)) < 200
     held_out = data.select(result.held_out_episodes)
     assert negative_log_likelihood(policy, held_out) == pytest.approx(min(losses), rel=1e-4)
 
@@ -224,7 +238,7 @@ def test_demonstrations_of_another_shape_are_refused():
 def critic_of(data: Trajectories, epochs: int = 60, gamma: float = 0.9):
     policy = policy_for("discrete")
     before = tensor_digests(policy)
-    train, held_out = split_by_episode(len(data), 0.2, seed=1)
+    train, held_out = split_by_episode(episode_returns(data), 0.2, seed=1)
     points = train_critic(
         policy, data, train, held_out, settings(critic_epochs=epochs, gamma=gamma, critic_learning_rate=3e-3), 1
     )
@@ -259,6 +273,18 @@ def test_a_timeout_is_no_end_for_the_critic():
     # counted as an end, the timeout would make the last step worth 1
     policy, _, _ = critic_of(countdown(truncated=True, scale=1.0), epochs=150)
     assert values(policy, countdown(True).observations[:10]) == pytest.approx(np.full(10, 10.0), abs=1.5)
+
+
+def test_the_critic_ends_as_it_was_at_its_least_held_out_loss():
+    data = demonstrations("discrete", episodes=10, length=10)  # returns that observations say nothing about
+    data = dataclasses.replace(data, rewards=np.random.default_rng(1).normal(size=100).astype(np.float32))
+    policy, _, points = critic_of(data, epochs=60)
+    losses = [point.metrics["critic/val_loss"] for point in points]
+    assert np.argmin(losses) < 59  # learnt by heart afterwards
+    _, held_out = split_by_episode(episode_returns(data), 0.2, seed=1)
+    part = data.select(held_out)
+    error = part.discounted_returns(0.9) - values(policy, part.step_observations())
+    assert np.square(error).mean() == pytest.approx(min(losses), rel=1e-3)
 
 
 def test_the_actor_is_not_touched_by_the_critic_and_the_reverse(kind):
