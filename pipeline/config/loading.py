@@ -18,7 +18,15 @@ MAX_CONFIG_BYTES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `1e-4` as a number and refuses a key given twice."""
+    """Safe YAML that reads `1e-4` as a number and refuses a key given twice, and aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            # a few lines of aliases to aliases unfold into more data than any memory holds
+            raise yaml.composer.ComposerError(
+                None, None, "aliases are not read; write the value out", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -26,6 +34,13 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML without aliases, which `_Loader` does not read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 _Loader.add_implicit_resolver(
@@ -53,7 +68,8 @@ def read_text(path: str | Path, what: str) -> str:
             raise BadInput(f"{what}: {str(path)!r} is larger than {MAX_CONFIG_BYTES} bytes; is it a config file?")
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise BadInput(f"{what}: cannot read {shortened(str(path))}: {error}") from None
+        reason = getattr(error, "strerror", None) or error  # the text of an OSError repeats the path, however long
+        raise BadInput(f"{what}: cannot read {shortened(str(path))}: {reason}") from None
 
 
 def load(cls: type[C], path: str | Path, overrides: Mapping[str, str] | None = None) -> C:
@@ -94,7 +110,7 @@ def to_data(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """A configuration as YAML text that `load` reads back to an equal one."""
-    return yaml.safe_dump(to_data(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_data(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -125,7 +141,10 @@ def _override(data: dict[str, Any], key: str, text: str) -> None:
 
 def _explain(cls: type, error: ValidationError) -> str:
     """The first fault of a validation as one line: dotted key, what is wrong, value, what to do."""
-    faults = error.errors(include_url=False)
+    every = error.errors(include_url=False)
+    # subtle: faulty items are also reported as missing ones ("too short"), which would count a fault twice
+    items = {fault["loc"][:-1] for fault in every}
+    faults = [fault for fault in every if not (fault["type"] == "too_short" and fault["loc"] in items)]
     fault = faults[0]
     # dataclass names that pydantic puts into the location of a union are no keys
     key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
