@@ -1,7 +1,8 @@
 """Rules about time: does row t hold what the demonstrator saw when it chose action t.
 
 Re-simulation decides with certainty: the environment, given the seed and the executed actions, must return the stored
-observations, rewards and ends. Where there is no environment, three traces of a shift are looked for instead:
+observations, rewards and ends. So does the demonstrator where it can be asked again: it must answer to every stored
+observation with the stored label. Where there is no environment, three traces of a shift are looked for instead:
 
 - an episode whose last row is the first row of one (what auto-resetting environments return with `done`);
 - first or last rows that are doubled, or that jump, in most episodes (what shifting an array leaves behind);
@@ -18,7 +19,7 @@ from pipeline.errors import BadInput
 from pipeline.trajectories import UNKNOWN_SEED
 from pipeline.validation.replay import first_difference
 from pipeline.validation.report import Finding
-from pipeline.validation.rules import Context, Dataset, flat_rows, rule
+from pipeline.validation.rules import Context, Dataset, chunks, flat_rows, rule
 from pipeline.validation.values import space_bounds
 
 SOUND = ("fits_spaces", "ends", "observations_finite", "actions_finite", "rewards_finite")
@@ -29,6 +30,9 @@ JUMP_RATIO = 8.0  # median first step over median step, in standard deviations o
 LAGS = range(-3, 4)
 DECISIVE_Z = 8.0  # strongest response in standard errors; below it the noise says nothing
 RESPONSE_SHARE = 0.3  # of the strongest response: the first lag above it is when the action took effect
+ACT_ROWS = 4096  # observations answered together
+LABEL_TOLERANCE = 1e-3  # of the half range: float32 on another processor stays far below
+LABEL_SHARE = 1e-3  # of discrete labels that may differ
 MAX_INSTRUMENT_STEPS = 20_000  # beyond them noise is known well enough, and memory is not free
 NOISE_BINS = 20
 
@@ -56,7 +60,7 @@ def episodes_to_replay(dataset: Dataset, context: Context) -> list[int]:
 @rule(
     "replay",
     "The environment, given seed and executed actions, returns the recorded observations, rewards and ends.",
-    SOUND,
+    (*SOUND, "actions_in_space", "seeds_unique"),
     _no_replay,
 )
 def replay(dataset: Dataset, context: Context) -> Iterable[Finding]:
@@ -241,4 +245,36 @@ def _unexplained(change: np.ndarray, before: np.ndarray) -> np.ndarray:
     return residual
 
 
-ALIGNMENT = (replay, time_alignment)
+def _no_act(dataset: Dataset, context: Context) -> str | None:
+    return "the demonstrator was not given" if context.act is None else None
+
+
+@rule(
+    "labels",
+    "The labels are what the demonstrator answers to the stored observations.",
+    ("fits_spaces", "observations_finite", "actions_finite"),
+    _no_act,
+)
+def labels(dataset: Dataset, context: Context) -> Iterable[Finding]:
+    assert context.act is not None
+    data, rows = dataset.trajectories, dataset.trajectories.step_rows
+    low, high = space_bounds(dataset.action_space)
+    continuous = data.actions.dtype.kind == "f"
+    half_range = np.where(np.isfinite(high - low), (high.astype(np.float64) - low) / 2, 1.0) if continuous else 1.0
+    tolerance, wrong = LABEL_TOLERANCE * half_range if continuous else 0.0, []
+    for part in chunks(data.steps, ACT_ROWS):
+        answers = flat_rows(np.asarray(context.act(data.observations[rows[part]])))
+        difference = np.abs(answers.astype(np.float64) - flat_rows(data.actions[part]))
+        wrong.append(part.start + np.flatnonzero((difference > tolerance).any(axis=1)))
+    found = np.concatenate(wrong)
+    if not continuous and len(found) <= LABEL_SHARE * data.steps:
+        return  # two actions as good as equal: the last bit of another processor decides
+    for index in found:
+        episode, step = dataset.step_place(int(index))
+        answer = flat_rows(np.asarray(context.act(data.observations[rows[index]][None])))[0].tolist()[:8]
+        label = flat_rows(data.actions[index][None])[0].tolist()[:8]
+        message = "the demonstrator answers otherwise to the stored observation"
+        yield Finding("labels", episode, step, str(label), f"= {answer} +- {LABEL_TOLERANCE:g} half ranges", message)
+
+
+ALIGNMENT = (replay, time_alignment, labels)

@@ -19,6 +19,7 @@ from pipeline.validation.values import space_bounds
 OUTLIER_SCORE = 3.5  # Iglewicz and Hoaglin (1993), *How to detect and handle outliers*
 ACTION_BINS = 20
 DISTRIBUTION_BINS = 20
+CHUNK_NUMBERS = 1 << 20  # converted to float64 at a time, of observations that may be images
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -157,7 +158,7 @@ def _features(observations: np.ndarray, space: spaces.Space) -> tuple[FeatureSta
     centre = rows[0].astype(np.float64)  # sums around a typical value lose no digits
     total, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
     low, high = centre.copy(), centre.copy()
-    for part in chunks(len(rows)):
+    for part in chunks(len(rows), max(1, CHUNK_NUMBERS // rows.shape[1])):
         chunk = rows[part].astype(np.float64)
         low, high = np.minimum(low, chunk.min(axis=0)), np.maximum(high, chunk.max(axis=0))
         chunk -= centre

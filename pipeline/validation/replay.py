@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
+from pipeline.errors import BadInput
 from pipeline.tasks import Task
 from pipeline.trajectories import EpisodeData, Trajectories
 from pipeline.validation.rules import Replay, ReplayedEpisode, flat_rows, plain
@@ -25,24 +26,30 @@ class TaskReplay:
     def __call__(self, scenario: str, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
         if scenario not in self._environments:
             self._environments[scenario] = self._task.make_env(scenario)
-        env = self._environments[scenario]
-        observation, _ = env.reset(seed=seed)
-        observations, rewards = [np.array(observation)], []
-        ends: list[tuple[bool, bool]] = []
-        for action in executed_actions:
-            observation, reward, terminated, truncated, _ = env.step(np.array(action))
-            observations.append(np.array(observation))
-            rewards.append(float(reward))
-            ends.append((bool(terminated), bool(truncated)))
-            if terminated or truncated:
-                break
-        flags = np.array(ends, dtype=bool).reshape(-1, 2)
-        return ReplayedEpisode(np.stack(observations), np.array(rewards, np.float32), flags[:, 0], flags[:, 1])
+        try:
+            return _play(self._environments[scenario], seed, executed_actions)
+        except (gym.error.Error, AssertionError, ValueError) as error:  # how environments refuse seeds and actions
+            raise BadInput(f"the environment refuses seed {seed} or its actions: {error}") from None
 
     def close(self) -> None:
         for env in self._environments.values():
             env.close()
         self._environments.clear()
+
+
+def _play(env: gym.Env, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
+    observation, _ = env.reset(seed=seed)
+    observations, rewards = [np.array(observation)], []
+    ends: list[tuple[bool, bool]] = []
+    for action in executed_actions:
+        observation, reward, terminated, truncated, _ = env.step(np.array(action))
+        observations.append(np.array(observation))
+        rewards.append(float(reward))
+        ends.append((bool(terminated), bool(truncated)))
+        if terminated or truncated:
+            break
+    flags = np.array(ends, dtype=bool).reshape(-1, 2)
+    return ReplayedEpisode(np.stack(observations), np.array(rewards, np.float32), flags[:, 0], flags[:, 1])
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Context:
     approvals: tuple[Approval, ...] | None = None  # every approval of the task's expert, ever
     expected_digest: str | None = None  # content digest that the store recorded
     expected_metadata_digest: str | None = None
+    act: Callable[[np.ndarray], np.ndarray] | None = None  # the demonstrator, if it answers to observations alone
     replay: Replay | None = None
     replay_episodes: int = 20
     replay_tolerance: float = 0.0  # largest difference that still counts as a match; 0 asks for the same bits

@@ -42,6 +42,11 @@ def controller(observation: np.ndarray) -> np.ndarray:
     return np.clip([-1.5 * sine - 0.3 * speed * cosine], -2, 2).astype(np.float32)
 
 
+def act(observations: np.ndarray) -> np.ndarray:
+    """The controller for a batch."""
+    return np.stack([controller(observation) for observation in observations])
+
+
 def record(task: Task, noise: float, episodes: int) -> Trajectories:
     chosen = task.episodes("train", 42, episodes, Purpose.RECORD)
     builder = TrajectoryBuilder(chosen, task.observation_space, task.action_space, slots=1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pendulum_dataset import act
 
 from pipeline.spaces import space_to_json
 from pipeline.trajectories import arrays_digest, metadata_digest, write_dataset
@@ -318,6 +319,12 @@ CORRUPTIONS = [
                if a["scenarios"][0] != a["scenarios"][1]
                else a["scenarios"].__setitem__(slice(None), np.roll(a["scenarios"], 1)), replayed=True,
                episode=ANY, step=ANY),
+    Corruption("one label changed within the noise", "labels",
+               lambda a, m: a["actions"].__setitem__((4 * T + 6, 0), a["actions"][4 * T + 6, 0] / 2), 4, 6,
+               context={"act": act}),
+    Corruption("labels of another demonstrator", "labels", lambda a, m: None, 0, 0,
+               bound="= [0.0] +- 0.001 half ranges",
+               context={"act": lambda observations: np.zeros((len(observations), 1), np.float32)}),
 ]  # fmt: skip
 
 
@@ -338,7 +345,19 @@ def test_the_good_datasets_pass_every_rule(good, good_without_noise):
             report = validate((data.trajectories, data.metadata), context)
             assert report.status == "validated", report.summary()
             not_run = {outcome.rule for outcome in report.rules if outcome.state == "not run"}
-            assert not_run == {"time_alignment" if context.replay else "replay"}
+            assert not_run == {"time_alignment" if context.replay else "replay", "labels"}
+        asked = validate((data.trajectories, data.metadata), replace(data.context, act=act))
+        assert asked.passed, asked.summary()
+
+
+def test_observations_stored_late_without_noise_or_environment_are_found_by_asking_the_demonstrator(
+    good_without_noise, tmp_path
+):
+    late_ones = next(c for c in CORRUPTIONS if c.name == "observations stored late without a trace")
+    corrupted(good_without_noise, late_ones, tmp_path / "data")
+    assert validate(tmp_path / "data", good_without_noise.context).passed  # nothing to tell it by
+    report = validate(tmp_path / "data", replace(good_without_noise.context, act=act))
+    assert report.failed_rules == ("labels",)
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS, ids=str)
@@ -392,6 +411,6 @@ def test_missing_facts_leave_their_rules_out_and_say_so(good):
     context = replace(good.context, task=None, approvals=None)
     report = validate((good.trajectories, good.metadata), context)
     reasons = {outcome.rule: outcome.reason for outcome in report.rules if outcome.state == "not run"}
-    assert set(reasons) == {"seeds_reserved", "matches_task", "expert_approved", "replay"}
+    assert set(reasons) == {"seeds_reserved", "matches_task", "expert_approved", "replay", "labels"}
     assert reasons["expert_approved"] == "the registry's record of approvals was not given"
     assert space_to_json(good.task.action_space) == good.metadata.action_space

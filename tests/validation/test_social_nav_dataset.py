@@ -10,6 +10,7 @@ from pendulum_dataset import describe
 
 from pipeline.config.loading import load_task
 from pipeline.envs.social_nav.reference import StraightToGoal
+from pipeline.errors import BadInput
 from pipeline.evaluation import record_episodes
 from pipeline.spaces import space_to_json
 from pipeline.tasks import Purpose, Task
@@ -78,3 +79,11 @@ def test_observations_stored_late_are_found_without_the_environment(recorded):
     metadata = replace(metadata, content_digest=content_digest(changed))
     report = validate((changed, metadata), replace(context, replay=None))
     assert report.failed_rules == ("time_alignment",)
+
+
+def test_an_episode_that_the_environment_refuses_is_one_line(recorded):
+    trajectories, _, context = recorded
+    with pytest.raises(BadInput, match="refuses seed -5"):
+        context.replay("frontal_approach_low", -5, trajectories.episode(0).executed_actions)
+    with pytest.raises(BadInput, match="scenario 'nowhere' is not defined"):
+        context.replay("nowhere", 5, trajectories.episode(0).executed_actions)
