@@ -83,7 +83,7 @@ def action_distribution(action_space: gym.Space[Any]) -> str:
         return "diagonal_gaussian"
     if isinstance(action_space, spaces.Discrete) and action_space.start == 0:  # SB3 ignores another start
         return "categorical"
-    if isinstance(action_space, spaces.MultiDiscrete) and not action_space.start.any():
+    if isinstance(action_space, spaces.MultiDiscrete) and not np.any(getattr(action_space, "start", 0)):
         return "multi_categorical"
     if isinstance(action_space, spaces.MultiBinary):
         return "bernoulli"
