@@ -24,7 +24,7 @@ class Rail:
 
 def ratio_gauge(ratio: Estimate, target: float) -> str:
     """The interval of the ratio on a logarithmic scale against "as fast" (1) and the target."""
-    low, high = min(ratio.low, target, 0.1) / 1.3, max(ratio.high, 1.0) * 1.6
+    low, high = max(1e-4, min(ratio.low, target, 0.1) / 1.3), max(ratio.high, 1.0) * 1.6
 
     def x(value: float) -> float:
         return 14 + 412 * log(max(value, low) / low) / log(high / low)

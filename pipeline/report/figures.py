@@ -254,35 +254,57 @@ def shift_bars(shift: Shift) -> str | None:
     return drawn.svg
 
 
-def histogram(name: str, values: np.ndarray, title: str, label: str, marks: Sequence[float] = ()) -> str:
-    """How a figure is distributed over episodes; marks are episodes that stand out."""
-    with canvas(name, height=2.7) as drawn:
+def histogram(
+    name: str,
+    edges: Sequence[float],
+    counts: Sequence[int],
+    title: str,
+    label: str,
+    unit: str,
+    marks: Sequence[float] = (),
+) -> str:
+    """Counts between edges, or per value when there are as many edges as counts; marks point at outliers."""
+    with canvas(name, height=2.6) as drawn:
         axes = drawn.axes
-        finite = np.asarray(values, dtype=np.float64)
-        axes.hist(finite[np.isfinite(finite)], bins=min(30, max(5, finite.size // 4)), color=PRETRAINED, alpha=0.85)
-        axes.axvline(float(np.nanmedian(finite)), color=INK, linewidth=1.2, linestyle="--", label="median")
+        at = np.asarray(edges, dtype=np.float64)
+        if len(at) == len(counts):
+            axes.bar(at, counts, width=0.8, color=PRETRAINED, alpha=0.85)
+        else:
+            axes.bar(at[:-1], counts, width=np.diff(at), align="edge", color=PRETRAINED, alpha=0.85)
         if len(marks):
-            axes.plot(marks, np.zeros(len(marks)), linestyle="", marker="v", color=BAD, label="outliers", clip_on=False)
+            height = 0.04 * max(1, *counts)
+            axes.plot(marks, np.full(len(marks), height), linestyle="", marker="v", color=BAD, label="outliers")
+        axes.grid(axis="x", visible=False)
         axes.set_title(title)
         axes.set_xlabel(label)
-        axes.set_ylabel("episodes")
+        axes.set_ylabel(unit)
         _legend_below(axes)
     return drawn.svg
 
 
-def horizontal_bars(name: str, shares: Mapping[str, float], title: str, label: str) -> str:
-    """Named shares, 0 to 1, as bars."""
-    with canvas(name, height=1.1 + 0.27 * len(shares)) as drawn:
+def ranges(
+    name: str, labels: Sequence[str], values: np.ndarray, bounds: Sequence[tuple[float | None, float | None]]
+) -> str:
+    """One row a feature: smallest to largest as a line, mean and standard deviation on it, space bounds as ticks.
+
+    `values` (features, 5): min, mean - std, mean, mean + std, max. Rows are scaled to their bounds, or to their range
+    where the space has none, so that features of different units share one axis.
+    """
+    with canvas(name, height=1.2 + 0.17 * len(labels)) as drawn:
         axes = drawn.axes
-        axes.barh(range(len(shares)), list(shares.values()), height=0.65, color=PRETRAINED, alpha=0.85)
-        for row, share in enumerate(shares.values()):
-            axes.text(share + 0.012, row, f"{share:.0%}", va="center", fontsize=8.5, color=MUTED)
-        axes.set_yticks(range(len(shares)), [_cut(key) for key in shares])
-        axes.set_ylim(len(shares) - 0.4, -0.6)
-        axes.set_xlim(0, min(1.1, max(0.1, 1.2 * max(shares.values(), default=0.1))))
+        for row, (five, (low, high)) in enumerate(zip(values, bounds, strict=True)):
+            start = five[0] if low is None else low
+            span = (five[4] if high is None else high) - start
+            least, below, mean, above, most = (five - start) / (span if span > 0 else 1.0)
+            axes.plot([least, most], [row, row], color=OTHER, linewidth=1.4)
+            axes.plot([max(below, least), min(above, most)], [row, row], color=PRETRAINED, linewidth=4.5, alpha=0.7)
+            axes.plot(mean, row, marker="|", color=INK, markersize=8)
+        axes.set_yticks(range(len(labels)), [_cut(label) for label in labels], fontsize=7.5)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_xticks([0, 0.5, 1], ["low bound", "", "high bound"])
         axes.grid(axis="y", visible=False)
-        axes.set_title(title)
-        axes.set_xlabel(label)
+        axes.set_title("Features: range, mean and spread")
     return drawn.svg
 
 

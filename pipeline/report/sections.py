@@ -22,6 +22,7 @@ from pipeline.statistics.comparison import Bill, Comparison, FinalFigure
 from pipeline.statistics.efficiency import SeedPair, TimeToTarget
 
 MOST_SHIFTED: Final = 12
+MOST_REFERENCE_FIGURES: Final = 5
 _RATIO_SIGNS: Final = {"exact": "", "upper bound": "≤\u00a0", "lower bound": "≥\u00a0", "undetermined": "?\u00a0"}
 
 
@@ -129,7 +130,7 @@ def _final(c: Comparison, context: ReportContext) -> tuple[Block, ...]:
     bars = figures.outcome_bars(c.finals)
     if bars is not None:
         blocks.append(Figure("outcomes", bars, "shares of success, collision and neither, by arm and scenario set"))
-    blocks.append(_references(context))
+    blocks.append(_references(c, context))
     return tuple(blocks)
 
 
@@ -149,10 +150,12 @@ def _final_table(of_set: tuple[FinalFigure, ...]) -> Table:
     return Table(header, rows, "Means over seeds with 95 % intervals over seeds; differences over matched seeds.")
 
 
-def _references(context: ReportContext) -> Block:
+def _references(c: Comparison, context: ReportContext) -> Block:
     if not context.references:
         return Missing("No reference policies (expert, clone, classical planner) were given for this report.")
-    names = list(dict.fromkeys(name for policy in context.references for name in policy.figures))[:5]
+    measured = {name for policy in context.references for name in policy.figures}
+    compared = [f.figure for f in c.finals[c.settings.training_set] if f.figure in measured]
+    names = (compared or sorted(measured))[:MOST_REFERENCE_FIGURES]
     rows = tuple(
         (p.name, p.scenario_set, str(p.episodes), *(interval(p.figures.get(name)) for name in names))
         for p in context.references

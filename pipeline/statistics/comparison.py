@@ -379,7 +379,7 @@ def _finals(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings)
     finals = {}
     for name in sets:
         figures = [f for f in both[0].final[name] if all(f in run.final[name] for run in both)]
-        figures.sort(key=lambda figure: figure != settings.final_figure)
+        figures.sort(key=lambda figure: (figure != settings.final_figure, figure not in settings.target))
         finals[name] = tuple(_final_figure(runs, name, figure, settings) for figure in figures)
     return finals
 

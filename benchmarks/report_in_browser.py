@@ -1,0 +1,113 @@
+"""Opens a comparison report in headless Chromium at desktop and phone width and checks what a person would see.
+
+    python benchmarks/report_in_browser.py report.html          # exit code 1 and a list when something is wrong
+
+Checked at 1280 and 390 pixels, light and dark: no content wider than the window, every section has a heading and
+content, every figure is drawn and its texts lie inside it, every picture is decoded, the verdict lies within the first
+screen.
+Not part of `make test`, because it needs a Chromium or Chrome in PATH.
+"""
+
+import argparse
+import html
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WINDOWS = ((1280, 900), (390, 844))
+SCHEMES = {"light": "1", "dark": "0"}  # values of Chromium's preferredColorScheme
+
+MEASURE = """
+const frame = document.querySelector("iframe");
+const faults = [];
+function check() {
+  const page = frame.contentDocument, root = page.documentElement, width = WIDTH, height = HEIGHT;
+  if (root.scrollWidth > width) faults.push(`the page is ${root.scrollWidth} px wide, the window ${width}`);
+  for (const section of page.querySelectorAll("section")) {
+    if (!section.querySelector("h2")) faults.push(`section ${section.id} has no heading`);
+    if (section.children.length < 2) faults.push(`section ${section.id} is empty`);
+  }
+  for (const link of page.querySelectorAll("nav a"))
+    if (!page.querySelector(link.getAttribute("href"))) faults.push(`${link.textContent} leads nowhere`);
+  for (const figure of page.querySelectorAll("figure svg")) {
+    const box = figure.getBoundingClientRect(), name = figure.parentElement.getAttribute("aria-label");
+    if (box.width < 100 || box.height < 30) faults.push(`figure "${name}" is not drawn`);
+    for (const text of figure.querySelectorAll("text")) {
+      const at = text.getBoundingClientRect();
+      if (at.width && (at.left < box.left - 2 || at.right > box.right + 2 || at.bottom > box.bottom + 2))
+        faults.push(`figure "${name}": "${text.textContent.trim()}" is cut`);
+    }
+  }
+  for (const image of page.querySelectorAll("img"))
+    if (!image.complete || !image.naturalWidth) faults.push(`picture "${image.alt}" is not shown`);
+  for (const element of page.querySelectorAll("h1, h2, p, li, dl, .tile, nav, .plot, .lineage li")) {
+    const at = element.getBoundingClientRect();
+    if (at.right > width + 1)
+      faults.push(`<${element.tagName.toLowerCase()}> sticks out: ${element.textContent.slice(0, 40)}`);
+  }
+  const badge = page.querySelector(".badge").getBoundingClientRect();
+  if (badge.bottom > height) faults.push("the verdict lies below the first screen");
+  const background = frame.contentWindow.getComputedStyle(root).backgroundColor;
+  const result = document.createElement("pre");
+  result.id = "result";
+  result.textContent = JSON.stringify({faults, background, sections: page.querySelectorAll("section").length});
+  document.body.append(result);
+}
+frame.addEventListener("load", () => setTimeout(check, 300));
+"""
+
+
+def measure(browser: str, report: str, size: tuple[int, int], scheme: str) -> dict[str, object]:
+    """What the browser found: `faults`, `background`, `sections`."""
+    width, height = size
+    # the same origin as the page around it, so that the page around it may look inside
+    wrapper = (
+        f'<!doctype html><body style="margin:0"><iframe style="border:0;width:{width}px;height:{height}px" '
+        f'srcdoc="{html.escape(report)}"></iframe>'
+        f"<script>{MEASURE.replace('WIDTH', str(width)).replace('HEIGHT', str(height))}</script>"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "wrapper.html"
+        page.write_text(wrapper, encoding="utf-8")
+        command = [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            f"--user-data-dir={folder}/profile", f"--window-size={max(width, 520)},{height}",
+            f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}", "--virtual-time-budget=5000", "--dump-dom",
+            page.as_uri(),
+        ]  # fmt: skip
+        dump = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r'<pre id="result">(.*?)</pre>', dump, re.DOTALL)
+    if found is None:
+        raise RuntimeError("the browser did not finish measuring the page")
+    result: dict[str, object] = json.loads(html.unescape(found[1]))
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path)
+    report = parser.parse_args().report.read_text(encoding="utf-8")
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        parser.error(f"no browser in PATH; install one of {', '.join(BROWSERS)}")
+    wrong = 0
+    for size in WINDOWS:
+        for scheme in SCHEMES:
+            result = measure(browser, report, size, scheme)
+            faults = result["faults"]
+            assert isinstance(faults, list)
+            print(
+                f"{size[0]} px, {scheme} ({result['background']}): {result['sections']} sections, {len(faults)} faults"
+            )
+            for fault in faults:
+                print(f"  {fault}")
+            wrong += len(faults)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

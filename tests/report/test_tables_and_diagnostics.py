@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from pipeline.envs.episodes import Episode
+from pipeline.evaluation import ActionHistogram, EpisodeRecords
+from pipeline.gate import GateDecision, GateRow
+from pipeline.learning.diagnosis import Diagnosis, Shortfall
+from pipeline.report.diagnostics import diagnosis_markdown, gate_markdown
+from pipeline.report.tables import statistics_table
+from pipeline.report.text import interval, markdown_table, number, one_line, percent, signed
+from pipeline.statistics import Estimate
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.93333, "0.933"), (1.0, "1"), (12.345, "12.3"), (-3.25, "-3.25"), (1234567.0, "1,234,567"), (1234.6, "1,235"),
+        (0.0, "0"), (-0.0, "0"), (None, "–"), (float("nan"), "–"), (float("inf"), "∞"), (0.000012, "1.2e-05"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_to_three_digits_and_missing_ones_as_a_dash(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_intervals_signs_and_shares_are_written_alike() -> None:
+    assert interval(Estimate(0.9, 0.85, 0.94)) == "0.9 [0.85, 0.94]"
+    assert interval(None) == interval(Estimate(float("nan"), 0, 1)) == "–"
+    assert signed(Estimate(0.02, -0.01, 0.05)) == "+0.02 [-0.01, 0.05]"
+    assert signed(Estimate(-0.02, -0.1, 0.05)).startswith("-0.02")
+    assert percent(0.061) == "6.1\u00a0%"
+
+
+def test_a_table_is_aligned_and_no_cell_can_break_it() -> None:
+    table = markdown_table(["name", "value"], [["a|b\nc", "1"], ["<b>x</b>", "<= 2"]])
+    lines = table.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1] == "| ------------ | ----: |" or set(lines[1]) <= set("| -:")
+    assert "a\\|b c" in lines[2]
+    assert "&lt;b>x&lt;/b>" in lines[3]
+    assert "<= 2" in lines[3]
+    assert one_line("a\n# b") == "a # b"
+
+
+def records() -> EpisodeRecords:
+    metrics = {
+        "return": np.array([1.0, 2.0, 3.0, 10.0]),
+        "length": np.array([10.0, 20.0, 30.0, 40.0]),
+        "success": np.array([1.0, 1.0, 1.0, 0.0]),
+        "jerk_mean": np.array([0.1, 0.2, 0.3, 0.4]),
+    }
+    histogram = ActionHistogram(np.array([[-1.0, 0.0, 1.0]]), np.array([[25, 75]]))
+    episodes = tuple(Episode("low" if i < 2 else "high", i) for i in range(4))
+    return EpisodeRecords(episodes, metrics, histogram, 100)
+
+
+def test_the_statistics_table_holds_steps_return_outcomes_scenarios_and_actions() -> None:
+    table = statistics_table(records())
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
+    assert "4 episodes, 100 environment steps" in table
+    mean, median, std, low, high = 4.0, 2.5, np.std([1, 2, 3, 10]), 1, 10
+    for value in (mean, median, std, low, high):
+        assert number(float(value)) in rows["return"]
+    assert "0.75" in rows["success_rate"]
+    assert "0.5" in rows["high"]
+    assert "75.0%" in rows["0 to 1"]
+    assert rows["0 to 1"].count("█") == 3 * rows["-1 to 0"].count("█")
+
+
+def shortfall(seed: int) -> Shortfall:
+    return Shortfall(seed, "success_rate", 0.85, ">= 0.9", 0.05, "narrow_doorway_high", 0.6, "improving", 0.02)
+
+
+def test_a_diagnosis_says_which_threshold_seed_and_scenario_by_how_much_and_what_to_try() -> None:
+    page = diagnosis_markdown(Diagnosis((shortfall(2), shortfall(3)), {1: 480_000, 2: None, 3: None}))
+    assert page.startswith("# Training diagnosis: NOT promotable")
+    for part in (
+        "success_rate",
+        ">= 0.9",
+        "0.05",
+        "narrow_doorway_high (0.6)",
+        "raise training.total_timesteps",
+        "480,000",
+        "not within the budget",
+        "worst scenario in 2 of 2 misses",
+        "+0.02 per 100,000 steps",
+    ):
+        assert part in page
+    assert "# Training diagnosis: promotable" in diagnosis_markdown(Diagnosis((), {1: 480_000}))
+
+
+def gate_row(holds: bool, missed_by: float, confidence: float | None = None) -> GateRow:
+    return GateRow(
+        "candidate",
+        "train",
+        101,
+        "success_rate",
+        200,
+        0.92,
+        0.88,
+        ">= 0.9",
+        confidence,
+        holds,
+        missed_by,
+        "blind_corner",
+    )
+
+
+def test_the_gate_page_lists_failures_first_and_what_was_compared() -> None:
+    rows = (gate_row(True, 0.0), gate_row(False, 0.02, 0.95))
+    page = gate_markdown(GateDecision(rows), "social_nav-expert/3")
+    assert page.startswith("# Gate: social_nav-expert/3 REFUSED")
+    assert "1 of 2 checks failed" in page
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert "**FAILS**" in table[2]
+    assert "0.88 (95% bound)" in table[2]
+    assert "holds" in table[3]
+    assert "the mean" in table[3]
+    assert "approved" in gate_markdown(GateDecision(rows[:1]), "x/1").splitlines()[0]
+    assert "not approved" in gate_markdown(GateDecision(()), "x/1")
