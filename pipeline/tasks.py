@@ -3,11 +3,13 @@
 Nothing here knows a task by name: everything comes from a `TaskConfig`. What a policy does in it is not decided here.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from functools import cached_property
 from importlib import import_module
-from typing import Any
+from math import isfinite
+from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
@@ -15,12 +17,14 @@ from gymnasium.wrappers import TimeLimit
 
 from pipeline.config.task import MeasureInfo, Outcome, TaskConfig
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
-from pipeline.envs.serial import SerialVecEnv
+from pipeline.envs.serial import SerialVecEnv, outcome_of
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import Metric
 
 SEED_BITS = 31  # environments may hand the seed to generators that take no more
 PURPOSE_BITS = 2
+REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:Name
+MEASURED = "measured over the episode: "  # before a metric's name: it cannot shadow a key of the environment's info
 
 
 class Purpose(IntEnum):
@@ -134,6 +138,8 @@ class Task:
         env: EpisodeVecEnv = call_with_user_arguments(
             cls, f"environment of task {self.config.name!r}", self.config.scenarios, streams, **self.environment_kwargs
         )
+        if not isinstance(env, EpisodeVecEnv):
+            raise BadInput(f"environment.batched {batched!r} makes a {type(env).__name__}; it must be an EpisodeVecEnv")
         return env
 
     def outcome(self, info: Mapping[str, Any]) -> dict[str, float]:
@@ -150,26 +156,41 @@ class Task:
         if self.config.collision is not None:
             figures[Metric.COLLISION] = self._yes_or_no(self.config.collision, "collision", final, episode_return)
         for name, measure in self.config.metrics.items():
-            figures[name] = self._final(final, name if measure.over != "last" else measure.info, f"metrics.{name}")
+            key = measure.info if measure.over == "last" else f"{MEASURED}{name}"
+            figures[name] = self._final(final, key, f"metrics.{name}.info", measure.info)
         return figures
 
     def _yes_or_no(self, outcome: Outcome, role: str, final: Mapping[str, float], episode_return: float) -> float:
         if outcome.info is not None:
-            return float(self._final(final, outcome.info, f"{role}.info") > 0.5)
+            value = self._final(final, outcome.info, f"{role}.info", outcome.info)
+            if not isfinite(value):
+                # NaN compares as "no": a collision that could not be told would count as none
+                raise BadInput(
+                    f"task {self.config.name!r}: {role}.info = {outcome.info!r} is {value} at an episode's end"
+                )
+            return float(value > 0.5)
         assert outcome.return_at_least is not None
         return float(episode_return >= outcome.return_at_least)
 
-    def _final(self, final: Mapping[str, float], key: str, setting: str) -> float:
+    def _final(self, final: Mapping[str, float], key: str, setting: str, named: str) -> float:
         if key not in final:
+            keys = sorted(k for k in final if not k.startswith(MEASURED))
             raise BadInput(
-                f"task {self.config.name!r}: {setting} = {key!r}, but the final info of the environment has no such "
-                f"number;{did_you_mean(key, final)} it has: {', '.join(sorted(final)) or 'nothing'}"
+                f"task {self.config.name!r}: {setting} = {named!r}, but the info of the environment has no such "
+                f"number;{did_you_mean(named, keys)} it has: {', '.join(keys) or 'nothing'}"
             )
         return float(final[key])
 
 
+REDUCTIONS: Final[Mapping[str, Callable[[list[float]], Any]]] = {  # NaN among the values stays NaN
+    "sum": np.sum,
+    "max": np.max,
+    "mean": np.mean,
+}
+
+
 class EpisodeMeasures(gym.Wrapper[Any, Any, Any, Any]):
-    """Puts the sum, maximum or mean of info entries over the episode into its final info, under the metric's name."""
+    """Puts the sum, maximum or mean of info entries over the episode into its final info, under `MEASURED` names."""
 
     def __init__(self, env: gym.Env[Any, Any], measures: Mapping[str, MeasureInfo]) -> None:
         super().__init__(env)
@@ -183,16 +204,12 @@ class EpisodeMeasures(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         for name, measure in self._measures.items():
-            if measure.info in info:
-                self._values[name].append(float(info[measure.info]))
+            self._values[name].extend(outcome_of({measure.info: info.get(measure.info)}).values())
         if terminated or truncated:
-            reduce: dict[str, Callable[[list[float]], float]] = {
-                "sum": sum,
-                "max": max,
-                "mean": lambda values: sum(values) / len(values),
-            }
             taken = {
-                name: reduce[m.over](self._values[name]) for name, m in self._measures.items() if self._values[name]
+                f"{MEASURED}{name}": float(REDUCTIONS[m.over](self._values[name]))
+                for name, m in self._measures.items()
+                if self._values[name]
             }
             info = {**info, **taken}
         return observation, reward, terminated, truncated, info
@@ -200,9 +217,9 @@ class EpisodeMeasures(gym.Wrapper[Any, Any, Any, Any]):
 
 def import_object(reference: str, what: str) -> Any:
     """`"package.module:Name"` -> the object. Raises BadInput naming the reference."""
-    module_name, _, attribute = reference.partition(":")
-    if not module_name or not attribute:
+    if not REFERENCE.fullmatch(reference):
         raise BadInput(f"{what} {shortened(reference)}: write it as module:Name")
+    module_name, _, attribute = reference.partition(":")
     try:
         return getattr(import_module(module_name), attribute)
     except ImportError as error:
@@ -229,6 +246,8 @@ def _make(reference: str, kwargs: Mapping[str, Any], render_mode: str | None, ho
         env: gym.Env[Any, Any] = call_with_user_arguments(
             import_object(reference, "environment.id"), f"environment {reference!r}", **kwargs
         )
+        if not isinstance(env, gym.Env):
+            raise BadInput(f"environment.id {reference!r} makes a {type(env).__name__}, which is no gymnasium.Env")
         return TimeLimit(env, horizon) if horizon else env
     try:
         made: gym.Env[Any, Any] = call_with_user_arguments(
