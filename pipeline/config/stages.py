@@ -7,8 +7,8 @@ from pydantic import Field
 
 from pipeline.config.base import (
     Bound,
+    Confidence,
     Count,
-    Fraction,
     LibraryArguments,
     Name,
     NonNegative,
@@ -54,7 +54,7 @@ class GateRule:
     metric: str
     min: float | None = None
     max: float | None = None
-    confidence: Fraction | None = None
+    confidence: Confidence | None = None
     """None compares the mean; 0.95 compares the unfavourable end of the 95 % interval."""
 
     def __post_init__(self) -> None:

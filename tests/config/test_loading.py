@@ -183,7 +183,7 @@ EXPERT = "task: t\n"
         (
             Promote,
             EXPERT + "rules: [{scenario_set: s, metric: m, min: 0, confidence: 1.5}]",
-            ["rules.0.confidence = 1.5", "less than or equal to 1"],
+            ["rules.0.confidence = 1.5", "less than 1"],
         ),
         (Promote, EXPERT + "rules: [{scenario_set: s, metric: m, min: 0}]\nepisodes: 99", ["episodes = 99", "100"]),
         (
