@@ -120,6 +120,8 @@ class Collect:
     n_envs: Count = 64
     min_episodes: Count = 20
     """Fewer kept episodes than this quarantine the dataset."""
+    replay_episodes: Steps = 200
+    """Episodes that validation simulates again from seed and actions, bit for bit."""
     environment: LibraryArguments = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -132,7 +134,7 @@ class Validate:
 
     task: str
     min_episodes: Count = 20
-    replay_episodes: Count = 20
+    replay_episodes: Steps = 200
     """Episodes that are simulated again from seed and actions."""
 
 

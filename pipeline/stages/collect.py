@@ -40,7 +40,7 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
     run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
     trajectories, steps = record(task, config, demonstrator)
     metadata = _metadata(run, config, task, demonstrator, trajectories, started)
-    report = _store(run, metadata, trajectories, _context(run, config, task, metadata))
+    report = _store(run, metadata, trajectories, _context(run, config, task, demonstrator, metadata))
     records = records_of(trajectories, task.action_space)
     run.text(statistics_table(records), "statistics.md")
     run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
@@ -172,7 +172,9 @@ def _metadata(
     )
 
 
-def _context(run: StageRun, config: Collect, task: Task, metadata: DatasetMetadata) -> Context:
+def _context(
+    run: StageRun, config: Collect, task: Task, demonstrator: Demonstrator, metadata: DatasetMetadata
+) -> Context:
     return Context(
         task=task.config,
         observation_space=task.observation_space,
@@ -181,4 +183,6 @@ def _context(run: StageRun, config: Collect, task: Task, metadata: DatasetMetada
         approvals=approvals(run.client, task.config.name),
         expected_digest=metadata.content_digest,
         replay=TaskReplay(task),
+        replay_episodes=config.replay_episodes,
+        act=demonstrator.act if config.scripted is None else None,
     )

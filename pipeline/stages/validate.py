@@ -1,14 +1,17 @@
 """`validate`: hold a dataset to the whole catalogue again; what it says becomes the dataset's status."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Validate
-from pipeline.names import Artifact, Quality, Tag
+from pipeline.names import METADATA_FILE, Artifact, Quality, Tag
+from pipeline.policies import ActFunction, act_function, load_policy
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import download_dataset, find_dataset_run
+from pipeline.tracking.models import fetch_version, find_version
 from pipeline.tracking.registry import approvals
 from pipeline.tracking.runs import StageRun
 from pipeline.trajectories import read_metadata
@@ -23,8 +26,8 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
     folder = download_dataset(recorded)
     run.record_config(config, task_config, {"dataset": recorded.data.tags[Tag.DATASET_DIGEST]})
     run.tag(lineage.from_dataset(recorded))
-    kwargs = read_metadata(folder / "metadata.json")["environment"]["kwargs"]
-    task = Task(task_config, kwargs)
+    metadata = read_metadata(folder / METADATA_FILE)
+    task = Task(task_config, metadata["environment"]["kwargs"])
     context = Context(
         task=task_config,
         observation_space=task.observation_space,
@@ -34,6 +37,7 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
         expected_digest=recorded.data.tags[Tag.DATASET_DIGEST],
         replay=TaskReplay(task),
         replay_episodes=config.replay_episodes,
+        act=_demonstrator(run, metadata),
     )
     report = validate(folder, context)
     run.text(report.to_json(), Artifact.VALIDATION_JSON)
@@ -46,3 +50,12 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
         reason = f"dataset {dataset_id} was quarantined by run {run.run_id}: {', '.join(report.failed_rules)}"
         summary += taint.spread(run.client, recorded.info.run_id, reason)
     return StageOutcome(tuple(summary), verdict=report.passed)
+
+
+def _demonstrator(run: StageRun, metadata: Mapping[str, Any]) -> ActFunction | None:
+    """The expert that the dataset names, to hold its labels against; None when no expert is named."""
+    demonstrator = metadata["demonstrator"]
+    if demonstrator["kind"] != "expert":
+        return None
+    version = find_version(run.client, f"{demonstrator['name']}/{demonstrator['version']}", metadata["task"], "")
+    return act_function(load_policy(fetch_version(version).folder))

@@ -13,9 +13,10 @@ import mlflow
 import numpy as np
 from gymnasium import spaces
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -55,25 +56,40 @@ def log_policy(
 
     `artifact` also stores the folder under that path of the run's own artifacts.
     """
-    # subtle: a `step` given to log_model would copy all metrics of the run at that step to the model, and fail when
-    # two of them share a millisecond; the figures that belong to the policy are logged by name instead
-    policy = load_policy(folder)
-    packed = run.folder / "packed" / Artifact.POLICY  # the model keeps the folder's name: it must always be the same
-    shutil.copytree(folder, packed, dirs_exist_ok=True)
-    with _quiet():
-        info = mlflow.pyfunc.log_model(
-            name=name,
-            python_model=str(MODEL_CODE),
-            artifacts={"policy": str(packed)},
-            signature=_signature(policy.observation_space, policy.action_space),
-            pip_requirements=REQUIREMENTS,
-            model_type="policy",
-            tags={Tag.POLICY_DIGEST: policy_digest(folder)},
-        )
-    run.metrics(figures, step, model_id=info.model_id)
+    # subtle: mlflow.pyfunc.log_model would first read the history of every metric of the run, which takes longer than
+    # all the rest; the same is done here with the calls below it
+    model = run.client.create_logged_model(
+        run.experiment_id,
+        name=name,
+        source_run_id=run.run_id,
+        tags={Tag.POLICY_DIGEST: policy_digest(folder)},
+        model_type="policy",
+    )
+    packed = _pack(run.folder / model.model_id, folder, model.model_id, run.run_id)
+    run.client.log_model_artifacts(model.model_id, str(packed))
+    run.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    run.client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step)])
+    run.metrics(figures, step, model_id=model.model_id)
     if artifact is not None:
         run.file(folder, artifact)
-    return str(info.model_uri)
+    return f"models:/{model.model_id}"
+
+
+def _pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
+    """The MLflow model of a policy folder, written below `place`."""
+    policy = load_policy(folder)
+    named = place / Artifact.POLICY  # the model keeps the folder's name: it must always be the same
+    shutil.copytree(folder, named)
+    with _quiet():
+        mlflow.pyfunc.save_model(
+            place / "model",
+            python_model=str(MODEL_CODE),
+            artifacts={"policy": str(named)},
+            signature=_signature(policy.observation_space, policy.action_space),
+            pip_requirements=REQUIREMENTS,
+            mlflow_model=Model(model_id=model_id, run_id=run_id),
+        )
+    return place / "model"
 
 
 @contextlib.contextmanager
