@@ -1,6 +1,9 @@
 """What every test runs under: no telemetry, one thread a process, and never the store of the person who runs it."""
 
+import contextlib
 import os
+import shutil
+import sqlite3
 import sys
 import tempfile
 from pathlib import Path
@@ -28,3 +31,31 @@ def repository() -> Path:
 def in_repository(monkeypatch):
     """Configs name their task by a path relative to the repository."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A prepared SQLite store without runs, to be copied: making one takes seconds, copying it milliseconds."""
+    folder = tmp_path_factory.mktemp("empty-store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        from pipeline.tracking.store import connect
+
+        connect()
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(empty_store, tmp_path, monkeypatch) -> Path:
+    """A fresh store of this test alone: `store / "mlflow.db"`, artifacts beside it."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    yield folder
+    import mlflow
+
+    while mlflow.active_run() is not None:
+        mlflow.end_run()

@@ -136,7 +136,8 @@ def approvals(client: MlflowClient, task: str) -> tuple[Approval, ...]:
 def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
     """Under the lock. The alias moves last but one: until then readers see the old approval, whole."""
     before = _holder(client, version.name)
-    replaced = before.version if before is not None and before.version != version.version else None
+    # a version's number is an int from a database and a str from a server
+    replaced = str(before.version) if before is not None and str(before.version) != str(version.version) else None
     now = _now()
     current = client.get_model_version(version.name, version.version)
     # a version that is approved again while it holds the alias goes on in its open period
@@ -159,11 +160,11 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
             before,
             {
                 VersionTag.GATE: Gate.SUPERSEDED,
-                VersionTag.REPLACED_BY: version.version,
+                VersionTag.REPLACED_BY: str(version.version),
                 VersionTag.HISTORY: json.dumps(ended),
             },
         )
-    return Moved(version.version, replaced)
+    return Moved(str(version.version), replaced)
 
 
 def _now() -> str:

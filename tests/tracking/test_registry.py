@@ -1,0 +1,226 @@
+"""The registry's states: what moves a version where, and what never does."""
+
+import json
+
+import pytest
+from real_things import TASK
+
+from pipeline.errors import BadInput
+from pipeline.names import Alias, Gate, VersionTag
+from pipeline.tracking import registry
+
+
+def state(bench, version) -> tuple[str, frozenset[str]]:
+    now = bench.version(version)
+    return now.tags[VersionTag.GATE], frozenset(now.aliases)
+
+
+def history(bench, version) -> list[list[str | None]]:
+    return json.loads(bench.version(version).tags.get(VersionTag.HISTORY, "[]"))
+
+
+def approved_number(bench) -> int:
+    return int(registry.approved_version(bench.client, TASK).version)
+
+
+def test_a_new_version_is_the_candidate_and_pending(bench):
+    first, second = bench.candidate(), bench.candidate(seed=2)
+    assert (first.name, int(first.version), int(second.version)) == ("walk-expert", 1, 2)
+    assert state(bench, second) == (Gate.PENDING, {Alias.CANDIDATE})
+    assert state(bench, first) == (Gate.PENDING, frozenset())
+    assert second.tags[VersionTag.POLICY_DIGEST] != first.tags[VersionTag.POLICY_DIGEST]
+    assert second.tags[VersionTag.TASK] == TASK
+    assert second.tags[VersionTag.PROMOTABLE] == "true"
+
+
+def test_without_an_approval_nothing_is_approved(bench):
+    assert registry.approved_version(bench.client, TASK) is None
+    bench.candidate()
+    assert registry.approved_version(bench.client, TASK) is None
+    assert registry.approvals(bench.client, TASK) == ()
+
+
+def test_approval_moves_the_alias_and_records_run_reason_and_time(bench):
+    version, gate = bench.candidate(), bench.run("promote")
+    moved = registry.approve(bench.client, version, gate, "all 6 checks hold")
+    assert (moved.version, moved.replaced) == ("1", None)
+    assert state(bench, version) == (Gate.APPROVED, {Alias.APPROVED, Alias.CANDIDATE})
+    tags = bench.version(version).tags
+    assert (tags[VersionTag.GATE_REASON], tags[VersionTag.GATE_RUN_ID]) == ("all 6 checks hold", gate)
+    assert history(bench, version) == [[tags[VersionTag.APPROVED_AT], None]]
+    assert approved_number(bench) == 1
+    registry.require_approved(bench.version(version), "collect")
+
+
+def test_the_next_approval_supersedes_the_last_and_both_say_so(bench):
+    first, second = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    gate = bench.run("promote")
+    moved = registry.approve(bench.client, second, gate, "better")
+    assert (moved.version, moved.replaced) == ("2", "1")
+    assert state(bench, first) == (Gate.SUPERSEDED, frozenset())
+    assert state(bench, second) == (Gate.APPROVED, {Alias.APPROVED, Alias.CANDIDATE})
+    assert bench.version(first).tags[VersionTag.REPLACED_BY] == "2"
+    assert bench.version(second).tags[VersionTag.REPLACED] == "1"
+    ((since, until),) = history(bench, first)
+    assert since <= until == bench.version(second).tags[VersionTag.APPROVED_AT]
+
+
+def test_approving_the_approved_version_again_goes_on_in_its_period(bench):
+    version = bench.candidate()
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    before = history(bench, version)
+    second_gate = bench.run("promote")
+    assert registry.approve(bench.client, version, second_gate, "still good").replaced is None
+    assert history(bench, version) == before
+    assert bench.version(version).tags[VersionTag.GATE_RUN_ID] == second_gate
+    assert state(bench, version)[0] == Gate.APPROVED
+
+
+def test_a_refusal_changes_nothing_but_the_tags_of_the_gate(bench):
+    approved, refused = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, approved, bench.run("promote"), "good")
+    before, gate = bench.version(refused), bench.run("promote", status="FAILED")
+    registry.refuse(bench.client, refused, gate, "success_rate 0.5")
+    after = bench.version(refused)
+    changed = {key for key in {**before.tags, **after.tags} if before.tags.get(key) != after.tags.get(key)}
+    assert changed == {VersionTag.GATE, VersionTag.GATE_REASON, VersionTag.GATE_RUN_ID}
+    assert after.tags[VersionTag.GATE] == Gate.REFUSED
+    assert after.aliases == before.aliases
+    assert approved_number(bench) == int(approved.version)
+    assert state(bench, approved)[0] == Gate.APPROVED
+    assert len(registry.approvals(bench.client, TASK)) == 1
+
+
+def test_an_approved_version_that_now_fails_stays_approved(bench):
+    version = bench.candidate()
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    registry.refuse(bench.client, version, bench.run("promote"), "fails on new scenarios")
+    assert state(bench, version)[0] == Gate.APPROVED
+    assert bench.version(version).tags[VersionTag.GATE_REASON] == "fails on new scenarios"
+
+
+def test_a_refused_version_may_be_approved_later(bench):
+    version = bench.candidate()
+    registry.refuse(bench.client, version, bench.run("promote"), "bad rules")
+    registry.approve(bench.client, version, bench.run("promote"), "good rules")
+    assert state(bench, version)[0] == Gate.APPROVED
+
+
+# --- only an approved version may demonstrate ------------------------------------------------------------------------
+
+
+def refused_expert(bench, version) -> str:
+    with pytest.raises(BadInput) as caught:
+        registry.require_approved(bench.version(version), "collect")
+    return str(caught.value)
+
+
+def test_a_pending_version_is_refused_by_name(bench):
+    message = refused_expert(bench, bench.candidate())
+    assert "expert walk-expert/1 is not approved (gate: pending)" in message
+    assert "mlflow run . -e promote" in message
+
+
+def test_a_refused_version_is_refused_by_name(bench):
+    version = bench.candidate()
+    registry.refuse(bench.client, version, bench.run("promote"), "bad")
+    assert "walk-expert/1 is not approved (gate: refused)" in refused_expert(bench, version)
+
+
+def test_a_superseded_version_is_refused_by_name(bench):
+    first, second = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    registry.approve(bench.client, second, bench.run("promote"), "better")
+    assert "walk-expert/1 is not approved (gate: superseded)" in refused_expert(bench, first)
+
+
+def test_an_alias_that_somebody_moved_by_hand_is_no_approval(bench):
+    version = bench.candidate()
+    bench.client.set_registered_model_alias(version.name, Alias.APPROVED, version.version)
+    assert "not approved (gate: pending)" in refused_expert(bench, version)
+
+
+def test_a_tag_that_somebody_set_by_hand_is_no_approval(bench):
+    version = bench.candidate()
+    bench.client.set_model_version_tag(version.name, version.version, VersionTag.GATE, Gate.APPROVED)
+    assert "not approved" in refused_expert(bench, version)
+
+
+def test_a_tainted_version_is_refused_with_the_reason(bench):
+    version = bench.candidate()
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    bench.client.set_model_version_tag(version.name, version.version, VersionTag.TAINT, "trained on wrong data")
+    assert "walk-expert/1 is tainted: trained on wrong data" in refused_expert(bench, version)
+
+
+# --- roll back -------------------------------------------------------------------------------------------------------
+
+
+def test_a_roll_back_gives_the_alias_back_and_is_recorded_as_a_new_period(bench):
+    first, second = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    registry.approve(bench.client, second, bench.run("promote"), "better")
+    gate = bench.run("promote")
+    moved = registry.roll_back(bench.client, first, gate, "the better one hits walls")
+    assert (moved.version, moved.replaced) == ("1", "2")
+    assert state(bench, first)[0] == Gate.APPROVED
+    assert state(bench, second)[0] == Gate.SUPERSEDED
+    assert approved_number(bench) == 1
+    tags = bench.version(first).tags
+    assert (tags[VersionTag.GATE_RUN_ID], tags[VersionTag.REPLACED]) == (gate, "2")
+    assert bench.version(second).tags[VersionTag.REPLACED_BY] == "1"
+    (first_since, first_until), (again_since, again_until) = history(bench, first)
+    ((second_since, second_until),) = history(bench, second)
+    assert first_since <= first_until == second_since <= second_until == again_since
+    assert again_until is None
+
+
+def test_the_history_of_approvals_has_no_overlap_and_no_gap(bench):
+    first, second, third = (bench.candidate(seed=seed) for seed in (1, 2, 3))
+    registry.approve(bench.client, first, bench.run("promote"), "a")
+    registry.approve(bench.client, second, bench.run("promote"), "b")
+    registry.roll_back(bench.client, first, bench.run("promote"), "c")
+    registry.approve(bench.client, third, bench.run("promote"), "d")
+    periods = registry.approvals(bench.client, TASK)
+    assert [p.version for p in periods] == ["1", "2", "1", "3"]
+    assert [p.until for p in periods[:-1]] == [p.since for p in periods[1:]]
+    assert periods[-1].until is None
+    digests = {str(v.version): bench.version(v).tags[VersionTag.POLICY_DIGEST] for v in (first, second, third)}
+    assert all(p.digest == digests[p.version] for p in periods)
+
+
+@pytest.mark.parametrize("gate", [Gate.PENDING, Gate.REFUSED])
+def test_a_version_that_was_never_approved_is_no_target_of_a_roll_back(bench, gate):
+    approved, other = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, approved, bench.run("promote"), "good")
+    if gate == Gate.REFUSED:
+        registry.refuse(bench.client, other, bench.run("promote"), "bad")
+    with pytest.raises(BadInput, match=rf"roll back to walk-expert/2: it was never approved \(gate: {gate}\)"):
+        registry.roll_back(bench.client, other, bench.run("promote"), "why not")
+    assert approved_number(bench) == 1
+
+
+def test_the_approved_version_is_no_target_of_a_roll_back(bench):
+    version = bench.candidate()
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    with pytest.raises(BadInput, match="walk-expert/1: it is the approved version already"):
+        registry.roll_back(bench.client, version, bench.run("promote"), "why not")
+    assert len(registry.approvals(bench.client, TASK)) == 1
+
+
+def test_a_tainted_version_is_no_target_of_a_roll_back(bench):
+    first, second = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    registry.approve(bench.client, second, bench.run("promote"), "better")
+    bench.client.set_model_version_tag(first.name, first.version, VersionTag.TAINT, "trained on wrong data")
+    with pytest.raises(BadInput, match="walk-expert/1: it is tainted: trained on wrong data"):
+        registry.roll_back(bench.client, first, bench.run("promote"), "why not")
+    assert approved_number(bench) == 2
+
+
+def test_tasks_do_not_share_experts(bench):
+    version = bench.candidate()
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    assert registry.approved_version(bench.client, "swim") is None
+    assert registry.approvals(bench.client, "swim") == ()
