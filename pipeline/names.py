@@ -22,6 +22,8 @@ class Tag:
     TRAINING_DIGEST: Final = "training.digest"  # of the settings two arms must share
     PROMOTABLE: Final = "promotable"
     VERDICT: Final = "verdict"
+    SHIFT: Final = "distribution_shift"  # `shifted` or `alike`: fine-tuning against demonstrations
+    REGRESSION: Final = "regression"  # figure that fine-tuning elsewhere made worse on the demonstrated scenarios
     POLICY_DIGEST: Final = "policy.digest"
     LINEAGE_EXPERT: Final = "lineage.expert"
     LINEAGE_EXPERT_DIGEST: Final = "lineage.expert_digest"
@@ -116,6 +118,7 @@ class Artifact:
     REPORT: Final = "report"
     DIAGNOSTICS_JSON: Final = "diagnostics.json"
     DIAGNOSTICS_MD: Final = "diagnostics.md"
+    SHIFT: Final = "distribution_shift.json"
     CERTIFICATE: Final = "transfer_certificate.json"
     EVALUATIONS: Final = "evaluations.json"  # every evaluation of a training, episode by episode
     ENVIRONMENT: Final = "environment.json"  # package versions, commit, machine

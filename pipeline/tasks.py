@@ -52,9 +52,25 @@ class Task:
 
     @cached_property
     def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        return self._example.observation_space, self._example.action_space
+
+    @cached_property
+    def _example(self) -> gym.Env[Any, Any]:
+        """An environment of the first scenario, closed: only what it declares is read."""
         env = self.make_env(next(iter(self.config.scenarios)))
         env.close()
-        return env.observation_space, env.action_space
+        return env
+
+    @property
+    def renders(self) -> bool:
+        """Can its environments be drawn as RGB arrays."""
+        return "rgb_array" in (self._example.metadata.get("render_modes") or ())
+
+    @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """Names of the observation's entries, when the environment has an attribute `feature_names`."""
+        names = getattr(self._example.unwrapped, "feature_names", None)
+        return None if names is None else tuple(names)
 
     @property
     def observation_space(self) -> gym.Space[Any]:

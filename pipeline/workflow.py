@@ -1,6 +1,7 @@
 """What happens around a stage (open its run, load its config) and across stages (`main`)."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -111,40 +112,41 @@ class _Main:
 
     def __init__(self, parent: StageRun, stages: Plan, config: Main, upstream: Mapping[str, str]) -> None:
         self._parent, self._stages, self._config, self._upstream = parent, stages, config, upstream
-        self._summary: list[str] = []
 
     def run(self) -> StageOutcome:
         policy = self._upstream.get("policy")
         if policy is None and not self._config.skip_pretrain:
-            policy = self._clone()
-            if policy is None:
-                return StageOutcome(tuple(self._summary), verdict=False, failed=True)
+            cloned = self._clone()
+            if cloned.verdict is False:
+                return StageOutcome(("main: stopped there; nothing after it was run",), verdict=False, failed=True)
+            policy = cloned.outputs["policy"]
         if self._config.ppo_timesteps == 0:
-            self._say("main: ppo_timesteps is 0: no fine-tuning, no comparison")
-            return StageOutcome(tuple(self._summary), outputs={} if policy is None else {"policy": policy})
+            outputs = {} if policy is None else {"policy": policy}
+            return StageOutcome(("main: ppo_timesteps is 0: no fine-tuning, no comparison",), outputs=outputs)
         group = {"group": self._parent.run_id}
         self._stage("baseline", self._stages.finetune, group)
         if policy is None:
-            self._say("main: skip_pretrain without a policy: PPO from scratch only, no comparison")
-            return StageOutcome(tuple(self._summary))
+            return StageOutcome(("main: skip_pretrain without a policy: PPO from scratch only, no comparison",))
         self._stage("finetune", self._stages.finetune, {**group, "policy": policy})
         compared = self._stage("compare", self._stages.compare, group)
-        return StageOutcome(tuple(self._summary), verdict=compared.verdict, outputs=compared.outputs)
+        return StageOutcome((), verdict=compared.verdict, outputs=compared.outputs)
 
-    def _clone(self) -> str | None:
-        """From the expert to the clone; None when the gate refuses the expert."""
+    def _clone(self) -> StageOutcome:
+        """From the expert to the clone; the outcome of the last stage that ran."""
         expert = self._upstream.get("expert")
         if expert is None:
             expert = self._stage("train_expert", self._stages.train_expert, {}).outputs["expert"]
             gate = self._stage("promote", self._stages.promote, {"expert": expert})
             if gate.verdict is False:
-                return None
+                return gate
         dataset = self._stage("collect", self._stages.collect, {"expert": expert})
         if dataset.verdict is False:
-            return None
-        return self._stage("pretrain", self._stages.pretrain, {"dataset": dataset.outputs["dataset"]}).outputs["policy"]
+            return dataset
+        return self._stage("pretrain", self._stages.pretrain, {"dataset": dataset.outputs["dataset"]})
 
     def _stage(self, stage: str, config: Any, upstream: Mapping[str, str]) -> StageOutcome:
+        """Run a stage nested in main's run and show what it came to as soon as it stands."""
+        started = time.monotonic()
         print(f"--- {stage}", flush=True)
         with open_run(stage, nested=True) as run:
             run.tag({Tag.GROUP: self._parent.run_id})
@@ -152,13 +154,9 @@ class _Main:
         if outcome.failed:
             end_failed(run)
         for line in outcome.summary:
-            self._say(line)
+            print(line)
+        print(f"    ({time.monotonic() - started:.0f} s)", flush=True)
         return outcome
-
-    def _say(self, line: str) -> None:
-        """Show a stage's result when it stands; it is not repeated at the end but for the last stage's."""
-        print(line, flush=True)
-        self._summary.append(line)
 
 
 def _with(config: C, changes: Mapping[str, Any]) -> C:

@@ -1,6 +1,8 @@
 """`compare`: both arms of a group over matched seeds: statistics, verdict, report."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline.config.loading import flatten, load_task, to_data
@@ -12,20 +14,26 @@ from pipeline.evaluation import point_figures, run_episodes, summarise
 from pipeline.learning.callbacks import MINIMISED
 from pipeline.learning.ppo import final_episodes
 from pipeline.names import CONTROLS, Arm, Artifact, Metric, Tag, lineage_run_tag
+from pipeline.playback import film_policy
 from pipeline.policies import act_function, load_policy
 from pipeline.report.comparison import build_report
-from pipeline.report.context import LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
+from pipeline.report.context import Animation, LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
+from pipeline.report.playback import Clip, side_by_side, to_mp4
 from pipeline.stages import StageOutcome
-from pipeline.statistics.comparison import Comparison, ComparisonSettings, RunData
+from pipeline.statistics.comparison import Comparison, ComparisonSettings, Regression, RunData, measure_regression
 from pipeline.statistics.comparison import compare as compare_arms
+from pipeline.statistics.shift import FeatureShift, Shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
+from pipeline.tracking.datasets import StoredDataset, fetch_dataset
 from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.provenance import environment_record
-from pipeline.tracking.runs import StageRun, read_config
+from pipeline.tracking.runs import StageRun, get_run, read_config, read_text_artifact
 
 UPSTREAM = ("group",)
+PLAYBACK_SEED = 77
+PLAYBACK_FPS = 10.0
 
 
 def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOutcome:
@@ -38,7 +46,13 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     runs = arm_data(run, task, group, trained)
     settings = comparison_settings(config, task_config, group, trained)
     comparison = compare_arms(runs, settings, upfront_cost(run.client, group.finetune))
-    _log(run, comparison, report_context(run, task, group, trained))
+    regressions = find_regressions(run, task, group, trained, settings)
+    context = replace(
+        report_context(run, task, group, trained),
+        regressions=regressions,
+        animations=side_by_side_animations(run, config, task, group, trained) if task.renders else None,
+    )
+    _log(run, comparison, context)
     ratio = comparison.ratio
     return StageOutcome(
         (
@@ -86,6 +100,55 @@ def arm_data(run: StageRun, task: Task, group: Group, trained: Finetune) -> dict
     return data
 
 
+def find_regressions(
+    run: StageRun, task: Task, group: Group, trained: Finetune, settings: ComparisonSettings
+) -> tuple[Regression, ...]:
+    """What fine-tuning on other scenarios did to the demonstrated ones: clone against fine-tuned policies, there."""
+    dataset = _dataset(run, group)
+    demonstrated = dataset.metadata.scenario_set
+    if demonstrated == trained.training.scenario_set:
+        return ()
+    episodes = _holdout_episodes(task, demonstrated, trained.final_episodes)
+
+    def success(policy: StoredPolicy) -> float:
+        records = run_episodes(task, act_function(load_policy(policy.folder)), episodes)
+        return point_figures(records)[Metric.SUCCESS_RATE]
+
+    before = success(_clone(run, task, group))
+    after = [success(policy_of(run.client, member.run)) for member in group.arms[Arm.PRETRAINED]]
+    found = measure_regression(demonstrated, Metric.SUCCESS_RATE, before, after, settings)
+    if found.regressed:
+        run.tag({Tag.REGRESSION: f"{found.figure} on {demonstrated}: {found.before:.3f} to {found.after.value:.3f}"})
+    return (found,)
+
+
+def side_by_side_animations(
+    run: StageRun, config: Compare, task: Task, group: Group, trained: Finetune
+) -> tuple[Animation, ...]:
+    """The same episodes under the policy from scratch, the clone and the fine-tuned policy of the first seed."""
+    first = {arm: group.arms[arm][0] for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
+    policies = {
+        "from scratch": policy_of(run.client, first[Arm.SCRATCH].run),
+        "clone": _clone(run, task, group),
+        "fine-tuned": policy_of(run.client, first[Arm.PRETRAINED].run),
+    }
+    acts = {name: act_function(load_policy(policy.folder)) for name, policy in policies.items()}
+    chosen = task.episodes(trained.training.scenario_set, PLAYBACK_SEED, config.playback_episodes, Purpose.EVALUATE)
+    animations = []
+    for episode in chosen if config.playback_episodes else ():
+        films = {name: film_policy(task, episode, act) for name, act in acts.items()}
+        clips = [
+            Clip(name, film.frames, {"return": f"{film.episode_return:.2f}"}, film.events)
+            for name, film in films.items()
+        ]
+        caption = (
+            f"scenario {episode.scenario}, episode seed {episode.seed}, policies of seed {first[Arm.SCRATCH].seed}"
+        )
+        video = to_mp4(side_by_side(clips), PLAYBACK_FPS)
+        animations.append(Animation(f"One episode of {episode.scenario}", caption, "video/mp4", video))
+    return tuple(animations)
+
+
 def report_context(run: StageRun, task: Task, group: Group, trained: Finetune) -> ReportContext:
     """Everything the report shows besides the numbers of the comparison."""
     record = environment_record()
@@ -97,6 +160,8 @@ def report_context(run: StageRun, task: Task, group: Group, trained: Finetune) -
         differences=_differences(group),
         shared_settings=flatten(to_data(trained)["training"]),
         references=_references(run, task, group, trained),
+        shift=_shift(run, group),
+        dataset=_dataset_facts(_dataset(run, group)),
         lineage=tuple(_lineage_node(node, chain) for node in chain.nodes),
         runs=tuple(
             RunLink(arm, member.seed, member.run.info.run_id)
@@ -136,10 +201,41 @@ def _references(run: StageRun, task: Task, group: Group, trained: Finetune) -> t
 
 def _reference_policies(run: StageRun, task: Task, group: Group) -> dict[str, StoredPolicy]:
     tags = group.finetune.data.tags
-    policies = {"clone": find_policy(run.client, tags[lineage_run_tag("pretrain")], task.config.name, {})}
+    policies = {"clone": _clone(run, task, group)}
     if Tag.LINEAGE_EXPERT in tags:
         policies = {"expert": find_policy(run.client, tags[Tag.LINEAGE_EXPERT], task.config.name, {}), **policies}
     return policies
+
+
+def _clone(run: StageRun, task: Task, group: Group) -> StoredPolicy:
+    return find_policy(run.client, group.finetune.data.tags[lineage_run_tag("pretrain")], task.config.name, {})
+
+
+def _dataset(run: StageRun, group: Group) -> StoredDataset:
+    return fetch_dataset(get_run(run.client, group.finetune.data.tags[lineage_run_tag("dataset")], "dataset run"))
+
+
+def _dataset_facts(dataset: StoredDataset) -> dict[str, str]:
+    metadata = dataset.metadata
+    return {
+        "dataset": metadata.dataset_id,
+        "episodes": f"{metadata.episodes:,}",
+        "environment steps": f"{metadata.steps:,}",
+        "scenario set": metadata.scenario_set,
+        "demonstrator": f"{metadata.demonstrator['name']} {metadata.demonstrator['version']}",
+        "execution noise": f"{metadata.noise_std:g} of the half action range; labels are clean",
+        "success": f"{dataset.trajectories.metrics[Metric.SUCCESS].mean():.3f}",
+        "content digest": metadata.content_digest,
+    }
+
+
+def _shift(run: StageRun, group: Group) -> Shift | None:
+    """What the fine-tuning measured before it began; None when nobody could."""
+    text = read_text_artifact(run.client, group.finetune.info.run_id, Artifact.SHIFT)
+    if text is None:
+        return None
+    data = json.loads(text)
+    return Shift(**{**data, "features": tuple(FeatureShift(**feature) for feature in data["features"])})
 
 
 def _differences(group: Group) -> tuple[SettingDifference, ...]:

@@ -4,20 +4,28 @@ from collections.abc import Mapping
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Finetune
+from pipeline.demonstrators import scripted
 from pipeline.errors import BadInput
+from pipeline.evaluation import record_episodes
 from pipeline.learning.arms import arm_jobs, shared_settings
 from pipeline.learning.certificates import TransferCertificate, verify_certificate
-from pipeline.names import Artifact, Tag
+from pipeline.names import Artifact, Tag, lineage_run_tag
+from pipeline.policies import ActFunction, act_function, load_policy
 from pipeline.report.progress import TrainingProgress
 from pipeline.report.trainings import trainings_summary
 from pipeline.stages import StageOutcome
-from pipeline.tasks import Task
+from pipeline.statistics.plain import to_plain
+from pipeline.statistics.shift import Shift, measure_shift
+from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
+from pipeline.tracking.datasets import StoredDataset, fetch_dataset
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.runs import StageRun, digest_of, get_run, read_text_artifact
 from pipeline.tracking.training import log_bill, train_logged
 
 UPSTREAM = ("policy", "group")
+SHIFT_EPISODES = 100  # that the demonstrator plays in the fine-tuning scenarios
+SHIFT_SEED = 999
 
 
 def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOutcome:
@@ -33,13 +41,50 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
         **lineage.from_policy(policy, "pretrain", get_run(run.client, run_id, "policy").data.tags),
     }
     run.tag(shared)
+    shift = distribution_shift(run, task, config, shared)
     with TrainingProgress("finetune", [arm.job for arm in arms]) as progress:
         tags = [{**shared, Tag.STAGE: "finetune_seed", Tag.ARM: arm.arm} for arm in arms]
         results = train_logged(run, [arm.job for arm in arms], tags, config.workers, progress.on_event)
     log_bill(run, results)
-    return StageOutcome(
-        trainings_summary("finetune", [arm.arm for arm in arms], results), outputs={"group": str(shared[Tag.GROUP])}
-    )
+    lines = trainings_summary("finetune", [arm.arm for arm in arms], results)
+    if shift is not None and shift.shifted:
+        lines += (
+            f"  its scenarios are unlike the demonstrations: distance {shift.distance:.3f} "
+            f"(alike would be {shift.expected_distance:.3f}), p = {shift.p_value:.3g}",
+        )
+    return StageOutcome(lines, outputs={"group": str(shared[Tag.GROUP])})
+
+
+def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mapping[str, str]) -> Shift | None:
+    """Are the fine-tuning scenarios like the demonstrations: the demonstrator itself plays them, noise and all.
+
+    Only the scenarios and the environment can then differ, not the policy. None when the dataset was imported and
+    nobody is there to play.
+    """
+    dataset = fetch_dataset(get_run(run.client, tags[lineage_run_tag("dataset")], "dataset run"))
+    act = _demonstrator(run, dataset, task)
+    if act is None:
+        return None
+    count = min(SHIFT_EPISODES, len(dataset.trajectories))
+    episodes = task.episodes(config.training.scenario_set, SHIFT_SEED, count, Purpose.EVALUATE)
+    rollouts = record_episodes(task, act, episodes, dataset.metadata.noise_std, SHIFT_SEED)
+    reference = [dataset.trajectories.episode(i).observations for i in range(len(dataset.trajectories))]
+    played = [rollouts.episode(i).observations for i in range(len(rollouts))]
+    shift = measure_shift(reference, played, task.feature_names)
+    run.json(to_plain(shift), Artifact.SHIFT)
+    run.metrics({"shift/distance": shift.distance, "shift/p_value": shift.p_value})
+    run.tag({Tag.SHIFT: "shifted" if shift.shifted else "alike"})
+    return shift
+
+
+def _demonstrator(run: StageRun, dataset: StoredDataset, task: Task) -> ActFunction | None:
+    demonstrator = dataset.metadata.demonstrator
+    if demonstrator["kind"] == "expert":
+        reference = f"{demonstrator['name']}/{demonstrator['version']}"
+        return act_function(load_policy(find_policy(run.client, reference, task.config.name, {}).folder))
+    if demonstrator["kind"] == "scripted":
+        return scripted(demonstrator["name"], demonstrator.get("kwargs", {})).act
+    return None
 
 
 def _require_certificate(run: StageRun, policy: StoredPolicy) -> str:

@@ -109,7 +109,7 @@ def find_policy(client: MlflowClient, reference: str, task: str, latest: dict[st
         return _policy_of_run(client, latest_run(client, "policy", **latest, **{Tag.TASK: task}).info.run_id)
     if RUN_ID.fullmatch(reference):
         return _policy_of_run(client, reference)
-    if (Path(reference) / POLICY_SPEC_FILE).is_file():
+    if _is_policy_folder(reference):
         folder = Path(reference).resolve()
         return StoredPolicy(folder, policy_digest(folder), str(reference), None)
     if VERSION_REFERENCE.fullmatch(reference):
@@ -175,6 +175,13 @@ def training_seeds(client: MlflowClient, candidate: StoredPolicy) -> dict[str, S
     }
 
 
+def _is_policy_folder(reference: str) -> bool:
+    try:
+        return (Path(reference) / POLICY_SPEC_FILE).is_file()
+    except (OSError, ValueError):  # no path at all: too long, or with a NUL in it
+        return False
+
+
 def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:
     run = get_run(client, run_id, "policy")
     if run.info.status != "FINISHED":
@@ -193,7 +200,10 @@ def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:
 
 
 def _verified(folder: Path, recorded: str | None, reference: str) -> str:
-    digest = policy_digest(folder)
+    try:
+        digest = policy_digest(folder)
+    except BadInput as error:
+        raise BadInput(f"policy of {reference}: its files changed: {error}") from None
     if recorded != digest:
         raise BadInput(
             f"policy of {reference}: its files changed: digest {digest}, on record {recorded}; "

@@ -119,7 +119,11 @@ def open_run(stage: str, experiment: str | None = None, nested: bool = False) ->
     A user's error ends it FAILED with the error's line as its description; so does any other exception.
     """
     client = connect()
-    chosen = None if nested and experiment is None else chosen_experiment(client, experiment)
+    parent = mlflow.active_run() if nested else None
+    if parent is not None and experiment is None:
+        chosen = parent.info.experiment_id
+    else:
+        chosen = chosen_experiment(client, experiment)
     with (
         tempfile.TemporaryDirectory(prefix=f"{stage}-") as folder,
         mlflow.start_run(experiment_id=chosen, nested=nested) as active,

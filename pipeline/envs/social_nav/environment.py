@@ -74,6 +74,7 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     arguments.
     """
 
+    feature_names = FEATURES  # of the observation's entries, in order
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(
