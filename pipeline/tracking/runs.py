@@ -120,6 +120,7 @@ def open_run(stage: str, experiment: str | None = None, nested: bool = False) ->
     """
     client = connect()
     parent = mlflow.active_run() if nested else None
+    chosen: str | None
     if parent is not None and experiment is None:
         chosen = parent.info.experiment_id
     else:
