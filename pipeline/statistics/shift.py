@@ -8,6 +8,10 @@ The overall p-value weighs the mean and the largest of these distances. P-values
 because steps of one episode resemble each other: permuting steps would cry wolf on every pair of recordings. Features
 are corrected for their number by the distribution of the largest distance (Westfall and Young 1993).
 
+Where both sides hold the same scenarios in the same shares, episodes are permuted within scenarios: the shares then add
+no noise, and a small shift is found with fewer episodes. Otherwise all are permuted together, and a different mixture
+of scenarios counts as a shift.
+
 The measure answers "are these observations distributed alike", whatever the cause. To learn about scenarios alone, let
 one policy play both; rollouts of another policy than the demonstrator differ by the policy as well.
 
@@ -25,6 +29,7 @@ PROJECTIONS = 32
 PERMUTATIONS = 500
 SIGNIFICANCE = 0.01
 MOST_STEPS_PER_EPISODE = 64  # evenly spaced ones of longer episodes: neighbours say little new
+SAME_SHARE = 0.02  # scenario shares that differ by less are the same: rounding to whole episodes
 MOST_FEATURES = 256  # beyond (pictures), projections alone are measured
 
 
@@ -61,11 +66,13 @@ def measure_shift(
     seed: int = 0,
     permutations: int = PERMUTATIONS,
     significance: float = SIGNIFICANCE,
+    scenarios: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> Shift:
     """Compare episodes' observations: each side is a sequence of (T_i, *obs_shape) arrays, one an episode.
 
-    `names` are those of the flattened features (default `observation[0]`, ...). Raises ValueError for fewer than two
-    episodes a side, an empty episode, unequal shapes, values that are not finite or a wrong number of names.
+    `names` are those of the flattened features (default `observation[0]`, ...); `scenarios` the scenario of each
+    reference episode and of each other episode. Raises ValueError for fewer than two episodes a side, an empty episode,
+    unequal shapes, values that are not finite or a wrong number of names or scenarios.
     """
     steps = [_spread(np.asarray(episode)) for episode in (*reference, *other)]
     pooled, episode_of_step = _pool(steps, len(reference), len(other))
@@ -77,7 +84,8 @@ def measure_shift(
     measured = feature_count if feature_count <= MOST_FEATURES else 0
     columns = np.concatenate([pooled[:, :measured], _projections(pooled, generator)], axis=1)
     counts = _binned(columns, episode_of_step, len(steps))  # (episodes, columns, bins)
-    members = _memberships(len(reference), len(steps), permutations, generator)
+    strata = _strata(len(reference), len(steps), scenarios)
+    members = _memberships(len(reference), strata, permutations, generator)
     distances = _distances(counts, members)  # (1 + permutations, columns), the first is the observed one
     overall, evidence = distances.mean(axis=1), _evidence(distances)
     p_value = float((evidence >= evidence[0] - 1e-9).mean())
@@ -134,10 +142,29 @@ def _binned(columns: np.ndarray, episode_of_step: np.ndarray, episodes: int) -> 
     return counts
 
 
-def _memberships(reference: int, episodes: int, permutations: int, generator: np.random.Generator) -> np.ndarray:
+def _strata(reference: int, episodes: int, scenarios: tuple[Sequence[str], Sequence[str]] | None) -> np.ndarray:
+    """(episodes,) int: episodes of equal number may change sides."""
+    together = np.zeros(episodes, dtype=np.int64)
+    if scenarios is None:
+        return together
+    if (len(scenarios[0]), len(scenarios[1])) != (reference, episodes - reference):
+        raise ValueError(f"{len(scenarios[0])} and {len(scenarios[1])} scenarios for the episodes of the two sides")
+    names, numbers = np.unique([*scenarios[0], *scenarios[1]], return_inverse=True)
+    shares = [
+        np.bincount(part, minlength=len(names)) / len(part) for part in (numbers[:reference], numbers[reference:])
+    ]
+    if np.abs(shares[0] - shares[1]).max() > SAME_SHARE or min(share.min() for share in shares) == 0:
+        return together
+    return numbers
+
+
+def _memberships(reference: int, strata: np.ndarray, permutations: int, generator: np.random.Generator) -> np.ndarray:
     """(1 + permutations, episodes) float32: 1 for the episodes of the reference side; row 0 is the observed split."""
-    observed = (np.arange(episodes) < reference).astype(np.float32)
-    shuffled = generator.permuted(np.tile(observed, (permutations, 1)), axis=1)
+    observed = (np.arange(len(strata)) < reference).astype(np.float32)
+    shuffled = np.tile(observed, (permutations, 1))
+    for stratum in np.unique(strata):
+        inside = np.flatnonzero(strata == stratum)
+        shuffled[:, inside] = generator.permuted(shuffled[:, inside], axis=1)
     return np.concatenate([observed[None], shuffled])
 
 

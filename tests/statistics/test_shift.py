@@ -85,6 +85,42 @@ def test_a_shift_that_lies_in_a_correlation_alone_is_found() -> None:
     assert all(f.p_value > 0.01 for f in shift.features)  # neither feature alone differs
 
 
+def scenario_episodes(generator: np.random.Generator, shift: float = 0.0) -> tuple[list[np.ndarray], list[str]]:
+    """Ten episodes of each of four scenarios whose observations lie far apart."""
+    made = []
+    for level in range(4):
+        made += [e + 3.0 * level for e in episodes(generator, 10, shift)]
+    return made, [f"scenario {level}" for level in range(4) for _ in range(10)]
+
+
+def test_permuting_within_scenarios_finds_a_shift_that_equal_shares_would_hide_and_stays_honest() -> None:
+    generator = np.random.default_rng(8)
+    alarms, found, hidden = [], [], []
+    for trial in range(30):
+        a, in_a = scenario_episodes(generator)
+        b, in_b = scenario_episodes(generator)
+        c, in_c = scenario_episodes(generator, shift=2.0)
+        alarms.append(measure_shift(a, b, seed=trial, permutations=79, scenarios=(in_a, in_b)).p_value)
+        found.append(measure_shift(a, c, seed=trial, permutations=79, scenarios=(in_a, in_c)).p_value)
+        hidden.append(measure_shift(a, c, seed=trial, permutations=79).p_value)
+    assert np.mean(np.array(alarms) <= 0.05) <= 0.17
+    assert np.mean(np.array(found) <= 0.05) >= 0.9
+    assert np.mean(np.array(hidden) <= 0.05) < np.mean(np.array(found) <= 0.05)
+
+
+def test_scenarios_of_one_side_alone_count_as_a_shift() -> None:
+    generator = np.random.default_rng(9)
+    low, high = episodes(generator, 30), episodes(generator, 30, shift=4.0)
+    assert measure_shift(low, high, scenarios=(["known"] * 30, ["new"] * 30)).shifted
+    mixed = (["known"] * 30, ["known"] * 15 + ["new"] * 15)
+    assert measure_shift(low, episodes(generator, 15) + high[:15], scenarios=mixed).shifted
+
+
+def test_scenarios_that_do_not_fit_the_episodes_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 and 2 scenarios"):
+        measure_shift([np.ones((3, 2))] * 2, [np.ones((3, 2))] * 2, scenarios=(["a"], ["a", "b"]))
+
+
 def test_pictures_are_compared_by_projections_alone() -> None:
     generator = np.random.default_rng(6)
     dark = [generator.integers(0, 100, (5, 20, 20), dtype=np.uint8) for _ in range(12)]
