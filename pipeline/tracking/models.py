@@ -4,7 +4,7 @@ import contextlib
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,17 @@ def fetch_version(version: ModelVersion) -> StoredPolicy:
         raise BadInput(f"policy of {reference} cannot be fetched: {shortened(str(error))}") from None
     recorded = version.tags.get(VersionTag.POLICY_DIGEST)
     return StoredPolicy(folder, _verified(folder, recorded, reference), reference, version.run_id, version)
+
+
+def find_expert(client: MlflowClient, demonstrator: Mapping[str, Any], task: str) -> StoredPolicy | None:
+    """The registered expert that a dataset's metadata names; None for another kind or a version that is not there."""
+    if demonstrator["kind"] != "expert":
+        return None
+    try:
+        version = find_version(client, f"{demonstrator['name']}/{demonstrator['version']}", task, Alias.APPROVED)
+    except BadInput:
+        return None  # that the registry does not know the version is for validation to say
+    return fetch_version(version)
 
 
 def training_seeds(client: MlflowClient, candidate: StoredPolicy) -> dict[str, StoredPolicy]:

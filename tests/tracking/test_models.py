@@ -1,0 +1,168 @@
+"""Policies in the store: found by reference, bound to their bytes, never mistaken for another."""
+
+import pytest
+from real_things import TASK
+
+from pipeline.errors import BadInput
+from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE, Alias, Tag, VersionTag
+from pipeline.policies import policy_digest
+from pipeline.tracking import registry
+from pipeline.tracking.models import fetch_version, find_policy, find_version, training_seeds
+
+UNKNOWN = "0" * 32
+
+
+def refusal(action) -> str:
+    with pytest.raises(BadInput) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change_one_byte(file) -> None:
+    """The last byte of weights, or a letter inside the JSON's free text: still readable, no longer the same."""
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+# --- bound to bytes --------------------------------------------------------------------------------------------------
+
+
+def test_a_registered_policy_comes_back_as_the_bytes_that_were_registered(bench):
+    version = bench.candidate()
+    stored = fetch_version(bench.version(version))
+    assert stored.digest == version.tags[VersionTag.POLICY_DIGEST] == policy_digest(bench.files_of(version))
+    assert (stored.reference, stored.name_and_version, stored.run_id) == ("walk-expert/1",) * 2 + (version.run_id,)
+
+
+@pytest.mark.parametrize("file", [POLICY_WEIGHTS_FILE, POLICY_SPEC_FILE])
+def test_one_changed_byte_of_a_registered_policy_is_refused_by_name(bench, file):
+    version = bench.candidate()
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    change_one_byte(bench.files_of(version) / file)
+    message = refusal(lambda: fetch_version(bench.version(version)))
+    assert "walk-expert/1" in message
+    assert "files changed" in message
+    assert version.tags[VersionTag.POLICY_DIGEST] in message
+
+
+def test_a_version_without_a_digest_on_record_is_refused(bench):
+    version = bench.candidate()
+    bench.client.delete_model_version_tag(version.name, version.version, VersionTag.POLICY_DIGEST)
+    assert "walk-expert/1" in refusal(lambda: fetch_version(bench.version(version)))
+
+
+def test_a_version_whose_files_are_gone_is_refused_by_name(bench):
+    version = bench.candidate()
+    for file in bench.files_of(version).iterdir():
+        file.unlink()
+    assert "walk-expert/1" in refusal(lambda: fetch_version(bench.version(version)))
+
+
+def test_one_changed_byte_of_a_runs_policy_is_refused_by_its_run(bench):
+    run_id = bench.policy_run()
+    stored = find_policy(bench.client, run_id, TASK, {})
+    assert stored.digest == bench.client.get_run(run_id).data.tags[Tag.POLICY_DIGEST]
+    (weights,) = bench.folder.glob(f"mlartifacts/**/{run_id}/**/{POLICY_WEIGHTS_FILE}")
+    change_one_byte(weights)
+    message = refusal(lambda: find_policy(bench.client, run_id, TASK, {}))
+    assert run_id in message
+    assert "files changed" in message
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def test_every_way_to_name_a_version_finds_the_same_one(bench):
+    first, second = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    for reference in ("1", "walk-expert/1", "models:/walk-expert/1", "models:/walk-expert@approved", "latest"):
+        assert int(find_version(bench.client, reference, TASK, Alias.APPROVED).version) == 1, reference
+    assert int(find_version(bench.client, "latest", TASK, Alias.CANDIDATE).version) == int(second.version) == 2
+
+
+def test_latest_without_an_approved_version_is_refused_and_takes_no_other(bench):
+    bench.candidate()
+    message = refusal(lambda: find_version(bench.client, "latest", TASK, Alias.APPROVED))
+    assert "approved" in message
+    assert "mlflow run . -e promote" in message
+
+
+@pytest.mark.parametrize(
+    ("reference", "part"),
+    [
+        ("9", "no such version"),
+        ("walk-expert/9", "no such version"),
+        ("models:/walk-expert@best", "no such version"),
+        ("swim-expert/1", "belongs to another task"),
+        ("walk-expert", "no model reference"),
+        ("a b", "no model reference"),
+        ("models:/walk-expert/1' or '1'='1", "no model reference"),
+        ("", "no model reference"),
+    ],
+)
+def test_a_wrong_version_is_refused_and_takes_no_other(bench, reference, part):
+    version = bench.candidate()
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    assert part in refusal(lambda: find_version(bench.client, reference, TASK, Alias.APPROVED))
+
+
+def test_an_unknown_run_never_stands_for_the_latest_one(bench):
+    bench.policy_run()
+    message = refusal(lambda: find_policy(bench.client, UNKNOWN, TASK, {Tag.STAGE: "pretrain"}))
+    assert UNKNOWN in message
+    assert "no such run" in message
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED", None])
+def test_the_policy_of_a_run_that_did_not_finish_is_refused(bench, status):
+    run_id = bench.policy_run(status=status)
+    assert "not FINISHED" in refusal(lambda: find_policy(bench.client, run_id, TASK, {}))
+
+
+def test_a_run_without_a_policy_is_refused_with_its_stage(bench):
+    run_id = bench.run("collect")
+    message = refusal(lambda: find_policy(bench.client, run_id, TASK, {}))
+    assert "'collect'" in message
+    assert "holds no policy" in message
+
+
+def test_latest_is_the_newest_finished_run_of_the_stage_and_task(bench):
+    bench.policy_run(seed=1)
+    newest = bench.policy_run(seed=2)
+    bench.policy_run(seed=3, status="FAILED")
+    bench.policy_run("finetune_seed", seed=4)
+    bench.policy_run(seed=5, task="swim")
+    assert find_policy(bench.client, "latest", TASK, {Tag.STAGE: "pretrain"}).run_id == newest
+
+
+def test_latest_of_an_empty_store_is_refused(bench):
+    assert "no finished run" in refusal(lambda: find_policy(bench.client, "latest", TASK, {Tag.STAGE: "pretrain"}))
+
+
+@pytest.mark.parametrize("reference", ["nowhere", "nowhere/at all", "x'y", "../..", "policy.json", "é" * 2000])
+def test_a_policy_that_is_no_reference_is_refused_in_one_short_line(bench, reference):
+    assert len(refusal(lambda: find_policy(bench.client, reference, TASK, {}))) < 500
+
+
+def test_a_folder_may_be_a_policy(bench):
+    folder = bench.policy_folder()
+    stored = find_policy(bench.client, str(folder), TASK, {})
+    assert (stored.digest, stored.run_id, stored.version) == (policy_digest(folder), None, None)
+
+
+def test_the_seeds_of_a_training_are_found_by_number(bench):
+    parent = bench.policy_run("train_expert")
+    children = {
+        seed: bench.policy_run("train_expert_seed", seed=seed, seed_=str(seed), mlflow__parentRunId=parent)
+        for seed in (10, 2)
+    }
+    for seed, run_id in children.items():
+        bench.client.set_tag(run_id, Tag.SEED, str(seed))
+    found = training_seeds(bench.client, find_policy(bench.client, parent, TASK, {}))
+    assert {name: policy.run_id for name, policy in found.items()} == {
+        "training seed 2": children[2],
+        "training seed 10": children[10],
+    }
+    assert list(found) == ["training seed 2", "training seed 10"]
