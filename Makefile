@@ -2,6 +2,7 @@
 # make test   set up and run linters, type checks, the import contract and all tests
 # make setup  only the set-up; a second call reuses what is there
 # make check  linters, types, import contract
+# make older  the whole pipeline, tiny, on the older versions that plain pip resolves
 # make ui     look at the demo's runs in a browser
 # make clean  remove the environment (never the store)
 
@@ -14,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 TASK ?= social_nav
 STORE := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: demo test setup check ui clean
+.PHONY: demo test setup check older ui clean
 
 demo: setup
 	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) \
@@ -22,6 +23,7 @@ demo: setup
 
 test: setup check
 	pytest
+	$(MAKE) older
 
 check: setup
 	ruff check .
@@ -43,5 +45,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	touch $@
 
+# plain pip follows the pins of `imitation`: stable-baselines3 2.2 and gymnasium 0.29
+OLDER := .venv-older
+older: $(OLDER)/.installed
+	rm -rf $(OLDER)/store && mkdir $(OLDER)/store
+	PATH="$(CURDIR)/$(OLDER)/bin:$$PATH" MLFLOW_TRACKING_URI=sqlite:///$(CURDIR)/$(OLDER)/store/mlflow.db \
+		MLFLOW_EXPERIMENT_NAME= $(CURDIR)/$(OLDER)/bin/python -m entrypoints.main --config configs/smoke/main.yaml
+
+$(OLDER)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDER)
+	$(OLDER)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(OLDER)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDER)
