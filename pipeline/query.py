@@ -4,23 +4,36 @@
     query.runs(stage="pretrain")
     query.curves(["0a1b..."], ["eval/success_rate"])
     query.datasets(); query.policies("social_nav"); query.lineage("social_nav-expert/1").to_text()
+    query.load_ppo("models:/social_nav-expert@approved").predict(observations)
+    query.load_demonstrations("social_nav-0a1b2c3d").trajectories
+    query.export_dataset("social_nav-0a1b2c3d", "out/minari")
+    query.export_policy("social_nav-expert@approved", "out/policy.zip")
 
 The store is the one that MLFLOW_TRACKING_URI names. Nothing here changes it.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from pipeline.errors import BadInput, did_you_mean
-from pipeline.names import STAGES, Tag
+from pipeline.errors import BadInput, did_you_mean, shortened
+from pipeline.names import STAGES, Alias, Tag, registered_model
 from pipeline.tracking import lineage as _lineage
 from pipeline.tracking.catalogue import dataset_rows, metric_history, version_rows
+from pipeline.tracking.datasets import StoredDataset, fetch_for_training
 from pipeline.tracking.lineage import Lineage
+from pipeline.tracking.models import RUN_ID, VERSION_REFERENCE, StoredPolicy, fetch_version, find_policy, find_version
+from pipeline.tracking.registry import require_approved
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
 
+if TYPE_CHECKING:
+    from stable_baselines3 import PPO
+
 RUN_COLUMNS = ("run_id", "stage", "task", "group", "arm", "seed", "status", "started", "verdict", "taint")
+STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 DATASET_COLUMNS = (
     "dataset_id", "quality", "episodes", "steps", "coverage", "demonstrator", "digest", "recorded", "run_id", "taint",
 )  # fmt: skip
@@ -51,11 +64,14 @@ def runs(
     """Runs of the pipeline, newest first: `RUN_COLUMNS` and one column for each of `metrics` (its last value, or NaN).
 
     `stage` is an entry point, or `train_expert_seed`, `finetune_seed`, `baseline_seed` for the runs of single seeds.
-    Raises BadInput for an unknown stage.
+    Raises BadInput for an unknown stage or status.
     """
     known = (*STAGES, *(f"{s}_seed" for s in ("train_expert", "finetune", "baseline")))
     if stage is not None and stage not in known:
         raise BadInput(f"stage {stage!r} is unknown.{did_you_mean(stage, known)} There are: {', '.join(known)}")
+    if status is not None and status not in STATUSES:
+        hint = did_you_mean(status.upper(), STATUSES)
+        raise BadInput(f"status {shortened(status)} is unknown.{hint} There are: {', '.join(STATUSES)}")
     wanted = {Tag.STAGE: stage, Tag.TASK: task, Tag.GROUP: group, Tag.ARM: arm}
     found = search(connect(), {k: v for k, v in wanted.items() if v is not None}, limit, status)
     rows = [
@@ -113,3 +129,60 @@ def why(reference: str) -> Lineage:
 def impact(reference: str) -> Lineage:
     """Everything that came from a run, version or dataset."""
     return _lineage.downstream(connect(), reference)
+
+
+def load_ppo(reference: str) -> "PPO":
+    """An SB3 PPO with the weights of a policy: `models:/<name>@approved`, `<name>/<version>`, a run id or a folder.
+
+    Nothing is unpickled: the network is rebuilt from the artifact, whose bytes are held to the digest on record.
+    """
+    from pipeline.foreign_policies import as_ppo
+    from pipeline.policies import load_policy
+
+    return as_ppo(load_policy(_policy(reference).folder))
+
+
+def load_demonstrations(reference: str) -> StoredDataset:
+    """`.trajectories` and `.metadata` of a dataset id, the run that recorded it, or `latest`.
+
+    Raises BadInput unless the dataset is validated and untainted, and its bytes are those on record.
+    """
+    return fetch_for_training(connect(), reference, None)
+
+
+def export_dataset(reference: str, folder: str) -> str:
+    """Write a validated dataset as a Minari dataset (HDF5) to a new folder; returns a line for people."""
+    from pipeline.exchange import export_minari
+
+    stored = load_demonstrations(reference)
+    export_minari(stored.trajectories, stored.metadata, folder)
+    return f"dataset {stored.metadata.dataset_id}: {stored.metadata.episodes} episodes written to {folder} (Minari)"
+
+
+def export_policy(reference: str, file: str) -> str:
+    """Write the approved version of an expert as an SB3 `.zip` to a new file; returns a line for people."""
+    from pipeline.foreign_policies import export_sb3_zip
+    from pipeline.policies import load_policy
+
+    version = find_version(connect(), reference, _task_of(reference), Alias.APPROVED)
+    require_approved(version, "export_policy")
+    policy = fetch_version(version)
+    export_sb3_zip(load_policy(policy.folder), file)
+    return f"policy {policy.reference} ({policy.digest}) written to {file}; whoever loads an SB3 zip trusts it"
+
+
+def _policy(reference: str) -> StoredPolicy:
+    local = RUN_ID.fullmatch(reference) or Path(reference).is_dir()
+    return find_policy(connect(), reference, "" if local else _task_of(reference), {})
+
+
+def _task_of(reference: str) -> str:
+    """`"models:/walk-expert@approved"` -> `"walk"`. Raises BadInput for what names no registered expert."""
+    match = VERSION_REFERENCE.fullmatch(reference)
+    suffix = registered_model("")
+    if match is None or not match["name"].endswith(suffix):
+        raise BadInput(
+            f"policy {reference!r} is not understood; give <task>{suffix}@approved, <task>{suffix}/<version>, or, to "
+            "load it, the id of the run that made it"
+        )
+    return match["name"].removesuffix(suffix)

@@ -92,12 +92,38 @@ def test_a_refusal_changes_nothing_but_the_tags_of_the_gate(bench):
     assert len(registry.approvals(bench.client, TASK)) == 1
 
 
-def test_an_approved_version_that_now_fails_stays_approved(bench):
+def test_an_approved_version_that_now_fails_keeps_its_alias_but_demonstrates_no_more(bench):
+    version = bench.candidate()
+    assert registry.refuse(bench.client, version, bench.run("promote"), "never good") is False
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    assert registry.refuse(bench.client, version, bench.run("promote"), "fails on new scenarios") is True
+    assert state(bench, version) == (Gate.REFUSED, {Alias.APPROVED, Alias.CANDIDATE})
+    assert bench.version(version).tags[VersionTag.GATE_REASON] == "fails on new scenarios"
+    ((since, until),) = history(bench, version)
+    assert since <= until
+    with pytest.raises(BadInput, match=r"walk-expert/1 is not approved \(gate: refused\)"):
+        registry.require_approved(bench.version(version), "collect")
+
+
+def test_an_approval_after_a_refusal_is_a_new_period(bench):
     version = bench.candidate()
     registry.approve(bench.client, version, bench.run("promote"), "good")
-    registry.refuse(bench.client, version, bench.run("promote"), "fails on new scenarios")
+    registry.refuse(bench.client, version, bench.run("promote"), "fails")
+    registry.approve(bench.client, version, bench.run("promote"), "good again")
     assert state(bench, version)[0] == Gate.APPROVED
-    assert bench.version(version).tags[VersionTag.GATE_REASON] == "fails on new scenarios"
+    (_, first_until), (second_since, second_until) = history(bench, version)
+    assert first_until <= second_since
+    assert second_until is None
+    registry.require_approved(bench.version(version), "collect")
+
+
+def test_a_version_that_was_refused_stays_refused_when_another_takes_its_alias(bench):
+    first, second = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    registry.refuse(bench.client, first, bench.run("promote"), "fails")
+    assert registry.approve(bench.client, second, bench.run("promote"), "better").replaced == "1"
+    assert state(bench, first) == (Gate.REFUSED, frozenset())
+    assert bench.version(first).tags[VersionTag.REPLACED_BY] == "2"
 
 
 def test_a_refused_version_may_be_approved_later(bench):
@@ -217,6 +243,26 @@ def test_a_tainted_version_is_no_target_of_a_roll_back(bench):
     with pytest.raises(BadInput, match="walk-expert/1: it is tainted: trained on wrong data"):
         registry.roll_back(bench.client, first, bench.run("promote"), "why not")
     assert approved_number(bench) == 2
+
+
+def test_a_version_that_was_refused_since_is_no_target_of_a_roll_back(bench):
+    first, second = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    registry.approve(bench.client, second, bench.run("promote"), "better")
+    registry.refuse(bench.client, first, bench.run("promote"), "hits walls")
+    with pytest.raises(BadInput, match="walk-expert/1: it was refused since: hits walls"):
+        registry.roll_back(bench.client, first, bench.run("promote"), "why not")
+    assert approved_number(bench) == 2
+
+
+def test_a_taint_takes_the_approval_away_and_ends_its_period(bench):
+    first, second = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    assert registry.taint(bench.client, first.name, first.version, "cheated") is True
+    assert registry.taint(bench.client, second.name, second.version, "cheated") is False
+    assert registry.approved_version(bench.client, TASK) is None
+    assert state(bench, first)[0] == Gate.REFUSED
+    assert [period.until is None for period in registry.approvals(bench.client, TASK)] == [False]
 
 
 def test_tasks_do_not_share_experts(bench):

@@ -1,0 +1,249 @@
+"""The run of a stage: what is on record of it, however it ends."""
+
+import math
+
+import pytest
+from real_things import TASK
+
+from pipeline.config.loading import validate
+from pipeline.config.stages import Pretrain
+from pipeline.config.task import TaskConfig
+from pipeline.errors import BadInput
+from pipeline.names import Artifact, Tag
+from pipeline.tracking.runs import (
+    digest_of,
+    end_failed,
+    get_run,
+    latest_run,
+    open_run,
+    read_config,
+    read_text_artifact,
+    search,
+    tag_value,
+)
+from pipeline.tracking.store import DEFAULT_EXPERIMENT, connect, experiment_id
+
+NOTE = "mlflow.note.content"
+
+
+def task_config(name=TASK, **changes) -> TaskConfig:
+    data = {
+        "name": name,
+        "environment": {"id": "Walk-v0"},
+        "success": {"info": "reached"},
+        "thresholds": {},
+        "scenarios": {"a": {}},
+        "scenario_sets": {"train": {"a": 1}},
+        **changes,
+    }
+    return validate(TaskConfig, data, "test")
+
+
+def pretrain_config(**changes) -> Pretrain:
+    return validate(Pretrain, {"task": "walk.yaml", **changes}, "test")
+
+
+# --- how a run ends --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_ends_well_is_finished_and_says_which_code_it_ran(store):
+    with open_run("pretrain") as run:
+        pass
+    ended = run.client.get_run(run.run_id)
+    assert ended.info.status == "FINISHED"
+    assert ended.data.tags[Tag.STAGE] == "pretrain"
+    assert ended.info.run_name == "pretrain"
+    assert ended.data.tags[Tag.CODE_DIRTY] in ("true", "false")
+    assert ended.data.tags[Tag.CODE_COMMIT]
+    assert not run.folder.exists()
+
+
+def test_bad_input_ends_the_run_failed_with_the_same_line_as_its_description(store):
+    with pytest.raises(BadInput) as caught, open_run("pretrain") as run:
+        raise BadInput("seeds = 'x': it must be a list of numbers")
+    ended = run.client.get_run(run.run_id)
+    assert ended.info.status == "FAILED"
+    assert ended.data.tags[NOTE] == str(caught.value)
+
+
+def test_a_fault_of_ours_ends_the_run_failed_with_its_kind_and_text(store):
+    with pytest.raises(ZeroDivisionError), open_run("pretrain") as run:
+        1 / 0  # noqa: B018
+    ended = run.client.get_run(run.run_id)
+    assert ended.info.status == "FAILED"
+    assert "ZeroDivisionError: 'division by zero'" in ended.data.tags[NOTE]
+
+
+def test_an_interrupt_ends_the_run_and_says_so(store):
+    with pytest.raises(KeyboardInterrupt), open_run("pretrain") as run:
+        raise KeyboardInterrupt
+    ended = run.client.get_run(run.run_id)
+    assert ended.info.status in ("FAILED", "KILLED")
+    assert ended.data.tags[NOTE] == "interrupted"
+
+
+def test_a_refusal_ends_a_closed_run_failed_after_all(store):
+    with open_run("promote") as run:
+        pass
+    end_failed(run)
+    assert run.client.get_run(run.run_id).info.status == "FAILED"
+
+
+def test_nested_runs_name_their_parent_and_a_failed_child_fails_it_too(store):
+    with pytest.raises(BadInput), open_run("main") as parent, open_run("collect", nested=True) as child:
+        raise BadInput("no expert")
+    ended = parent.client.get_run(child.run_id)
+    assert ended.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert (ended.info.status, parent.client.get_run(parent.run_id).info.status) == ("FAILED", "FAILED")
+    assert parent.client.get_run(parent.run_id).data.tags[NOTE] == "no expert"
+
+
+def test_a_name_that_a_person_chose_is_kept(store, monkeypatch):
+    client = connect()
+    created = client.create_run(experiment_id(client, "mine"), run_name="my best try")
+    monkeypatch.setenv("MLFLOW_RUN_ID", created.info.run_id)
+    with open_run("pretrain") as run:
+        assert run.run_id == created.info.run_id
+    assert client.get_run(run.run_id).info.run_name == "my best try"
+
+
+def test_runs_lie_in_an_experiment_whose_artifacts_are_beside_the_store(store):
+    with open_run("pretrain") as run:
+        run.text("hello", "note.txt")
+    experiment = run.client.get_experiment(run.experiment_id)
+    assert experiment.name == DEFAULT_EXPERIMENT
+    assert experiment.artifact_location == (store / "mlartifacts" / DEFAULT_EXPERIMENT).as_uri()
+    (file,) = store.glob("mlartifacts/**/note.txt")
+    assert file.read_text() == "hello"
+    assert run.artifact_place("note.txt") == str(file)
+
+
+def test_a_deleted_experiment_is_not_written_to(store):
+    client = connect()
+    client.delete_experiment(experiment_id(client, "gone"))
+    with pytest.raises(BadInput, match="experiment 'gone' was deleted"):
+        experiment_id(client, "gone")
+
+
+# --- what is on record -----------------------------------------------------------------------------------------------
+
+
+def test_the_resolved_config_is_on_record_and_reads_back_equal(store):
+    config = pretrain_config(seed=5, cloning={"epochs": 3})
+    with open_run("pretrain") as run:
+        run.record_config(config, task_config(), {"dataset": "d1"})
+    recorded = run.client.get_run(run.run_id)
+    assert read_config(run.client, recorded, Pretrain) == config
+    assert recorded.data.params["cfg.cloning.epochs"] == "3"
+    assert recorded.data.params["cfg.network.hidden"] == "[128, 128]"  # a default is on record as well
+    assert recorded.data.tags[Tag.TASK] == TASK
+    assert all(
+        read_text_artifact(run.client, run.run_id, path)
+        for path in (Artifact.CONFIG, Artifact.TASK, Artifact.ENVIRONMENT)
+    )
+
+
+def test_equal_inputs_have_equal_digests_and_any_difference_another(store):
+    def digest(config, task, inputs) -> str:
+        with open_run("pretrain") as run:
+            run.record_config(config, task, inputs)
+        return str(run.client.get_run(run.run_id).data.tags[Tag.INPUTS_DIGEST])
+
+    base = digest(pretrain_config(), task_config(), {"dataset": "d1"})
+    assert digest(pretrain_config(), task_config(), {"dataset": "d1"}) == base
+    assert digest(pretrain_config(seed=1), task_config(), {"dataset": "d1"}) == base  # a default, written out
+    others = [
+        digest(pretrain_config(seed=2), task_config(), {"dataset": "d1"}),
+        digest(pretrain_config(), task_config(horizon=9), {"dataset": "d1"}),
+        digest(pretrain_config(), task_config(), {"dataset": "d2"}),
+    ]
+    assert len({base, *others}) == 4
+
+
+def test_a_digest_does_not_depend_on_the_order_of_keys():
+    assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
+    assert digest_of({"a": [1, 2]}) != digest_of({"a": [2, 1]})
+    assert len(digest_of({})) == 36
+
+
+def test_a_record_that_is_gone_or_no_longer_fits_is_refused_by_its_run(store):
+    with open_run("pretrain") as run:
+        pass
+    with pytest.raises(BadInput, match=f"config.yaml of run {run.run_id} is missing"):
+        read_config(run.client, run.client.get_run(run.run_id), Pretrain)
+    run.text("task: t\nepoch: 3\n", Artifact.CONFIG)
+    with pytest.raises(BadInput, match=f"config.yaml of run {run.run_id}: unknown key 'epoch'"):
+        read_config(run.client, run.client.get_run(run.run_id), Pretrain)
+
+
+def test_a_figure_that_was_not_measured_is_left_out_and_not_0(store):
+    with open_run("evaluate") as run:
+        run.metrics({"good": 0.5, "nothing": math.nan, "endless": math.inf}, step=3)
+        run.metric_series([("curve", 1.0, 1), ("curve", math.nan, 2), ("curve", 3.0, 3)])
+    assert run.client.get_run(run.run_id).data.metrics == {"good": 0.5, "curve": 3.0}
+    assert [p.step for p in run.client.get_metric_history(run.run_id, "curve")] == [1, 3]
+
+
+def test_more_metrics_params_and_tags_than_one_request_takes_all_arrive(store):
+    with open_run("evaluate") as run:
+        run.metric_series([(f"m{i % 50}", float(i), i) for i in range(2_500)])
+        run.params({f"p{i}": i for i in range(250)})
+    data = run.client.get_run(run.run_id).data
+    assert len(data.metrics) == 50
+    assert data.params == {f"p{i}": str(i) for i in range(250)}
+    assert len(run.client.get_metric_history(run.run_id, "m7")) == 50
+
+
+def test_a_parameter_longer_than_the_store_takes_is_cut(store):
+    with open_run("evaluate") as run:
+        run.params({"long": "x" * 20_000})
+    assert run.client.get_run(run.run_id).data.params["long"] == "x" * 6_000
+
+
+def test_yes_and_no_are_written_in_lower_case_and_nothing_is_not_written(store):
+    with open_run("evaluate") as run:
+        run.tag({"yes": True, "no": False, "number": 3, "nothing": None})
+    tags = run.client.get_run(run.run_id).data.tags
+    assert (tags["yes"], tags["no"], tags["number"]) == ("true", "false", "3")
+    assert "nothing" not in tags
+
+
+# --- finding runs ----------------------------------------------------------------------------------------------------
+
+
+def test_search_filters_by_tags_and_status_over_all_experiments_newest_first(bench):
+    first = bench.run("pretrain")
+    bench.run("collect")
+    bench.run("pretrain", status="FAILED")
+    bench.experiment = experiment_id(bench.client, "another")
+    second = bench.run("pretrain")
+    found = search(bench.client, {Tag.STAGE: "pretrain"})
+    assert [run.info.run_id for run in found] == [second, first]
+    assert len(search(bench.client, {Tag.STAGE: "pretrain"}, status=None)) == 3
+    assert [run.info.run_id for run in search(bench.client, {Tag.STAGE: "pretrain"}, limit=1)] == [second]
+    assert latest_run(bench.client, "policy", **{Tag.STAGE: "pretrain"}).info.run_id == second
+
+
+def test_latest_of_nothing_is_refused_with_what_was_looked_for(bench):
+    with pytest.raises(BadInput, match="policy 'latest': the store has no finished run with stage = pretrain"):
+        latest_run(bench.client, "policy", **{Tag.STAGE: "pretrain"})
+
+
+def test_an_unknown_run_is_refused(bench):
+    bench.run("pretrain")
+    for unknown in ("0" * 32, "latest", "", "' or 1=1", "x" * 5_000):
+        with pytest.raises(BadInput, match="the store has no such run") as caught:
+            get_run(bench.client, unknown, "policy")
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("value", ["a'b", 'a"b', "a`b", "a\\b", "100%", "a\nb", "\0", "x" * 501])
+def test_a_name_that_could_end_its_quotes_is_refused(bench, value):
+    with pytest.raises(BadInput, match="names hold no quotes"):
+        tag_value(value)
+    with pytest.raises(BadInput, match="names hold no quotes"):
+        search(bench.client, {Tag.GROUP: value})
+
+
+def test_an_ordinary_name_passes_as_it_is():
+    assert tag_value("my group-1_a.b (second) é") == "my group-1_a.b (second) é"
