@@ -25,10 +25,11 @@ class TrainingJob:
     learning_rate_zero: bool = False  # control: no weight may change, checked at the end
     total_timesteps: int | None = None  # budget of a control; None: that of `training`
     final_episodes: int = 200  # fresh episodes that the best checkpoint is measured on at the end
+    exact_budget: bool = False  # cut the last rollout so that exactly `budget` steps are trained, whatever n_steps is
 
     @property
     def budget(self) -> int:
-        """Environment steps asked for; SB3 rounds up to whole rollouts."""
+        """Environment steps asked for; SB3 rounds up to whole rollouts unless `exact_budget`."""
         return self.training.total_timesteps if self.total_timesteps is None else self.total_timesteps
 
 

@@ -22,6 +22,7 @@ from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.evaluation import EpisodeRecords, run_episodes
 from pipeline.learning.callbacks import EvaluationCallback, EventWriter, TrainingDone
+from pipeline.learning.exact_budget import ExactPPO
 from pipeline.learning.jobs import Emit, TrainingEvent, TrainingJob, TrainingResult, TransferProof, WallSeconds
 from pipeline.learning.warm_start import WarmPPO, transfer
 from pipeline.names import Metric
@@ -118,6 +119,12 @@ def check_job(job: TrainingJob) -> None:
         raise BadInput(
             f"training.ppo.n_steps = {n_steps} with training.n_envs = {job.training.n_envs}: a rollout needs 2 steps"
         )
+    if job.exact_budget and job.budget % job.training.n_envs:
+        fitting = job.budget - job.budget % job.training.n_envs
+        raise BadInput(
+            f"a budget of {job.budget} steps is no multiple of training.n_envs = {job.training.n_envs}, so it cannot "
+            f"be met exactly; use {fitting or job.training.n_envs}"
+        )
     if job.training.ppo.get("batch_size", 64) < 2:
         raise BadInput("training.ppo.batch_size = 1: it must be 2 or more, to normalise advantages")
 
@@ -146,7 +153,7 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv) -> tuple[WarmPPO, Tran
     training = job.training
     schedule = LearningRate(initial=0.0) if job.learning_rate_zero else training.learning_rate
     model: WarmPPO = call_with_user_arguments(
-        WarmPPO,
+        ExactPPO if job.exact_budget else WarmPPO,
         "training.ppo",
         policy=policy_class(task.observation_space),
         env=env,

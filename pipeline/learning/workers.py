@@ -2,6 +2,12 @@
 
     results = run_side_by_side(jobs, workers=2, on_event=lambda index, event: log(event))
 
+or, when what is trained next depends on what came out, one by one:
+
+    with TrainingPool() as pool:
+        pool.start("a", job)
+        for key, news in pool.wait(): ...  # TrainingEvent, TrainingResult, BadInput or TrainingCrashed
+
 Each child has its own pipe, so that a killed one cannot damage what another says; it ends by itself when the parent
 does. The processes come from a fork server that has everything imported. Not here: what is done with the events.
 """
@@ -11,12 +17,13 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
@@ -38,46 +45,99 @@ class _Failure:
 
 @dataclass
 class _Child:
-    index: int
     seed: int
     process: ForkServerProcess
     pipe: connection.Connection
 
 
+News = TrainingEvent | TrainingResult | BadInput | TrainingCrashed
+
+
+class TrainingPool:
+    """Trainings in processes of their own, each under a key; leaving the `with` block ends those that still run."""
+
+    def __init__(self) -> None:
+        self._children: dict[Hashable, _Child] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._children.values():
+            child.process.terminate()
+        for key in list(self._children):
+            self._end(key)
+
+    def __len__(self) -> int:
+        """How many run."""
+        return len(self._children)
+
+    def start(self, key: Hashable, job: TrainingJob) -> None:
+        self._children[key] = _start(job)
+
+    def stop(self, key: Hashable) -> None:
+        """End a training before its time; nothing more is heard of it."""
+        self._children[key].process.terminate()
+        self._end(key)
+
+    def wait(self, seconds: float | None = None) -> list[tuple[Hashable, News]]:
+        """At most one piece of news of every training, in order per training; empty when `seconds` pass without any.
+
+        A result, `BadInput` as the child raised it, and `TrainingCrashed` for any other end are a training's last.
+        """
+        ready = connection.wait([child.pipe for child in self._children.values()], seconds)
+        news: list[tuple[Hashable, News]] = []
+        for key, child in list(self._children.items()):
+            if child.pipe in ready:
+                message = _receive(child)
+                news.append((key, message))
+                if not isinstance(message, TrainingEvent):
+                    self._end(key)
+        return news
+
+    def _end(self, key: Hashable) -> None:
+        child = self._children.pop(key)
+        child.process.join(_GRACE_SECONDS)
+        if child.process.is_alive():
+            child.process.kill()
+            child.process.join()
+        child.pipe.close()
+
+
 def run_side_by_side(
-    jobs: Sequence[TrainingJob], workers: int, on_event: Callable[[int, TrainingEvent], None]
+    jobs: Sequence[TrainingJob],
+    workers: int,
+    on_event: Callable[[int, TrainingEvent], None],
+    on_result: Callable[[int, TrainingResult], None] = lambda index, result: None,
 ) -> list[TrainingResult]:
     """Train all jobs, `workers` at a time; `on_event(index of the job, event)` runs in this process, in order per job.
 
-    Raises BadInput as the child raised it, `TrainingCrashed` for anything else; the other children are then ended.
+    `on_result` is called as soon as a job is done, so that what it came to outlives whatever ends the others. Raises
+    BadInput as the child raised it, `TrainingCrashed` for anything else; the other children are then ended.
     """
-    waiting = list(enumerate(jobs))
-    results: dict[int, TrainingResult] = {}
-    running: list[_Child] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < max(1, workers):
-                index, job = waiting.pop(0)
-                running.append(_start(index, job))
-            for child in _with_news(running):
-                message = _receive(child)
-                if isinstance(message, TrainingEvent):
-                    on_event(child.index, message)
-                elif isinstance(message, TrainingResult):
-                    results[child.index] = message
-                    running.remove(child)
-                    _end(child)
+    waiting = list(range(len(jobs)))
+    results: dict[Hashable, TrainingResult] = {}
+    with TrainingPool() as pool:
+        while waiting or len(pool):
+            while waiting and len(pool) < max(1, workers):
+                index = waiting.pop(0)
+                pool.start(index, jobs[index])
+            for key, news in pool.wait():
+                if isinstance(news, TrainingEvent):
+                    assert isinstance(key, int)
+                    on_event(key, news)
+                elif isinstance(news, TrainingResult):
+                    assert isinstance(key, int)
+                    results[key] = news
+                    on_result(key, news)
                 else:
-                    raise _as_error(child, message)
-    finally:
-        for child in running:
-            child.process.terminate()
-        for child in running:
-            _end(child)
+                    raise news
     return [results[index] for index in range(len(jobs))]
 
 
-def _start(index: int, job: TrainingJob) -> _Child:
+def _start(job: TrainingJob) -> _Child:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
@@ -85,39 +145,26 @@ def _start(index: int, job: TrainingJob) -> _Child:
     with _one_thread_environment():
         process.start()
     sender.close()
-    return _Child(index, job.seed, process, receiver)
+    return _Child(job.seed, process, receiver)
 
 
-def _with_news(running: Sequence[_Child]) -> list[_Child]:
-    ready = connection.wait([child.pipe for child in running])
-    return [child for child in running if child.pipe in ready]
-
-
-def _receive(child: _Child) -> Any:
+def _receive(child: _Child) -> News:
     """The child's next message; a closed pipe without a result is a failure."""
     try:
-        return child.pipe.recv()
+        message = child.pipe.recv()
     except (EOFError, ConnectionResetError):
         child.process.join(_GRACE_SECONDS)
         code = child.process.exitcode
         how = (
             f"was killed by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exited {code}"
         )
-        return _Failure(False, f"its process {how}; if memory ran out, lower training.n_envs or workers")
-
-
-def _as_error(child: _Child, failure: _Failure) -> Exception:
-    if failure.bad_input:
-        return BadInput(failure.text)
-    return TrainingCrashed(f"training of seed {child.seed} crashed: {failure.text}")
-
-
-def _end(child: _Child) -> None:
-    child.process.join(_GRACE_SECONDS)
-    if child.process.is_alive():
-        child.process.kill()
-        child.process.join()
-    child.pipe.close()
+        message = _Failure(False, f"its process {how}; if memory ran out, lower training.n_envs or workers")
+    if not isinstance(message, _Failure):
+        assert isinstance(message, TrainingEvent | TrainingResult)
+        return message
+    if message.bad_input:
+        return BadInput(message.text)
+    return TrainingCrashed(f"training of seed {child.seed} crashed: {message.text}")
 
 
 @contextmanager
