@@ -72,10 +72,11 @@ def parse(stage: str, arguments: Sequence[str]) -> tuple[str, dict[str, str], di
 
 TABLES = ("datasets", "policies", "runs")
 CHAINS = ("lineage", "why", "impact")
+EXPORTS = {"export_dataset": ("dataset", "folder"), "export_policy": ("policy", "file")}
 
 
 def ask(arguments: Sequence[str] | None = None) -> int:
-    """Answer one question from the store: a table, or a chain around a run, version or dataset."""
+    """Answer one question from the store: a table, a chain around a run, version or dataset, or a file for others."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline", description="Questions to the store.", allow_abbrev=False
     )
@@ -88,6 +89,10 @@ def ask(arguments: Sequence[str] | None = None) -> int:
         verb = verbs.add_parser(chain, help="the chain around a run id, <model>/<version> or dataset id")
         verb.add_argument("reference")
         verb.add_argument("--json", action="store_true", help="for scripts")
+    for export, (what, target) in EXPORTS.items():
+        verb = verbs.add_parser(export, help=f"write a {what} to a new {target}, for other programs")
+        verb.add_argument("reference", metavar=what)
+        verb.add_argument("target", metavar=target)
     try:
         with _argparse_errors():
             known = parser.parse_args(arguments)
@@ -104,9 +109,12 @@ def _answer(known: argparse.Namespace) -> str:
     if known.verb in CHAINS:
         chain = getattr(query, known.verb)(known.reference)
         return json.dumps(chain.to_json(), indent=2) if known.json else chain.to_text()
+    if known.verb in EXPORTS:
+        return str(getattr(query, known.verb)(known.reference, known.target))
     frame = getattr(query, known.verb)(task=known.task)
     if known.json:
         return str(frame.to_json(orient="records", date_format="iso", indent=2))
+    frame = frame.astype(object).where(frame.notna(), "-")
     return f"no {known.verb}" if frame.empty else str(frame.to_string(index=False, max_colwidth=60))
 
 

@@ -72,13 +72,7 @@ def export_sb3_zip(policy: ActorCriticPolicy, path: str | Path) -> None:
     target = Path(path)
     if target.suffix != ".zip" or target.exists():
         raise BadInput(f"export path {str(target)!r} must be a new file that ends in .zip")
-    model = PPO(
-        policy_class(policy.observation_space),
-        DummyVecEnv([lambda: _SpacesOnly(policy.observation_space, policy.action_space)]),
-        policy_kwargs=policy_arguments(network_of(policy)),
-        device="cpu",
-    )
-    load_tensors(model.policy, tensors_of(policy))
+    model = as_ppo(policy)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as folder:
         written = Path(folder) / "policy.zip"
@@ -86,6 +80,21 @@ def export_sb3_zip(policy: ActorCriticPolicy, path: str | Path) -> None:
         with open(written, "rb") as stream:
             os.fsync(stream.fileno())
         os.rename(written, target)
+
+
+def as_ppo(policy: ActorCriticPolicy) -> PPO:
+    """An SB3 PPO on the CPU with the weights of `policy` and SB3's own settings.
+
+    It predicts at once; to train it further, give it an environment: `model.set_env(env)`.
+    """
+    model = PPO(
+        policy_class(policy.observation_space),
+        DummyVecEnv([lambda: _SpacesOnly(policy.observation_space, policy.action_space)]),
+        policy_kwargs=policy_arguments(network_of(policy)),
+        device="cpu",
+    )
+    load_tensors(model.policy, tensors_of(policy))
+    return model
 
 
 class _SpacesOnly(gym.Env):

@@ -31,6 +31,7 @@ class Tag:
     LINEAGE_DATASET_DIGEST: Final = "lineage.dataset_digest"
     DATASET_ID: Final = "dataset.id"
     DATASET_DIGEST: Final = "dataset.digest"
+    DATASET_METADATA_DIGEST: Final = "dataset.metadata_digest"
     DATASET_QUALITY: Final = "dataset.quality"
     TAINT: Final = "taint"  # why what this run made must not be trusted any more
 

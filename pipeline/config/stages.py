@@ -107,8 +107,28 @@ class Scripted:
 
 
 @configuration
+class Minari:
+    """A Minari dataset (HDF5) that becomes a dataset of ours."""
+
+    path: str
+    """Folder of the dataset: the one with `data/main_data.hdf5`."""
+    scenario: Name | None = None
+    """Scenario of the task that its episodes belong to; None reads the scenarios which our own export wrote down."""
+
+
+@configuration
+class Repaired:
+    """A repaired copy of a dataset of the store: it becomes a dataset of its own, linked to the one it replaces."""
+
+    dataset: str
+    """The dataset that was repaired: its id or the run that recorded it."""
+    folder: str
+    """Folder with the repaired `trajectories.npz` and `metadata.json`."""
+
+
+@configuration
 class Collect:
-    """`collect`: record demonstrations from the approved expert or from a scripted demonstrator."""
+    """`collect`: demonstrations of the approved expert, unless `scripted`, `minari` or `repaired` is given."""
 
     task: str
     scenario_set: Name = "train"
@@ -117,6 +137,8 @@ class Collect:
     noise: Noise = Noise()
     filter: Filter = Filter()
     scripted: Scripted | None = None
+    minari: Minari | None = None
+    repaired: Repaired | None = None
     n_envs: Count = 64
     min_episodes: Count = 20
     """Fewer kept episodes than this quarantine the dataset."""
@@ -126,6 +148,9 @@ class Collect:
 
     def __post_init__(self) -> None:
         _distinct(self.seeds)
+        given = [name for name in ("scripted", "minari", "repaired") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; give at most one")
 
 
 @configuration
@@ -146,6 +171,8 @@ class Playback:
     episodes: tuple[Steps, ...] = (0,)
     inspect_only: bool = False
     frames_per_second: Positive = 10.0
+    video: Literal["auto", "gif", "mp4"] = "auto"
+    """Format of the animations; auto takes GIF where it stays below 4 MB, and H.264 otherwise."""
 
 
 @configuration

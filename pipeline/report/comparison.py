@@ -77,6 +77,7 @@ def summarise_verdict(comparison: Comparison, context: ReportContext) -> Summary
         headline=_headline(c),
         sentences=tuple(_sentences(c)),
         tiles=tuple(_tiles(c)),
+        warnings=tuple(f"Do not rely on this report: {reason}." for reason in context.taints),
         gauge=ratio_gauge(c.ratio, c.settings.ratio_target),
         gauge_alt=f"ratio of timesteps {interval(c.ratio)} against 1 and target {c.settings.ratio_target:g}",
         footer=f"{len(c.pairs)} matched seeds; 95 % percentile bootstrap over seed pairs, "

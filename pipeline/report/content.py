@@ -84,6 +84,7 @@ class Summary:
     headline: str
     sentences: tuple[str, ...]
     tiles: tuple[Tile, ...]
+    warnings: tuple[str, ...]  # shown above everything else
     gauge: str  # SVG in marker colours
     gauge_alt: str
     footer: str
@@ -91,7 +92,9 @@ class Summary:
 
 def markdown(title: str, summary: Summary, sections: tuple[Section, ...], figure_folder: str) -> str:
     """The report as Markdown; figures are referred to as `<figure_folder>/<name>.svg`."""
-    lines = [f"# {one_line(title)}", "", f"**{one_line(summary.verdict.upper())}.** {one_line(summary.headline)}", ""]
+    lines = [f"# {one_line(title)}", ""]
+    lines += [f"> **{one_line(warning)}**\n" for warning in summary.warnings]
+    lines += [f"**{one_line(summary.verdict.upper())}.** {one_line(summary.headline)}", ""]
     lines += [f"- {one_line(sentence)}" for sentence in summary.sentences]
     tiles = [(tile.label, tile.value, tile.detail) for tile in summary.tiles]
     lines += [

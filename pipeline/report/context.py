@@ -66,6 +66,7 @@ class ReportContext:
     task: str
     group: str
     created_at: str  # UTC, ISO 8601
+    taints: tuple[str, ...] = ()  # why something that the comparison rests on must not be trusted any more
     differences: tuple[SettingDifference, ...] | None = None
     shared_settings: Mapping[str, str] | None = None  # dotted key -> value, equal in both arms
     references: tuple[ReferencePolicy, ...] | None = None

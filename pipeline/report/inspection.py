@@ -3,13 +3,14 @@
 for path, data in inspection_files(inspection).items(): ...      # "inspection.md", "figures/return.svg", ...
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from pipeline.report.figures import histogram, ranges
 from pipeline.report.palette import for_file
-from pipeline.report.text import markdown_table, number, words
+from pipeline.report.text import markdown_table, number, one_line, words
 from pipeline.validation.inspection import Distribution, Inspection
 
 FIGURES: Final = "figures"
@@ -18,10 +19,11 @@ MOST_DRAWN: Final = 6  # distributions and action dimensions with a figure of th
 MOST_FEATURES: Final = 64
 
 
-def inspection_files(inspection: Inspection) -> dict[str, bytes]:
-    """All files by path, the page first."""
+def inspection_files(inspection: Inspection, warnings: Sequence[str] = ()) -> dict[str, bytes]:
+    """All files by path, the page first; `warnings` stand above everything else on it."""
     drawn = inspection_figures(inspection)
-    page = inspection_markdown(inspection, tuple(drawn))
+    page = "".join(f"> **{one_line(warning)}**\n\n" for warning in warnings)
+    page += inspection_markdown(inspection, tuple(drawn))
     return {"inspection.md": page.encode(), **{f"{FIGURES}/{name}.svg": svg.encode() for name, svg in drawn.items()}}
 
 

@@ -10,16 +10,23 @@ import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-STRIP_HEIGHT: Final = 44  # pixels under the picture
+LINE: Final = 16  # pixels
+MARGIN: Final = 6
 TIMELINE_HEIGHT: Final = 12
+SWATCH: Final = 14  # coloured square before a kind of mark, with the gap behind it
+SWATCH_ROOM: Final = "    "  # about as wide
+ITEM_GAP: Final = "   "
+LEGEND_GAP: Final = "     "
 GAP: Final = 8
 LEAST_WIDTH: Final = 200  # narrower pictures are centred in this
 MOST_GIF_COLOURS: Final = 128
+MOST_GIF_BYTES: Final = 4_000_000
 INK, PAPER, MUTED, TRACK = (27, 31, 36), (255, 255, 255), (87, 96, 106), (216, 222, 228)
 # by order of the kinds in `Clip.marks`; told apart by their letters as well
 MARK_COLOURS: Final = ((179, 64, 26), (110, 76, 158), (0, 104, 168), (154, 103, 0))
@@ -33,6 +40,7 @@ class Clip:
     frames: tuple[np.ndarray, ...]  # (H, W, 3) uint8 each, one a step
     statistics: Mapping[str, str] = field(default_factory=dict)  # label -> value, shown below the picture
     marks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # "near miss" -> frames in which it happens
+    note: str = ""  # what is unusual about it, shown under the title
 
 
 def annotate(clip: Clip, length: int | None = None) -> list[np.ndarray]:
@@ -44,7 +52,8 @@ def annotate(clip: Clip, length: int | None = None) -> list[np.ndarray]:
     if len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[2] != 3:
         raise ValueError(f"frames must all be (H, W, 3), got {sorted(shapes) or 'none'}")
     total = max(len(clip.frames), length or 0)
-    drawn = [_compose(clip, index) for index in range(len(clip.frames))]
+    layout = _layout(clip)
+    drawn = [_compose(clip, layout, index) for index in range(len(clip.frames))]
     return drawn + [drawn[-1]] * (total - len(drawn))
 
 
@@ -80,6 +89,15 @@ def to_gif(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
     return file.getvalue()
 
 
+def encode(frames: Sequence[np.ndarray], frames_per_second: float, video: str = "auto") -> tuple[str, bytes]:
+    """(file ending, bytes): GIF or H.264 as asked for; `auto` takes the GIF if it is small."""
+    if video in ("auto", "gif"):
+        gif = to_gif(frames, frames_per_second)
+        if video == "gif" or len(gif) <= MOST_GIF_BYTES:
+            return "gif", gif
+    return "mp4", to_mp4(frames, frames_per_second)
+
+
 def to_mp4(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
     """H.264 video that every browser plays."""
     import imageio.v2 as imageio
@@ -96,27 +114,88 @@ def to_mp4(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
         return path.read_bytes()
 
 
-def _compose(clip: Clip, index: int) -> np.ndarray:
-    """Title above, picture, statistics and timeline below."""
+@dataclass(frozen=True)
+class _Layout:
+    """What stands around the picture, wrapped to its width once for all frames."""
+
+    width: int
+    title: tuple[str, ...]
+    note: tuple[str, ...]
+    statistics: tuple[str, ...]
+    legend: tuple[tuple[str, ...], ...]  # lines of kinds of marks
+
+    @property
+    def top(self) -> int:
+        """Height above the picture, in pixels."""
+        return 8 + LINE * (len(self.title) + len(self.note))
+
+    @property
+    def below(self) -> int:
+        return 6 + LINE * (len(self.statistics) + len(self.legend)) + TIMELINE_HEIGHT + 4
+
+
+def _layout(clip: Clip) -> _Layout:
+    picture = max(LEAST_WIDTH, np.shape(clip.frames[0])[1])
+    room = picture - 2 * MARGIN
+    step = f"step {len(clip.frames) - 1} of {len(clip.frames) - 1}"  # the longest it gets
+    statistics = [step, *(f"{label} {value}" for label, value in clip.statistics.items())]
+    title = _wrapped(clip.title.split(" "), room, 14, " ")
+    note = _wrapped(clip.note.split(" "), room, 12, " ") if clip.note else ()
+    kinds = list(clip.marks)
+    legend: list[tuple[str, ...]] = []
+    for line in _wrapped([_legend_entry(clip, kind) for kind in kinds], room - SWATCH, 12, LEGEND_GAP) if kinds else ():
+        count = len(line.split(LEGEND_GAP))
+        legend.append(tuple(kinds[:count]))
+        kinds = kinds[count:]
+    return _Layout(picture, title, note, _wrapped(statistics, room, 12, ITEM_GAP), tuple(legend))
+
+
+def _compose(clip: Clip, layout: _Layout, index: int) -> np.ndarray:
+    """Title and note above; statistics, legend of the marks and timeline below."""
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(np.asarray(clip.frames[index], dtype=np.uint8))
-    width = max(LEAST_WIDTH, picture.width)
-    image = Image.new("RGB", (width, 24 + picture.height + STRIP_HEIGHT), PAPER)
-    image.paste(picture, ((width - picture.width) // 2, 24))
+    image = Image.new("RGB", (layout.width, layout.top + picture.height + layout.below), PAPER)
+    image.paste(picture, ((layout.width - picture.width) // 2, layout.top))
     draw = ImageDraw.Draw(image)
-    draw.text((6, 4), clip.title, fill=INK, font=_font(14))
-    top = 24 + picture.height
-    now = [kind for kind, frames in clip.marks.items() if index in frames]
+    y = 4
+    for text, size, colour in [(t, 14, INK) for t in layout.title] + [(t, 12, MARK_COLOURS[0]) for t in layout.note]:
+        draw.text((MARGIN, y), text, fill=colour, font=_font(size))
+        y += LINE
+    bottom = layout.top + picture.height
     colours = dict(zip(clip.marks, MARK_COLOURS * len(clip.marks), strict=False))
+    now = [kind for kind, frames in clip.marks.items() if index in frames]
     if now:
-        colour = colours[now[0]]
-        draw.rectangle((0, 24, width - 1, top - 1), outline=colour, width=3)
-        draw.text((width - 6, 4), " · ".join(now), fill=colour, font=_font(13), anchor="ra")
-    text = f"step {index}   " + "   ".join(f"{label} {value}" for label, value in clip.statistics.items())
-    draw.text((6, top + 5), _fitting(text, width - 12), fill=INK, font=_font(12))
-    _timeline(draw, clip, index, (6, top + 26, width - 7, top + 26 + TIMELINE_HEIGHT), colours)
+        draw.rectangle((0, layout.top, layout.width - 1, bottom - 1), outline=colours[now[0]], width=3)
+    y = bottom + 4
+    last = len(clip.frames) - 1
+    for line in layout.statistics:
+        draw.text((MARGIN, y), line.replace(f"step {last} of", f"step {index} of", 1), fill=INK, font=_font(12))
+        y += LINE
+    for kinds in layout.legend:
+        _legend(draw, clip, kinds, y, now, colours)
+        y += LINE
+    _timeline(draw, clip, index, (MARGIN, y + 2, layout.width - 1 - MARGIN, y + 2 + TIMELINE_HEIGHT), colours)
     return _even(np.asarray(image))
+
+
+def _legend_entry(clip: Clip, kind: str) -> str:
+    return f"{SWATCH_ROOM}{kind}: {len(clip.marks[kind])}"
+
+
+def _legend(
+    draw: Any, clip: Clip, kinds: tuple[str, ...], y: int, now: list[str], colours: Mapping[str, tuple[int, ...]]
+) -> None:
+    """A swatch and the number of marked frames of each kind; the kinds of this very frame are underlaid."""
+    x: float = MARGIN
+    for kind in kinds:
+        text = _legend_entry(clip, kind).removeprefix(SWATCH_ROOM)
+        length = _font(12).getlength(text)
+        if kind in now:
+            draw.rectangle((x - 2, y, x + SWATCH + length + 2, y + LINE - 1), fill=colours[kind])
+        draw.rectangle((x, y + 4, x + SWATCH - 5, y + 11), fill=colours[kind], outline=PAPER)
+        draw.text((x + SWATCH, y), text, fill=PAPER if kind in now else INK, font=_font(12))
+        x += SWATCH + length + _font(12).getlength(LEGEND_GAP)
 
 
 def _timeline(
@@ -135,15 +214,29 @@ def _timeline(
             draw.line((x(step), top, x(step), bottom), fill=colours[kind], width=2)
 
 
+@cache
 def _font(size: int) -> Any:
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
-def _fitting(text: str, width: int) -> str:
+def _wrapped(items: Sequence[str], width: int, size: int, gap: str) -> tuple[str, ...]:
+    """Lines of items, each line at most `width` pixels; only an item that is longer than a line is cut."""
+    font = _font(size)
+    lines: list[str] = []
+    for item in items:
+        longer = f"{lines[-1]}{gap}{item}" if lines else item
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(_fitting(item, width, size))
+    return tuple(lines)
+
+
+def _fitting(text: str, width: int, size: int) -> str:
     """Cut so that it fits `width` pixels."""
-    font = _font(12)
+    font = _font(size)
     while len(text) > 1 and font.getlength(text) > width:
         text = text[:-2] + "…"
     return text

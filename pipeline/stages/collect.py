@@ -1,61 +1,103 @@
-"""`collect`: record demonstrations from the approved expert or a scripted demonstrator, and validate them at once."""
+"""`collect`: take in demonstrations and validate them at once.
+
+They are recorded from the approved expert or a scripted demonstrator, read from a Minari dataset, or are the repaired
+copy of a dataset that was quarantined.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any, Final
 
 import numpy as np
 
 from pipeline import demonstrators
 from pipeline.config.loading import load_task, to_data
-from pipeline.config.stages import Collect, Filter
+from pipeline.config.stages import Collect, Filter, Minari, Repaired
 from pipeline.demonstrators import Demonstrator
 from pipeline.envs.episodes import Episode
+from pipeline.errors import BadInput, shortened
 from pipeline.evaluation import record_episodes, records_of, summarise, with_intervals
-from pipeline.names import EVAL_PREFIX, Alias, Artifact, Metric, VersionTag, lineage_run_tag
+from pipeline.names import EVAL_PREFIX, Alias, Artifact, Metric, Quality, Tag, VersionTag, lineage_run_tag
+from pipeline.policies import ActFunction, act_function, load_policy
 from pipeline.report.tables import statistics_table
 from pipeline.spaces import space_to_json
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
-from pipeline.tracking.datasets import dataset_tags, log_dataset_input
-from pipeline.tracking.models import fetch_version, find_version
+from pipeline.tracking.datasets import dataset_tags, download_dataset, find_dataset_run, log_dataset_input
+from pipeline.tracking.models import fetch_version, find_expert, find_version
 from pipeline.tracking.provenance import git_state
 from pipeline.tracking.registry import approvals, require_approved
 from pipeline.tracking.runs import StageRun, get_run
-from pipeline.trajectories import DatasetMetadata, Trajectories, concatenate, content_digest, save_dataset
-from pipeline.validation import ValidationReport, validate
-from pipeline.validation.replay import TaskReplay
-from pipeline.validation.rules import Context
+from pipeline.trajectories import (
+    DatasetMetadata,
+    Trajectories,
+    concatenate,
+    content_digest,
+    load_dataset,
+    metadata_digest,
+    read_metadata,
+    save_dataset,
+)
+from pipeline.validation import Context, TaskReplay, ValidationReport, validate
 
 UPSTREAM = ("expert",)
 MAX_ROUNDS = 5  # of recording again what a filter dropped
+# what a repair must leave as it was: it mends data, it does not give it another origin
+ORIGIN: Final = (
+    "task", "created_at", "scenario_set", "demonstrator", "seeds", "noise_std", "observation_space", "action_space",
+    "environment", "holdout_scenarios", "horizon",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """What a source gave, before anybody judged it."""
+
+    trajectories: Trajectories
+    metadata: DatasetMetadata
+    steps: int  # environment steps that were played for them, here and now
+    act: ActFunction | None  # the demonstrator, where it answers to observations alone
 
 
 def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOutcome:
-    started = datetime.now(UTC)
     task = Task(load_task(config.task), config.environment)
     task.refuse_holdouts(config.scenario_set, "recording")
-    demonstrator = _demonstrator(run, config, task, upstream.get("expert", "latest"))
-    run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
-    trajectories, steps = record(task, config, demonstrator)
-    metadata = _metadata(run, config, task, demonstrator, trajectories, started)
-    report = _store(run, metadata, trajectories, _context(run, config, task, demonstrator, metadata))
+    given = demonstrations(run, config, task, upstream.get("expert", "latest"))
+    trajectories, metadata = given.trajectories, given.metadata
+    report = _store(run, metadata, trajectories, _context(run, config, task, given))
     records = records_of(trajectories, task.action_space)
     run.text(statistics_table(records), "statistics.md")
     run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
     sizes = {"dataset/episodes": len(trajectories), "dataset/steps": trajectories.steps}
-    run.metrics({Metric.ENVIRONMENT_STEPS: steps, **sizes})
-    figures = trajectories.metrics
+    run.metrics({Metric.ENVIRONMENT_STEPS: given.steps, **sizes})
+    figures, demonstrator = trajectories.metrics, metadata.demonstrator
     return StageOutcome(
         (
             f"collect: dataset {metadata.dataset_id}: {report.summary()}",
-            f"  demonstrations of {demonstrator.provenance['name']} {demonstrator.provenance['version']}: success "
-            f"{figures[Metric.SUCCESS].mean():.3f}, mean return {figures[Metric.RETURN].mean():.2f}, {steps:,} steps",
+            f"  demonstrations of {demonstrator['name']} {demonstrator['version']} ({demonstrator['kind']}): success "
+            f"{figures[Metric.SUCCESS].mean():.3f}, mean return {figures[Metric.RETURN].mean():.2f}, "
+            f"{given.steps:,} steps",
         ),
         verdict=report.passed,
         outputs={"dataset": metadata.dataset_id},
     )
+
+
+def demonstrations(run: StageRun, config: Collect, task: Task, expert: str) -> Demonstrations:
+    """From the source that the config names. Its identity and lineage go on record before any work starts."""
+    if config.minari is not None:
+        return _imported(run, config, task, config.minari)
+    if config.repaired is not None:
+        return _repaired(run, config, task, config.repaired)
+    started = datetime.now(UTC)
+    demonstrator = _demonstrator(run, config, task, expert)
+    run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
+    trajectories, steps = record(task, config, demonstrator)
+    metadata = _metadata(run, config, task, demonstrator, trajectories, started)
+    return Demonstrations(trajectories, metadata, steps, demonstrator.act if config.scripted is None else None)
 
 
 def _store(run: StageRun, metadata: DatasetMetadata, trajectories: Trajectories, context: Context) -> ValidationReport:
@@ -142,13 +184,13 @@ def _metadata(
     started: datetime,
 ) -> DatasetMetadata:
     commit, dirty = git_state()
-    coverage = Counter(str(scenario) for scenario in trajectories.scenarios)
+    coverage = _coverage(trajectories)
     return DatasetMetadata(
         dataset_id=f"{task.config.name}-{run.run_id[:8]}",
-        created_at=started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        created_at=_utc(started),
         task=task.config.name,
         scenario_set=config.scenario_set,
-        scenario_coverage=dict(sorted(coverage.items())),
+        scenario_coverage=coverage,
         requested_shares=task.shares(config.scenario_set),
         demonstrator=demonstrator.provenance,
         seeds=config.seeds,
@@ -156,11 +198,7 @@ def _metadata(
         filter=to_data(config.filter),
         observation_space=space_to_json(task.observation_space),
         action_space=space_to_json(task.action_space),
-        environment={
-            "id": task.config.environment.id,
-            "kwargs": task.environment_kwargs,
-            "scenarios": {scenario: task.config.scenarios[scenario] for scenario in coverage},
-        },
+        environment=_environment(task, set(coverage)),
         holdout_scenarios=tuple(sorted(task.config.holdout_scenarios())),
         episodes=len(trajectories),
         steps=trajectories.steps,
@@ -172,17 +210,100 @@ def _metadata(
     )
 
 
-def _context(
-    run: StageRun, config: Collect, task: Task, demonstrator: Demonstrator, metadata: DatasetMetadata
-) -> Context:
+def _imported(run: StageRun, config: Collect, task: Task, source: Minari) -> Demonstrations:
+    """A Minari dataset as one of ours. Whatever its file says of its demonstrator, to us it is `imported`."""
+    from pipeline.exchange import ImportTarget, import_minari  # late: Minari and HDF5 take a second
+
+    target = None if source.scenario is None else ImportTarget(task.config, source.scenario, config.scenario_set)
+    trajectories, described = import_minari(source.path, target)
+    if described.task != task.config.name:
+        raise BadInput(
+            f"minari.path {source.path!r} is of task {shortened(described.task)}, this stage works on "
+            f"{task.config.name!r}; say which scenario it belongs to: minari.scenario"
+        )
+    run.record_config(config, task.config, {"minari": described.content_digest})
+    metadata = _taken_in(
+        run,
+        described,
+        trajectories,
+        created_at=_utc(datetime.now(UTC)),
+        demonstrator={**described.demonstrator, "kind": "imported"},
+        holdout_scenarios=tuple(sorted(task.config.holdout_scenarios())),
+        environment=_environment(task, set(described.scenario_coverage) & set(task.config.scenarios)),
+    )
+    return Demonstrations(trajectories, metadata, 0, None)
+
+
+def _repaired(run: StageRun, config: Collect, task: Task, source: Repaired) -> Demonstrations:
+    """A repaired copy of a quarantined dataset, of the same origin; it inherits where the old one came from."""
+    old = find_dataset_run(run.client, source.dataset, task.config.name)
+    name = f"repaired.dataset {old.data.tags[Tag.DATASET_ID]}"
+    if Tag.TAINT in old.data.tags:
+        raise BadInput(f"{name} is tainted: {old.data.tags[Tag.TAINT]}; no repair of its data mends that")
+    quality = old.data.tags.get(Tag.DATASET_QUALITY)
+    if quality != Quality.QUARANTINED:
+        raise BadInput(f"{name} is {quality!r}; only a quarantined dataset is repaired")
+    original = read_metadata(download_dataset(old) / Artifact.METADATA.rpartition("/")[2])
+    trajectories, described = load_dataset(source.folder)
+    data = described.to_data()
+    for key in ORIGIN:
+        if data[key] != original.get(key):
+            raise BadInput(
+                f"repaired.folder {source.folder!r}: {key} = {shortened(data[key])}, the dataset it repairs has "
+                f"{shortened(original.get(key))}; a repair keeps its origin"
+            )
+    run.record_config(config, task.config, {"repaired": described.content_digest})
+    inherited = {key: value for key, value in old.data.tags.items() if key.startswith("lineage.")}
+    run.tag({**inherited, lineage_run_tag("repaired"): old.info.run_id})
+    expert = find_expert(run.client, described.demonstrator, task.config.name)
+    act = None if expert is None else act_function(load_policy(expert.folder))
+    metadata = _taken_in(run, described, trajectories)
+    return Demonstrations(trajectories, metadata, int(old.data.metrics.get(Metric.ENVIRONMENT_STEPS, 0)), act)
+
+
+def _taken_in(run: StageRun, described: DatasetMetadata, trajectories: Trajectories, **changes: Any) -> DatasetMetadata:
+    """The metadata of data from outside under a new id of ours; what can be counted is counted."""
+    commit, dirty = git_state()
+    return replace(
+        described,
+        dataset_id=f"{described.task}-{run.run_id[:8]}",
+        scenario_coverage=_coverage(trajectories),
+        episodes=len(trajectories),
+        steps=trajectories.steps,
+        content_digest=content_digest(trajectories),
+        run_id=run.run_id,
+        git_commit=commit,
+        git_dirty=dirty,
+        **changes,
+    )
+
+
+def _coverage(trajectories: Trajectories) -> dict[str, int]:
+    return dict(sorted(Counter(str(scenario) for scenario in trajectories.scenarios).items()))
+
+
+def _environment(task: Task, scenarios: set[str]) -> dict[str, Any]:
+    return {
+        "id": task.config.environment.id,
+        "kwargs": task.environment_kwargs,
+        "scenarios": {scenario: task.config.scenarios[scenario] for scenario in sorted(scenarios)},
+    }
+
+
+def _utc(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _context(run: StageRun, config: Collect, task: Task, given: Demonstrations) -> Context:
     return Context(
         task=task.config,
         observation_space=task.observation_space,
         action_space=task.action_space,
         min_episodes=config.min_episodes,
         approvals=approvals(run.client, task.config.name),
-        expected_digest=metadata.content_digest,
+        expected_digest=given.metadata.content_digest,
+        expected_metadata_digest=metadata_digest(given.metadata.to_data()),
         replay=TaskReplay(task),
         replay_episodes=config.replay_episodes,
-        act=demonstrator.act if config.scripted is None else None,
+        act=given.act,
     )

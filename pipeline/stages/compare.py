@@ -24,7 +24,7 @@ from pipeline.statistics.comparison import Comparison, ComparisonSettings, Regre
 from pipeline.statistics.comparison import compare as compare_arms
 from pipeline.statistics.shift import FeatureShift, Shift
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking import lineage
+from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import StoredDataset, fetch_dataset
 from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
 from pipeline.tracking.models import StoredPolicy, find_policy
@@ -43,12 +43,14 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     task = Task(task_config, trained.training.environment)
     run.record_config(config, task_config, {"group": group.name})
     run.tag({Tag.GROUP: group.name, **lineage.from_runs({"baseline": group.baseline, "finetune": group.finetune})})
+    taints = taint.inherit(run)
     runs = arm_data(run, task, group, trained)
     settings = comparison_settings(config, task_config, group, trained)
     comparison = compare_arms(runs, settings, upfront_cost(run.client, group.finetune))
     regressions = find_regressions(run, task, group, trained, settings)
     context = replace(
         report_context(run, task, group, trained),
+        taints=taints,
         regressions=regressions,
         animations=side_by_side_animations(run, config, task, group, trained) if task.renders else None,
     )
@@ -60,6 +62,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
             f"[{ratio.low:.3f}, {ratio.high:.3f}] over {len(comparison.pairs)} matched seeds; "
             f"target {config.ratio_target:g} {'met' if comparison.target_met else 'NOT met'}",
             *(f"  {reason}" for reason in comparison.reasons),
+            *(f"  TAINTED: {reason}" for reason in taints),
             f"  report: {run.artifact_place(Artifact.REPORT)}/report.html (run {run.run_id})",
         ),
         verdict=comparison.target_met,

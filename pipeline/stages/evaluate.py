@@ -11,7 +11,7 @@ from pipeline.policies import ActFunction, act_function, load_policy
 from pipeline.report.tables import statistics_table
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking import lineage
+from pipeline.tracking import lineage, taint
 from pipeline.tracking.models import find_policy
 from pipeline.tracking.runs import StageRun, get_run
 from pipeline.tracking.training import records_data
@@ -24,6 +24,7 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     task = Task(load_task(config.task), config.environment)
     episodes = task.episodes(config.scenario_set, config.seed, config.episodes, Purpose.EVALUATE)
     act, name = _policy(run, config, task, upstream.get("policy", "latest"))
+    warnings = tuple(f"TAINTED: {reason}" for reason in taint.inherit(run))
     records = run_episodes(task, act, episodes)
     table = statistics_table(records)
     run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
@@ -32,8 +33,9 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
         "evaluation_by_scenario.json",
     )
     run.json(records_data(records), "episodes.json")
-    run.text(table, "statistics.md")
-    return StageOutcome((f"evaluate: {name} on {len(episodes)} episodes of {config.scenario_set!r}", table))
+    run.text("".join(f"> **{warning}**\n\n" for warning in warnings) + table, "statistics.md")
+    title = f"evaluate: {name} on {len(episodes)} episodes of {config.scenario_set!r}"
+    return StageOutcome((title, *warnings, table))
 
 
 def _policy(run: StageRun, config: Evaluate, task: Task, reference: str) -> tuple[ActFunction, str]:

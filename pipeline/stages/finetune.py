@@ -17,7 +17,7 @@ from pipeline.stages import StageOutcome
 from pipeline.statistics.plain import to_plain
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking import lineage
+from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import StoredDataset, fetch_dataset
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.runs import StageRun, digest_of, get_run, read_text_artifact
@@ -31,6 +31,7 @@ SHIFT_SEED = 999
 def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task), config.training.environment)
     policy = find_policy(run.client, upstream.get("policy", "latest"), task.config.name, {Tag.STAGE: "pretrain"})
+    taint.refuse_tainted(run.client, policy, "finetune")
     run_id = _require_certificate(run, policy)
     arms = arm_jobs(config, task, run.folder, policy.folder)
     run.record_config(config, task.config, {"policy": policy.digest})

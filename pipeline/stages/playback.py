@@ -1,26 +1,26 @@
 """`playback`: look at a dataset: statistics, outliers, animated episodes, and whether they replay bit for bit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Playback
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.names import Artifact, Tag
+from pipeline.names import Artifact, Quality, Tag
 from pipeline.playback import film_actions
 from pipeline.report.inspection import inspection_files
-from pipeline.report.playback import Clip, annotate, to_gif
+from pipeline.report.playback import Clip, annotate, encode
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
-from pipeline.tracking import lineage
+from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import StoredDataset, fetch_dataset, find_dataset_run, log_dataset_input
 from pipeline.tracking.runs import StageRun
+from pipeline.trajectories import UNKNOWN_SEED
 from pipeline.validation import EpisodeReplay, TaskReplay, replay_episodes
 from pipeline.validation.inspection import Inspection, inspect_dataset
 
 UPSTREAM = ("dataset",)
-SHOWN_METRICS = 6
 
 
 def run(run: StageRun, config: Playback, upstream: Mapping[str, str]) -> StageOutcome:
@@ -34,26 +34,45 @@ def run(run: StageRun, config: Playback, upstream: Mapping[str, str]) -> StageOu
     run.record_config(config, task_config, {"dataset": dataset.metadata.content_digest})
     run.tag({**lineage.from_dataset(recorded), Tag.DATASET_ID: dataset.metadata.dataset_id})
     log_dataset_input(run, dataset.metadata, dataset.run_id, "inspected")
+    warnings = [*_status(recorded.data.tags.get(Tag.DATASET_QUALITY)), *taint.inherit(run)]
     inspection = inspect_dataset(dataset.trajectories, dataset.metadata)
-    _log_inspection(run, inspection)
+    _log_inspection(run, inspection, warnings)
     summary = [
         f"playback: {dataset.metadata.dataset_id}: {count} episodes, {len(inspection.outliers)} outliers; "
         f"see inspection/inspection.md of run {run.run_id}"
     ]
+    summary += [f"  WARNING: {warning}" for warning in warnings]
     if not config.inspect_only:
-        task = Task(task_config, dataset.metadata.environment["kwargs"])
-        replays = replay_episodes(dataset.trajectories, TaskReplay(task), config.episodes)
-        run.json([{"episode": r.episode, "identical": r.identical, "verdict": str(r)} for r in replays], "replay.json")
-        run.metrics({"replay/episodes": len(replays), "replay/identical": sum(r.identical for r in replays)})
-        for replay in replays:
-            _film(run, config, task, dataset, inspection, replay)
-        summary += [f"  {replay}" for replay in replays]
+        summary += _play(run, config, Task(task_config, dataset.metadata.environment["kwargs"]), dataset, inspection)
     return StageOutcome(tuple(summary))
 
 
-def _log_inspection(run: StageRun, inspection: Inspection) -> None:
+def _play(
+    run: StageRun, config: Playback, task: Task, dataset: StoredDataset, inspection: Inspection
+) -> tuple[str, ...]:
+    """Simulate the chosen episodes again, say whether they match, and film them where the environment can be drawn."""
+    for index in config.episodes:
+        if dataset.trajectories.seeds[index] == UNKNOWN_SEED:
+            raise BadInput(f"episodes: {index} was imported without its seed and cannot be played; use inspect_only")
+    replays = replay_episodes(dataset.trajectories, TaskReplay(task), config.episodes)
+    run.json([{"episode": r.episode, "identical": r.identical, "verdict": str(r)} for r in replays], "replay.json")
+    run.metrics({"replay/episodes": len(replays), "replay/identical": sum(r.identical for r in replays)})
+    lines = tuple(f"  {replay}" for replay in replays)
+    if not task.renders:
+        return (*lines, "  no animation: the environment has no render mode rgb_array")
+    for replay in replays:
+        _film(run, config, task, dataset, inspection, replay)
+    return lines
+
+
+def _status(quality: str | None) -> list[str]:
+    """What is known against the dataset itself."""
+    return [] if quality == Quality.VALIDATED else [f"the dataset is {quality}"]
+
+
+def _log_inspection(run: StageRun, inspection: Inspection, warnings: Sequence[str]) -> None:
     run.json(json.loads(inspection.to_json()), "inspection/inspection.json")
-    for name, content in inspection_files(inspection).items():
+    for name, content in inspection_files(inspection, warnings).items():
         run.text(content.decode(), f"inspection/{name}")
 
 
@@ -63,10 +82,16 @@ def _film(
     """The animation of one recorded episode, its recorded statistics below, its anomalies named."""
     data = dataset.trajectories.episode(replay.episode)
     film = film_actions(task, Episode(data.scenario, data.seed), data.executed_actions)
-    figures = {name: f"{value:.3g}" for name, value in list(data.metrics.items())[:SHOWN_METRICS]}
+    figures = {name.replace("_", " "): f"{value:.3g}" for name, value in data.metrics.items()}
     anomalies = [outlier.reason for outlier in inspection.outliers if outlier.episode == replay.episode]
-    title = f"episode {replay.episode}: {data.scenario}" + (f" – {'; '.join(anomalies)}" if anomalies else "")
-    clip = Clip(title, film.frames, {**figures, "replay": "identical" if replay.identical else "differs"}, film.events)
-    path = run.folder / f"episode-{replay.episode}.gif"
-    path.write_bytes(to_gif(annotate(clip), config.frames_per_second))
+    clip = Clip(
+        title=f"{dataset.metadata.dataset_id}, episode {replay.episode}: {data.scenario}, seed {data.seed}",
+        frames=film.frames,
+        statistics={**figures, "replay": "bit-identical" if replay.identical else "DIFFERS from the recording"},
+        marks=film.events,
+        note="; ".join(f"unusual: {anomaly}" for anomaly in anomalies),
+    )
+    ending, content = encode(annotate(clip), config.frames_per_second, config.video)
+    path = run.folder / f"episode-{replay.episode}.{ending}"
+    path.write_bytes(content)
     run.file(path, Artifact.PLAYBACK)

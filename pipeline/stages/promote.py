@@ -1,6 +1,11 @@
-"""`promote`: the gate. Plays the candidate itself, decides, and moves the alias `approved` or leaves all as it is."""
+"""`promote`: the gate. Plays the candidate itself, decides, and moves the alias `approved` or leaves all as it is.
 
+The candidate is a registered version, the policy of a run, or the SB3 `.zip` of somebody else.
+"""
+
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
@@ -8,11 +13,12 @@ from pipeline.errors import BadInput
 from pipeline.evaluation import run_episodes
 from pipeline.gate import GateDecision, Measured, decide
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
-from pipeline.policies import act_function, load_policy
+from pipeline.policies import act_function, load_policy, save_policy
 from pipeline.report.diagnostics import gate_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking import registry
+from pipeline.tracking import registry, taint
+from pipeline.tracking.lineage import derived
 from pipeline.tracking.models import (
     RUN_ID,
     StoredPolicy,
@@ -35,6 +41,7 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     if config.action == "roll_back":
         return _roll_back(run, config, task, reference)
     candidate = _candidate(run, task, reference)
+    taint.refuse_tainted(run.client, candidate, "the gate")
     run.record_config(config, task.config, {"expert": candidate.digest})
     run.tag(_lineage(run, candidate))
     subjects = {"candidate": candidate, **(training_seeds(run.client, candidate) if config.training_seeds else {})}
@@ -56,21 +63,44 @@ def measure(task: Task, config: Promote, subjects: Mapping[str, StoredPolicy]) -
 
 
 def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
-    """The version to judge; the policy of a run is registered as a candidate first (any policy may apply)."""
+    """The version to judge; the policy of a run or of a zip is registered as a candidate first: any may apply."""
+    if reference.lower().endswith(".zip"):
+        return _from_zip(run, task, Path(reference))
     if not RUN_ID.fullmatch(reference):
         return fetch_version(find_version(run.client, reference, task.config.name, Alias.CANDIDATE))
     policy = find_policy(run.client, reference, task.config.name, {})
+    taint.refuse_tainted(run.client, policy, "the gate")  # before it is registered
     tags = get_run(run.client, reference, "expert").data.tags
     if tags.get(Tag.TASK) != task.config.name:
         raise BadInput(
             f"expert {reference}: that run is of task {tags.get(Tag.TASK)!r}, the gate is of {task.config.name!r}"
         )
-    source = log_policy(run, policy.folder, "candidate", 0, {})
     promotable = tags.get(Tag.PROMOTABLE) != "false"
     description = f"Policy of run {reference} (stage {tags.get(Tag.STAGE)}), registered by the gate."
-    version = registry.register_candidate(
-        run.client, task.config.name, source, reference, policy.digest, promotable, description
-    )
+    return _register(run, task, policy.folder, reference, policy.digest, promotable, description)
+
+
+def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
+    """Somebody's SB3 zip as a candidate: rebuilt from its tensors and readable settings, nothing in it is unpickled."""
+    from pipeline.foreign_policies import import_sb3_zip  # late: the gate seldom needs it
+
+    policy = import_sb3_zip(path, task.observation_space, task.action_space)
+    with path.open("rb") as stream:
+        source = {"source": path.name, "source_sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    folder = run.folder / Artifact.POLICY
+    digest = save_policy(policy, folder, {"task": task.config.name, "format": "stable-baselines3 zip", **source})
+    run.json(source, "imported.json")
+    run.file(folder, Artifact.POLICY)
+    run.tag({Tag.TASK: task.config.name, Tag.POLICY_DIGEST: digest})
+    description = f"Imported from {path.name} (sha256 {source['source_sha256']}), an SB3 zip of somebody else."
+    return _register(run, task, folder, run.run_id, digest, True, description)
+
+
+def _register(
+    run: StageRun, task: Task, folder: Path, maker: str, digest: str, promotable: bool, description: str
+) -> StoredPolicy:
+    source = log_policy(run, folder, "candidate", 0, {})
+    version = registry.register_candidate(run.client, task.config.name, source, maker, digest, promotable, description)
     return fetch_version(version)
 
 
@@ -78,7 +108,8 @@ def _lineage(run: StageRun, candidate: StoredPolicy) -> dict[str, str | None]:
     return {
         Tag.LINEAGE_EXPERT: candidate.name_and_version,
         Tag.LINEAGE_EXPERT_DIGEST: candidate.digest,
-        lineage_run_tag("candidate"): candidate.run_id,
+        # an imported policy was made by no other run than this one
+        lineage_run_tag("candidate"): None if candidate.run_id == run.run_id else candidate.run_id,
     }
 
 
@@ -94,12 +125,14 @@ def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) ->
     run.metrics({"gate/rules_checked": checked, "gate/rules_failed": failed})
     if not decision.approved:
         reason = "; ".join(decision.reasons)
-        registry.refuse(run.client, version, run.run_id, reason[:4_000])
+        approved_before = registry.refuse(run.client, version, run.run_id, reason[:4_000])
         run.describe(f"{candidate.reference} refused: {reason}")
+        doubt = f"expert {candidate.reference} was refused by run {run.run_id} after it had been approved"
         return StageOutcome(
             (
                 f"promote: {candidate.reference} REFUSED, {failed} of {checked} checks failed",
                 *(f"  - {reason}" for reason in decision.reasons[:5]),
+                *(taint.spread(run.client, candidate.reference, doubt) if approved_before else ()),
                 f"  all checks: artifact {Artifact.DIAGNOSTICS_MD} of run {run.run_id}",
             ),
             verdict=False,
@@ -123,8 +156,23 @@ def _roll_back(run: StageRun, config: Promote, task: Task, reference: str) -> St
     target = fetch_version(version)
     run.record_config(config, task.config, {"expert": target.digest})
     run.tag(_lineage(run, target))
+    left = registry.approved_version(run.client, task.config.name)
+    if left is not None:
+        _refuse_descendant(run, f"{left.name}/{left.version}", target)
     approval = registry.roll_back(run.client, version, run.run_id, f"rolled back by run {run.run_id}")
     run.describe(f"rolled back to {target.reference} from version {approval.replaced}")
-    return StageOutcome(
-        (f"promote: rolled back to {target.reference}; version {approval.replaced} is superseded",), verdict=True
-    )
+    lines = [f"promote: rolled back to {target.reference}; version {approval.replaced} is superseded"]
+    if approval.replaced is not None:
+        abandoned = f"{version.name}/{approval.replaced}"
+        reason = f"expert {abandoned} was rolled back to {target.reference} by run {run.run_id}"
+        lines += taint.spread(run.client, abandoned, reason)
+    return StageOutcome(tuple(lines), verdict=True)
+
+
+def _refuse_descendant(run: StageRun, abandoned: str, target: StoredPolicy) -> None:
+    """Nobody rolls back to what came from the version that is given up: it would be in doubt at once."""
+    runs = {run.info.run_id for run in derived(run.client, abandoned)}
+    if abandoned != target.name_and_version and target.run_id in runs:
+        raise BadInput(
+            f"roll back to {target.reference}: it came from {abandoned}, which is given up; name another one"
+        )

@@ -1,20 +1,22 @@
 """`validate`: hold a dataset to the whole catalogue again; what it says becomes the dataset's status."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Validate
+from pipeline.errors import BadInput
 from pipeline.names import METADATA_FILE, Artifact, Quality, Tag
-from pipeline.policies import ActFunction, act_function, load_policy
+from pipeline.policies import act_function, load_policy
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import download_dataset, find_dataset_run
-from pipeline.tracking.models import fetch_version, find_version
+from pipeline.tracking.models import find_expert
 from pipeline.tracking.registry import approvals
 from pipeline.tracking.runs import StageRun
-from pipeline.trajectories import read_metadata
+from pipeline.trajectories import metadata_faults, read_metadata
 from pipeline.validation import Context, TaskReplay, validate
 
 UPSTREAM = ("dataset",)
@@ -23,26 +25,29 @@ UPSTREAM = ("dataset",)
 def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOutcome:
     task_config = load_task(config.task)
     recorded = find_dataset_run(run.client, upstream.get("dataset", "latest"), task_config.name)
+    tags = recorded.data.tags
     folder = download_dataset(recorded)
-    run.record_config(config, task_config, {"dataset": recorded.data.tags[Tag.DATASET_DIGEST]})
+    run.record_config(config, task_config, {"dataset": tags[Tag.DATASET_DIGEST]})
     run.tag(lineage.from_dataset(recorded))
-    metadata = read_metadata(folder / METADATA_FILE)
-    task = Task(task_config, metadata["environment"]["kwargs"])
+    metadata = _sound_metadata(folder)
+    task = Task(task_config, {} if metadata is None else metadata["environment"]["kwargs"])
+    expert = None if metadata is None else find_expert(run.client, metadata["demonstrator"], task_config.name)
     context = Context(
         task=task_config,
         observation_space=task.observation_space,
         action_space=task.action_space,
         min_episodes=config.min_episodes,
         approvals=approvals(run.client, task_config.name),
-        expected_digest=recorded.data.tags[Tag.DATASET_DIGEST],
+        expected_digest=tags[Tag.DATASET_DIGEST],
+        expected_metadata_digest=tags.get(Tag.DATASET_METADATA_DIGEST),
         replay=TaskReplay(task),
         replay_episodes=config.replay_episodes,
-        act=_demonstrator(run, metadata),
+        act=None if expert is None else act_function(load_policy(expert.folder)),
     )
     report = validate(folder, context)
     run.text(report.to_json(), Artifact.VALIDATION_JSON)
     run.text(report.to_markdown(), Artifact.VALIDATION_MD)
-    dataset_id = recorded.data.tags[Tag.DATASET_ID]
+    dataset_id = tags[Tag.DATASET_ID]
     run.tag({Tag.DATASET_ID: dataset_id, Tag.DATASET_QUALITY: report.status})
     run.client.set_tag(recorded.info.run_id, Tag.DATASET_QUALITY, report.status)
     summary = [f"validate: dataset {dataset_id}: {report.summary()}"]
@@ -52,10 +57,10 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
     return StageOutcome(tuple(summary), verdict=report.passed)
 
 
-def _demonstrator(run: StageRun, metadata: Mapping[str, Any]) -> ActFunction | None:
-    """The expert that the dataset names, to hold its labels against; None when no expert is named."""
-    demonstrator = metadata["demonstrator"]
-    if demonstrator["kind"] != "expert":
+def _sound_metadata(folder: Path) -> Mapping[str, Any] | None:
+    """The metadata; None when they cannot be relied on, which the catalogue will say in its own words."""
+    try:
+        metadata = read_metadata(folder / METADATA_FILE)
+    except BadInput:
         return None
-    version = find_version(run.client, f"{demonstrator['name']}/{demonstrator['version']}", metadata["task"], "")
-    return act_function(load_policy(fetch_version(version).folder))
+    return None if metadata_faults(metadata) else metadata

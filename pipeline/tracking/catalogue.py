@@ -5,12 +5,13 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Tag, VersionTag, registered_model
 from pipeline.tracking.runs import get_run, search, tag_value
-from pipeline.trajectories import read_metadata
+from pipeline.trajectories import metadata_faults, read_metadata
 
 
 def dataset_rows(client: MlflowClient, task: str | None) -> list[dict[str, Any]]:
@@ -20,23 +21,33 @@ def dataset_rows(client: MlflowClient, task: str | None) -> list[dict[str, Any]]
     return [_dataset_row(run) for run in runs]
 
 
-def _dataset_row(run: Any) -> dict[str, Any]:
+def _dataset_row(run: Run) -> dict[str, Any]:
+    """Status and digest from the tags; the rest from the metadata, or None where those cannot be read."""
     tags = run.data.tags
-    path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=Artifact.METADATA)
-    metadata = read_metadata(path)
-    demonstrator = metadata["demonstrator"]
+    metadata = _metadata(run)
+    demonstrator = metadata.get("demonstrator")
     return {
         "dataset_id": tags[Tag.DATASET_ID],
         "quality": tags.get(Tag.DATASET_QUALITY),
-        "episodes": metadata["episodes"],
-        "steps": metadata["steps"],
-        "coverage": metadata["scenario_coverage"],
-        "demonstrator": f"{demonstrator['name']}/{demonstrator['version']}",
-        "digest": tags[Tag.DATASET_DIGEST],
-        "recorded": metadata["created_at"],
+        "episodes": metadata.get("episodes"),
+        "steps": metadata.get("steps"),
+        "coverage": metadata.get("scenario_coverage"),
+        "demonstrator": f"{demonstrator['name']}/{demonstrator['version']}" if demonstrator else None,
+        "digest": tags.get(Tag.DATASET_DIGEST),
+        "recorded": metadata.get("created_at"),
         "run_id": run.info.run_id,
         "taint": tags.get(Tag.TAINT),
     }
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    """The metadata of a dataset; empty when they are gone or damaged: a list of datasets shows those as well."""
+    try:
+        path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=Artifact.METADATA)
+        metadata = read_metadata(path)
+    except (MlflowException, OSError, BadInput):
+        return {}
+    return {} if metadata_faults(metadata) else metadata
 
 
 def version_rows(client: MlflowClient, task: str | None) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Quality, Tag
 from pipeline.tracking.models import RUN_ID
 from pipeline.tracking.runs import StageRun, get_run, latest_run, search
-from pipeline.trajectories import DatasetMetadata, Trajectories, content_digest, load_dataset
+from pipeline.trajectories import DatasetMetadata, Trajectories, content_digest, load_dataset, metadata_digest
 
 DATASET_ID = re.compile(r"[a-z][a-z0-9_]*-[0-9a-z-]{4,64}")
 
@@ -109,14 +109,15 @@ def dataset_tags(metadata: DatasetMetadata, quality: str) -> dict[str, str]:
     return {
         Tag.DATASET_ID: metadata.dataset_id,
         Tag.DATASET_DIGEST: metadata.content_digest,
+        Tag.DATASET_METADATA_DIGEST: metadata_digest(metadata.to_data()),
         Tag.DATASET_QUALITY: quality,
     }
 
 
-def find_dataset_run(client: MlflowClient, reference: str, task: str) -> Run:
-    """The recording run behind a dataset id, a run id or `latest`. Raises BadInput."""
+def find_dataset_run(client: MlflowClient, reference: str, task: str | None) -> Run:
+    """The recording run behind a dataset id, a run id or `latest`, of one task or (None) of any. Raises BadInput."""
     if reference == "latest":
-        return latest_run(client, "dataset", **{Tag.STAGE: "collect", Tag.TASK: task})
+        return latest_run(client, "dataset", **{Tag.STAGE: "collect"}, **({} if task is None else {Tag.TASK: task}))
     if RUN_ID.fullmatch(reference):
         run = get_run(client, reference, "dataset")
     elif DATASET_ID.fullmatch(reference):
@@ -130,7 +131,7 @@ def find_dataset_run(client: MlflowClient, reference: str, task: str) -> Run:
         raise BadInput(f"dataset {shortened(reference)}: give a dataset id, the id of a collect run, or 'latest'")
     if Tag.DATASET_ID not in run.data.tags:
         raise BadInput(f"dataset {reference!r}: run {run.info.run_id} recorded no dataset; give a run of collect")
-    if run.data.tags.get(Tag.TASK) != task:
+    if task is not None and run.data.tags.get(Tag.TASK) != task:
         raise BadInput(
             f"dataset {reference!r} is of task {run.data.tags.get(Tag.TASK)!r}, this stage works on {task!r}"
         )
@@ -150,7 +151,7 @@ def download_dataset(run: Run) -> Path:
         raise BadInput(f"dataset of run {run.info.run_id} cannot be fetched: {shortened(str(error))}") from None
 
 
-def fetch_for_training(client: MlflowClient, reference: str, task: str) -> StoredDataset:
+def fetch_for_training(client: MlflowClient, reference: str, task: str | None) -> StoredDataset:
     """The only door through which a dataset reaches training: validated, untainted, and the bytes on record."""
     run = find_dataset_run(client, reference, task)
     tags = run.data.tags
@@ -158,7 +159,7 @@ def fetch_for_training(client: MlflowClient, reference: str, task: str) -> Store
     if tags.get(Tag.DATASET_QUALITY) != Quality.VALIDATED:
         raise BadInput(
             f"{name} is {tags.get(Tag.DATASET_QUALITY)!r}; only a validated dataset can be trained on: see "
-            f"{Artifact.VALIDATION_MD} of run {run.info.run_id}, repair it and run validate"
+            f"{Artifact.VALIDATION_MD} of run {run.info.run_id}, repair it (docs/datasets.md) or record a new one"
         )
     if Tag.TAINT in tags:
         raise BadInput(f"{name} is tainted: {tags[Tag.TAINT]}; record a new one")
@@ -167,5 +168,11 @@ def fetch_for_training(client: MlflowClient, reference: str, task: str) -> Store
     if digest != tags[Tag.DATASET_DIGEST] or stored.metadata.content_digest != digest:
         raise BadInput(
             f"{name}: its files changed: digest {digest}, on record {tags[Tag.DATASET_DIGEST]}; record it anew"
+        )
+    described = metadata_digest(stored.metadata.to_data())
+    if described != tags.get(Tag.DATASET_METADATA_DIGEST):
+        raise BadInput(
+            f"{name}: its metadata changed: digest {described}, on record {tags.get(Tag.DATASET_METADATA_DIGEST)}; "
+            "record it anew"
         )
     return stored

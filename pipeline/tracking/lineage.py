@@ -4,7 +4,7 @@ Every run carries `lineage.<role>_run_id` for its nearest upstream run of each r
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -127,6 +127,13 @@ def downstream(client: MlflowClient, reference: str) -> Lineage:
     return _lineage(start[0].info.run_id, _walk_down(client, start, reference))
 
 
+def derived(client: MlflowClient, reference: str) -> list[Run]:
+    """The runs that came from the thing (and itself), oldest first. A repaired dataset did not: it replaces one."""
+    roles = tuple(tag for tag in RUN_TAGS if tag != lineage_run_tag("repaired"))
+    runs = _walk_down(client, resolve(client, reference), reference, roles)
+    return sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_id))
+
+
 def chain(client: MlflowClient, reference: str) -> Lineage:
     """Both directions at once: what the thing came from, itself, and what came from it."""
     start = resolve(client, reference)
@@ -147,7 +154,9 @@ def _walk_up(client: MlflowClient, start: Iterable[Run]) -> dict[str, Run]:
     raise BadInput(f"lineage is deeper than {GENERATIONS} generations: are its tags a loop?")
 
 
-def _walk_down(client: MlflowClient, start: Iterable[Run], reference: str) -> dict[str, Run]:
+def _walk_down(
+    client: MlflowClient, start: Iterable[Run], reference: str, roles: Sequence[str] = RUN_TAGS
+) -> dict[str, Run]:
     known = {run.info.run_id: run for run in start}
     version = VERSION.fullmatch(reference)
     if version is not None:
@@ -161,7 +170,7 @@ def _walk_down(client: MlflowClient, start: Iterable[Run], reference: str) -> di
         found = {
             run.info.run_id: run
             for run_id in frontier
-            for tag in RUN_TAGS
+            for tag in roles
             for run in search(client, {tag: run_id}, status=None)
         }
         frontier = [run_id for run_id in found if run_id not in known]

@@ -1,4 +1,4 @@
-"""The registry's state machine: candidate -> approved | refused, approved -> superseded, and roll back.
+"""The registry's state machine: candidate -> approved | refused, approved -> superseded | refused, and roll back.
 
 Every change runs under one lock per store, reads before it writes, and leaves tags that say what was replaced by what.
 """
@@ -83,13 +83,19 @@ def approve(client: MlflowClient, version: ModelVersion, run_id: str, reason: st
         return _move_approval(client, version, run_id, reason)
 
 
-def refuse(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> None:
-    """Record a refusal. Nothing else changes; an approved version that now fails keeps its alias and its state."""
+def refuse(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> bool:
+    """Record a refusal; no alias moves. True when the version had been approved before: what came from it is in doubt.
+
+    A version that holds the alias `approved` keeps it, and nobody may record from it until the gate approves one again.
+    """
     with exclusive("registry"):
         current = client.get_model_version(version.name, version.version)
-        if Alias.APPROVED not in current.aliases:
-            _tag(client, current, {VersionTag.GATE: Gate.REFUSED})
-        _tag(client, current, {VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id})
+        tags = {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id}
+        approved_before = VersionTag.APPROVED_AT in current.tags
+        if approved_before:
+            tags[VersionTag.HISTORY] = json.dumps(_ended(current, _now()))
+        _tag(client, current, tags)
+    return approved_before
 
 
 def roll_back(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
@@ -106,7 +112,13 @@ def roll_back(client: MlflowClient, version: ModelVersion, run_id: str, reason: 
             )
         if VersionTag.TAINT in current.tags:
             raise BadInput(f"roll back to {reference}: it is tainted: {current.tags[VersionTag.TAINT]}")
-        return _move_approval(client, current, run_id, reason)
+        if current.tags.get(VersionTag.GATE) == Gate.REFUSED:
+            raise BadInput(f"roll back to {reference}: it was refused since: {current.tags[VersionTag.GATE_REASON]}")
+        moved = _move_approval(client, current, run_id, reason)
+        if moved.replaced is not None:
+            left = client.get_model_version(version.name, moved.replaced)
+            _tag(client, left, {VersionTag.GATE_REASON: reason})
+    return moved
 
 
 def taint(client: MlflowClient, name: str, version: str, reason: str) -> bool:
@@ -117,7 +129,7 @@ def taint(client: MlflowClient, name: str, version: str, reason: str) -> bool:
         approved = Alias.APPROVED in current.aliases
         if approved:
             client.delete_registered_model_alias(name, Alias.APPROVED)
-            history = json.dumps([[since, until or _now()] for since, until in _history(current)])
+            history = json.dumps(_ended(current, _now()))
             tags |= {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, VersionTag.HISTORY: history}
         _tag(client, current, tags)
     return approved
@@ -140,8 +152,10 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
     replaced = str(before.version) if before is not None and str(before.version) != str(version.version) else None
     now = _now()
     current = client.get_model_version(version.name, version.version)
-    # a version that is approved again while it holds the alias goes on in its open period
-    history = _history(current) if before is not None and replaced is None else [*_history(current), (now, None)]
+    # a version that is approved again while it is approved goes on in its open period
+    history = _history(current)
+    if not any(until is None for _, until in history):
+        history.append((now, None))
     tags = {
         VersionTag.GATE: Gate.APPROVED,
         VersionTag.GATE_REASON: reason,
@@ -154,16 +168,10 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
     _tag(client, current, tags)
     client.set_registered_model_alias(version.name, Alias.APPROVED, version.version)
     if before is not None and replaced is not None:
-        ended = [(since, until or now) for since, until in _history(before)]
-        _tag(
-            client,
-            before,
-            {
-                VersionTag.GATE: Gate.SUPERSEDED,
-                VersionTag.REPLACED_BY: str(version.version),
-                VersionTag.HISTORY: json.dumps(ended),
-            },
-        )
+        tags = {VersionTag.REPLACED_BY: str(version.version), VersionTag.HISTORY: json.dumps(_ended(before, now))}
+        if before.tags.get(VersionTag.GATE) != Gate.REFUSED:  # a refusal stays on record
+            tags[VersionTag.GATE] = Gate.SUPERSEDED
+        _tag(client, before, tags)
     return Moved(str(version.version), replaced)
 
 
@@ -173,6 +181,11 @@ def _now() -> str:
 
 def _history(version: ModelVersion) -> list[tuple[str, str | None]]:
     return [(since, until) for since, until in json.loads(version.tags.get(VersionTag.HISTORY, "[]"))]
+
+
+def _ended(version: ModelVersion, now: str) -> list[tuple[str, str]]:
+    """Its periods of approval, the open one closed."""
+    return [(since, until or now) for since, until in _history(version)]
 
 
 def _holder(client: MlflowClient, name: str) -> ModelVersion | None:

@@ -40,6 +40,8 @@ NOISE_BINS = 20
 def _no_replay(dataset: Dataset, context: Context) -> str | None:
     if context.replay is None:
         return "no environment was given; see time_alignment"
+    if context.replay_episodes == 0:
+        return "no episode was to be simulated again; see time_alignment"
     if not (dataset.arrays["seeds"] != UNKNOWN_SEED).any():
         return "no episode has a known seed"
     return None
