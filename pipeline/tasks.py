@@ -9,7 +9,6 @@ from enum import IntEnum
 from functools import cached_property
 from importlib import import_module
 from math import isfinite
-from pathlib import Path
 from typing import Any, Final
 
 import gymnasium as gym
@@ -19,13 +18,11 @@ from gymnasium.wrappers import TimeLimit
 from pipeline.config.task import MeasureInfo, Outcome, TaskConfig
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.serial import SerialVecEnv, outcome_of
-from pipeline.envs.social_nav import snqi
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import Metric
 
 SEED_BITS = 31  # environments may hand the seed to generators that take no more
 PURPOSE_BITS = 2
-SNQI = "snqi"
 REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:Name
 MEASURED = "measured over the episode: "  # before a metric's name: it cannot shadow a key of the environment's info
 
@@ -177,26 +174,7 @@ class Task:
         for name, measure in self.config.metrics.items():
             key = measure.info if measure.over == "last" else f"{MEASURED}{name}"
             figures[name] = self._final(final, key, f"metrics.{name}.info", measure.info)
-        if self._snqi is not None:
-            figures[SNQI] = self._snqi(figures)
         return figures
-
-    @cached_property
-    def _snqi(self) -> Callable[[Mapping[str, float]], float] | None:
-        """The social navigation quality index of an episode's figures, when the task asks for it."""
-        files = self.config.snqi
-        if files is None:
-            return None
-        weights, baseline = snqi.load_weights(Path(files.weights)), snqi.load_baseline(Path(files.baseline))
-        missing = sorted({*snqi.TERMS.values()} - {Metric.SUCCESS, Metric.COLLISION, *self.config.metrics})
-        if missing:
-            raise BadInput(f"task {self.config.name!r}: snqi needs the metric {missing[0]!r}; add it to metrics")
-
-        def index(figures: Mapping[str, float]) -> float:
-            columns = {name: np.array([value]) for name, value in figures.items()}
-            return float(snqi.snqi(columns, weights, baseline)[0])
-
-        return index
 
     def _yes_or_no(self, outcome: Outcome, role: str, final: Mapping[str, float], episode_return: float) -> float:
         if outcome.info is not None:

@@ -72,14 +72,27 @@ def plan(config: Main) -> Plan:
         train_expert=_with(expert, {"seeds": _from(seed, expert.seeds), "training": {"n_envs": n_envs}}),
         promote=load(Promote, paths.promote),
         collect=_with(collect, {"seeds": _from(seed, collect.seeds), "episodes": config.demonstration_episodes}),
-        pretrain=_with(pretrain, {"seed": seed, "cloning": {"epochs": config.cloning_epochs}}),
+        pretrain=_with(pretrain, {"seeds": _from(seed, pretrain.seeds), "cloning": {"epochs": config.cloning_epochs}}),
         finetune=_with(finetune, {"seeds": _from(seed, finetune.seeds), "training": training}),
         compare=load(Compare, paths.compare),
     )
     tasks = {stage: load_task(c.task).name for stage, c in vars(chosen).items()}
     if len(set(tasks.values())) != 1:
         raise BadInput(f"main: the stage configs are of different tasks: {tasks}; use configs of one task")
+    _refuse_shared_evaluations(chosen)
     return chosen
+
+
+def _refuse_shared_evaluations(chosen: Plan) -> None:
+    """Episodes that chose the expert or the clone must not measure what came of them: that would favour one arm."""
+    seeds = {
+        "train_expert: training.evaluation.seed": chosen.train_expert.training.evaluation.seed,
+        "pretrain: evaluation.seed": chosen.pretrain.evaluation.seed,
+        "finetune: training.evaluation.seed": chosen.finetune.training.evaluation.seed,
+    }
+    if len(set(seeds.values())) != len(seeds):
+        shown = ", ".join(f"{name} = {value}" for name, value in seeds.items())
+        raise BadInput(f"main: {shown}: they must differ, so that no stage is measured on episodes that chose it")
 
 
 def run_main(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcome:

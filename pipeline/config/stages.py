@@ -17,6 +17,7 @@ from pipeline.config.base import (
     Steps,
     configuration,
 )
+from pipeline.config.sweep import Sweep
 from pipeline.config.training import Cloning, Convergence, EvaluationSchedule, Network, PPOTraining, WarmStart
 
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
@@ -177,14 +178,19 @@ class Playback:
 
 @configuration
 class Pretrain:
-    """`pretrain`: clone a validated dataset into a PPO policy."""
+    """`pretrain`: clone a validated dataset into PPO policies, one clone a seed."""
 
     task: str
-    seed: Seed = 1
+    seeds: Seeds = (1,)
+    """Fine-tuning of seed s starts from the clone of seed s, so that matched seeds do not share one lucky clone."""
     network: Network = Network()
     cloning: Cloning = Cloning()
     evaluation: EvaluationSchedule = EvaluationSchedule()
     scenario_set: Name = "train"
+    final_episodes: Count = 200
+
+    def __post_init__(self) -> None:
+        _distinct(self.seeds)
 
 
 @configuration
@@ -274,5 +280,6 @@ STAGE_CONFIGS: dict[str, Any] = {
     "baseline": Finetune,
     "evaluate": Evaluate,
     "compare": Compare,
+    "sweep": Sweep,
     "main": Main,
 }

@@ -21,13 +21,14 @@ class ArmJob:
     job: TrainingJob
 
 
-def arm_jobs(config: Finetune, task: Task, folder: Path, initial_policy: Path | None) -> list[ArmJob]:
+def arm_jobs(config: Finetune, task: Task, folder: Path, initial_policies: Mapping[int, Path] | None) -> list[ArmJob]:
     """For every seed one training, and one control with learning rate 0 when `control_timesteps` asks for it.
 
+    `initial_policies` maps every seed to the policy folder it starts from; None starts all from fresh weights.
     Raises BadInput before the first step.
     """
     task.refuse_holdouts(config.training.scenario_set, "training")
-    warm = initial_policy is not None
+    warm = initial_policies is not None
     arms = [Arm.PRETRAINED if warm else Arm.SCRATCH]
     if config.control_timesteps:
         arms.append(Arm.PRETRAINED_LR0 if warm else Arm.SCRATCH_LR0)
@@ -40,7 +41,7 @@ def arm_jobs(config: Finetune, task: Task, folder: Path, initial_policy: Path | 
                 training=config.training,
                 seed=seed,
                 output=str(folder / f"{arm}-seed-{seed}"),
-                initial_policy=str(initial_policy) if warm else None,
+                initial_policy=str(initial_policies[seed]) if initial_policies is not None else None,
                 warm_start=config.warm_start if warm else None,
                 learning_rate_zero=control,
                 total_timesteps=config.control_timesteps if control else None,

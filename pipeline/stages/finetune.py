@@ -1,6 +1,6 @@
 """`finetune`: PPO from a certified clone, several seeds side by side, with controls of learning rate 0."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Finetune
@@ -19,7 +19,7 @@ from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import StoredDataset, fetch_dataset
-from pipeline.tracking.models import StoredPolicy, find_policy
+from pipeline.tracking.models import StoredPolicy, clones_by_seed, find_policy
 from pipeline.tracking.runs import StageRun, digest_of, get_run, read_text_artifact
 from pipeline.tracking.training import log_bill, train_logged
 
@@ -32,19 +32,27 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     task = Task(load_task(config.task), config.training.environment)
     policy = find_policy(run.client, upstream.get("policy", "latest"), task.config.name, {Tag.STAGE: "pretrain"})
     taint.refuse_tainted(run.client, policy, "finetune")
-    run_id = _require_certificate(run, policy)
-    arms = arm_jobs(config, task, run.folder, policy.folder)
-    run.record_config(config, task.config, {"policy": policy.digest})
+    starts = starting_policies(run, policy, config.seeds)
+    arms = arm_jobs(config, task, run.folder, {seed: start.folder for seed, start in starts.items()})
+    run.record_config(config, task.config, {f"policy_{seed}": start.digest for seed, start in starts.items()})
     shared = {
         Tag.STAGE: "finetune",
         Tag.GROUP: upstream.get("group") or run.run_id,
         Tag.TRAINING_DIGEST: digest_of(shared_settings(config, task)),
-        **lineage.from_policy(policy, "pretrain", get_run(run.client, run_id, "policy").data.tags),
+        **lineage.from_policy(policy, "pretrain", get_run(run.client, str(policy.run_id), "policy").data.tags),
     }
     run.tag(shared)
     shift = distribution_shift(run, task, config, shared)
     with TrainingProgress("finetune", [arm.job for arm in arms]) as progress:
-        tags = [{**shared, Tag.STAGE: "finetune_seed", Tag.ARM: arm.arm} for arm in arms]
+        tags = [
+            {
+                **shared,
+                Tag.STAGE: "finetune_seed",
+                Tag.ARM: arm.arm,
+                lineage_run_tag("policy"): starts[arm.job.seed].run_id,
+            }
+            for arm in arms
+        ]
         results = train_logged(run, [arm.job for arm in arms], tags, config.workers, progress.on_event)
     log_bill(run, results)
     lines = trainings_summary("finetune", [arm.arm for arm in arms], results)
@@ -88,8 +96,32 @@ def _demonstrator(run: StageRun, dataset: StoredDataset, task: Task) -> ActFunct
     return None
 
 
-def _require_certificate(run: StageRun, policy: StoredPolicy) -> str:
-    """The run of the policy, after its files were held to the certificate that `pretrain` left there."""
+def starting_policies(run: StageRun, policy: StoredPolicy, seeds: Sequence[int]) -> dict[int, StoredPolicy]:
+    """Seed -> the certified clone it starts from: of a pretrain run the clone of the same seed, where it has several.
+
+    A pretrain run with one clone, or the run of a single clone, starts every seed. Raises BadInput for a seed without
+    a clone.
+    """
+    if policy.run_id is None:
+        _require_certificate(run, policy)
+    clones = clones_by_seed(run.client, policy)
+    if len(clones) <= 1:
+        starts = dict.fromkeys(seeds, next(iter(clones.values()), policy))
+    else:
+        missing = [seed for seed in seeds if seed not in clones]
+        if missing:
+            raise BadInput(
+                f"seeds: {policy.reference} has no clone of seed {missing[0]}; it has clones of {sorted(clones)}: "
+                "use those seeds, or run pretrain with more"
+            )
+        starts = {seed: clones[seed] for seed in seeds}
+    for start in {start.run_id: start for start in starts.values()}.values():
+        _require_certificate(run, start)
+    return starts
+
+
+def _require_certificate(run: StageRun, policy: StoredPolicy) -> None:
+    """Hold the policy's files to the certificate that `pretrain` left in its run. Raises BadInput."""
     if policy.run_id is None:
         raise BadInput(f"policy {policy.reference!r} has no transfer certificate; give the run id of a pretrain run")
     text = read_text_artifact(run.client, policy.run_id, Artifact.CERTIFICATE)
@@ -99,4 +131,3 @@ def _require_certificate(run: StageRun, policy: StoredPolicy) -> str:
             "pretrain certified can be fine-tuned: mlflow run . -e pretrain"
         )
     verify_certificate(TransferCertificate.from_json(text), str(policy.folder))
-    return policy.run_id

@@ -1,6 +1,7 @@
-"""`pretrain`: clone a validated dataset into a PPO policy, actor and critic, and certify the artifact."""
+"""`pretrain`: clone a validated dataset into PPO policies, actor and critic, one a seed, and certify each artifact."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -8,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Pretrain
 from pipeline.evaluation import EpisodeRecords, point_figures, run_episodes, summarise, with_intervals
-from pipeline.learning.certificates import certify
+from pipeline.learning.certificates import TransferCertificate, certify
 from pipeline.learning.cloning import CloningResult, CriticPoint, EpochPoint, clone
 from pipeline.learning.ppo import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
@@ -18,7 +19,7 @@ from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.datasets import StoredDataset, fetch_for_training, log_dataset_input
 from pipeline.tracking.models import log_policy
-from pipeline.tracking.runs import StageRun
+from pipeline.tracking.runs import StageRun, child_run
 
 UPSTREAM = ("dataset",)
 
@@ -28,30 +29,55 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     dataset = fetch_for_training(run.client, upstream.get("dataset", "latest"), task.config.name)
     task.refuse_holdouts(config.scenario_set, "evaluating a training")
     run.record_config(config, task.config, {"dataset": dataset.metadata.content_digest})
-    run.tag({**lineage.from_dataset(dataset.run), Tag.SEED: config.seed})
+    made_from = lineage.from_dataset(dataset.run)
+    run.tag(made_from)
     log_dataset_input(run, dataset.metadata, dataset.run_id, "training")
-    policy = build_policy(task.observation_space, task.action_space, config.network, config.seed)
-    result = _clone(run, task, config, policy, dataset)
-    folder = run.folder / Artifact.POLICY
-    provenance = {"task": task.config.name, "seed": config.seed, "dataset_digest": dataset.metadata.content_digest}
-    digest = save_policy(policy, folder, provenance)
-    final = _evaluate(task, config, policy)
-    _log(run, config, folder, result, final, policy)
-    run.tag({Tag.POLICY_DIGEST: digest})
-    success = summarise(final)[Metric.SUCCESS_RATE]
-    explained = result.critic_explained_variance
+    clones = []
+    for seed in config.seeds:
+        tags = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed, **made_from}
+        with child_run(run, f"clone-seed-{seed}", tags) as child:
+            clones.append(clone_seed(child, task, config, dataset, seed))
+    _log_stage(run, clones)
+    success = [point_figures(clone.final)[Metric.SUCCESS_RATE] for clone in clones]
+    explained = [clone.result.critic_explained_variance for clone in clones]
     return StageOutcome(
         (
-            f"pretrain: clone of {dataset.metadata.dataset_id} (best epoch {result.best_epoch}): success "
-            f"{success.value:.3f} [{success.low:.3f}, {success.high:.3f}] on fresh episodes; "
-            f"critic explains {explained:.2f} of the variance of held-out returns",
+            f"pretrain: {len(clones)} clones of {dataset.metadata.dataset_id}: success on fresh episodes "
+            f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); critics explain "
+            f"{sum(explained) / len(explained):.2f} of the variance of held-out returns",
         ),
         outputs={"policy": run.run_id},
     )
 
 
+@dataclass(frozen=True)
+class Clone:
+    """The clone of one seed, its evidence and its evaluation on fresh episodes."""
+
+    folder: Path
+    digest: str
+    certificate: TransferCertificate
+    result: CloningResult
+    final: EpisodeRecords
+
+
+def clone_seed(run: StageRun, task: Task, config: Pretrain, dataset: StoredDataset, seed: int) -> Clone:
+    """Clone actor and critic from one seed's fresh weights, certify the artifact and log all of it."""
+    policy = build_policy(task.observation_space, task.action_space, config.network, seed)
+    result = _clone(run, task, config, policy, dataset, seed)
+    folder = run.folder / Artifact.POLICY
+    provenance = {"task": task.config.name, "seed": seed, "dataset_digest": dataset.metadata.content_digest}
+    digest = save_policy(policy, folder, provenance)
+    held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
+    certificate = certify(policy, str(folder), result.critic_explained_variance, held_out, gamma)
+    episodes = final_episodes(task, config.scenario_set, config.evaluation, config.final_episodes)
+    clone = Clone(folder, digest, certificate, result, run_episodes(task, act_function(policy), episodes))
+    _log_clone(run, clone)
+    return clone
+
+
 def _clone(
-    run: StageRun, task: Task, config: Pretrain, policy: ActorCriticPolicy, dataset: StoredDataset
+    run: StageRun, task: Task, config: Pretrain, policy: ActorCriticPolicy, dataset: StoredDataset, seed: int
 ) -> CloningResult:
     episodes = evaluation_episodes(task, config.scenario_set, config.evaluation)
     points: list[tuple[str, float, int]] = []
@@ -65,36 +91,34 @@ def _clone(
             figures = with_intervals(summarise(point.records))
             points.extend((f"{EVAL_PREFIX}{name}", value, point.epoch) for name, value in figures.items())
 
-    result = clone(policy, dataset.trajectories, config.cloning, config.seed, play, on_point=on_point)
+    result = clone(policy, dataset.trajectories, config.cloning, seed, play, on_point=on_point)
     run.metric_series(points)
     return result
 
 
-def _evaluate(task: Task, config: Pretrain, policy: ActorCriticPolicy) -> EpisodeRecords:
-    episodes = final_episodes(task, config.scenario_set, config.evaluation, 2 * config.evaluation.episodes)
-    return run_episodes(task, act_function(policy), episodes)
-
-
-def _log(
-    run: StageRun,
-    config: Pretrain,
-    folder: Path,
-    result: CloningResult,
-    final: EpisodeRecords,
-    policy: ActorCriticPolicy,
-) -> None:
-    held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
-    certificate = certify(policy, str(folder), result.critic_explained_variance, held_out, gamma)
-    run.text(certificate.to_json(), Artifact.CERTIFICATE)
-    log_policy(run, folder, "clone", result.best_epoch, point_figures(final), Artifact.POLICY)
-    run.metrics({f"final/{name}": value for name, value in with_intervals(summarise(final)).items()})
+def _log_clone(run: StageRun, clone: Clone) -> None:
+    run.text(clone.certificate.to_json(), Artifact.CERTIFICATE)
+    log_policy(run, clone.folder, "clone", clone.result.best_epoch, point_figures(clone.final), Artifact.POLICY)
+    run.metrics({f"final/{name}": value for name, value in with_intervals(summarise(clone.final)).items()})
     run.metrics(
         {
-            "bc/best_epoch": result.best_epoch,
-            "bc/samples_per_second": result.samples_per_second,
-            Metric.WALL_SECONDS: result.wall_seconds,
-            "transfer/tensors": certificate.tensor_count,
-            "transfer/parameters": certificate.parameter_count,
-            "transfer/action_distance": certificate.action_distance,
+            "bc/best_epoch": clone.result.best_epoch,
+            "bc/samples_per_second": clone.result.samples_per_second,
+            Metric.WALL_SECONDS: clone.result.wall_seconds,
+            "transfer/tensors": clone.certificate.tensor_count,
+            "transfer/parameters": clone.certificate.parameter_count,
+            "transfer/action_distance": clone.certificate.action_distance,
         }
     )
+    run.tag({Tag.POLICY_DIGEST: clone.digest})
+
+
+def _log_stage(run: StageRun, clones: Sequence[Clone]) -> None:
+    """The stage's own policy is the first seed's clone: it was not chosen by how well it does."""
+    first = clones[0]
+    run.file(first.folder, Artifact.POLICY)
+    run.text(first.certificate.to_json(), Artifact.CERTIFICATE)
+    run.tag({Tag.POLICY_DIGEST: first.digest})
+    figures = [point_figures(clone.final) for clone in clones]
+    run.metrics({f"final/{name}": sum(f[name] for f in figures) / len(figures) for name in figures[0]})
+    run.metrics({Metric.WALL_SECONDS: sum(clone.result.wall_seconds for clone in clones)})

@@ -177,13 +177,21 @@ def find_expert(client: MlflowClient, demonstrator: Mapping[str, Any], task: str
 
 def training_seeds(client: MlflowClient, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
     """The best policies of all seeds of the training that a candidate is the best of, by `training seed <n>`."""
-    if candidate.run_id is None:
+    seeds = _policies_by_seed(client, candidate.run_id, "train_expert_seed")
+    return {f"training seed {seed}": policy for seed, policy in seeds.items()}
+
+
+def clones_by_seed(client: MlflowClient, policy: StoredPolicy) -> dict[int, StoredPolicy]:
+    """Seed -> clone, of the pretrain run that a policy is of; empty for a policy of anything else."""
+    return _policies_by_seed(client, policy.run_id, "pretrain_seed")
+
+
+def _policies_by_seed(client: MlflowClient, run_id: str | None, stage: str) -> dict[int, StoredPolicy]:
+    if run_id is None:
         return {}
-    children = search(client, {MLFLOW_PARENT_RUN_ID: candidate.run_id, Tag.STAGE: "train_expert_seed"})
-    return {
-        f"training seed {child.data.tags[Tag.SEED]}": _policy_of_run(client, child.info.run_id)
-        for child in sorted(children, key=lambda run: int(run.data.tags[Tag.SEED]))
-    }
+    children = search(client, {MLFLOW_PARENT_RUN_ID: run_id, Tag.STAGE: stage})
+    by_seed = {int(child.data.tags[Tag.SEED]): child.info.run_id for child in children}
+    return {seed: _policy_of_run(client, by_seed[seed]) for seed in sorted(by_seed)}
 
 
 def _is_policy_folder(reference: str) -> bool:

@@ -107,6 +107,17 @@ class StageRun:
         return uri.removeprefix("file://")
 
 
+@contextlib.contextmanager
+def child_run(run: StageRun, name: str, tags: Mapping[str, Any]) -> Iterator[StageRun]:
+    """A run nested in a stage's, e.g. of one seed, with a folder of its own; it fails when the work in it raises."""
+    folder = run.folder / name
+    folder.mkdir()
+    with mlflow.start_run(experiment_id=run.experiment_id, run_name=name, nested=True) as active:
+        child = StageRun(run.client, active.info.run_id, run.experiment_id, folder)
+        child.tag({**code_tags(), **tags})
+        yield child
+
+
 def digest_of(data: Any) -> str:
     """sha256 over canonical JSON, 36 characters: as long as MLflow takes for a dataset."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, allow_nan=False).encode()).hexdigest()[:36]
