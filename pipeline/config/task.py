@@ -35,6 +35,8 @@ class MeasureInfo:
 
     info: str
     over: Literal["last", "sum", "max", "mean"] = "last"
+    lower_is_better: bool = False
+    """How a report reads a difference."""
 
 
 @configuration
