@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import socket
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -13,10 +14,13 @@ from urllib.parse import urlparse
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import BadInput, shortened
 
 SQLITE = "sqlite:///"
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+CONNECT_SECONDS = 10.0
 DEFAULT_EXPERIMENT = "imitation-pretraining"
 
 
@@ -39,18 +43,27 @@ def connect() -> MlflowClient:
     try:
         if database is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
+        _require_listener(uri)
         with exclusive("create"):
             client = MlflowClient()
             client.search_experiments(max_results=1)
             if database is not None:
                 with contextlib.closing(sqlite3.connect(database)) as connection:
                     connection.execute("PRAGMA journal_mode=WAL")
-    except (MlflowException, OSError, sqlite3.Error, ValueError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error, ValueError, ImportError) as error:
         raise BadInput(
             f"tracking store {shortened(uri)} cannot be used: {shortened(str(error), 200)}; "
             "check MLFLOW_TRACKING_URI and that the server is running"
         ) from None
     return client
+
+
+def _require_listener(uri: str) -> None:
+    """Raise OSError when nothing listens at a database server: MLflow itself would try again for hours."""
+    server = urlparse(uri)
+    port = server.port or DATABASE_PORTS.get(server.scheme.partition("+")[0])
+    if server.scheme.partition("+")[0] in DATABASE_PORTS and server.hostname and port:
+        socket.create_connection((server.hostname, port), timeout=CONNECT_SECONDS).close()
 
 
 def chosen_experiment(client: MlflowClient, name: str | None) -> str | None:

@@ -1,0 +1,239 @@
+"""The command line: what it reads, what it answers, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from pipeline.cli import ask, parse, stage_main
+from pipeline.errors import BadInput
+from pipeline.names import STAGES, Tag
+from pipeline.tracking.runs import search
+from pipeline.tracking.store import connect
+
+NOTE = "mlflow.note.content"
+
+
+@pytest.fixture
+def refused(store, capfd, in_repository):
+    """Run a stage that must end with code 2; returns the one line that it wrote to standard error."""
+
+    def run(stage: str, *arguments: str) -> str:
+        assert stage_main(stage, arguments) == 2
+        errors = capfd.readouterr().err
+        assert errors.startswith("error: ")
+        assert errors.endswith("\n")
+        assert len(errors.splitlines()) == 1, errors
+        return errors.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_arguments_become_a_config_references_and_overrides():
+    arguments = ["--config", "c.yaml", "--dataset", "latest", "--cloning.epochs", "3", "--seeds=[1, 2]"]
+    assert parse("pretrain", arguments) == ("c.yaml", {"dataset": "latest"}, {"cloning.epochs": "3", "seeds": "[1, 2]"})
+
+
+def test_arguments_may_stand_in_any_order_and_values_may_be_negative_empty_or_hold_an_equals_sign():
+    arguments = ["--filter.min_return", "-100", "--config", "c.yaml", "--group", "g", "--a", "x=y", "--b=", "--c", ""]
+    config, upstream, overrides = parse("collect", arguments)
+    assert (config, upstream) == ("c.yaml", {"group": "g"})
+    assert overrides == {"filter.min_return": "-100", "a": "x=y", "b": "", "c": ""}
+
+
+def test_an_empty_reference_is_one_that_was_not_given():
+    assert parse("finetune", ["--config", "c.yaml", "--policy", "", "--group", ""])[1] == {}
+
+
+def test_an_abbreviation_is_no_argument_of_ours():
+    assert parse("pretrain", ["--config", "c.yaml", "--data", "x"])[1:] == ({}, {"data": "x"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "required: --config"),
+        (["--config"], "expected one argument"),
+        (["--config", "c", "stray"], "'stray' is not understood"),
+        (["--config", "c", "--epochs"], "--epochs has no value"),
+        (["--config", "c", "-e", "3"], "'-e' is not understood"),
+        (["--config", "c", "--", "3"], "not understood"),
+    ],
+)
+def test_what_is_not_an_argument_is_refused_in_one_line(arguments, part):
+    with pytest.raises(BadInput) as caught:
+        parse("pretrain", arguments)
+    assert part in str(caught.value)
+    assert "usage" not in str(caught.value)
+
+
+def test_an_unknown_stage_is_refused_with_those_there_are():
+    with pytest.raises(BadInput, match=r"stage 'pretrian' is unknown.*pretrain"):
+        parse("pretrian", ["--config", "c"])
+
+
+def test_help_answers_at_once_without_loading_the_stages(repository):
+    started = time.perf_counter()
+    code = "import sys; from pipeline.cli import stage_main\ntry: stage_main('pretrain', ['--help'])\nfinally: "
+    code += "print('loaded', sorted({'torch', 'mlflow', 'pydantic', 'numpy'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    assert "--config" in answer.stdout
+    assert "loaded []" in answer.stdout
+    assert time.perf_counter() - started < 10
+
+
+# --- how a stage ends ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "sweep"])
+def test_a_config_that_is_not_there_is_one_line_code_2_and_a_failed_run_with_that_line(refused, stage):
+    line = refused(stage, "--config", "configs/nowhere.yaml")
+    assert "'configs/nowhere.yaml'" in line
+    (run,) = search(connect(), {Tag.STAGE: stage}, status=None)
+    assert (run.info.status, run.data.tags[NOTE]) == ("FAILED", line)
+
+
+def test_a_misspelt_setting_is_one_line_with_the_right_spelling(refused):
+    line = refused("collect", "--config", "configs/smoke/collect.yaml", "--episode", "10")
+    assert "unknown key 'episode'. Did you mean 'episodes'?" in line
+
+
+def test_a_reference_that_the_stage_does_not_take_is_refused_with_those_it_takes(refused):
+    line = refused("train_expert", "--config", "configs/smoke/train_expert.yaml", "--dataset", "latest")
+    assert "'train_expert' takes no reference 'dataset'; it takes: none" in line
+    line = refused("collect", "--config", "configs/smoke/collect.yaml", "--policy", "latest")
+    assert "it takes: expert" in line
+    line = refused("main", "--config", "configs/smoke/main.yaml", "--dataset", "latest")
+    assert "'main' takes no reference 'dataset'; it takes: expert, policy" in line
+
+
+def test_a_wrong_argument_is_one_line_and_leaves_no_run(refused):
+    assert "'stray'" in refused("collect", "--config", "configs/smoke/collect.yaml", "stray")
+    assert search(connect(), {Tag.STAGE: "collect"}, status=None) == []
+
+
+def test_a_value_with_newlines_cannot_forge_a_second_line(refused):
+    assert "\n" not in refused("collect", "--config", "configs/smoke/collect.yaml", "--task", "'a\n\nerror: b'")
+
+
+def test_an_unreachable_server_is_one_line_and_code_2_within_seconds(monkeypatch, capfd, in_repository):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    started = time.perf_counter()
+    assert stage_main("collect", ["--config", "configs/smoke/collect.yaml"]) == 2
+    assert time.perf_counter() - started < 15
+    errors = capfd.readouterr().err
+    assert errors.splitlines()[-1].startswith("error: tracking store 'http://127.0.0.1:9' cannot be used")
+    assert "MLFLOW_TRACKING_URI" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////proc/nowhere/mlflow.db", "nonsense://x", "http://", "postgresql://127.0.0.1:9/runs"]
+)
+def test_a_store_that_cannot_be_is_one_line_and_code_2(uri, monkeypatch, capfd, in_repository):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert stage_main("collect", ["--config", "configs/smoke/collect.yaml"]) == 2
+    errors = capfd.readouterr().err
+    assert "cannot be used" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+def test_a_file_that_is_no_database_is_one_line_and_code_2(tmp_path, monkeypatch, capfd, in_repository):
+    (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says\n" * 50)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert stage_main("collect", ["--config", "configs/smoke/collect.yaml"]) == 2
+    errors = capfd.readouterr().err
+    assert "cannot be used" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+def test_sigterm_ends_a_training_within_seconds_closes_its_runs_and_leaves_no_process(store, repository):
+    command = [sys.executable, "-m", "entrypoints.train_expert", "--config", "configs/smoke/train_expert.yaml"]
+    command += ["--training.total_timesteps", "50000000"]
+    process = subprocess.Popen(
+        command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        client = connect()
+        until = time.monotonic() + 120
+        while not trained_steps(client):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.5)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family
+        os.kill(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "train_expert: interrupted" in errors
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    (run,) = search(client, {Tag.STAGE: "train_expert"}, status=None)
+    assert run.info.status in ("FAILED", "KILLED")
+    assert run.data.tags[NOTE] == "interrupted"
+    seeds = search(client, {Tag.STAGE: "train_expert_seed"}, status=None)
+    assert {seed.info.status for seed in seeds} <= {"FAILED", "KILLED"}
+    assert len(seeds) == 2
+
+
+def trained_steps(client) -> bool:
+    """Whether both seeds have started to train: their processes exist and have said something."""
+    seeds = search(client, {Tag.STAGE: "train_expert_seed"}, status=None)
+    return any(seed.data.metrics for seed in seeds)
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+def test_questions_to_an_empty_store_say_that_there_is_nothing(store, capsys):
+    for verb in ("datasets", "policies", "runs"):
+        assert ask([verb]) == 0
+        assert capsys.readouterr().out == f"no {verb}\n"
+        assert ask([verb, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_run_is_told_as_a_table_and_as_json(store, capsys):
+    from pipeline.tracking.runs import open_run
+
+    with open_run("evaluate") as run:
+        run.tag({Tag.TASK: "walk"})
+    assert ask(["runs", "--task", "walk"]) == 0
+    assert run.run_id in capsys.readouterr().out
+    assert ask(["runs", "--task", "walk", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["run_id"], row["stage"], row["status"]) == (run.run_id, "evaluate", "FINISHED")
+    assert ask(["lineage", run.run_id, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["start"] == run.run_id
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "required: verb"),
+        (["dataset"], "invalid choice: 'dataset'"),
+        (["lineage"], "required: reference"),
+        (["lineage", "nothing"], "lineage of 'nothing'"),
+        (["why", "0" * 32], "no such run"),
+        (["datasets", "--task", "a'b"], "names hold no quotes"),
+    ],
+)
+def test_a_wrong_question_is_one_line_and_code_2(store, capsys, arguments, part):
+    assert ask(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
+    assert part in errors

@@ -1,0 +1,233 @@
+"""What the repository promises about itself: dependencies, entry points, and what its code never does."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config.stages import STAGE_CONFIGS
+from pipeline.names import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK_NAMES = sorted(path.stem for path in ROOT.glob("configs/tasks/*.yaml"))
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Committed files, or every file where this is no git checkout."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
+
+
+def sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+# --- dependencies ----------------------------------------------------------------------------------------------------
+
+
+def test_conda_and_pyproject_list_the_same_dependencies():
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    (pip,) = [entry["pip"] for entry in conda if isinstance(entry, dict)]
+    assert sorted(pip) == sorted(project()["project"]["dependencies"])
+    assert f"python{project()['project']['requires-python']}" in conda
+
+
+def test_every_pinned_version_satisfies_the_lower_bound():
+    from packaging.requirements import Requirement
+
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            pin = Requirement(line.partition("#")[0].strip())
+            pins[pin.name.lower().replace("_", "-")] = str(pin.specifier).removeprefix("==")
+    for text in project()["project"]["dependencies"]:
+        requirement = Requirement(text)
+        assert requirement.name in pins, f"{requirement.name} is not pinned"
+        assert requirement.specifier.contains(pins[requirement.name], prereleases=True), text
+
+
+def test_every_package_that_is_imported_is_a_declared_dependency():
+    import sys
+    from importlib.metadata import packages_distributions, requires
+
+    from packaging.requirements import Requirement
+
+    requirements = [Requirement(text) for text in project()["project"]["dependencies"]]
+    declared = {requirement.name.lower() for requirement in requirements}
+    for requirement in requirements:  # `minari[hdf5]` declares what that extra brings
+        for brought in map(Requirement, requires(requirement.name) or ()):
+            if brought.marker and any(brought.marker.evaluate({"extra": extra}) for extra in requirement.extras):
+                declared.add(brought.name.lower())
+    provided = packages_distributions()
+    own = {"pipeline", "entrypoints"}
+    imported = {name for path in sources("pipeline", "entrypoints") for name in imports(path)}
+    for name in sorted(imported - own - set(sys.stdlib_module_names)):
+        distributions = {d.lower() for d in provided.get(name, [name])}
+        assert distributions & declared, f"{name} is imported but not declared"
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of the modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_no_committed_file_holds_the_address_of_a_package_index():
+    address = re.compile(
+        r"--(extra-)?index-url|--find-links|--trusted-host|index-url\s*=|pypi\.org|pythonhosted\.org|/simple/?[\s'\"]"
+        r"|conda\.anaconda\.org|download\.pytorch\.org|https?://[^\s/]*(artifactory|nexus|devpi|mirror)",
+        re.IGNORECASE,
+    )
+    here = Path(__file__)
+    for path in tracked():
+        if path == here or path.suffix in (".png", ".gif", ".mp4", ".npz"):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            assert not address.search(line), f"{path.relative_to(ROOT)}:{number}: {line[:120]}"
+
+
+# --- entry points ----------------------------------------------------------------------------------------------------
+
+
+def mlproject() -> dict:
+    return yaml.safe_load((ROOT / "MLproject").read_text())
+
+
+def test_entry_points_modules_and_configs_are_the_same_words():
+    declared = set(mlproject()["entry_points"])
+    scripts = {path.stem for path in (ROOT / "entrypoints").glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in (ROOT / "pipeline" / "stages").glob("*.py")} - {"__init__"}
+    assert declared == scripts == set(STAGE_CONFIGS)
+    assert modules <= declared
+    assert declared <= set(STAGES)
+    assert "main" in declared - modules  # it is the workflow's
+
+
+@pytest.mark.parametrize("stage", sorted(mlproject()["entry_points"]))
+def test_an_entry_point_passes_its_config_and_exactly_the_references_that_its_stage_takes(stage):
+    from importlib import import_module
+
+    entry = mlproject()["entry_points"][stage]
+    upstream = ("expert", "policy") if stage == "main" else import_module(f"pipeline.stages.{stage}").UPSTREAM
+    assert set(entry["parameters"]) == {"config", *upstream}
+    arguments = " ".join(f"--{name} {{{name}}}" for name in entry["parameters"])
+    assert entry["command"] == f"python -m entrypoints.{stage} {arguments}"
+
+
+@pytest.mark.parametrize("stage", sorted(mlproject()["entry_points"]))
+def test_the_default_config_of_an_entry_point_exists(stage):
+    assert (ROOT / mlproject()["entry_points"][stage]["parameters"]["config"]["default"]).is_file()
+
+
+def test_a_script_is_a_few_lines_that_name_their_stage():
+    for path in (ROOT / "entrypoints").glob("[a-z]*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 8
+        assert f'stage_main("{path.stem}")' in text
+
+
+# --- what the code never does ----------------------------------------------------------------------------------------
+
+UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+
+
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    """(dotted name, call) of every call in a file: `np.load(x)` -> `("np.load", ...)`."""
+    return [
+        (ast.unparse(node.func), node)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+
+
+def keyword(call: ast.Call, name: str) -> object:
+    """The constant that a call passes by keyword; None when it does not."""
+    found = [k.value.value for k in call.keywords if k.arg == name and isinstance(k.value, ast.Constant)]
+    return found[0] if found else None
+
+
+def unsafe_imports(path: Path) -> set[str]:
+    """Modules that decode such data; to know their errors by name is harmless."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    errors = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and all(alias.name.endswith("Error") for alias in node.names)
+    ]
+    found = UNSAFE_MODULES & imports(path)
+    named = {
+        (node.module or "").partition(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and node not in errors
+        for alias in node.names
+    }
+    return found & named
+
+
+@pytest.mark.parametrize("path", sources("pipeline", "entrypoints"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_loads_data_that_could_run_code(path):
+    assert not unsafe_imports(path)
+    for name, call in calls(path):
+        last = name.rpartition(".")[2]
+        where = f"{path.relative_to(ROOT)}:{call.lineno}: {name}"
+        assert name not in UNSAFE_CALLS, where
+        assert keyword(call, "allow_pickle") is not True, where
+        if name in ("np.load", "numpy.load"):
+            assert keyword(call, "allow_pickle") is False, where
+        if name in ("torch.load", "th.load"):
+            assert keyword(call, "weights_only") is True, where
+        if last == "load_from_zip_file":
+            assert keyword(call, "load_data") is False, where
+        assert name not in ("PPO.load", "BaseAlgorithm.load", "ActorCriticPolicy.load", "VecNormalize.load"), where
+        if last in ("load", "load_all") and name.startswith("yaml."):
+            assert name == "yaml.load", where
+            assert "Loader" in {k.arg for k in call.keywords}, where
+        assert last not in ("unsafe_load", "full_load", "read_pickle", "to_pickle"), where
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_nothing_in_the_code_knows_a_task_by_name(task):
+    """Only the rooms of the task itself do, and examples in docstrings."""
+    for path in sources("pipeline", "entrypoints"):
+        if task in path.parts or task == path.stem:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False)
+        }
+        # a text that stands alone as a statement documents the field above it
+        docstrings |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                assert task not in node.value, where
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                assert task not in ast.unparse(node), where
+
+
+def test_no_committed_file_names_a_machine_path_or_waits_to_be_done():
+    forbidden = re.compile(r"(/home/|/Users/|/root/)\w|\bTODO\b|\bFIXME\b|\bXXX\b")
+    here = Path(__file__)
+    for path in tracked("*.py", "*.md", "*.yaml", "*.toml", "Makefile", "MLproject", "*.sh", ".ci/*"):
+        if path == here:
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert not forbidden.search(line), f"{path.relative_to(ROOT)}:{number}: {line[:120]}"
