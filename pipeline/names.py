@@ -7,6 +7,9 @@ STAGES: Final = (
     "evaluate", "compare", "sweep", "main",
 )  # fmt: skip
 
+# of the runs of single seeds, nested in those of their stage
+SEED_STAGES: Final = ("train_expert_seed", "pretrain_seed", "finetune_seed", "baseline_seed")
+
 
 class Tag:
     """Run tags. Lineage tags of upstream runs are built by `lineage_run_tag`."""
@@ -34,6 +37,11 @@ class Tag:
     DATASET_METADATA_DIGEST: Final = "dataset.metadata_digest"
     DATASET_QUALITY: Final = "dataset.quality"
     TAINT: Final = "taint"  # why what this run made must not be trusted any more
+    STUDY: Final = "sweep.study"
+    TRIAL: Final = "trial.number"
+    TRIAL_STATE: Final = "trial.state"
+    TRIAL_FEASIBLE: Final = "trial.feasible"
+    TRIAL_VIOLATION: Final = "trial.violation"  # largest excess over a constraint; 0 or less is feasible
 
 
 LINEAGE_ROLES: Final = (
@@ -123,6 +131,10 @@ class Artifact:
     CERTIFICATE: Final = "transfer_certificate.json"
     EVALUATIONS: Final = "evaluations.json"  # every evaluation of a training, episode by episode
     ENVIRONMENT: Final = "environment.json"  # package versions, commit, machine
+    SWEEP: Final = "sweep"  # folder: summary.md, summary.json, pictures
+    SWEEP_MD: Final = "sweep/summary.md"
+    SWEEP_JSON: Final = "sweep/summary.json"
+    BEST_CONFIG: Final = "sweep/best_config.yaml"  # a config of train_expert
 
 
 POLICY_WEIGHTS_FILE: Final = "policy.safetensors"
@@ -149,6 +161,7 @@ class Metric:
     ENVIRONMENT_STEPS: Final = "bill/environment_steps"
     EVALUATION_STEPS: Final = "bill/evaluation_steps"
     WALL_SECONDS: Final = "bill/wall_seconds"
+    OBJECTIVE: Final = "objective"  # what a trial of a sweep is worth
 
 
 EVAL_PREFIX: Final = "eval/"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipeline.errors import BadInput, did_you_mean, shortened
-from pipeline.names import STAGES, Alias, Tag, registered_model
+from pipeline.names import SEED_STAGES, STAGES, Alias, Tag, registered_model
 from pipeline.tracking import lineage as _lineage
 from pipeline.tracking.catalogue import dataset_rows, metric_history, version_rows
 from pipeline.tracking.datasets import StoredDataset, fetch_for_training
@@ -63,10 +63,10 @@ def runs(
 ) -> pd.DataFrame:
     """Runs of the pipeline, newest first: `RUN_COLUMNS` and one column for each of `metrics` (its last value, or NaN).
 
-    `stage` is an entry point, or `train_expert_seed`, `finetune_seed`, `baseline_seed` for the runs of single seeds.
+    `stage` is an entry point, or one of `SEED_STAGES` (`finetune_seed`, ...) for the runs of single seeds.
     Raises BadInput for an unknown stage or status.
     """
-    known = (*STAGES, *(f"{s}_seed" for s in ("train_expert", "finetune", "baseline")))
+    known = (*STAGES, *SEED_STAGES)
     if stage is not None and stage not in known:
         raise BadInput(f"stage {stage!r} is unknown.{did_you_mean(stage, known)} There are: {', '.join(known)}")
     if status is not None and status not in STATUSES:

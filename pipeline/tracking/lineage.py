@@ -13,13 +13,16 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import BadInput, shortened
-from pipeline.names import LINEAGE_ROLES, Quality, Tag, VersionTag, lineage_run_tag
+from pipeline.names import LINEAGE_ROLES, SEED_STAGES, Quality, Tag, VersionTag, lineage_run_tag
 from pipeline.tracking.datasets import DATASET_ID
 from pipeline.tracking.models import RUN_ID, StoredPolicy
-from pipeline.tracking.runs import get_run, search
+from pipeline.tracking.runs import experiment_ids, get_run, search
 
 RUN_TAGS = tuple(lineage_run_tag(role) for role in LINEAGE_ROLES)
 VERSION = re.compile(r"(?:models:/)?(?P<name>[A-Za-z0-9_.-]+)/(?P<version>\d{1,9})")
+# a group has dozens of trainings, and every role takes a search of its own: what cannot be upstream is not searched for
+NOTHING_COMES_FROM = frozenset({"validate", "playback", "evaluate", "compare", "main"})
+POLICY_TAGS = tuple(lineage_run_tag(role) for role in ("expert", "candidate", "policy", "pretrain"))
 GENERATIONS = 100  # a chain longer than this is a loop in the tags
 
 
@@ -163,21 +166,30 @@ def _walk_down(
         # a training may stand behind several versions: only what used this one came from it
         used = search(client, {Tag.LINEAGE_EXPERT: f"{version['name']}/{version['version']}"}, status=None)
         known.update({run.info.run_id: run for run in used})
-        frontier = [run.info.run_id for run in used]
+        frontier = used
     else:
-        frontier = list(known)
+        frontier = list(known.values())
+    everywhere = experiment_ids(client)
     for _ in range(GENERATIONS):
         found = {
             run.info.run_id: run
-            for run_id in frontier
-            for tag in roles
-            for run in search(client, {tag: run_id}, status=None)
+            for source in frontier
+            for tag in _roles_of(source, roles)
+            for run in search(client, {tag: source.info.run_id}, status=None, experiments=everywhere)
         }
-        frontier = [run_id for run_id in found if run_id not in known]
-        known.update({run_id: found[run_id] for run_id in frontier})
+        frontier = [run for run_id, run in found.items() if run_id not in known]
+        known.update({run.info.run_id: run for run in frontier})
         if not frontier:
             return known
     raise BadInput(f"lineage is deeper than {GENERATIONS} generations: are its tags a loop?")
+
+
+def _roles_of(run: Run, roles: Sequence[str]) -> Sequence[str]:
+    """Those of the lineage tags `roles` in which other runs may name this one; all, when its stage is none we know."""
+    stage = run.data.tags.get(Tag.STAGE, "")
+    if stage in NOTHING_COMES_FROM:
+        return ()
+    return [tag for tag in roles if tag in POLICY_TAGS] if stage in SEED_STAGES else roles
 
 
 def _lineage(start: str, runs: Mapping[str, Run]) -> Lineage:

@@ -85,17 +85,17 @@ def train_logged(
     workers: int,
     watch: Callable[[int, TrainingEvent], None],
 ) -> list[TrainingResult]:
-    """Train the jobs side by side, each in a child run of its own; `watch` sees every event after it is logged."""
+    """Train the jobs side by side, each in a child run of its own that is finished as soon as its training is.
+
+    `watch` sees every event after it is logged.
+    """
 
     def on_event(index: int, event: TrainingEvent) -> None:
         seeds.on_event(index, event)
         watch(index, event)
 
     with seed_runs(stage_run, jobs, tags) as seeds:
-        results = run_side_by_side(jobs, workers, on_event)
-        for index, result in enumerate(results):
-            seeds.finish(index, result)
-    return results
+        return run_side_by_side(jobs, workers, on_event, seeds.finish)
 
 
 def log_bill(run: StageRun, results: Sequence[TrainingResult]) -> None:
