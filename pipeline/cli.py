@@ -114,8 +114,19 @@ def _answer(known: argparse.Namespace) -> str:
     frame = getattr(query, known.verb)(task=known.task)
     if known.json:
         return str(frame.to_json(orient="records", date_format="iso", indent=2))
+    if "coverage" in frame:
+        frame["coverage"] = [_coverage(cell) for cell in frame["coverage"]]
     frame = frame.astype(object).where(frame.notna(), "-")
     return f"no {known.verb}" if frame.empty else str(frame.to_string(index=False, max_colwidth=60))
+
+
+def _coverage(episodes: dict[str, int] | None) -> str | None:
+    """`{"low": 12, "high": 13}` -> `"2 scenarios, 12 to 13 each"`; the numbers themselves are in the JSON."""
+    if not episodes:
+        return None
+    fewest, most = min(episodes.values()), max(episodes.values())
+    only = f"{next(iter(episodes))} only" if len(episodes) == 1 else f"{len(episodes)} scenarios"
+    return f"{only}, {fewest} each" if fewest == most else f"{only}, {fewest} to {most} each"
 
 
 @contextlib.contextmanager
