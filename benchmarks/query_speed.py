@@ -159,7 +159,7 @@ def compare_group() -> Comparison:
         resamples=10_000, seed=0, final_figure="success_rate", training_set=config.training.scenario_set,
         minimised=frozenset(MINIMISED),
     )  # fmt: skip
-    return compare(runs, settings, upfront_cost(client, group.finetune))
+    return compare(runs, settings, upfront_cost(client, group))
 
 
 def timed(what: str, ask: Callable[[], object], rounds: int) -> float:

@@ -22,6 +22,7 @@ class Tag:
     CODE_DIRTY: Final = "code.dirty"
     CODE_COMMIT: Final = "code.commit"
     INPUTS_DIGEST: Final = "inputs.digest"
+    PLAN_DIGEST: Final = "plan.digest"  # of what `main` asked a stage to do: config, task, references
     TRAINING_DIGEST: Final = "training.digest"  # of the settings two arms must share
     PROMOTABLE: Final = "promotable"
     VERDICT: Final = "verdict"
@@ -41,7 +42,19 @@ class Tag:
     TRIAL: Final = "trial.number"
     TRIAL_STATE: Final = "trial.state"
     TRIAL_FEASIBLE: Final = "trial.feasible"
+    OBJECTIVE_SOURCE: Final = "objective.source"  # `episodes` or `aggregate` figures
     TRIAL_VIOLATION: Final = "trial.violation"  # largest excess over a constraint; 0 or less is feasible
+
+
+REUSED_PREFIX: Final = "reused."
+
+
+def reused_tag(arm: str, seed: int) -> str:
+    """`"scratch", 3` -> `"reused.scratch.seed_3"`: the run of an earlier attempt that a stage run took over."""
+    return f"{REUSED_PREFIX}{arm}.seed_{seed}"
+
+
+OUTPUT_PREFIX: Final = "output."  # and a role: the reference that a stage of `main` handed on
 
 
 LINEAGE_ROLES: Final = (

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
 from pipeline.errors import BadInput
-from pipeline.names import Tag
+from pipeline.names import OUTPUT_PREFIX, Tag
 from pipeline.stages import StageOutcome
-from pipeline.tracking.runs import StageRun, end_failed, open_run
+from pipeline.tracking.runs import StageRun, code_tags, digest_of, end_failed, open_run, search, tag_text
 from pipeline.tracking.store import ui_command
 
 C = TypeVar("C")
@@ -125,6 +125,7 @@ class _Main:
 
     def __init__(self, parent: StageRun, stages: Plan, config: Main, upstream: Mapping[str, str]) -> None:
         self._parent, self._stages, self._config, self._upstream = parent, stages, config, upstream
+        self._group = config.group or parent.run_id
 
     def run(self) -> StageOutcome:
         policy = self._upstream.get("policy")
@@ -136,7 +137,7 @@ class _Main:
         if self._config.ppo_timesteps == 0:
             outputs = {} if policy is None else {"policy": policy}
             return StageOutcome(("main: ppo_timesteps is 0: no fine-tuning, no comparison",), outputs=outputs)
-        group = {"group": self._parent.run_id}
+        group = {"group": self._group}
         self._stage("baseline", self._stages.finetune, group)
         if policy is None:
             return StageOutcome(("main: skip_pretrain without a policy: PPO from scratch only, no comparison",))
@@ -161,15 +162,33 @@ class _Main:
         """Run a stage nested in main's run and show what it came to as soon as it stands."""
         started = time.monotonic()
         print(f"--- {stage}", flush=True)
+        task = to_data(load_task(config.task))
+        plan_digest = digest_of({"config": to_data(config), "task": task, "upstream": dict(upstream)})
+        before = self._finished(stage, plan_digest)
+        if before is not None:
+            return before
         with open_run(stage, nested=True) as run:
-            run.tag({Tag.GROUP: self._parent.run_id})
+            run.tag({Tag.GROUP: self._group, Tag.PLAN_DIGEST: plan_digest})
             outcome = _do(stage, run, config, upstream)
+            run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})
         if outcome.failed:
             end_failed(run)
         for line in outcome.summary:
             print(line)
         print(f"    ({time.monotonic() - started:.0f} s)", flush=True)
         return outcome
+
+    def _finished(self, stage: str, plan_digest: str) -> StageOutcome | None:
+        """What an earlier `main` of this group came to in the stage, with equal inputs and the same code."""
+        wanted = {Tag.GROUP: self._group, Tag.STAGE: stage, Tag.PLAN_DIGEST: plan_digest, **code_tags()}
+        found = search(self._parent.client, {key: tag_text(value) for key, value in wanted.items()}, limit=1)
+        if not found or Tag.TAINT in found[0].data.tags:
+            return None
+        run_id, tags = found[0].info.run_id, found[0].data.tags
+        print(f"{stage}: was finished before in group {self._group!r} (run {run_id}); taken over", flush=True)
+        outputs = {key.removeprefix(OUTPUT_PREFIX): v for key, v in tags.items() if key.startswith(OUTPUT_PREFIX)}
+        verdict = {"yes": True, "no": False}.get(tags.get(Tag.VERDICT, ""))
+        return StageOutcome((), verdict=verdict, outputs=outputs)
 
 
 def _with(config: C, changes: Mapping[str, Any]) -> C:

@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from pipeline.config.base import (
     Bound,
@@ -258,6 +258,9 @@ class Main:
 
     stages: StageConfigs
     experiment_name: str | None = None
+    group: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,100}$")] | None = None
+    """Name of the comparison. Run again under the same name, `main` goes on where it was: stages and trainings that
+    finished with equal settings, inputs and code are taken over. None: a name of its own for every run."""
     seed: Seed | None = None
     """First of the consecutive seeds of every stage."""
     demonstration_episodes: Count | None = None

@@ -7,9 +7,19 @@ from pipeline.learning.jobs import TrainingResult
 from pipeline.names import Metric
 
 
-def trainings_summary(stage: str, arms: Sequence[str], results: Sequence[TrainingResult]) -> tuple[str, ...]:
-    """`finetune: pretrained: 5 seeds, final success 0.97 (0.96 to 0.98 over seeds), 1,003,520 steps`."""
+def trainings_summary(
+    stage: str, arms: Sequence[str], results: Sequence[TrainingResult], reused: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """`finetune: pretrained: 5 seeds, final success 0.97 (0.96 to 0.98 over seeds), 1,003,520 steps`.
+
+    `reused` names trainings that an earlier attempt had finished: `pretrained seed 1`.
+    """
     lines = []
+    if reused:
+        lines.append(
+            f"{stage}: {len(reused)} trainings were finished before in this group, with equal inputs and the same "
+            f"code, and are not trained again: {', '.join(reused)}"
+        )
     for arm in dict.fromkeys(arms):
         chosen = [result for name, result in zip(arms, results, strict=True) if name == arm]
         success = [point_figures(result.final)[Metric.SUCCESS_RATE] for result in chosen]

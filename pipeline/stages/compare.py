@@ -46,7 +46,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     taints = taint.inherit(run)
     runs = arm_data(run, task, group, trained)
     settings = comparison_settings(config, task_config, group, trained)
-    comparison = compare_arms(runs, settings, upfront_cost(run.client, group.finetune))
+    comparison = compare_arms(runs, settings, upfront_cost(run.client, group))
     regressions = find_regressions(run, task, group, trained, settings)
     context = replace(
         report_context(run, task, group, trained),

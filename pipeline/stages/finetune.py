@@ -7,7 +7,7 @@ from pipeline.config.stages import Finetune
 from pipeline.demonstrators import scripted
 from pipeline.errors import BadInput
 from pipeline.evaluation import record_episodes
-from pipeline.learning.arms import arm_jobs, shared_settings
+from pipeline.learning.arms import arm_jobs, shared_settings, training_inputs
 from pipeline.learning.certificates import TransferCertificate, verify_certificate
 from pipeline.names import Artifact, Tag, lineage_run_tag
 from pipeline.policies import ActFunction, act_function, load_policy
@@ -21,7 +21,7 @@ from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import StoredDataset, fetch_dataset
 from pipeline.tracking.models import StoredPolicy, clones_by_seed, find_policy
 from pipeline.tracking.runs import StageRun, digest_of, get_run, read_text_artifact
-from pipeline.tracking.training import log_bill, train_logged
+from pipeline.tracking.training import left_to_train, log_bill, train_logged
 
 UPSTREAM = ("policy", "group")
 SHIFT_EPISODES = 100  # that the demonstrator plays in the fine-tuning scenarios
@@ -43,19 +43,23 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     }
     run.tag(shared)
     shift = distribution_shift(run, task, config, shared)
-    with TrainingProgress("finetune", [arm.job for arm in arms]) as progress:
-        tags = [
-            {
-                **shared,
-                Tag.STAGE: "finetune_seed",
-                Tag.ARM: arm.arm,
-                lineage_run_tag("policy"): starts[arm.job.seed].run_id,
-            }
-            for arm in arms
-        ]
-        results = train_logged(run, [arm.job for arm in arms], tags, config.workers, progress.on_event)
+    tags = [
+        {
+            **shared,
+            Tag.STAGE: "finetune_seed",
+            Tag.ARM: arm.arm,
+            Tag.INPUTS_DIGEST: digest_of(training_inputs(config, task, arm, starts[arm.job.seed].digest)),
+            lineage_run_tag("policy"): starts[arm.job.seed].run_id,
+        }
+        for arm in arms
+    ]
+    todo = left_to_train(run, arms, tags)
+    jobs = [arms[i].job for i in todo]
+    with TrainingProgress("finetune", jobs) as progress:
+        results = train_logged(run, jobs, [tags[i] for i in todo], config.workers, progress.on_event)
     log_bill(run, results)
-    lines = trainings_summary("finetune", [arm.arm for arm in arms], results)
+    reused = [f"{arm.arm} seed {arm.job.seed}" for i, arm in enumerate(arms) if i not in todo]
+    lines = trainings_summary("finetune", [arms[i].arm for i in todo], results, reused)
     if shift is not None and shift.shifted:
         lines += (
             f"  its scenarios are unlike the demonstrations: distance {shift.distance:.3f} "
@@ -79,7 +83,8 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     rollouts = record_episodes(task, act, episodes, dataset.metadata.noise_std, SHIFT_SEED)
     reference = [dataset.trajectories.episode(i).observations for i in range(len(dataset.trajectories))]
     played = [rollouts.episode(i).observations for i in range(len(rollouts))]
-    shift = measure_shift(reference, played, task.feature_names)
+    scenarios = ([str(name) for name in dataset.trajectories.scenarios], [str(name) for name in rollouts.scenarios])
+    shift = measure_shift(reference, played, task.feature_names, scenarios=scenarios)
     run.json(to_plain(shift), Artifact.SHIFT)
     run.metrics({"shift/distance": shift.distance, "shift/p_value": shift.p_value})
     run.tag({Tag.SHIFT: "shifted" if shift.shifted else "alike"})

@@ -60,6 +60,12 @@ class Clone:
     result: CloningResult
     final: EpisodeRecords
 
+    @property
+    def evaluation_steps(self) -> int:
+        """Environment steps of all its evaluations."""
+        played = [point.records for point in self.result.epochs if point.records is not None]
+        return sum(records.steps for records in (*played, self.final))
+
 
 def clone_seed(run: StageRun, task: Task, config: Pretrain, dataset: StoredDataset, seed: int) -> Clone:
     """Clone actor and critic from one seed's fresh weights, certify the artifact and log all of it."""
@@ -121,4 +127,9 @@ def _log_stage(run: StageRun, clones: Sequence[Clone]) -> None:
     run.tag({Tag.POLICY_DIGEST: first.digest})
     figures = [point_figures(clone.final) for clone in clones]
     run.metrics({f"final/{name}": sum(f[name] for f in figures) / len(figures) for name in figures[0]})
-    run.metrics({Metric.WALL_SECONDS: sum(clone.result.wall_seconds for clone in clones)})
+    run.metrics(
+        {
+            Metric.WALL_SECONDS: sum(clone.result.wall_seconds for clone in clones),
+            Metric.EVALUATION_STEPS: sum(clone.evaluation_steps for clone in clones),
+        }
+    )

@@ -12,7 +12,7 @@ from pipeline.config.stages import Promote
 from pipeline.errors import BadInput
 from pipeline.evaluation import run_episodes
 from pipeline.gate import GateDecision, Measured, decide
-from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
+from pipeline.names import Alias, Artifact, Metric, Tag, lineage_run_tag
 from pipeline.policies import act_function, load_policy, save_policy
 from pipeline.report.diagnostics import gate_markdown
 from pipeline.stages import StageOutcome
@@ -45,7 +45,9 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     run.record_config(config, task.config, {"expert": candidate.digest})
     run.tag(_lineage(run, candidate))
     subjects = {"candidate": candidate, **(training_seeds(run.client, candidate) if config.training_seeds else {})}
-    decision = decide(config.rules, measure(task, config, subjects))
+    measured = measure(task, config, subjects)
+    run.metrics({Metric.EVALUATION_STEPS: sum(m.records.steps for m in measured)})
+    decision = decide(config.rules, measured)
     return _conclude(run, candidate, decision)
 
 

@@ -9,12 +9,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.errors import BadInput, shortened
-from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, Artifact, Metric, Tag, lineage_run_tag
+from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag, lineage_run_tag
 from pipeline.statistics.comparison import RunData, UpfrontCost
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.runs import get_run, latest_run, read_text_artifact, search
 
 GROUP_NAME_LIMIT = 200
+UPSTREAM_ROLES = ("expert", "gate", "dataset", "pretrain")  # what was done before the first fine-tuning
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
         for stage in stages
         for run in search(client, {Tag.GROUP: reference, Tag.STAGE: f"{stage}_seed", Tag.TASK: task}, status=None)
     ]
-    # a failed attempt that was repeated under a newer stage run is not part of the comparison
+    # a failed attempt that was repeated under a newer stage run is not part of it, but for what that run took over
     parents = {run.info.run_id for run in stages.values()}
-    runs = [run for run in runs if run.data.tags.get("mlflow.parentRunId") in parents]
+    reused = _reused(stages["baseline"]) | _reused(stages["finetune"])
+    runs = [run for run in runs if run.info.run_id in reused or run.data.tags.get("mlflow.parentRunId") in parents]
     _refuse_unequal(reference, runs)
     arms = {
         arm: tuple(sorted((_read(client, run) for run in runs if run.data.tags[Tag.ARM] == arm), key=lambda r: r.seed))
@@ -67,22 +69,40 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
     return Group(reference, {arm: members for arm, members in arms.items() if members}, **stages)
 
 
-def upfront_cost(client: MlflowClient, finetune: Run) -> UpfrontCost:
-    """What expert, demonstrations and clone cost, from the runs that the lineage names."""
-    spent: dict[str, dict[str, float]] = {}
-    for role in ("expert", "dataset", "pretrain"):
-        run_id = finetune.data.tags.get(lineage_run_tag(role))
-        if run_id is not None:
-            spent[role] = get_run(client, run_id, f"{role} run").data.metrics
-    steps = {role: int(metrics.get(Metric.ENVIRONMENT_STEPS, 0)) for role, metrics in spent.items()}
+def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost:
+    """What was spent before the first fine-tuning, from the runs that the lineage names, and wall times of all stages.
+
+    A stage that took over trainings of an earlier attempt took its own time and theirs, one after the other.
+    """
+    tags = group.finetune.data.tags
+    ids = {role: tags[lineage_run_tag(role)] for role in UPSTREAM_ROLES if lineage_run_tag(role) in tags}
+    before = {role: get_run(client, run_id, f"{role} run") for role, run_id in ids.items()}
+    steps = {role: int(run.data.metrics.get(Metric.ENVIRONMENT_STEPS, 0)) for role, run in before.items()}
+    seconds = {run.data.tags.get(Tag.STAGE, role): _duration(run) for role, run in before.items()}
+    for stage, run in (("baseline", group.baseline), ("finetune", group.finetune)):
+        taken_over = [
+            member.run
+            for members in group.arms.values()
+            for member in members
+            if member.run.info.run_id in _reused(run)
+        ]
+        seconds[stage] = _duration(run) + sum(_duration(training) for training in taken_over)
     return UpfrontCost(
         expert_steps=steps.get("expert", 0),
         demonstration_steps=steps.get("dataset", 0),
-        evaluation_steps=sum(int(metrics.get(Metric.EVALUATION_STEPS, 0)) for metrics in spent.values()),
-        wall_seconds={
-            role: metrics[Metric.WALL_SECONDS] for role, metrics in spent.items() if Metric.WALL_SECONDS in metrics
-        },
+        evaluation_steps=sum(int(run.data.metrics.get(Metric.EVALUATION_STEPS, 0)) for run in before.values()),
+        wall_seconds=seconds,
     )
+
+
+def _reused(run: Run) -> set[str]:
+    """Ids of the trainings that a stage run took over from earlier attempts."""
+    return {value for key, value in run.data.tags.items() if key.startswith(REUSED_PREFIX)}
+
+
+def _duration(run: Run) -> float:
+    """Wall time of a run in seconds; 0 for one that has not ended."""
+    return 0.0 if run.info.end_time is None else (run.info.end_time - run.info.start_time) / 1_000
 
 
 def policy_of(client: MlflowClient, run: Run) -> StoredPolicy:

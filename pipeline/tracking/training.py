@@ -11,11 +11,12 @@ import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from pipeline.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
+from pipeline.learning.arms import ArmJob
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.learning.workers import run_side_by_side
-from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
+from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag, reused_tag
 from pipeline.tracking.models import log_policy
-from pipeline.tracking.runs import StageRun, code_tags, tag_text
+from pipeline.tracking.runs import StageRun, code_tags, search, tag_text
 
 BUFFERED_POINTS = 500  # metric points that wait for one request
 
@@ -96,6 +97,25 @@ def train_logged(
 
     with seed_runs(stage_run, jobs, tags) as seeds:
         return run_side_by_side(jobs, workers, on_event, seeds.finish)
+
+
+def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], tags: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Indices of the trainings that the group does not have yet; `tags` are those their runs would get.
+
+    An earlier attempt's run stands for a training when it is FINISHED, has the same inputs (`inputs.digest`), was made
+    by the same commit with the same state of the tree, and nothing is known against it. The stage run then names it in
+    a tag; it is not touched.
+    """
+    shared = {key: str(tags[0][key]) for key in (Tag.GROUP, Tag.STAGE)}
+    here = {key: tag_text(value) for key, value in code_tags().items()}
+    finished = {
+        run.data.tags.get(Tag.INPUTS_DIGEST): run.info.run_id
+        for run in search(stage_run.client, {**shared, **here})
+        if Tag.TAINT not in run.data.tags
+    }
+    reused = {index: finished.get(str(tag[Tag.INPUTS_DIGEST])) for index, tag in enumerate(tags)}
+    stage_run.tag({reused_tag(arms[i].arm, arms[i].job.seed): run_id for i, run_id in reused.items()})
+    return [index for index, run_id in reused.items() if run_id is None]
 
 
 def log_bill(run: StageRun, results: Sequence[TrainingResult]) -> None:

@@ -1,0 +1,3 @@
+"""The name of the comparison that the tests of this room share."""
+
+GROUP = "trial"
