@@ -8,6 +8,7 @@
 Several processes may hold the same study. Nothing here trains, and nothing here knows where runs are kept.
 """
 
+import inspect
 import os
 import socket
 import sqlite3
@@ -44,7 +45,7 @@ PRUNERS: Final = {
     "hyperband": optuna.pruners.HyperbandPruner,
     "wilcoxon": optuna.pruners.WilcoxonPruner,
 }
-OWNED: Final = ("seed", "constraints_func", "self")
+OWNED: Final = ("seed", "constraints_func")
 SQLITE: Final = "sqlite:///"
 MOST_ATTEMPTS: Final = 3  # of a trial whose process dies
 
@@ -191,7 +192,7 @@ class SweepStudy:
     def give_back(self) -> None:
         """Let others have the trials that this process will not finish."""
         for number in list(self._open):
-            self._release(self._study.get_trials(deepcopy=False)[number])
+            self._release(self._study.get_trials(deepcopy=False)[number], died=False)
             self._open.pop(number, None)
 
     def _end(self, opened: OpenTrial, state: TrialState, attributes: Mapping[str, Any], value: Any = None) -> None:
@@ -229,7 +230,7 @@ class SweepStudy:
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             if trial.number not in self._open and self._is_dead(trial)
         ]
-        return [_record(trial) for trial in dead if self._release(trial)]
+        return [_record(trial) for trial in dead if self._release(trial, died=True)]
 
     def running_elsewhere(self) -> list[int]:
         """Numbers of the trials that other processes are at."""
@@ -244,16 +245,17 @@ class SweepStudy:
         silent = time.time() - float(trial.user_attrs.get(ALIVE, started))
         return silent > self._config.stale_after_seconds
 
-    def _release(self, trial: FrozenTrial) -> bool:
+    def _release(self, trial: FrozenTrial, died: bool) -> bool:
         """End a trial as lost and queue it again, unless somebody else just did."""
         attempt = int(trial.user_attrs.get(ATTEMPT, 1))
         try:
             self._study.tell(trial.number, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             return False
-        if attempt < MOST_ATTEMPTS and REASON not in trial.user_attrs:
+        attempt += died
+        if attempt <= MOST_ATTEMPTS and REASON not in trial.user_attrs:
             # after the last attempt a fresh trial takes the place: these values may be what kills the process
-            self._study.enqueue_trial(trial.params, {ATTEMPT: attempt + 1, RETRY_OF: trial.number})
+            self._study.enqueue_trial(trial.params, {ATTEMPT: attempt, RETRY_OF: trial.number})
         return True
 
     # --- what is known -----------------------------------------------------------------------------------------------
@@ -316,9 +318,7 @@ def make_pruner(setting: Pruner) -> optuna.pruners.BasePruner:
 
 
 def _check_arguments(what: str, cls: Any, arguments: Mapping[str, Any]) -> None:
-    code = cls.__init__.__wrapped__.__code__ if hasattr(cls.__init__, "__wrapped__") else cls.__init__.__code__
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    allowed = sorted(name for name in names if name not in OWNED)
+    allowed = sorted(name for name in inspect.signature(cls).parameters if name not in OWNED)
     for name in arguments:
         if name not in allowed:
             raise BadInput(
@@ -341,7 +341,8 @@ class _SamplerOfTrial(optuna.samplers.BaseSampler):
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         trials = (self.study or study).get_trials(deepcopy=False)
         place = trial.number - sum(_is_lost(earlier) for earlier in trials if earlier.number < trial.number)
-        words = np.random.SeedSequence([self._seed, place, int(trial.user_attrs.get(ATTEMPT, 1))])
+        given_up = sum(_is_lost(t) and int(t.user_attrs.get(ATTEMPT, 1)) >= MOST_ATTEMPTS for t in trials)
+        words = np.random.SeedSequence([self._seed, place, int(trial.user_attrs.get(ATTEMPT, 1)), given_up])
         self._sampler = self._make(int(words.generate_state(1)[0]))
         self._sampler.before_trial(study, trial)
 
