@@ -68,12 +68,16 @@ def plan(config: Main) -> Plan:
         "n_envs": n_envs,
         "learning_rate": None if rate is None else {"initial": rate, "final": None},
     }
+
+    def matched(seeds: tuple[int, ...]) -> list[int] | None:
+        return _from(seed, seeds, config.matched_seeds)
+
     chosen = Plan(
         train_expert=_with(expert, {"seeds": _from(seed, expert.seeds), "training": {"n_envs": n_envs}}),
         promote=load(Promote, paths.promote),
         collect=_with(collect, {"seeds": _from(seed, collect.seeds), "episodes": config.demonstration_episodes}),
-        pretrain=_with(pretrain, {"seeds": _from(seed, pretrain.seeds), "cloning": {"epochs": config.cloning_epochs}}),
-        finetune=_with(finetune, {"seeds": _from(seed, finetune.seeds), "training": training}),
+        pretrain=_with(pretrain, {"seeds": matched(pretrain.seeds), "cloning": {"epochs": config.cloning_epochs}}),
+        finetune=_with(finetune, {"seeds": matched(finetune.seeds), "training": training}),
         compare=load(Compare, paths.compare),
     )
     tasks = {stage: load_task(c.task).name for stage, c in vars(chosen).items()}
@@ -206,6 +210,9 @@ def _merge(data: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _from(first: int | None, seeds: tuple[int, ...]) -> list[int] | None:
-    """`5, (1, 2, 3)` -> `[5, 6, 7]`; None keeps the seeds of the config."""
-    return None if first is None else [first + i for i in range(len(seeds))]
+def _from(first: int | None, seeds: tuple[int, ...], count: int | None = None) -> list[int] | None:
+    """`5, (1, 2, 3)` -> `[5, 6, 7]`; None twice keeps the seeds of the config."""
+    if first is None and count is None:
+        return None
+    start = seeds[0] if first is None else first
+    return [start + i for i in range(count or len(seeds))]

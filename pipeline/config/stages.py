@@ -263,6 +263,8 @@ class Main:
     finished with equal settings, inputs and code are taken over. None: a name of its own for every run."""
     seed: Seed | None = None
     """First of the consecutive seeds of every stage."""
+    matched_seeds: Count | None = None
+    """How many seeds are cloned, fine-tuned and trained from scratch: consecutive ones from the first on."""
     demonstration_episodes: Count | None = None
     cloning_epochs: Count | None = None
     ppo_timesteps: Steps | None = None
