@@ -63,7 +63,9 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
     runs = [run for run in runs if run.info.run_id in reused or run.data.tags.get("mlflow.parentRunId") in parents]
     _refuse_unequal(reference, runs)
     arms = {
-        arm: tuple(sorted((_read(client, run) for run in runs if run.data.tags[Tag.ARM] == arm), key=lambda r: r.seed))
+        arm: tuple(
+            sorted((read_training(client, run) for run in runs if run.data.tags[Tag.ARM] == arm), key=lambda r: r.seed)
+        )
         for arm in ARMS
     }
     return Group(reference, {arm: members for arm, members in arms.items() if members}, **stages)
@@ -154,7 +156,8 @@ def _difference(first: Run, second: Run) -> str:
     return f"{names[0]} and {names[1]} differ in {where}{values}"
 
 
-def _read(client: MlflowClient, run: Run) -> ArmRun:
+def read_training(client: MlflowClient, run: Run) -> ArmRun:
+    """The evaluations that a training left in its run. Raises BadInput when they are missing or unreadable."""
     text = read_text_artifact(client, run.info.run_id, Artifact.EVALUATIONS)
     name = f"run {run.info.run_id}"
     if text is None:
