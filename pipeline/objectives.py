@@ -174,14 +174,21 @@ def feasible(excess: Mapping[str, float]) -> bool:
     return all(value <= 0 for value in excess.values())
 
 
-def check_measurable(objective: Objective, constraints: Mapping[str, float], task: TaskConfig) -> None:
+def check_measurable(
+    objective: Objective, constraints: Mapping[str, float], best_metric: str, task: TaskConfig
+) -> None:
     """Refuse a figure that the task does not measure. Raises BadInput, before the first trial."""
     known = [
         *(f"{metric}_mean" for metric in (Metric.RETURN, Metric.LENGTH)), Metric.SUCCESS_RATE,
         *([] if task.collision is None else [Metric.COLLISION_RATE]),
         *task.metrics, *([] if task.snqi is None else [SNQI]),
     ]  # fmt: skip
-    asked = {"objective.metric": objective.figure, **{f"constraint_{figure}_max": figure for figure in constraints}}
+    best = f"{Metric.RETURN}_mean" if best_metric == Metric.EPISODE_RETURN else best_metric
+    asked = {
+        "best_metric": best,
+        "objective.metric": objective.figure,
+        **{f"constraint_{figure}_max": figure for figure in constraints},
+    }
     for setting, figure in asked.items():
         if figure not in known:
             raise BadInput(

@@ -118,7 +118,7 @@ class Judge:
     def of(cls, config: Sweep) -> "Judge":
         """Everything about a sweep is checked here, before its first trial. Raises BadInput."""
         plan = trial_plan(config)
-        check_measurable(config.objective, config.constraints, plan.task)
+        check_measurable(config.objective, config.constraints, plan.base.best_metric, plan.task)
         return cls(config, plan)
 
     @property
@@ -194,7 +194,7 @@ class Trials:
                         self._take(pool, self._running[key], news)
             except BaseException:
                 self._study.give_back()
-                for trial in self._running.values():
+                for trial in list(self._running.values()):
                     self._close(trial, "lost", {}, "interrupted; the trial is started again under another number")
                 raise
 
@@ -239,23 +239,29 @@ class Trials:
 
     def _take(self, pool: TrainingPool, trial: RunningTrial, news: News) -> None:
         try:
-            if isinstance(news, TrainingEvent):
-                reason = self._hear(trial, news)
-                if reason is not None:
-                    pool.stop(trial.opened.number)
-                    self._prune(trial, reason)
-            elif isinstance(news, TrainingResult):
-                self._seed_done(pool, trial, self._judge.end(news))
-            else:
-                self._fail(trial, reason_of(news))
-        except NotMeasured as error:
-            if isinstance(news, TrainingEvent):
-                pool.stop(trial.opened.number)
-            self._fail(trial, str(error))
+            try:
+                self._follow(pool, trial, news)
+            except NotMeasured as error:
+                self._stop(pool, trial)
+                self._fail(trial, str(error))
         except TakenOver as error:
-            if isinstance(news, TrainingEvent):
-                pool.stop(trial.opened.number)
+            self._stop(pool, trial)
             self._close(trial, "lost", {}, str(error))
+
+    def _follow(self, pool: TrainingPool, trial: RunningTrial, news: News) -> None:
+        if isinstance(news, TrainingEvent):
+            reason = self._hear(trial, news)
+            if reason is not None:
+                self._stop(pool, trial)
+                self._prune(trial, reason)
+        elif isinstance(news, TrainingResult):
+            self._seed_done(pool, trial, self._judge.end(news))
+        else:
+            self._fail(trial, reason_of(news))
+
+    def _stop(self, pool: TrainingPool, trial: RunningTrial) -> None:
+        if trial.opened.number in pool:
+            pool.stop(trial.opened.number)
 
     def _hear(self, trial: RunningTrial, event: TrainingEvent) -> str | None:
         """Log what a training says; a reason when the trial should end here."""
@@ -339,7 +345,7 @@ class Trials:
         notes = self._notes(trial)
         final = {f"final/{name}": value for name, value in notes["figures"].items()}
         bill = {Metric.ENVIRONMENT_STEPS: notes["steps"], Metric.WALL_SECONDS: notes["seconds"]}
-        tags: dict[str, Any] = {"objective.source": notes["source"]}
+        tags: dict[str, Any] = {Tag.OBJECTIVE_SOURCE: notes["source"]}
         if excess is not None:
             tags[Tag.TRIAL_FEASIBLE] = feasible(excess)
             tags[Tag.TRIAL_VIOLATION] = max(excess.values(), default=0.0)

@@ -152,20 +152,22 @@ def test_the_direction_follows_the_metric():
 
 
 def test_an_objective_or_constraint_that_the_task_does_not_measure_is_refused(social_nav):
-    check_measurable(Objective(metric="path_efficiency"), {"comfort_exposure": 0.1}, social_nav)
+    check_measurable(Objective(metric="path_efficiency"), {"comfort_exposure": 0.1}, "eval_episode_return", social_nav)
     with pytest.raises(
         BadInput, match=r"objective.metric: 'sucess_rate' is not measured.* Did you mean 'success_rate'"
     ):
-        check_measurable(Objective(metric="sucess_rate"), {}, social_nav)
+        check_measurable(Objective(metric="sucess_rate"), {}, "success_rate", social_nav)
+    with pytest.raises(BadInput, match="best_metric: 'happiness' is not measured"):
+        check_measurable(Objective(), {}, "happiness", social_nav)
     data = {
         "name": "plain", "environment": {"id": "CartPole-v1"}, "success": {"return_at_least": 1.0}, "thresholds": {},
         "scenarios": {"default": {}}, "scenario_sets": {"train": {"default": 1}},
     }  # fmt: skip
     plain = validate(type(social_nav), data, "test")
     with pytest.raises(BadInput, match="constraint_collision_rate_max: 'collision_rate' is not measured"):
-        check_measurable(Objective(), {"collision_rate": 0.1}, plain)
+        check_measurable(Objective(), {"collision_rate": 0.1}, "success_rate", plain)
     with pytest.raises(BadInput, match="'snqi' is not measured in task 'plain'"):
-        check_measurable(Objective(name="episodic_snqi"), {}, plain)
+        check_measurable(Objective(name="episodic_snqi"), {}, "success_rate", plain)
 
 
 # --- constraints ------------------------------------------------------------------------------------------------------
