@@ -208,6 +208,14 @@ def outcome_bars(finals: Mapping[str, Sequence[FinalFigure]], labels: Mapping[st
     return drawn.svg
 
 
+def scenario_bars(outcomes: Sequence[tuple[str, float, float | None]]) -> str:
+    """(scenario, success, collision or None) as stacked shares, one row each."""
+    with canvas("scenarios", height=1.3 + 0.3 * len(outcomes)) as drawn:
+        _draw_bars(drawn.axes, outcomes)
+        drawn.axes.set_title("Outcomes by scenario")
+    return drawn.svg
+
+
 def bill_lines(bill: Bill, most_uses: int = 40) -> str:
     """Total environment steps over the number of trainings that reuse the dataset, with and without pre-training."""
     crossing = bill.break_even.reuses

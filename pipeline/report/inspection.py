@@ -8,7 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.report.figures import histogram, ranges
+from pipeline.names import Metric
+from pipeline.report.figures import histogram, ranges, scenario_bars
 from pipeline.report.palette import for_file
 from pipeline.report.text import markdown_table, number, one_line, words
 from pipeline.validation.inspection import Distribution, Inspection
@@ -19,17 +20,33 @@ MOST_DRAWN: Final = 6  # distributions and action dimensions with a figure of th
 MOST_FEATURES: Final = 64
 
 
-def inspection_files(inspection: Inspection, warnings: Sequence[str] = ()) -> dict[str, bytes]:
-    """All files by path, the page first; `warnings` stand above everything else on it."""
-    drawn = inspection_figures(inspection)
+def inspection_files(
+    inspection: Inspection, warnings: Sequence[str] = (), names: Sequence[str] | None = None
+) -> dict[str, bytes]:
+    """All files by path, the page first.
+
+    `warnings` stand above everything else on it; `names` are those of the observation, where the task has any.
+    """
+    labels = _labels(inspection, names)
+    drawn = inspection_figures(inspection, labels)
     page = "".join(f"> **{one_line(warning)}**\n\n" for warning in warnings)
-    page += inspection_markdown(inspection, tuple(drawn))
+    page += inspection_markdown(inspection, labels, tuple(drawn))
     return {"inspection.md": page.encode(), **{f"{FIGURES}/{name}.svg": svg.encode() for name, svg in drawn.items()}}
 
 
-def inspection_figures(inspection: Inspection) -> dict[str, str]:
-    """Name -> SVG: distributions with their outliers, actions, ranges of the features against their bounds."""
+def _labels(inspection: Inspection, names: Sequence[str] | None) -> tuple[str, ...]:
+    """One name a feature; `observation[3]` where the task names none."""
+    if names is not None and len(names) == len(inspection.features):
+        return tuple(one_line(name) for name in names)
+    return tuple(f"observation[{f.index}]" for f in inspection.features)
+
+
+def inspection_figures(inspection: Inspection, labels: Sequence[str]) -> dict[str, str]:
+    """Name -> SVG: outcomes by scenario, distributions with their outliers, actions, features against their bounds."""
     drawn = {}
+    if all(Metric.SUCCESS in s.means for s in inspection.scenarios):
+        outcomes = [(s.scenario, s.means[Metric.SUCCESS], s.means.get(Metric.COLLISION)) for s in inspection.scenarios]
+        drawn["scenarios"] = scenario_bars(outcomes)
     for d in inspection.distributions[:MOST_DRAWN]:
         marks = [o.value for o in inspection.outliers if o.figure == d.name]
         h = d.histogram
@@ -47,23 +64,23 @@ def inspection_figures(inspection: Inspection) -> dict[str, str]:
     features = inspection.features[:MOST_FEATURES]
     drawn["features"] = ranges(
         "features",
-        [f"observation[{f.index}]" for f in features],
+        labels[:MOST_FEATURES],
         np.array([[f.min, f.mean - f.std, f.mean, f.mean + f.std, f.max] for f in features]),
         [(f.low, f.high) for f in features],
     )
     return {name: _on_white(svg) for name, svg in drawn.items()}
 
 
-def inspection_markdown(inspection: Inspection, figures: tuple[str, ...] = ()) -> str:
+def inspection_markdown(inspection: Inspection, labels: Sequence[str], figures: tuple[str, ...] = ()) -> str:
     """The page; `figures` are names of figures to show."""
     i = inspection
     lines = [f"# Dataset {i.dataset_id}", "", f"{i.episodes:,} episodes, {i.steps:,} steps.", "", *_outliers(i)]
     lines += ["## Per episode", "", _distributions(i.distributions), ""]
     lines += ["## By scenario", "", _scenarios(i), ""]
-    constant = [f"observation[{f.index}]" for f in i.features if f.constant]
+    constant = [label for label, f in zip(labels, i.features, strict=True) if f.constant]
     if constant:
         lines += [f"Constant over the whole dataset: {', '.join(constant)}.", ""]
-    lines += ["## Observation features", "", _features(i), ""]
+    lines += ["## Observation features", "", _features(i, labels), ""]
     lines += [f"![{words(name)}]({FIGURES}/{name}.svg)\n" for name in figures]
     return "\n".join(lines)
 
@@ -98,10 +115,10 @@ def _scenarios(i: Inspection) -> str:
     return markdown_table(["scenario", "episodes", *(words(name) for name in names)], rows)
 
 
-def _features(i: Inspection) -> str:
+def _features(i: Inspection, labels: Sequence[str]) -> str:
     rows = [
-        [f"observation[{f.index}]", *(number(v) for v in (f.mean, f.std, f.min, f.max, f.low, f.high))]
-        for f in i.features[:MOST_FEATURES]
+        [label, *(number(v) for v in (f.mean, f.std, f.min, f.max, f.low, f.high))]
+        for label, f in zip(labels[:MOST_FEATURES], i.features, strict=False)
     ]
     table = markdown_table(["feature", "mean", "std", "min", "max", "space low", "space high"], rows)
     more = len(i.features) - len(rows)

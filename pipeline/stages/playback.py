@@ -36,14 +36,15 @@ def run(run: StageRun, config: Playback, upstream: Mapping[str, str]) -> StageOu
     log_dataset_input(run, dataset.metadata, dataset.run_id, "inspected")
     warnings = [*_status(recorded.data.tags.get(Tag.DATASET_QUALITY)), *taint.inherit(run)]
     inspection = inspect_dataset(dataset.trajectories, dataset.metadata)
-    _log_inspection(run, inspection, warnings)
+    task = Task(task_config, dataset.metadata.environment["kwargs"])
+    _log_inspection(run, inspection, warnings, task.feature_names)
     summary = [
         f"playback: {dataset.metadata.dataset_id}: {count} episodes, {len(inspection.outliers)} outliers; "
         f"see inspection/inspection.md of run {run.run_id}"
     ]
     summary += [f"  WARNING: {warning}" for warning in warnings]
     if not config.inspect_only:
-        summary += _play(run, config, Task(task_config, dataset.metadata.environment["kwargs"]), dataset, inspection)
+        summary += _play(run, config, task, dataset, inspection)
     return StageOutcome(tuple(summary))
 
 
@@ -70,9 +71,11 @@ def _status(quality: str | None) -> list[str]:
     return [] if quality == Quality.VALIDATED else [f"the dataset is {quality}"]
 
 
-def _log_inspection(run: StageRun, inspection: Inspection, warnings: Sequence[str]) -> None:
+def _log_inspection(
+    run: StageRun, inspection: Inspection, warnings: Sequence[str], names: Sequence[str] | None
+) -> None:
     run.json(json.loads(inspection.to_json()), "inspection/inspection.json")
-    for name, content in inspection_files(inspection, warnings).items():
+    for name, content in inspection_files(inspection, warnings, names).items():
         run.text(content.decode(), f"inspection/{name}")
 
 

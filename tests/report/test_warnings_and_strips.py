@@ -10,8 +10,10 @@ from PIL import Image
 from pipeline.report import playback
 from pipeline.report.comparison import build_report
 from pipeline.report.context import ReportContext
+from pipeline.report.inspection import inspection_files
 from pipeline.report.playback import Clip, annotate, encode, side_by_side
 from pipeline.statistics.comparison import Comparison
+from pipeline.validation.inspection import Distribution, FeatureStatistics, Histogram, Inspection, ScenarioOutcome
 
 REASON = "dataset walk-0a1b <was> quarantined by run 0a1b: replay"
 STATISTICS = {
@@ -92,3 +94,23 @@ def test_a_film_is_a_gif_where_that_is_small_and_h264_otherwise() -> None:
     assert (ending, content[4:8]) == ("mp4", b"ftyp")
     assert encode(small, 10, "mp4")[0] == "mp4"
     assert Image.open(io.BytesIO(encode(noise[:3], 10, "gif")[1])).format == "GIF"
+
+
+def test_an_inspection_names_features_and_draws_outcomes_where_the_task_tells_them() -> None:
+    counts = Histogram("action[0]", (0.0, 1.0), (5, 5))
+    inspection = Inspection(
+        dataset_id="walk-0a1b",
+        episodes=10,
+        steps=20,
+        features=(FeatureStatistics(0, 0.1, 0.5, -1.0, 1.0, -1.0, 1.0, False),),
+        actions=(counts,),
+        distributions=(Distribution("return", 3.1, 1.2, 0.5, 9.5, {"50": 3.0}, counts),),
+        scenarios=(ScenarioOutcome("quiet", 10, {"success": 0.75, "collision": 0.25}),),
+        outliers=(),
+    )
+    files = inspection_files(inspection, ("the dataset is quarantined",), ("goal_distance",))
+    page = files["inspection.md"].decode()
+    assert page.startswith("> **the dataset is quarantined**")
+    assert "| goal_distance |" in page and "observation[0]" not in page
+    assert b"75.0%" in files["figures/scenarios.svg"]
+    assert "observation[0]" in inspection_files(inspection, (), ("too", "many"))["inspection.md"].decode()
