@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from statistics import fmean
 
 from pipeline.config.loading import flatten, load_task, to_data
 from pipeline.config.stages import Compare, Finetune
@@ -30,6 +31,7 @@ from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.provenance import environment_record
 from pipeline.tracking.runs import StageRun, get_run, read_config, read_text_artifact
+from pipeline.tracking.store import run_address
 
 UPSTREAM = ("group",)
 PLAYBACK_SEED = 77
@@ -117,7 +119,7 @@ def find_regressions(
         records = run_episodes(task, act_function(load_policy(policy.folder)), episodes)
         return point_figures(records)[Metric.SUCCESS_RATE]
 
-    before = success(_clone(run, task, group))
+    before = fmean(success(clone) for clone in _clones(run, task, group))
     after = [success(policy_of(run.client, member.run)) for member in group.arms[Arm.PRETRAINED]]
     found = measure_regression(demonstrated, Metric.SUCCESS_RATE, before, after, settings)
     if found.regressed:
@@ -165,22 +167,31 @@ def report_context(run: StageRun, task: Task, group: Group, trained: Finetune) -
         references=_references(run, task, group, trained),
         shift=_shift(run, group),
         dataset=_dataset_facts(_dataset(run, group)),
-        lineage=tuple(_lineage_node(node, chain) for node in chain.nodes),
+        lineage=tuple(_lineage_node(run, node, chain) for node in chain.nodes),
         runs=tuple(
-            RunLink(arm, member.seed, member.run.info.run_id)
+            RunLink(arm, member.seed, member.run.info.run_id, run_address(member.run))
             for arm, members in group.arms.items()
             for member in members
         ),
-        commands=(
-            f"mlflow run . -e baseline -P group={group.name}",
-            f"mlflow run . -e finetune -P group={group.name} "
-            f"-P policy={group.finetune.data.tags[lineage_run_tag('pretrain')]}",
-            f"mlflow run . -e compare -P group={group.name}",
-        ),
+        commands=_commands(run, group, record["git"]["commit"]),
         versions=record["packages"],
         commit=record["git"]["commit"],
         dirty=record["git"]["dirty"],
         machine=record["platform"],
+    )
+
+
+def _commands(run: StageRun, group: Group, commit: str) -> tuple[str, ...]:
+    """The trainings again, under a name of their own: under this one they would be taken over, not trained."""
+    policy, again = group.finetune.data.tags[lineage_run_tag("pretrain")], f"{group.name}-again"
+    download = "mlflow artifacts download --artifact-path config.yaml"
+    return (
+        f"git checkout {commit}",
+        f"{download} --run-id {group.finetune.info.run_id} --dst-path again/trainings",
+        f"{download} --run-id {run.run_id} --dst-path again/compare",
+        f"mlflow run . -e baseline -P config=again/trainings/config.yaml -P group={again}",
+        f"mlflow run . -e finetune -P config=again/trainings/config.yaml -P policy={policy} -P group={again}",
+        f"mlflow run . -e compare -P config=again/compare/config.yaml -P group={again}",
     )
 
 
@@ -204,14 +215,24 @@ def _references(run: StageRun, task: Task, group: Group, trained: Finetune) -> t
 
 def _reference_policies(run: StageRun, task: Task, group: Group) -> dict[str, StoredPolicy]:
     tags = group.finetune.data.tags
-    policies = {"clone": _clone(run, task, group)}
+    first = group.arms[Arm.PRETRAINED][0].seed
+    policies = {f"clone (seed {first})": _clone(run, task, group)}
     if Tag.LINEAGE_EXPERT in tags:
         policies = {"expert": find_policy(run.client, tags[Tag.LINEAGE_EXPERT], task.config.name, {}), **policies}
     return policies
 
 
 def _clone(run: StageRun, task: Task, group: Group) -> StoredPolicy:
-    return find_policy(run.client, group.finetune.data.tags[lineage_run_tag("pretrain")], task.config.name, {})
+    """What the first pre-trained seed started from."""
+    return _clones(run, task, group)[0]
+
+
+def _clones(run: StageRun, task: Task, group: Group) -> tuple[StoredPolicy, ...]:
+    """What every pre-trained seed started from: a clone of its own, or the one of the pretrain run."""
+    shared = group.finetune.data.tags[lineage_run_tag("pretrain")]
+    started = [member.run.data.tags.get(lineage_run_tag("policy"), shared) for member in group.arms[Arm.PRETRAINED]]
+    found = {run_id: find_policy(run.client, run_id, task.config.name, {}) for run_id in dict.fromkeys(started)}
+    return tuple(found[run_id] for run_id in started)
 
 
 def _dataset(run: StageRun, group: Group) -> StoredDataset:
@@ -250,9 +271,10 @@ def _differences(group: Group) -> tuple[SettingDifference, ...]:
     return (SettingDifference("initial weights", "fresh, from the seed", f"clone of run {policy}"), *rows)
 
 
-def _lineage_node(node: lineage.Node, chain: lineage.Lineage) -> LineageNode:
+def _lineage_node(run: StageRun, node: lineage.Node, chain: lineage.Lineage) -> LineageNode:
     parents = tuple(source for source, target in chain.edges if target == node.run_id)
-    return LineageNode(node.run_id, node.stage, node.title, f"run {node.run_id}", parents=parents)
+    address = run_address(get_run(run.client, node.run_id, "lineage"))
+    return LineageNode(node.run_id, node.stage, node.title, f"run {node.run_id}", address, parents)
 
 
 def _log(run: StageRun, comparison: Comparison, context: ReportContext) -> None:
@@ -268,7 +290,7 @@ def _log(run: StageRun, comparison: Comparison, context: ReportContext) -> None:
         "sample_efficiency/median_ratio": comparison.median.estimate.value,
         "sample_efficiency/matched_seeds": len(comparison.pairs),
     }
-    run.metrics(figures)
+    run.metrics({**figures, **bill_metrics(comparison), **final_metrics(comparison)})
     for pair in comparison.pairs:
         run.metrics(
             {
@@ -278,3 +300,36 @@ def _log(run: StageRun, comparison: Comparison, context: ReportContext) -> None:
             step=pair.seed,
         )
     run.describe(f"{comparison.verdict}: ratio {comparison.ratio.value:.3f}")
+
+
+def bill_metrics(comparison: Comparison) -> dict[str, float]:
+    """The bill as metrics of the run (docs/report-schema.md); no break-even when nothing is ever paid back."""
+    bill = comparison.bill
+    if bill is None:
+        return {}
+    metrics: dict[str, float] = {
+        "bill/expert_steps": bill.upfront.expert_steps,
+        "bill/demonstration_steps": bill.upfront.demonstration_steps,
+        "bill/upfront_evaluation_steps": bill.upfront.evaluation_steps,
+        "bill/upfront_steps": bill.upfront.steps,
+        "bill/baseline_steps_to_target": bill.baseline_steps.value,
+        "bill/pretrained_steps_to_target": bill.pretrained_steps.value,
+        "bill/saving_per_run": bill.saving.value,
+        "bill/saving_per_run_ci_low": bill.saving.low,
+        "bill/saving_per_run_ci_high": bill.saving.high,
+        "bill/total_ratio": bill.total_ratio,
+    }
+    if bill.break_even.reuses is not None:
+        metrics["bill/break_even_reuses"] = bill.break_even.reuses
+    return metrics | {f"bill/wall_seconds/{stage}": s for stage, s in bill.upfront.wall_seconds.items()}
+
+
+def final_metrics(comparison: Comparison) -> dict[str, float]:
+    """Differences of the best checkpoints, pre-trained minus scratch: `final/holdout/success_rate_difference`, ..."""
+    metrics: dict[str, float] = {}
+    for scenario_set, of_set in comparison.finals.items():
+        for figure in of_set:
+            name = f"final/{scenario_set}/{figure.figure}_difference"
+            difference = figure.difference
+            metrics |= {name: difference.value, f"{name}_ci_low": difference.low, f"{name}_ci_high": difference.high}
+    return metrics

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -107,6 +108,16 @@ def exclusive(purpose: str) -> Iterator[None]:
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def run_address(run: Run) -> str | None:
+    """Where a run can be looked at, when the store is a server: `http://host/#/experiments/1/runs/0a1b...`."""
+    server = urlparse(mlflow.get_tracking_uri())
+    if server.scheme not in ("http", "https"):
+        return None
+    host = server.netloc.rpartition("@")[2]  # never a name and password
+    server_address = f"{server.scheme}://{host}{server.path.rstrip('/')}"
+    return f"{server_address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 def ui_command() -> str:
