@@ -9,11 +9,12 @@ import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, shortened
 from pipeline.policies import ActFunction, act_function, load_policy
-from pipeline.tasks import call_with_user_arguments, import_object
+from pipeline.tasks import Task, call_with_user_arguments, import_object
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,23 @@ class Demonstrator:
     provenance: dict[str, Any]  # kind, name, version, digest
 
 
-def from_policy(folder: str, name: str, version: str, digest: str) -> Demonstrator:
-    """The deterministic actions of a policy artifact."""
+def policy_actions(task: Task, folder: str | Path, reference: str, deterministic: bool = True) -> ActFunction:
+    """What a policy artifact does in a task. Raises BadInput when it was made for other observations or actions."""
+    policy = load_policy(folder)
+    for what in ("observation_space", "action_space"):
+        its, ours = getattr(policy, what), getattr(task, what)
+        if its != ours:
+            raise BadInput(
+                f"policy {reference} does not fit task {task.config.name!r}: its {what} is {shortened(str(its))}, the "
+                f"task's is {shortened(str(ours))}; give a policy that was trained on this task"
+            )
+    return act_function(policy, deterministic)
+
+
+def from_policy(task: Task, folder: str | Path, name: str, version: str, digest: str) -> Demonstrator:
+    """The deterministic actions of a policy artifact. Raises BadInput when it does not fit the task."""
     provenance = {"kind": "expert", "name": name, "version": version, "digest": digest}
-    return Demonstrator(act_function(load_policy(folder)), provenance)
+    return Demonstrator(policy_actions(task, folder, f"{name}/{version}"), provenance)
 
 
 def scripted(reference: str, kwargs: Mapping[str, Any]) -> Demonstrator:

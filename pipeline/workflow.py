@@ -3,12 +3,13 @@
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, TypeVar
 
 from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
+from pipeline.config.training import LearningRate
 from pipeline.errors import BadInput
 from pipeline.names import OUTPUT_PREFIX, Tag
 from pipeline.stages import StageOutcome
@@ -62,12 +63,11 @@ def plan(config: Main) -> Plan:
     collect = load(Collect, paths.collect)
     pretrain = load(Pretrain, paths.pretrain)
     finetune = load(Finetune, paths.finetune)
-    seed, rate, n_envs = config.seed, config.learning_rate, config.parallel_environments
-    training = {
-        "total_timesteps": config.ppo_timesteps or None,
-        "n_envs": n_envs,
-        "learning_rate": None if rate is None else {"initial": rate, "final": None},
-    }
+    seed, n_envs = config.seed, config.parallel_environments
+    training = {"total_timesteps": config.ppo_timesteps or None, "n_envs": n_envs}
+    if config.learning_rate is not None:  # a constant one, whatever schedule the stage's config has
+        constant = LearningRate(initial=config.learning_rate)
+        finetune = replace(finetune, training=replace(finetune.training, learning_rate=constant))
 
     def matched(seeds: tuple[int, ...]) -> list[int] | None:
         return _from(seed, seeds, config.matched_seeds)
@@ -108,6 +108,8 @@ def run_main(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageO
     with _parent(run, config.experiment_name) as parent:
         parent.record_config(config, load_task(stages.train_expert.task), {})
         outcome = _Main(parent, stages, config, upstream).run()
+    if outcome.failed and parent.run_id != run.run_id:
+        end_failed(parent)
     return StageOutcome(
         (*outcome.summary, f"look at it: {ui_command()}"), outcome.verdict, outcome.failed, outcome.outputs
     )

@@ -172,7 +172,7 @@ def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) ->
     run.tag(
         {**lineage.from_policy(expert, "expert", maker), lineage_run_tag("gate"): version.tags[VersionTag.GATE_RUN_ID]}
     )
-    return demonstrators.from_policy(str(expert.folder), version.name, str(version.version), expert.digest)
+    return demonstrators.from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
 
 
 def _metadata(

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Evaluate
-from pipeline.demonstrators import scripted
+from pipeline.demonstrators import policy_actions, scripted
 from pipeline.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
 from pipeline.names import EVAL_PREFIX, Tag
-from pipeline.policies import ActFunction, act_function, load_policy
+from pipeline.policies import ActFunction
 from pipeline.report.tables import statistics_table
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
@@ -48,4 +48,5 @@ def _policy(run: StageRun, config: Evaluate, task: Task, reference: str) -> tupl
     run.record_config(config, task.config, {"policy": policy.digest})
     maker = {} if policy.run_id is None else get_run(run.client, policy.run_id, "policy").data.tags
     run.tag(lineage.from_policy(policy, "policy", maker))
-    return act_function(load_policy(policy.folder), config.deterministic), policy.reference
+    act = policy_actions(task, policy.folder, policy.reference, config.deterministic)
+    return act, policy.reference

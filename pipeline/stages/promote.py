@@ -9,11 +9,12 @@ from pathlib import Path
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
+from pipeline.demonstrators import policy_actions
 from pipeline.errors import BadInput
 from pipeline.evaluation import run_episodes
 from pipeline.gate import GateDecision, Measured, decide
 from pipeline.names import Alias, Artifact, Metric, Tag, lineage_run_tag
-from pipeline.policies import act_function, load_policy, save_policy
+from pipeline.policies import save_policy
 from pipeline.report.diagnostics import gate_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
@@ -56,7 +57,7 @@ def measure(task: Task, config: Promote, subjects: Mapping[str, StoredPolicy]) -
     sets = sorted({rule.scenario_set for rule in config.rules})
     measured = []
     for subject, policy in subjects.items():
-        act = act_function(load_policy(policy.folder))
+        act = policy_actions(task, policy.folder, policy.reference)
         for scenario_set in sets:
             for seed in config.seeds:
                 episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)

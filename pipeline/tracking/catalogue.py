@@ -82,4 +82,5 @@ def metric_history(client: MlflowClient, run_id: str, metric: str) -> list[tuple
         points = client.get_metric_history(run_id, metric)
     except MlflowException as error:
         raise BadInput(f"metric {metric!r} of run {run_id} cannot be read: {error.message}") from None
-    return sorted((point.step, point.value) for point in points)
+    # a point that was also logged for a model is in the history twice
+    return sorted({(point.step, point.value) for point in points})

@@ -94,7 +94,7 @@ def test_help_answers_at_once_without_loading_the_stages(repository):
 # --- how a stage ends ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "sweep"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_config_that_is_not_there_is_one_line_code_2_and_a_failed_run_with_that_line(refused, stage):
     line = refused(stage, "--config", "configs/nowhere.yaml")
     assert "'configs/nowhere.yaml'" in line

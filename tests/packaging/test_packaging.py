@@ -72,7 +72,7 @@ def test_every_package_that_is_imported_is_a_declared_dependency():
     own = {"pipeline", "entrypoints"}
     imported = {name for path in sources("pipeline", "entrypoints") for name in imports(path)}
     for name in sorted(imported - own - set(sys.stdlib_module_names)):
-        distributions = {d.lower() for d in provided.get(name, [name])}
+        distributions = {d.lower().replace("_", "-") for d in provided.get(name, [name])}
         assert distributions & declared, f"{name} is imported but not declared"
 
 

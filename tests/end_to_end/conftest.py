@@ -1,0 +1,68 @@
+"""The smoke pipeline, run once for all tests, and copies of its store that a test may change."""
+
+import contextlib
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from project import ROOT, Project, run_everything, uri_of
+
+from pipeline.cli import stage_main
+
+
+@pytest.fixture(scope="session")
+def projects(tmp_path_factory) -> tuple[Project, Project]:
+    """(the stages one by one, `main`), each in a store of its own."""
+    folder = tmp_path_factory.mktemp("end-to-end")
+    before = repository_files()
+    staged, whole = Project(folder / "staged"), Project(folder / "whole")
+    run_everything(staged, whole)
+    assert repository_files() - before == set(), "a run left files in the repository"
+    return staged, whole
+
+
+def repository_files() -> set[Path]:
+    """Files of the repository that nothing ignores: stores and artifacts would be among them."""
+    tops = [path for path in ROOT.iterdir() if path.name.startswith("ml")]
+    return {path for top in tops for path in ([top] if top.is_file() else top.rglob("*"))}
+
+
+@pytest.fixture
+def staged(projects, monkeypatch) -> Project:
+    """The store of the stages, to read."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri_of(projects[0].folder))
+    return projects[0]
+
+
+@pytest.fixture
+def whole(projects, monkeypatch) -> Project:
+    """The store of `main`, to read."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri_of(projects[1].folder))
+    return projects[1]
+
+
+@pytest.fixture
+def changeable(projects, tmp_path, monkeypatch) -> Path:
+    """A copy of the stages' store that a test may write to; artifacts made before are still those of the original."""
+    database = tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(projects[0].folder / "mlflow.db")) as source:
+        source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(projects[0].folder / "mlflow.db", database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri_of(tmp_path))
+    monkeypatch.chdir(ROOT)
+    return tmp_path
+
+
+@pytest.fixture
+def stage(changeable, capfd):
+    """Run an entry point in this process on the smoke config: its code, standard output, standard error."""
+
+    def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        config = "finetune" if name == "baseline" else name
+        capfd.readouterr()
+        code = stage_main(name, ["--config", f"configs/smoke/{config}.yaml", *arguments])
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run
