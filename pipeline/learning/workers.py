@@ -29,7 +29,8 @@ from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-PRELOADED = ["pipeline.learning.ppo"]
+# the first optimiser of a process imports torch._dynamo: once in the fork server instead of in every training
+PRELOADED = ["pipeline.learning.ppo", "torch._dynamo"]
 _GRACE_SECONDS = 5.0
 
 
@@ -73,6 +74,9 @@ class TrainingPool:
     def __len__(self) -> int:
         """How many run."""
         return len(self._children)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._children
 
     def start(self, key: Hashable, job: TrainingJob) -> None:
         self._children[key] = _start(job)
