@@ -12,9 +12,10 @@ import numpy as np
 
 from pipeline.envs.episodes import Episode
 from pipeline.envs.social_nav.reference import DynamicWindow, RandomPolicy, StandStill, StraightToGoal
+from pipeline.envs.social_nav.rewards import WEIGHTS_FILE
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES
-from pipeline.envs.social_nav.snqi import WEIGHTS_FILE, fit_baseline, load_weights, snqi, write_baseline
 from pipeline.envs.social_nav.vector import SocialNavVecEnv
+from pipeline.snqi import fit_baseline, load_weights, snqi, write_baseline
 
 POLICIES = {
     "stand still": StandStill(),

@@ -18,10 +18,10 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
-from pipeline.envs.social_nav.snqi import Baseline, Weights, load_baseline, load_weights, snqi
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Metric
 from pipeline.policies import ActFunction, Observations
+from pipeline.snqi import Baseline, Weights, load_baseline, load_weights, snqi
 from pipeline.statistics import Estimate, bootstrap_means, bootstrap_quantiles
 from pipeline.tasks import Task
 from pipeline.trajectories import Trajectories, TrajectoryBuilder

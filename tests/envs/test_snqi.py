@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.envs.social_nav.snqi import (
-    BASELINE_FILE,
+from pipeline.envs.social_nav.rewards import BASELINE_FILE, WEIGHTS_FILE
+from pipeline.errors import BadInput
+from pipeline.snqi import (
     TERMS,
-    WEIGHTS_FILE,
     Spread,
     fit_baseline,
     load_baseline,
@@ -18,7 +18,6 @@ from pipeline.envs.social_nav.snqi import (
     snqi,
     write_baseline,
 )
-from pipeline.errors import BadInput
 
 WEIGHTS = {"success": 1, "time": 0.8, "collisions": 2, "near": 1, "comfort": 0.5, "force_exceed": 1.5, "jerk": 0.3}
 BASELINE = {

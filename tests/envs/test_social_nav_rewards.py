@@ -13,11 +13,11 @@ import pytest
 from pipeline.envs.episodes import Episode
 from pipeline.envs.social_nav.environment import SocialNavEnv
 from pipeline.envs.social_nav.reference import DynamicWindow, StraightToGoal
-from pipeline.envs.social_nav.rewards import REWARDS
+from pipeline.envs.social_nav.rewards import BASELINE_FILE, REWARDS, WEIGHTS_FILE
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES
-from pipeline.envs.social_nav.snqi import BASELINE_FILE, WEIGHTS_FILE, load_baseline, load_weights, snqi
 from pipeline.envs.social_nav.vector import SocialNavVecEnv
 from pipeline.errors import BadInput
+from pipeline.snqi import load_baseline, load_weights, snqi
 
 SCENARIOS = {f"{f}_{d}": {"scenario": f, "density": d} for f in FAMILIES for d in DENSITIES}
 STILL = np.array([-1.0, 0.0], np.float32)

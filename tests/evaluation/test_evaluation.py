@@ -10,7 +10,7 @@ from pipeline.config.loading import load_task, to_data, validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Network
 from pipeline.envs.episodes import Episode
-from pipeline.envs.social_nav.snqi import BASELINE_FILE, WEIGHTS_FILE, load_baseline, load_weights, snqi
+from pipeline.envs.social_nav.rewards import BASELINE_FILE, WEIGHTS_FILE
 from pipeline.errors import BadInput
 from pipeline.evaluation import (
     EpisodeRecords,
@@ -23,6 +23,7 @@ from pipeline.evaluation import (
     with_intervals,
 )
 from pipeline.policies import act_function, build_policy
+from pipeline.snqi import load_baseline, load_weights, snqi
 from pipeline.tasks import Purpose, Task
 from pipeline.trajectories import content_digest
 

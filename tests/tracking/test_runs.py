@@ -129,7 +129,7 @@ def test_a_deleted_experiment_is_not_written_to(store):
 
 
 def test_the_resolved_config_is_on_record_and_reads_back_equal(store):
-    config = pretrain_config(seed=5, cloning={"epochs": 3})
+    config = pretrain_config(seeds=[5], cloning={"epochs": 3})
     with open_run("pretrain") as run:
         run.record_config(config, task_config(), {"dataset": "d1"})
     recorded = run.client.get_run(run.run_id)
@@ -151,9 +151,9 @@ def test_equal_inputs_have_equal_digests_and_any_difference_another(store):
 
     base = digest(pretrain_config(), task_config(), {"dataset": "d1"})
     assert digest(pretrain_config(), task_config(), {"dataset": "d1"}) == base
-    assert digest(pretrain_config(seed=1), task_config(), {"dataset": "d1"}) == base  # a default, written out
+    assert digest(pretrain_config(seeds=[1]), task_config(), {"dataset": "d1"}) == base  # a default, written out
     others = [
-        digest(pretrain_config(seed=2), task_config(), {"dataset": "d1"}),
+        digest(pretrain_config(seeds=[2]), task_config(), {"dataset": "d1"}),
         digest(pretrain_config(), task_config(horizon=9), {"dataset": "d1"}),
         digest(pretrain_config(), task_config(), {"dataset": "d2"}),
     ]

@@ -15,10 +15,13 @@ import numpy as np
 from numba import njit
 
 from pipeline.envs.social_nav.layout import NEAR_MISS_CLEARANCE, REWARD_TERMS, Slot
-from pipeline.envs.social_nav.snqi import BASELINE_FILE, WEIGHTS_FILE, load_baseline, load_weights
 from pipeline.errors import BadInput, did_you_mean
+from pipeline.snqi import load_baseline, load_weights
 
 PROGRESS, SIMPLE, PUNISH_ACTION, SNQI_STEP = range(4)
+_SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "social_nav"
+WEIGHTS_FILE = _SHIPPED / "snqi_weights.json"
+BASELINE_FILE = _SHIPPED / "snqi_baseline.json"
 LARGEST_ACTION_CHANGE = math.sqrt(8.0)  # |a - a_previous| between opposite corners of [-1, 1]^2
 
 

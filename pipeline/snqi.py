@@ -15,10 +15,6 @@ import numpy as np
 
 from pipeline.errors import BadInput, did_you_mean, shortened
 
-_SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "social_nav"
-WEIGHTS_FILE = _SHIPPED / "snqi_weights.json"
-BASELINE_FILE = _SHIPPED / "snqi_baseline.json"
-
 # Key in the weights file -> episode metric it weighs.
 TERMS = {
     "success": "success",
