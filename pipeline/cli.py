@@ -77,7 +77,11 @@ def parse(stage: str, arguments: Sequence[str]) -> tuple[str, dict[str, str], di
 
 TABLES = ("datasets", "policies", "runs")
 CHAINS = ("lineage", "why", "impact")
-EXPORTS = {"export_dataset": ("dataset", "folder"), "export_policy": ("policy", "file")}
+EXPORTS = {
+    "export_dataset": ("dataset", "folder"),
+    "export_policy": ("policy", "file"),
+    "fit_snqi_baseline": ("dataset", "file"),
+}
 
 
 def ask(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +99,7 @@ def ask(arguments: Sequence[str] | None = None) -> int:
         verb.add_argument("reference")
         verb.add_argument("--json", action="store_true", help="for scripts")
     for export, (what, target) in EXPORTS.items():
-        verb = verbs.add_parser(export, help=f"write a {what} to a new {target}, for other programs")
+        verb = verbs.add_parser(export, help=f"write from a {what} to a new {target}")
         verb.add_argument("reference", metavar=what)
         verb.add_argument("target", metavar=target)
     try:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import SEED_STAGES, STAGES, Alias, Tag, registered_model
+from pipeline.snqi import fit_baseline, write_baseline
 from pipeline.tracking import lineage as _lineage
 from pipeline.tracking.catalogue import dataset_rows, metric_history, version_rows
 from pipeline.tracking.datasets import StoredDataset, fetch_for_training
@@ -169,6 +170,18 @@ def export_policy(reference: str, file: str) -> str:
     policy = fetch_version(version)
     export_sb3_zip(load_policy(policy.folder), file)
     return f"policy {policy.reference} ({policy.digest}) written to {file}; whoever loads an SB3 zip trusts it"
+
+
+def fit_snqi_baseline(reference: str, file: str) -> str:
+    """Fit the SNQI baseline (medians, 95th percentiles) from a dataset's episodes to a new file; returns a line.
+
+    Raises BadInput for a metric that the episodes lack or that has no spread, and for a file that exists.
+    """
+    stored = load_demonstrations(reference)
+    if Path(file).exists():
+        raise BadInput(f"file {file!r} exists; give a new one")
+    write_baseline(Path(file), fit_baseline(stored.trajectories.metrics))
+    return f"SNQI baseline of {stored.metadata.episodes} episodes of {stored.metadata.dataset_id} written to {file}"
 
 
 def _policy(reference: str) -> StoredPolicy:
