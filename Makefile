@@ -3,6 +3,7 @@
 # make setup  only the set-up; a second call reuses what is there
 # make check  linters, types, import contract
 # make older  the whole pipeline, tiny, on the older versions that plain pip resolves
+# make browser  a tiny comparison, its report opened in Chromium at two sizes, light and dark (needs Chromium in PATH)
 # make ui     look at the demo's runs in a browser
 # make clean  remove the environment (never the store)
 
@@ -15,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 TASK ?= social_nav
 STORE := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: demo test setup check older ui clean
+.PHONY: demo test setup check older browser ui clean
 
 demo: setup
 	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) \
@@ -30,6 +31,9 @@ check: setup
 	ruff format --check .
 	mypy
 	lint-imports
+
+browser: setup
+	python benchmarks/report_in_browser.py
 
 ui: setup
 	mlflow ui --backend-store-uri $(STORE)

@@ -1,5 +1,6 @@
 """Opens a comparison report in headless Chromium at desktop and phone width and checks what a person would see.
 
+    python benchmarks/report_in_browser.py                      # of a tiny comparison, made for the purpose
     python benchmarks/report_in_browser.py report.html          # exit code 1 and a list when something is wrong
 
 Checked at 1280 and 390 pixels, light and dark: no content wider than the window, every section has a heading and
@@ -11,9 +12,11 @@ Not part of `make test`, because it needs a Chromium or Chrome in PATH.
 import argparse
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -87,13 +90,25 @@ def measure(browser: str, report: str, size: tuple[int, int], scheme: str) -> di
     return result
 
 
+def smoke_report() -> str:
+    """The report of `main` on the smoke configs, made in a store of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+        command = [sys.executable, "-m", "entrypoints.main", "--config", "configs/smoke/main.yaml"]
+        subprocess.run(command, env=environment, check=True)
+        (report,) = Path(folder).rglob("report/report.html")
+        return report.read_text(encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path)
-    report = parser.parse_args().report.read_text(encoding="utf-8")
+    parser.add_argument("report", type=Path, nargs="?", help="a report.html; none makes one")
+    chosen: Path | None = parser.parse_args().report
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
-        parser.error(f"no browser in PATH; install one of {', '.join(BROWSERS)}")
+        print(f"error: no browser in PATH; install one of {', '.join(BROWSERS)}", file=sys.stderr)
+        return 2
+    report = smoke_report() if chosen is None else chosen.read_text(encoding="utf-8")
     wrong = 0
     for size in WINDOWS:
         for scheme in SCHEMES:

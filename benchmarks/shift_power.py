@@ -1,6 +1,6 @@
 """How often the distribution-shift measure cries wolf on matching scenarios, and how often it finds a real shift.
 
-    python benchmarks/shift_power.py [--episodes 120] [--trials 30]
+    python benchmarks/shift_power.py [--episodes 120] [--trials 30] [--seed 1000]
 
 The dynamic-window planner plays social navigation on both sides, so that only scenarios or the robot differ.
 """
@@ -36,10 +36,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=120)
     parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1_000, help="first seed; other seeds play other episodes")
     arguments = parser.parse_args()
+    first = arguments.seed
     config = load_task("configs/tasks/social_nav.yaml")
     task = Task(config)
-    matching = [play(task, "train_small", 1_000 + k, arguments.episodes) for k in range(arguments.trials + 1)]
+    matching = [play(task, "train_small", first + k, arguments.episodes) for k in range(arguments.trials + 1)]
     alarms = np.array([measure(matching[k], matching[k + 1], k).p_value for k in range(arguments.trials)])
     print(f"matching: p <= 0.05 in {(alarms <= 0.05).mean():.1%}, p <= 0.01 in {(alarms <= 0.01).mean():.1%}")
     changed = {
@@ -50,7 +52,9 @@ def main() -> None:
     }
     for name, (other, scenario_set) in changed.items():
         trials = range(max(1, arguments.trials // 3))
-        shifts = [measure(matching[k], play(other, scenario_set, 6_000 + k, arguments.episodes), k) for k in trials]
+        shifts = [
+            measure(matching[k], play(other, scenario_set, first + 500_000 + k, arguments.episodes), k) for k in trials
+        ]
         distance, alike = (np.mean([getattr(s, f) for s in shifts]) for f in ("distance", "expected_distance"))
         found = np.mean([s.shifted for s in shifts])
         print(f"{name}: found in {found:.0%} of {len(shifts)}, distance {distance:.3f} (alike: {alike:.3f})")

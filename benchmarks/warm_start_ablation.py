@@ -1,6 +1,6 @@
 """What makes a warm start fast: one setting at a time away from the shipped ones, over matched seeds, on the record.
 
-    python benchmarks/warm_start_ablation.py --expert models:/social_nav-expert/1 [--seeds 5] [--steps 128000]
+    python benchmarks/warm_start_ablation.py --expert models:/social_nav-expert/1 [--seeds 5] [--steps 48000]
 
 Every level is recorded, cloned and fine-tuned by the stages `collect`, `pretrain` and `finetune` in runs of the
 experiment `warm-start-ablation`, in a group of its own; run again, it goes on where it was. Writes docs/ablation.md and
@@ -58,24 +58,27 @@ class Level:
 
 LEVELS = (
     Level(SHIPPED, "all settings"),
-    *(Level("demonstration noise", f"{v:g}", collect={"noise.std": v}) for v in (0.0, 0.1, 0.6)),
-    *(Level("episodes", f"{v}", collect={"episodes": v}) for v in (25, 50, 100, 400)),
-    Level("critic pre-training", "none", pretrain={"cloning.critic_epochs": 0}),
-    *(Level("critic burn-in", f"{v:,} steps", finetune={"warm_start.critic_burn_in_steps": v}) for v in (16384, 32768)),
+    *(Level("demonstration noise", f"{v:g}", collect={"noise.std": v}) for v in (0.0, 0.6)),
+    *(Level("initial std", f"{v:g}", finetune={"warm_start.initial_action_std": v}) for v in (0.1, 1.0)),
     Level("initial std", "the clone's", finetune={"warm_start.initial_action_std": None}),
-    *(Level("initial std", f"{v:g}", finetune={"warm_start.initial_action_std": v}) for v in (0.05, 0.1, 0.4, 1.0)),
+    Level("critic pre-training", "none", pretrain={"cloning.critic_epochs": 0}),
+    Level("critic burn-in", "16,384 steps", finetune={"warm_start.critic_burn_in_steps": 16_384}),
     Level("reward normalisation", "on", finetune={"training.normalize_reward": True}),
-    *(
-        Level("learning rate", f"{v:g} to {v / 10:g}",
-              finetune={"training.learning_rate": {"initial": v, "final": v / 10}})
-        for v in (1e-4, 3e-4, 3e-3)
+    Level(
+        "clone penalty",
+        "1, fades in 32,000",
+        finetune={"warm_start.clone_penalty": 1.0, "warm_start.clone_penalty_fade_steps": 32_000},
     ),
     *(
-        Level("clone penalty", f"{v:g}, fades in 64,000",
-              finetune={"warm_start.clone_penalty": v, "warm_start.clone_penalty_fade_steps": 64_000})
-        for v in (0.1, 1.0)
+        Level(
+            "learning rate",
+            f"{v:g} to {v / 10:g}",
+            finetune={"training.learning_rate": {"initial": v, "final": v / 10}},
+        )
+        for v in (3e-4, 3e-3)
     ),
-)  # fmt: skip
+    *(Level("episodes", f"{v}", collect={"episodes": v}) for v in (50, 400)),
+)
 
 
 class Bench:
@@ -187,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--expert", default="latest")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=128_000)
+    parser.add_argument("--steps", type=int, default=48_000)
     parser.add_argument("--configs", default="configs/social_nav")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("docs"))

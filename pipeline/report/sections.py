@@ -1,5 +1,6 @@
 """The sections of the comparison report below its first screen: what they say, in reading order."""
 
+from statistics import fmean
 from typing import Final
 
 from pipeline.names import Arm
@@ -68,8 +69,8 @@ def _seeds(c: Comparison) -> tuple[Block, ...]:
     rows = tuple(_pair_row(pair) for pair in c.pairs)
     total = (
         "restricted mean",
-        number(c.arms[Arm.SCRATCH].restricted_mean.value),
-        number(c.arms[Arm.PRETRAINED].restricted_mean.value),
+        number(fmean(pair.baseline.steps for pair in c.pairs)),
+        number(fmean(pair.pretrained.steps for pair in c.pairs)),
         interval(c.ratio),
         "ratio of the means",
     )
@@ -116,7 +117,10 @@ def _arms(c: Comparison) -> tuple[Block, ...]:
             "No control arms with learning rate 0 in this group: what initialisation alone is worth is not shown."
         )
     )
-    caption = "Square brackets: 95 % intervals over seeds. Steps to target: mean restricted at the budget."
+    caption = (
+        "Square brackets: 95 % intervals over seeds. Steps to target: mean restricted at the budget, as evaluated: a "
+        "run that met the target before its first update counts 0 here."
+    )
     return (note, Table(header, tuple(rows), caption))
 
 
@@ -137,7 +141,7 @@ def _final(c: Comparison, context: ReportContext) -> tuple[Block, ...]:
 def _final_table(of_set: tuple[FinalFigure, ...]) -> Table:
     rows = tuple(
         (
-            words(f.figure) + (" (less is better)" if f.minimised else ""),
+            words(f.figure) + ("\u00a0↓" if f.minimised else ""),
             interval(f.means[Arm.SCRATCH]),
             interval(f.means[Arm.PRETRAINED]),
             signed(f.difference),
@@ -147,7 +151,9 @@ def _final_table(of_set: tuple[FinalFigure, ...]) -> Table:
         for f in of_set
     )
     header = ("figure", "from scratch", "pre-trained", "difference", "P(improvement)", "verdict")
-    return Table(header, rows, "Means over seeds with 95 % intervals over seeds; differences over matched seeds.")
+    less = " ↓: less is better." if any(f.minimised for f in of_set) else ""
+    caption = f"Means over seeds with 95 % intervals over seeds; differences over matched seeds.{less}"
+    return Table(header, rows, caption)
 
 
 def _references(c: Comparison, context: ReportContext) -> Block:
