@@ -85,11 +85,13 @@ def test_clips_of_different_strips_fit_side_by_side() -> None:
     assert len({frame.shape for frame in together}) == 1
 
 
-def test_a_film_is_a_gif_where_that_is_small_and_h264_otherwise() -> None:
+def test_a_film_is_a_gif_where_that_is_small_and_h264_otherwise(monkeypatch) -> None:
     small = annotate(Clip("x", frames(200)))
     assert encode(small, 10)[0] == "gif"
     rng = np.random.default_rng(0)
-    noise = [rng.integers(0, 256, (400, 400, 3), dtype=np.uint8) for _ in range(40)]
+    noise = [rng.integers(0, 256, (100, 100, 3), dtype=np.uint8) for _ in range(6)]
+    monkeypatch.setattr(playback, "MOST_GIF_BYTES", 50_000)
+    assert len(playback.to_gif(noise, 10)) > playback.MOST_GIF_BYTES > len(playback.to_gif(small, 10))
     ending, content = encode(noise, 10)
     assert (ending, content[4:8]) == ("mp4", b"ftyp")
     assert encode(small, 10, "mp4")[0] == "mp4"

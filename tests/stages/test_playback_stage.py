@@ -27,18 +27,24 @@ def artifacts(client, run_id: str, folder: str) -> dict[str, bytes]:
     }
 
 
+def shortest(trajectories) -> list[int]:
+    """Two episodes that are quick to draw."""
+    return np.argsort(trajectories.lengths, kind="stable")[:2].tolist()
+
+
 def last_run() -> str:
     return query.runs(stage="playback").iloc[0].run_id
 
 
 def test_episodes_are_shown_as_they_were_recorded_with_their_statistics(story, client):
-    outcome = run_stage("playback", PLAYBACK, {"dataset": story.dataset}, {})
-    assert [line.strip() for line in outcome.summary[1:]] == ["episode 0: bit-identical", "episode 3: bit-identical"]
+    stored = query.load_demonstrations(story.dataset).trajectories
+    first, second = shortest(stored)
+    outcome = run_stage("playback", PLAYBACK, {"dataset": story.dataset}, {"episodes": f"[{first}, {second}]"})
+    assert [line.strip() for line in outcome.summary[1:]] == [f"episode {i}: bit-identical" for i in (first, second)]
     run_id = last_run()
     films = artifacts(client, run_id, "playback")
-    assert set(films) == {"episode-0.gif", "episode-3.gif"}
-    stored = query.load_demonstrations(story.dataset).trajectories
-    for index in (0, 3):
+    assert set(films) == {f"episode-{first}.gif", f"episode-{second}.gif"}
+    for index in (first, second):
         picture = Image.open(io.BytesIO(films[f"episode-{index}.gif"]))
         assert picture.n_frames == stored.lengths[index] + 1  # the start, and what every action led to
     assert client.get_run(run_id).data.metrics["replay/identical"] == 2
@@ -51,7 +57,8 @@ def test_episodes_are_shown_as_they_were_recorded_with_their_statistics(story, c
 
 
 def test_h264_is_there_for_who_asks(story, client):
-    run_stage("playback", PLAYBACK, {"dataset": story.dataset}, {"episodes": "[1]", "video": "mp4"})
+    index, _ = shortest(query.load_demonstrations(story.dataset).trajectories)
+    run_stage("playback", PLAYBACK, {"dataset": story.dataset}, {"episodes": f"[{index}]", "video": "mp4"})
     (film,) = artifacts(client, last_run(), "playback").values()
     assert film[4:8] == b"ftyp" and b"avc1" in film
 
