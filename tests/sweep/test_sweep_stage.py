@@ -265,11 +265,11 @@ def test_a_killed_sweep_continues_and_no_finished_trial_is_run_again(files, stor
 
 
 def test_two_processes_share_the_trials_and_come_to_the_same_winner(files, store_of, start):
-    path = files.sweep(trials=8, workers=1, best_k=1)
-    outputs = [process.communicate(timeout=120) for process in [start(path, 0.002), start(path, 0.002)]]
+    path = files.sweep(trials=6, workers=1, best_k=1)
+    outputs = [process.communicate(timeout=120) for process in [start(path, 0.0005), start(path, 0.0005)]]
     left = store_of()
     runs = left.runs("sweep_trial")
-    assert sorted(int(run.data.tags["trial.number"]) for run in runs) == list(range(8)), outputs
+    assert sorted(int(run.data.tags["trial.number"]) for run in runs) == list(range(6)), outputs
     assert len({run.data.tags["mlflow.parentRunId"] for run in runs}) == 2
     assert len(left.runs("sweep_fresh")) == 2  # the best and the default, once
     winners = {re.search(r"winner: .*", out).group() for out, _ in outputs}
