@@ -296,6 +296,16 @@ def test_everything_that_main_made_lies_in_its_experiment(whole):
     assert {run.info.experiment_id for run in everything} == {experiment}
 
 
+@pytest.mark.parametrize("which", ["staged", "whole"])
+def test_every_artifact_and_model_lies_beside_its_store(request, which):
+    folder = str(request.getfixturevalue(which).folder)
+    experiments = [e.experiment_id for e in connect().search_experiments()]
+    places = {run.info.artifact_uri for run in connect().search_runs(experiments)}
+    places |= {model.artifact_location for model in connect().search_logged_models(experiments)}
+    assert len(places) > 20
+    assert all(place.removeprefix("file://").startswith(folder) for place in places)
+
+
 # --- the same twice --------------------------------------------------------------------------------------------------
 
 
