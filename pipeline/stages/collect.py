@@ -27,7 +27,7 @@ from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
 from pipeline.tracking.datasets import dataset_tags, download_dataset, find_dataset_run, log_dataset_input
-from pipeline.tracking.models import fetch_version, find_expert, find_version
+from pipeline.tracking.models import RUN_ID, fetch_version, find_expert, find_version
 from pipeline.tracking.provenance import git_state
 from pipeline.tracking.registry import approvals, require_approved
 from pipeline.tracking.runs import StageRun, get_run
@@ -222,6 +222,7 @@ def _imported(run: StageRun, config: Collect, task: Task, source: Minari) -> Dem
             f"{task.config.name!r}; say which scenario it belongs to: minari.scenario"
         )
     run.record_config(config, task.config, {"minari": described.content_digest})
+    run.tag(_exported_from(run, described))
     metadata = _taken_in(
         run,
         described,
@@ -232,6 +233,23 @@ def _imported(run: StageRun, config: Collect, task: Task, source: Minari) -> Dem
         environment=_environment(task, set(described.scenario_coverage) & set(task.config.scenarios)),
     )
     return Demonstrations(trajectories, metadata, 0, None)
+
+
+def _exported_from(run: StageRun, described: DatasetMetadata) -> dict[str, str]:
+    """Lineage of what this very store exported before: a round trip through a file does not wash a dataset clean."""
+    if described.run_id is None or not RUN_ID.fullmatch(described.run_id):
+        return {}
+    try:
+        origin = get_run(run.client, described.run_id, "exported from")
+    except BadInput:
+        return {}  # it was recorded in another store
+    tags = origin.data.tags
+    if not {Tag.DATASET_ID, Tag.DATASET_DIGEST} <= set(tags):
+        return {}
+    against = tags.get(Tag.TAINT) or (tags.get(Tag.DATASET_QUALITY) == Quality.QUARANTINED and "it is quarantined")
+    if against:
+        raise BadInput(f"minari.path: it was exported from dataset {tags[Tag.DATASET_ID]}: {against}; record a new one")
+    return lineage.from_dataset(origin)
 
 
 def _repaired(run: StageRun, config: Collect, task: Task, source: Repaired) -> Demonstrations:

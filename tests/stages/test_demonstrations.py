@@ -101,6 +101,16 @@ def test_an_export_to_minari_comes_back_with_the_same_bits_as_an_imported_datase
     assert client.get_run(again.run_id).data.metrics[Metric.ENVIRONMENT_STEPS] == 0
 
 
+def test_a_round_trip_through_a_file_does_not_wash_a_dataset_clean(story, client, tmp_path):
+    folder = export(story, tmp_path / "minari")
+    _, again = collected(client, minari__path=str(folder))
+    assert story.collect in {node.run_id for node in query.why(again.run_id).nodes}
+    quarantined(client, story)
+    assert "was quarantined by run" in client.get_run(again.run_id).data.tags[Tag.TAINT]
+    message = refusal("collect", COLLECT, {}, {"minari.path": str(folder)})
+    assert f"it was exported from dataset {story.dataset}: it is quarantined" in message
+
+
 def validation(client, run_id: str) -> dict:
     import json
 
