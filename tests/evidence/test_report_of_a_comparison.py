@@ -1,0 +1,73 @@
+"""What `compare` leaves behind: one page, the same facts as JSON, and the figures that a search needs as metrics."""
+
+import json
+
+import mlflow
+import pytest
+
+from pipeline.tracking.store import connect, run_address
+
+STAGES = ("train_expert", "promote", "collect", "pretrain", "baseline", "finetune")
+
+
+@pytest.fixture
+def report(runs):
+    """The run of the comparison and its report as data."""
+    run = connect().get_run(runs("compare")[0])
+    path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="report/report.json")
+    with open(path, encoding="utf-8") as stream:
+        return run, json.load(stream)
+
+
+def test_the_bill_is_made_of_what_the_runs_before_it_recorded(report, runs):
+    run, data = report
+    client, upfront = connect(), data["comparison"]["bill"]["upfront"]
+
+    def logged(stage: str, metric: str) -> float:
+        return client.get_run(runs(stage)[0]).data.metrics.get(f"bill/{metric}", 0.0)
+
+    assert upfront["expert_steps"] == logged("train_expert", "environment_steps") == 4096
+    assert upfront["demonstration_steps"] == logged("collect", "environment_steps") > 0
+    evaluated = {stage: logged(stage, "evaluation_steps") for stage in ("train_expert", "promote", "pretrain")}
+    assert upfront["evaluation_steps"] == sum(evaluated.values())
+    assert all(steps > 0 for steps in evaluated.values())
+    metrics = run.data.metrics
+    assert metrics["bill/upfront_steps"] == (
+        upfront["expert_steps"] + upfront["demonstration_steps"] + upfront["evaluation_steps"]
+    )
+    for stage in STAGES:
+        assert metrics[f"bill/wall_seconds/{stage}"] == upfront["wall_seconds"][stage] > 0
+
+
+def test_what_is_never_paid_back_has_no_break_even(report):
+    run, data = report
+    bill = data["comparison"]["bill"]
+    assert bill["saving"]["value"] == 0  # both arms meet this target at once
+    assert bill["break_even"]["reuses"] is None
+    assert "bill/break_even_reuses" not in run.data.metrics
+
+
+def test_hold_outs_references_regressions_and_the_four_arms_are_in_it(report):
+    run, data = report
+    assert list(data["comparison"]["finals"]) == ["train_small", "holdout"]
+    assert set(data["comparison"]["arms"]) == {"scratch", "pretrained", "scratch_lr0", "pretrained_lr0"}
+    assert {r["name"] for r in data["context"]["references"]} == {"expert", "clone (seed 1)"}
+    assert data["context"]["regressions"] == []  # fine-tuned where it was demonstrated
+    assert "final/holdout/success_rate_difference_ci_low" in run.data.metrics
+    kinds = [node["kind"] for node in data["context"]["lineage"]]
+    assert {*STAGES, "compare"} <= set(kinds)
+
+
+def test_it_says_how_to_train_it_again_under_another_name(report):
+    _, data = report
+    commands = data["context"]["commands"]
+    assert commands[0].startswith("git checkout ")
+    assert all("group=trial-again" in command for command in commands if "-e " in command)
+
+
+def test_runs_have_an_address_on_a_server_alone_and_never_with_a_password(report, monkeypatch):
+    run, data = report
+    assert all(link["url"] is None for link in data["context"]["runs"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:secret@tracking.example:5000/base/")
+    where = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert run_address(run) == f"https://tracking.example:5000/base/{where}"
