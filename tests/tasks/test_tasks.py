@@ -346,3 +346,8 @@ def test_a_batched_class_that_cannot_be_used_is_refused_in_one_line(batched, par
 def test_a_batched_class_does_not_silently_ignore_horizon_and_sums(changes):
     made = task(environment={"id": COUNTING, "batched": "counting_environment:NeedsArguments"}, **changes)
     assert "batched" in refusal(lambda: made.make_vec_env([iter([Episode("long", 1)])]))
+
+
+def test_a_further_listed_seed_of_zero_gives_other_episodes():
+    made = task()
+    assert made.episodes("train", [42], 50, Purpose.RECORD) != made.episodes("train", [42, 0], 50, Purpose.RECORD)
