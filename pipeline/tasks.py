@@ -101,9 +101,9 @@ class Task:
         self, scenario_set: str, seed: int | Sequence[int], count: int, purpose: Purpose
     ) -> tuple[Episode, ...]:
         """`count` distinct episodes that follow from the seed(s): shares exact up to rounding, shuffled order."""
+        seeds = [seed] if isinstance(seed, int) else list(seed)
         # subtle: a SeedSequence pads with zeros; without the + 1 the seeds [42] and [42, 0] would give the same episodes
-        seeds = [seed] if isinstance(seed, int) else [listed + 1 for listed in seed]
-        entropy = [int(purpose), *seeds]
+        entropy = [int(purpose), *(seeds if len(seeds) == 1 else [listed + 1 for listed in seeds])]
         rng = np.random.default_rng(np.random.SeedSequence(entropy))
         scenarios = np.repeat(
             list(self.shares(scenario_set)), _whole_shares(list(self.shares(scenario_set).values()), count)
