@@ -102,7 +102,7 @@ class Task:
     ) -> tuple[Episode, ...]:
         """`count` distinct episodes that follow from the seed(s): shares exact up to rounding, shuffled order."""
         seeds = [seed] if isinstance(seed, int) else list(seed)
-        # subtle: a SeedSequence pads with zeros; without the + 1 the seeds [42] and [42, 0] would give the same episodes
+        # subtle: a SeedSequence pads with zeros; without the + 1, [42] and [42, 0] would give the same episodes
         entropy = [int(purpose), *(seeds if len(seeds) == 1 else [listed + 1 for listed in seeds])]
         rng = np.random.default_rng(np.random.SeedSequence(entropy))
         scenarios = np.repeat(
