@@ -442,6 +442,9 @@ class FreshTrainings:
 
     def _remember(self, trial: int | None, seed: int, **content: Any) -> None:
         self._study.remember(f"fresh:{trial}:{seed}", content)
+        name = "default" if trial is None else f"trial {trial}"
+        value = content.get("reason") or f"{content['value']:.4g}"
+        print(f"sweep: {name} again on seed {seed}: {value}", file=sys.stderr, flush=True)
 
     def _known(self, trial: int | None, seed: int) -> dict[str, Any] | None:
         return self._study.remembered(f"fresh:{trial}:{seed}")
