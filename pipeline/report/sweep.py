@@ -47,6 +47,14 @@ class SweepReport:
             return None
         return (values[0] - values[1]) * (1 if self.maximise else -1)
 
+    def seed_gains(self) -> tuple[float, ...]:
+        """The gain on every fresh seed: a few seeds show a spread, and prove nothing."""
+        if self.winner is None or self.default is None:
+            return ()
+        pairs = zip(self.winner.fresh, self.default.fresh, strict=True)
+        values = [(a.value, b.value) for a, b in pairs]
+        return tuple((a - b) * (1 if self.maximise else -1) for a, b in values if a is not None and b is not None)
+
     def counts(self) -> dict[str, int]:
         """`{"feasible": 12, "infeasible": 3, "pruned": 4, "failed": 1}`; lost attempts were trained again."""
         kinds = Counter(kind(trial) for trial in self.trials)
@@ -68,11 +76,11 @@ class SweepReport:
             f"({number(self.winner.sweep_value)} in the sweep)"
         )
         if self.gain is not None and self.default is not None:
-            better = "better" if self.gain > 0 else "no better"
-            feasible = "" if self.default.eligible else ", which is infeasible"
+            unsafe = "" if self.default.eligible else ", where it is infeasible"
+            low, high = min(self.seed_gains()), max(self.seed_gains())
             lines.append(
-                f"  {better} than the default: {number(self.default.fresh_value)} on the same seeds{feasible}; "
-                f"gain {self.gain:+.3g}"
+                f"  default: {number(self.default.fresh_value)} on the same seeds{unsafe}; gain {self.gain:+.3g}, "
+                f"from seed to seed {low:+.3g} to {high:+.3g}"
             )
         return tuple(lines)
 
@@ -90,7 +98,8 @@ class SweepReport:
         data = {
             "study": self.study, "objective": asdict(self.objective), "maximise": self.maximise,
             "constraints": dict(self.constraints), "budget": self.budget, "counts": self.counts(),
-            "winner": None if self.winner is None else self.winner.name, "gain": self.gain,
+            "winner": None if self.winner is None else self.winner.name,
+            "gain": self.gain, "seed_gains": self.seed_gains(),
             "trials": trials, "contenders": contenders,
         }  # fmt: skip
         plain: dict[str, Any] = json.loads(json.dumps(data))
