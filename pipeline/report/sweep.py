@@ -205,9 +205,11 @@ def _plots(report: SweepReport, study: "optuna.Study") -> dict[str, Callable[[],
     from optuna.visualization import matplotlib as plots
 
     name = report.objective.figure
+    curves = {"intermediate_values": lambda: plots.plot_intermediate_values(study)}
+    reported = any(trial.intermediate_values for trial in study.get_trials(deepcopy=False))
     return {
+        **(curves if reported else {}),
         "optimization_history": lambda: plots.plot_optimization_history(study, target_name=name),
-        "intermediate_values": lambda: plots.plot_intermediate_values(study),
         "parameter_importance": lambda: plots.plot_param_importances(study, target_name=name),
         "parallel_coordinate": lambda: plots.plot_parallel_coordinate(study, target_name=name),
         "pareto": lambda: plots.plot_pareto_front(

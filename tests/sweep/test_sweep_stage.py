@@ -236,6 +236,12 @@ def start(subprocess_environment, store):
         process.wait()
 
 
+@pytest.fixture
+def quick(files):
+    """Trainings of 560 environment steps in all, evaluations included."""
+    files.base(evaluation={"segments": [{"every_steps": 120}], "episodes": 10})
+
+
 def wait_for(process: subprocess.Popen, text: str) -> None:
     for line in process.stderr:
         if text in line:
@@ -244,7 +250,7 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_sweep_continues_and_no_finished_trial_is_run_again(files, store_of, start, how):
+def test_a_killed_sweep_continues_and_no_finished_trial_is_run_again(files, quick, store_of, start, how):
     path = files.sweep(trials=4, workers=1, best_k=1)
     process = start(path, 0.002)
     wait_for(process, "2 of 4 done")
@@ -264,9 +270,9 @@ def test_a_killed_sweep_continues_and_no_finished_trial_is_run_again(files, stor
     assert len(runs) == len(kinds) and all(run.info.status != "RUNNING" for run in runs)
 
 
-def test_two_processes_share_the_trials_and_come_to_the_same_winner(files, store_of, start):
+def test_two_processes_share_the_trials_and_come_to_the_same_winner(files, quick, store_of, start):
     path = files.sweep(trials=6, workers=1, best_k=1)
-    outputs = [process.communicate(timeout=120) for process in [start(path, 0.0005), start(path, 0.0005)]]
+    outputs = [process.communicate(timeout=120) for process in [start(path, 0.001), start(path, 0.001)]]
     left = store_of()
     runs = left.runs("sweep_trial")
     assert sorted(int(run.data.tags["trial.number"]) for run in runs) == list(range(6)), outputs
