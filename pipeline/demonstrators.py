@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadInput, shortened
-from pipeline.policies import ActFunction, act_function, load_policy
+from pipeline.policies import WRAPPERS, ActFunction, act_function, load_policy, read_spec
 from pipeline.tasks import Task, call_with_user_arguments, import_object
 
 
@@ -35,6 +35,7 @@ def policy_actions(task: Task, folder: str | Path, reference: str, deterministic
                 f"policy {reference} does not fit task {task.config.name!r}: its {what} is {shortened(str(its))}, the "
                 f"task's is {shortened(str(ours))}; give a policy that was trained on this task"
             )
+    task.refuse_other_wrappers(read_spec(folder).provenance.get(WRAPPERS, []), f"policy {reference}")
     return act_function(policy, deterministic)
 
 

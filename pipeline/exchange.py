@@ -101,8 +101,11 @@ def _episode_buffers(trajectories: Trajectories) -> Iterator[EpisodeBuffer]:
 
 
 def _registered_spec(environment: Mapping[str, Any]) -> Any:
-    """The Gymnasium spec of a registered environment, so that Minari can make it again; None for others."""
-    if environment["id"] not in gym.registry:
+    """The Gymnasium spec of a registered environment, so that Minari can make it again; None for others.
+
+    None behind wrappers too: Minari would make it without them, with other observations.
+    """
+    if environment["id"] not in gym.registry or environment.get("wrappers"):
         return None
     spec = copy.deepcopy(gym.spec(environment["id"]))
     spec.kwargs.update(environment["kwargs"])

@@ -62,6 +62,7 @@ _IN_PLACE: Final[dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]]] 
 _INVARIANT_ROWS: Final = 4
 _INVARIANT_OUTPUTS: Final = 16
 PROBE_COUNT: Final = 256
+WRAPPERS: Final = "wrappers"  # in the provenance: what stood between the environment and the policy
 
 
 def policy_class(observation_space: gym.Space[Any]) -> type[ActorCriticPolicy]:

@@ -15,7 +15,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import TimeLimit
 
-from pipeline.config.task import MeasureInfo, Outcome, TaskConfig
+from pipeline.config.loading import to_data
+from pipeline.config.task import MeasureInfo, Outcome, TaskConfig, Wrapper
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.serial import SerialVecEnv, outcome_of
 from pipeline.errors import BadInput, did_you_mean, shortened
@@ -67,7 +68,21 @@ class Task:
     def feature_names(self) -> tuple[str, ...] | None:
         """Names of the observation's entries, when the environment has an attribute `feature_names`."""
         names = getattr(self._example.unwrapped, "feature_names", None)
-        return None if names is None else tuple(names)
+        # a wrapper may have made other features of them
+        return None if names is None or self.observation_space.shape != (len(names),) else tuple(names)
+
+    @property
+    def wrappers(self) -> list[dict[str, Any]]:
+        """What observations and actions go through, as plain data: `[{"name": "ClipAction", "kwargs": {}}]`."""
+        return [to_data(wrapper) for wrapper in self.config.environment.wrappers]
+
+    def refuse_other_wrappers(self, wrappers: Any, what: str) -> None:
+        """Raise BadInput unless `what` was made behind the same wrappers: equal spaces do not make equal numbers."""
+        if wrappers != self.wrappers:
+            raise BadInput(
+                f"{what} was made behind the wrappers {shortened(wrappers)}, task {self.config.name!r} has "
+                f"{shortened(self.wrappers)}; make it again with this task file, or use the task file it was made with"
+            )
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -139,6 +154,8 @@ class Task:
             )
         kwargs = {**self.environment_kwargs, **self.config.scenarios[scenario]}
         env = _make(self.config.environment.id, kwargs, render_mode, self.config.horizon)
+        for wrapper in self.config.environment.wrappers:
+            env = _wrap(env, wrapper)
         summed = {name: m for name, m in self.config.metrics.items() if m.over != "last"}
         return EpisodeMeasures(env, summed) if summed else env
 
@@ -147,10 +164,11 @@ class Task:
         batched = self.config.environment.batched
         if batched is None:
             return SerialVecEnv(self.make_env, streams)
-        if self.config.horizon is not None or any(m.over != "last" for m in self.config.metrics.values()):
+        summed = any(m.over != "last" for m in self.config.metrics.values())
+        if self.config.horizon is not None or summed or self.config.environment.wrappers:
             raise BadInput(
-                f"task {self.config.name!r}: a batched environment ends its episodes and sums its figures itself; "
-                "remove `horizon` and `over` from the task, or `environment.batched`"
+                f"task {self.config.name!r}: a batched environment ends its episodes, sums its figures and shapes its "
+                "observations itself; remove `horizon`, `over` and `wrappers` from the task, or `environment.batched`"
             )
         cls = import_object(batched, "environment.batched")
         env: EpisodeVecEnv = call_with_user_arguments(
@@ -282,6 +300,33 @@ def _make(reference: str, kwargs: Mapping[str, Any], render_mode: str | None, ho
     except (gym.error.Error, ImportError) as error:
         hint = did_you_mean(reference, gym.registry)
         raise BadInput(f"environment.id {reference!r} cannot be made: {error}.{hint}") from None
+
+
+REFUSED_WRAPPERS: Final[Mapping[str, str]] = {
+    "NormalizeObservation": "its figures change while it plays, so no policy could be played alone later; use "
+    "pipeline.envs.scaling:ScaleObservation with a fixed mean and std (new_task measures them)",
+    "NormalizeReward": "its figures change while it plays; use training.normalize_reward",
+    "Autoreset": "an episode must end where it ends",
+}
+
+
+def _wrap(env: gym.Env[Any, Any], wrapper: Wrapper) -> gym.Env[Any, Any]:
+    """The environment in a wrapper. Raises BadInput naming the wrapper and what is wrong with it."""
+    what = "environment.wrappers"
+    cls = import_object(wrapper.name if ":" in wrapper.name else f"gymnasium.wrappers:{wrapper.name}", what)
+    if not (isinstance(cls, type) and issubclass(cls, gym.Wrapper)):
+        raise BadInput(f"{what} {wrapper.name!r} is no gymnasium.Wrapper; name a class that is one")
+    for name, reason in REFUSED_WRAPPERS.items():
+        if issubclass(cls, getattr(gym.wrappers, name, ())):
+            raise BadInput(f"{what} {wrapper.name!r} is not taken: {reason}")
+    try:
+        wrapped: gym.Env[Any, Any] = cls(env, **wrapper.kwargs)
+    except (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError, gym.error.Error) as error:
+        raise BadInput(
+            f"{what} {wrapper.name!r} refuses its arguments {shortened(wrapper.kwargs)} or the environment below it: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    return wrapped
 
 
 def _seeds_per_purpose() -> int:

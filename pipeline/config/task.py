@@ -7,12 +7,23 @@ from pipeline.config.base import Bound, Count, LibraryArguments, Name, Positive,
 
 
 @configuration
+class Wrapper:
+    """A wrapper around the environment: a name of `gymnasium.wrappers`, or `my_package.my_module:MyWrapper`."""
+
+    name: str
+    kwargs: LibraryArguments = field(default_factory=dict)
+
+
+@configuration
 class Environment:
     """A Gymnasium environment by id (`LunarLander-v3`) or by class (`my_package.my_module:MyEnv`)."""
 
     id: str
     kwargs: LibraryArguments = field(default_factory=dict)
     """Keyword arguments of every scenario; a scenario's own come on top."""
+    wrappers: tuple[Wrapper, ...] = ()
+    """Put around the environment in this order, the first one next to it. Every stage sees the same; a policy remembers
+    which ones it was trained behind."""
     batched: str | None = None
     """`module:Class` of an `EpisodeVecEnv` that plays the same episodes faster; must give the same bits."""
 

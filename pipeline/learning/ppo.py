@@ -27,11 +27,13 @@ from pipeline.learning.jobs import Emit, TrainingEvent, TrainingJob, TrainingRes
 from pipeline.learning.warm_start import WarmPPO, transfer
 from pipeline.names import Metric
 from pipeline.policies import (
+    WRAPPERS,
     act_function,
     build_policy,
     load_tensors,
     policy_arguments,
     policy_class,
+    read_spec,
     save_policy,
     weights_digest,
 )
@@ -167,6 +169,8 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv) -> tuple[WarmPPO, Tran
         fresh = build_policy(task.observation_space, task.action_space, training.network, job.seed)
         load_tensors(model.policy, fresh.state_dict())
         return model, None
+    behind = read_spec(job.initial_policy).provenance.get(WRAPPERS, [])
+    task.refuse_other_wrappers(behind, f"initial policy {job.initial_policy!r}")
     proof = transfer(model.policy, job.initial_policy, training.network, job.warm_start.initial_action_std)
     if not job.learning_rate_zero:
         model.begin_warm_start(job.warm_start)
@@ -234,7 +238,7 @@ def _conclude(
 ) -> TrainingResult:
     """Save the last and the best policy, measure the best on fresh episodes, and put everything together."""
     folder = Path(job.output)
-    provenance = {"task": job.task.name, "seed": job.seed}
+    provenance = {"task": job.task.name, "seed": job.seed, WRAPPERS: task.wrappers}
     last_weights = weights_digest(model.policy)
     last_digest = save_policy(model.policy, folder / LAST_FOLDER, {**provenance, "timestep": model.num_timesteps})
     load_tensors(model.policy, callback.best_tensors)

@@ -304,6 +304,7 @@ def _environment(task: Task, scenarios: set[str]) -> dict[str, Any]:
     return {
         "id": task.config.environment.id,
         "kwargs": task.environment_kwargs,
+        "wrappers": task.wrappers,
         "scenarios": {scenario: task.config.scenarios[scenario] for scenario in sorted(scenarios)},
     }
 

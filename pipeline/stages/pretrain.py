@@ -13,7 +13,7 @@ from pipeline.learning.certificates import TransferCertificate, certify
 from pipeline.learning.cloning import CloningResult, CriticPoint, EpochPoint, clone
 from pipeline.learning.ppo import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
-from pipeline.policies import act_function, build_policy, save_policy
+from pipeline.policies import WRAPPERS, act_function, build_policy, save_policy
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
@@ -27,6 +27,8 @@ UPSTREAM = ("dataset",)
 def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task))
     dataset = fetch_for_training(run.client, upstream.get("dataset", "latest"), task.config.name)
+    behind = dataset.metadata.environment.get("wrappers", [])
+    task.refuse_other_wrappers(behind, f"dataset {dataset.metadata.dataset_id}")
     task.refuse_holdouts(config.scenario_set, "evaluating a training")
     run.record_config(config, task.config, {"dataset": dataset.metadata.content_digest})
     made_from = lineage.from_dataset(dataset.run)
@@ -72,7 +74,8 @@ def clone_seed(run: StageRun, task: Task, config: Pretrain, dataset: StoredDatas
     policy = build_policy(task.observation_space, task.action_space, config.network, seed)
     result = _clone(run, task, config, policy, dataset, seed)
     folder = run.folder / Artifact.POLICY
-    provenance = {"task": task.config.name, "seed": seed, "dataset_digest": dataset.metadata.content_digest}
+    data_digest = dataset.metadata.content_digest
+    provenance = {"task": task.config.name, "seed": seed, "dataset_digest": data_digest, WRAPPERS: task.wrappers}
     digest = save_policy(policy, folder, provenance)
     held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
     certificate = certify(policy, str(folder), result.critic_explained_variance, held_out, gamma)

@@ -14,7 +14,7 @@ from pipeline.errors import BadInput
 from pipeline.evaluation import run_episodes
 from pipeline.gate import GateDecision, Measured, decide
 from pipeline.names import Alias, Artifact, Metric, Tag, lineage_run_tag
-from pipeline.policies import save_policy
+from pipeline.policies import WRAPPERS, save_policy
 from pipeline.report.diagnostics import gate_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
@@ -91,7 +91,9 @@ def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
     with path.open("rb") as stream:
         source = {"source": path.name, "source_sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
     folder = run.folder / Artifact.POLICY
-    digest = save_policy(policy, folder, {"task": task.config.name, "format": "stable-baselines3 zip", **source})
+    # whoever gives it to this task says that it belongs behind the task's wrappers; the gate plays it there
+    origin = {"task": task.config.name, "format": "stable-baselines3 zip", WRAPPERS: task.wrappers, **source}
+    digest = save_policy(policy, folder, origin)
     run.json(source, "imported.json")
     run.file(folder, Artifact.POLICY)
     run.tag({Tag.TASK: task.config.name, Tag.POLICY_DIGEST: digest})

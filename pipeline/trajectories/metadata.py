@@ -31,7 +31,7 @@ class DatasetMetadata:
     filter: dict[str, Any]  # {"min_return": float or None, "only_success": bool}
     observation_space: dict[str, Any]  # pipeline.spaces
     action_space: dict[str, Any]
-    environment: dict[str, Any]  # {"id": str, "kwargs": {...}, "scenarios": {scenario: {...}}}
+    environment: dict[str, Any]  # {"id": str, "kwargs": {...}, "wrappers": [...], "scenarios": {scenario: {...}}}
     holdout_scenarios: tuple[str, ...]
     episodes: int
     steps: int
@@ -120,8 +120,9 @@ def _demonstrator(value: Any) -> bool:
 def _environment(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) == {"id", "kwargs", "scenarios"}
+        and {"id", "kwargs", "scenarios"} <= set(value) <= {"id", "kwargs", "wrappers", "scenarios"}
         and _text(value["id"])
+        and isinstance(value.get("wrappers", []), list)  # datasets without wrappers need not say so
         and isinstance(value["kwargs"], dict)
         and isinstance(value["scenarios"], dict)
         and all(isinstance(kwargs, dict) for kwargs in value["scenarios"].values())
@@ -165,7 +166,7 @@ _METADATA_CHECKS: Final[dict[str, tuple[Any, str]]] = {
     "filter": (_filter, "a mapping with min_return (number or null) and only_success (true or false)"),
     "observation_space": (lambda v: isinstance(v, dict), "a space as JSON"),
     "action_space": (lambda v: isinstance(v, dict), "a space as JSON"),
-    "environment": (_environment, "a mapping with id, kwargs and scenarios"),
+    "environment": (_environment, "a mapping with id, kwargs, wrappers and scenarios"),
     "holdout_scenarios": (lambda v: isinstance(v, list) and all(map(_text, v)), "a list of scenario names"),
     "episodes": (lambda v: _integer(v) and v >= 0, "an integer of 0 or more"),
     "steps": (lambda v: _integer(v) and v >= 0, "an integer of 0 or more"),

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from pipeline.config.loading import to_data
 from pipeline.errors import shortened
 from pipeline.names import Metric
 from pipeline.tasks import PURPOSE_BITS, SEED_BITS, Purpose
@@ -108,6 +109,10 @@ def matches_task(dataset: Dataset, context: Context) -> Iterable[Finding]:
     facts = {
         "task": (metadata["task"], task.name),
         "environment.id": (metadata["environment"]["id"], task.environment.id),
+        "environment.wrappers": (
+            metadata["environment"].get("wrappers", []),
+            [to_data(wrapper) for wrapper in task.environment.wrappers],
+        ),
         "holdout_scenarios": (sorted(metadata["holdout_scenarios"]), sorted(task.holdout_scenarios())),
     }
     for key, (value, expected) in facts.items():

@@ -1,0 +1,158 @@
+"""Wrappers by name around a task's environment, and observations scaled by figures that stand in the task file."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from counting_environment import Counting
+from gymnasium import spaces
+from test_tasks import refusal, task
+
+from pipeline.config.training import Network
+from pipeline.demonstrators import policy_actions
+from pipeline.envs.episodes import Episode
+from pipeline.envs.scaling import ScaleObservation
+from pipeline.evaluation import record_episodes
+from pipeline.policies import WRAPPERS, build_policy, save_policy
+from pipeline.tasks import Purpose, Task
+from pipeline.validation import TaskReplay, replay_episodes
+
+COUNTING = "counting_environment:Counting"
+SCALE = {"name": "pipeline.envs.scaling:ScaleObservation", "kwargs": {"mean": [2.0], "std": [4.0], "clip": 0.25}}
+
+
+def wrapped(*wrappers: dict, **changes) -> Task:
+    return task(environment={"id": COUNTING, "wrappers": list(wrappers)}, **changes)
+
+
+class DictOfTwo(gym.Env):
+    """Observes a vector and a switch."""
+
+    observation_space = spaces.Dict({"speed": spaces.Box(-np.inf, np.inf, (2,)), "switch": spaces.Discrete(2)})
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return {"speed": np.array([3.0, -3.0], np.float32), "switch": np.int64(1)}, {}
+
+    def step(self, action):
+        return *self.reset()[:1], 0.0, True, False, {}
+
+
+# --- scaling ---------------------------------------------------------------------------------------------------------
+
+
+def test_observations_are_shifted_divided_and_clipped_wherever_the_task_plays():
+    made = wrapped(SCALE)
+    assert made.observation_space == spaces.Box(-0.25, 0.25, (1,), np.float32)
+    by_hand = np.array([[-0.25], [-0.25], [0.0], [0.25], [0.25]], np.float32)  # 0, 1, 2, 3, 4 scaled
+    episode = Episode("long", 1)
+    recorded = record_episodes(made, lambda rows: np.ones(len(rows), np.int64), [episode], 0.0, 1)
+    assert np.array_equal(recorded.observations, by_hand)
+    env = made.make_vec_env([iter([episode])])
+    assert env.reset().tolist() == [[-0.25]]
+    (verdict,) = replay_episodes(recorded, TaskReplay(made), [0])
+    assert verdict.identical
+
+
+def test_one_figure_may_stand_for_all_elements():
+    env = ScaleObservation(gym.make("CartPole-v1"), mean=1.0, std=2.0)
+    raw = gym.make("CartPole-v1").reset(seed=3)[0]
+    assert env.reset(seed=3)[0] == pytest.approx((raw - 1.0) / 2.0, abs=1e-7)
+
+
+def test_keys_of_a_mapping_are_scaled_by_name_and_others_pass():
+    env = ScaleObservation(DictOfTwo(), mean={"speed": [1.0, 1.0]}, std={"speed": 2.0})
+    observation, _ = env.reset()
+    assert observation["speed"].tolist() == [1.0, -2.0]
+    assert observation["switch"] == 1
+    assert env.observation_space["speed"] == spaces.Box(-10, 10, (2,), np.float32)
+    assert env.observation_space["switch"] == spaces.Discrete(2)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"mean": [0.0, 1.0], "std": [1.0]}, "mean has 2 figures, the observation 1"),
+        ({"mean": 0.0, "std": 0.0}, "std above 0"),
+        ({"mean": 0.0, "std": 1.0, "clip": 0.0}, "clip = 0.0"),
+        ({"mean": {"a": 0.0}, "std": {"a": 1.0}}, "only for a Dict"),
+        ({"mean": 0.0}, "missing 1 required positional argument: 'std'"),
+        ({"mean": 0.0, "std": 1.0, "clp": 3.0}, "clp"),
+    ],
+)
+def test_figures_that_do_not_fit_are_refused(kwargs, named):
+    line = refusal(lambda: wrapped({**SCALE, "kwargs": kwargs}).observation_space)
+    assert "environment.wrappers 'pipeline.envs.scaling:ScaleObservation'" in line
+    assert named in line
+
+
+def test_a_key_that_the_observation_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"no key 'sped'; it has: speed, switch"):
+        ScaleObservation(DictOfTwo(), mean={"sped": 0.0}, std={"sped": 1.0})
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
+
+def test_wrappers_are_put_around_the_environment_in_the_order_they_are_listed():
+    repeat = {"name": "RescaleObservation", "kwargs": {"min_obs": 0.0, "max_obs": 1.0}}
+    one = wrapped(repeat, {**SCALE, "kwargs": {"mean": 0.0, "std": 0.01, "clip": 100.0}})
+    env = one.make_env("long")
+    env.reset(seed=1)
+    assert env.step(1)[0][0] == pytest.approx(1.0)  # 1 of 100 is 0.01, which is one std
+    assert type(env.unwrapped) is Counting
+
+
+def test_figures_of_the_task_are_measured_outside_the_wrappers():
+    cut = {"name": "TimeLimit", "kwargs": {"max_episode_steps": 2}}
+    made = wrapped(cut, metrics={"sum_t": {"info": "t", "over": "sum"}})
+    env = made.make_vec_env([iter([Episode("long", 1)])])
+    env.reset()
+    env.step(np.array([1]))
+    _, _, dones, infos = env.step(np.array([1]))
+    assert dones[0]
+    assert made.outcome(infos[0])["sum_t"] == 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "named"),
+    [
+        ({"name": "ClipActoin"}, "Did you mean 'ClipAction'?"),
+        ({"name": "gymnasium.wrapers:ClipAction"}, "cannot import 'gymnasium.wrapers'"),
+        ({"name": "counting_environment:Counting"}, "is no gymnasium.Wrapper"),
+        ({"name": "counting_environment:np"}, "is no gymnasium.Wrapper"),
+        ({"name": "ClipAction"}, "'ClipAction' refuses"),  # its actions are Discrete
+        ({"name": "TimeLimit", "kwargs": {"max_steps": 3}}, "max_steps"),
+        ({"name": "NormalizeObservation"}, "pipeline.envs.scaling:ScaleObservation"),
+        ({"name": "gymnasium.wrappers:NormalizeReward"}, "training.normalize_reward"),
+    ],
+)
+def test_a_wrong_wrapper_is_refused_by_name(wrapper, named):
+    line = refusal(lambda: wrapped(wrapper).observation_space)
+    assert "environment.wrappers" in line
+    assert named in line
+
+
+def test_a_key_of_a_wrapper_that_nobody_reads_is_refused():
+    assert "environment.wrappers.0.kwarg" in refusal(lambda: wrapped({"name": "ClipAction", "kwarg": {}}))
+
+
+def test_a_batched_environment_shapes_its_observations_itself():
+    made = task(environment={"id": COUNTING, "wrappers": [SCALE], "batched": "counting_environment:NoEnvironment"})
+    line = refusal(lambda: made.make_vec_env([iter([Episode("long", 1)])]))
+    assert "wrappers" in line
+
+
+# --- a policy remembers what it was trained behind -------------------------------------------------------------------
+
+
+def test_a_policy_is_not_played_behind_other_figures_than_it_was_made_with(tmp_path):
+    made = wrapped(SCALE)
+    policy = build_policy(made.observation_space, made.action_space, Network(hidden=(4,)), 1)
+    save_policy(policy, tmp_path / "policy", {WRAPPERS: made.wrappers})
+    episodes = made.episodes("train", 1, 2, Purpose.EVALUATE)
+    assert len(record_episodes(made, policy_actions(made, tmp_path / "policy", "p"), episodes, 0.0, 1)) == 2
+    other = wrapped({**SCALE, "kwargs": {**SCALE["kwargs"], "mean": [2.5]}})
+    assert other.observation_space == made.observation_space  # nothing else would tell the two apart
+    line = refusal(lambda: policy_actions(other, tmp_path / "policy", "p"))
+    assert "was made behind the wrappers" in line
+    assert "2.5" in line
