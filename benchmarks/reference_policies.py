@@ -10,31 +10,34 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.demonstrators import Actor, ActorSlots, scripted
 from pipeline.envs.episodes import Episode
-from pipeline.envs.social_nav.reference import DynamicWindow, RandomPolicy, StandStill, StraightToGoal
 from pipeline.envs.social_nav.rewards import WEIGHTS_FILE
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES
 from pipeline.envs.social_nav.vector import SocialNavVecEnv
 from pipeline.snqi import fit_baseline, load_weights, snqi, write_baseline
 
-POLICIES = {
-    "stand still": StandStill(),
-    "random": RandomPolicy(0),
-    "straight to the goal": StraightToGoal(),
-    "dynamic window": DynamicWindow(),
+SCRIPTS = "pipeline.envs.social_nav.reference"
+RANDOM = np.random.default_rng(0)
+POLICIES: dict[str, Actor] = {
+    "stand still": scripted(f"{SCRIPTS}:stand_still", {}).actor,
+    "random": lambda observations: RANDOM.uniform(-1.0, 1.0, (len(observations), 2)).astype(np.float32),
+    "straight to the goal": scripted(f"{SCRIPTS}:straight_to_goal", {}).actor,
+    "dynamic window": scripted(f"{SCRIPTS}:dynamic_window", {}).actor,
 }
 SCENARIOS = {f"{f}_{d}": {"scenario": f, "density": d} for f in FAMILIES for d in DENSITIES}
 
 
-def play(policy: StandStill | RandomPolicy | StraightToGoal | DynamicWindow, names: list[str], each: int) -> list[dict]:
+def play(policy: Actor, names: list[str], each: int) -> list[dict]:
     """Outcomes of `each` episodes of every named scenario; each slot plays one episode."""
     streams = [iter([Episode(name, 900_000 + k)]) for name in names for k in range(each)]
     env = SocialNavVecEnv(SCENARIOS, streams)
     outcomes: list[dict] = []
-    policy.reset(len(streams))
+    slots = ActorSlots(policy, env.num_envs, env.action_space)
     observations = env.reset()
     while env.running.any():
-        observations, _, done, infos = env.step(policy.act(observations))
+        observations, _, done, infos = env.step(slots.act(observations, env.running)[1])
+        slots.ended(done)
         outcomes += [infos[i]["outcome"] for i in np.flatnonzero(done)]
     return outcomes
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.envs.social_nav.environment import SocialNavEnv
-from pipeline.envs.social_nav.reference import DynamicWindow
+from pipeline.envs.social_nav.reference import dynamic_window
 from pipeline.envs.social_nav.scenarios import FAMILIES
 
 STEPS, SEED, COLUMNS = 30, 5, 4
@@ -19,9 +19,8 @@ STEPS, SEED, COLUMNS = 30, 5, 4
 def frame(family: str) -> np.ndarray:
     env = SocialNavEnv(family, "medium", render_mode="rgb_array")
     observation, _ = env.reset(seed=SEED)
-    policy = DynamicWindow()
     for _ in range(STEPS):
-        observation, _, terminated, truncated, _ = env.step(policy.act(observation[None])[0])
+        observation, _, terminated, truncated, _ = env.step(dynamic_window(observation))
         if terminated or truncated:
             break
     picture = env.render()

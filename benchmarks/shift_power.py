@@ -10,11 +10,13 @@ import argparse
 import numpy as np
 
 from pipeline.config.loading import load_task
+from pipeline.demonstrators import scripted
 from pipeline.envs.social_nav.observation import FEATURES
-from pipeline.envs.social_nav.reference import DynamicWindow
 from pipeline.evaluation import record_episodes
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
+
+PLANNER = scripted("pipeline.envs.social_nav.reference:dynamic_window", {})
 
 Sample = tuple[list[np.ndarray], list[str]]  # observations of each episode, its scenario
 
@@ -22,7 +24,7 @@ Sample = tuple[list[np.ndarray], list[str]]  # observations of each episode, its
 def play(task: Task, scenario_set: str, seed: int, count: int) -> Sample:
     """Fresh episodes of a scenario set."""
     episodes = task.episodes(scenario_set, seed, count, Purpose.EVALUATE)
-    recorded = record_episodes(task, DynamicWindow().act, episodes, noise_std=0.0, noise_seed=0)
+    recorded = record_episodes(task, PLANNER.actor, episodes, noise_std=0.0, noise_seed=0)
     ends = recorded.observation_offsets
     observations = [recorded.observations[ends[i] : ends[i + 1]] for i in range(count)]
     return observations, [episode.scenario for episode in episodes]

@@ -1,28 +1,126 @@
-"""Who demonstrates: a policy, or a scripted demonstrator named `module:Class`, with its provenance.
+"""Who demonstrates: a policy, or a script of the user's, with its provenance.
 
-A scripted demonstrator is a class whose instances have `act(observations) -> actions` for a batch: (n, *obs_shape) to
-(n, *act_shape). It needs no approval; its provenance is its qualified name, the digest of its source and its arguments.
+A script is named `module:Class` or `module:function`. An instance of the class plays one episode at a time:
+
+    demonstrator.reset()                        # an episode begins: forget the one before
+    action = demonstrator.act(observation)      # obs_shape -> act_shape, inside the action space
+
+A function is an `act` without memory. Every slot of a batch has an instance of its own, so that what is recorded
+depends neither on how many episodes are played side by side nor on which slot plays which. A script needs no approval;
+its provenance is its qualified name, the digest of its source and its parameters.
 """
 
+import contextlib
+import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
 
 from pipeline.errors import BadInput, shortened
-from pipeline.policies import WRAPPERS, ActFunction, act_function, load_policy, read_spec
+from pipeline.policies import WRAPPERS, ActFunction, Observations, act_function, load_policy, read_spec
+from pipeline.spaces import space_bounds
 from pipeline.tasks import Task, call_with_user_arguments, import_object
+from pipeline.trajectories import UNAPPROVED
+
+
+class EpisodeActor(Protocol):
+    """Acts in one episode at a time and may remember what it has seen of it."""
+
+    def reset(self) -> None:
+        """An episode begins."""
+
+    def act(self, observation: Any) -> Any:
+        """One observation of the task -> one action of the task."""
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A scripted demonstrator: `make()` gives an instance for each slot."""
+
+    name: str
+    make: Callable[[], EpisodeActor]
+
+
+Actor = ActFunction | Scripted  # whatever can play: a policy for all slots at once, or a script, slot by slot
 
 
 @dataclass(frozen=True)
 class Demonstrator:
     """Something that acts, and what a dataset says about it."""
 
-    act: ActFunction  # (n, *obs_shape) -> (n, *act_shape)
+    actor: Actor
     provenance: dict[str, Any]  # kind, name, version, digest
+
+
+class ActorSlots:
+    """An actor in n slots, each of which plays episodes at its own pace."""
+
+    def __init__(self, actor: Actor, slots: int, space: gym.Space[Any]) -> None:
+        self._actor, self._space = actor, space
+        self._instances = [actor.make() for _ in range(slots)] if isinstance(actor, Scripted) else []
+        self._starts = np.ones(slots, bool)  # slots whose next observation is the first of an episode
+
+    def act(self, observations: Observations, running: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Actions of the running slots (r, *act_shape), and of all slots (n, *act_shape) with zeros for idle ones.
+
+        Raises BadInput when a script answers what is not an action of the space.
+        """
+        if isinstance(self._actor, Scripted):
+            clean = self._one_by_one(self._actor.name, observations, np.flatnonzero(running))
+        else:
+            clean = self._actor(observations if running.all() else rows_of(observations, running))
+        if running.all():
+            return clean, clean
+        actions = np.zeros((len(running), *clean.shape[1:]), clean.dtype)
+        actions[running] = clean
+        return clean, actions
+
+    def ended(self, dones: np.ndarray) -> None:
+        """The episodes of these slots (n,) bool are over."""
+        self._starts |= dones
+
+    def _one_by_one(self, name: str, observations: Observations, slots: np.ndarray) -> np.ndarray:
+        answers = []
+        for slot in slots:
+            if self._starts[slot]:
+                self._instances[slot].reset()
+            # a copy: what a script keeps or changes is its own
+            answers.append(self._instances[slot].act(rows_of(observations, slot, copy=True)))
+        self._starts[slots] = False
+        return _as_actions(name, answers, self._space)
+
+
+def rows_of(observations: Observations, rows: Any, copy: bool = False) -> Any:
+    """Some rows, or one, of observations that may be a mapping of arrays."""
+    if isinstance(observations, Mapping):
+        return {key: rows_of(part, rows, copy) for key, part in observations.items()}
+    return np.array(observations[rows], copy=True) if copy else observations[rows]
+
+
+def _as_actions(name: str, answers: list[Any], space: gym.Space[Any]) -> np.ndarray:
+    """(r, *act_shape) actions of the space. Raises BadInput for anything else, NaN included."""
+    actions = None
+    # answers of unequal shapes, or of a kind that only rounding would make one of the space
+    with contextlib.suppress(ValueError, TypeError):
+        actions = np.array(answers).astype(space.dtype, casting="same_kind")
+    if actions is not None and actions.shape[1:] == space.shape:
+        low, high = space_bounds(space)
+        flat = actions.reshape(len(actions), -1)
+        wrong = np.flatnonzero(~((flat >= low) & (flat <= high)).all(axis=1))
+        if not len(wrong):
+            return actions
+        answers = [answers[wrong[0]]]
+    raise BadInput(
+        f"scripted demonstrator {name!r} answered {shortened(answers[0])}, which is not an action of "
+        f"{shortened(str(space))}; let its act(observation) return one (clip what may be too large)"
+    )
 
 
 def policy_actions(task: Task, folder: str | Path, reference: str, deterministic: bool = True) -> ActFunction:
@@ -45,13 +143,51 @@ def from_policy(task: Task, folder: str | Path, name: str, version: str, digest:
     return Demonstrator(policy_actions(task, folder, f"{name}/{version}"), provenance)
 
 
+class _Function:
+    """A function as an actor without memory."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.act = function
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+
 def scripted(reference: str, kwargs: Mapping[str, Any]) -> Demonstrator:
-    """The scripted demonstrator `module:Class`. Raises BadInput when it cannot be made or cannot act."""
-    cls = import_object(reference, "scripted.demonstrator")
-    instance = call_with_user_arguments(cls, f"scripted demonstrator {reference!r}", **kwargs)
-    if not callable(getattr(instance, "act", None)):
-        raise BadInput(f"scripted demonstrator {reference!r} has no method act(observations); give it one")
-    source = inspect.getsource(inspect.getmodule(cls) or cls)
-    digest = hashlib.sha256(json.dumps([reference, source, dict(kwargs)], sort_keys=True).encode()).hexdigest()[:36]
-    provenance = {"kind": "scripted", "name": reference, "version": digest[:12], "digest": digest}
-    return Demonstrator(instance.act, {**provenance, "kwargs": dict(kwargs)})
+    """The scripted demonstrator `module:Class` or `module:function`. Raises BadInput when it cannot be made or act."""
+    target = import_object(reference, "scripted.demonstrator")
+    what = f"scripted demonstrator {reference!r}"
+    make: Callable[[], EpisodeActor] = functools.partial(call_with_user_arguments, target, what, **kwargs)
+    if inspect.isfunction(target):
+        call_with_user_arguments(inspect.signature(target).bind, what, None, **kwargs)
+        make = functools.partial(_Function, functools.partial(target, **kwargs))
+    elif not inspect.isclass(target):
+        raise BadInput(f"{what} is neither a class nor a function; name one of those")
+    actor = make()
+    for method in ("reset()", "act(observation)"):
+        if not callable(getattr(actor, method.partition("(")[0], None)):
+            raise BadInput(f"{what} has no method {method}; give it one, or name a function of the observation")
+    return Demonstrator(Scripted(reference, make), _provenance(reference, target, kwargs))
+
+
+def _provenance(reference: str, target: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        source = inspect.getsource(inspect.getmodule(target) or target)
+    except (OSError, TypeError):
+        raise BadInput(
+            f"scripted demonstrator {reference!r} has no Python source, which is its provenance; wrap it in a module"
+        ) from None
+    digest = _digest([reference, source, dict(kwargs)])
+    return {
+        "kind": "scripted",
+        "name": reference,
+        "version": digest[:12],
+        "digest": digest,
+        "source_digest": _digest(source),
+        "kwargs": dict(kwargs),
+        "approval": UNAPPROVED,
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:36]

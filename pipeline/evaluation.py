@@ -1,4 +1,4 @@
-"""A policy into numbers: play given episodes to their end, record them, summarise them with intervals.
+"""Whoever acts into numbers: play given episodes to their end, record them, summarise them with intervals.
 
 Which episodes, and what the figures must be, is decided elsewhere.
 
@@ -17,10 +17,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from pipeline.demonstrators import Actor, ActorSlots
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Metric
-from pipeline.policies import ActFunction, Observations
+from pipeline.policies import Observations
 from pipeline.snqi import Baseline, Weights, load_baseline, load_weights, snqi
 from pipeline.statistics import Estimate, bootstrap_means, bootstrap_quantiles
 from pipeline.tasks import Task
@@ -69,7 +70,7 @@ def evaluation_env(task: Task, n_envs: int = 100) -> EpisodeVecEnv:
 
 
 def run_episodes(
-    task: Task, act: ActFunction, episodes: Sequence[Episode], n_envs: int = 100, env: EpisodeVecEnv | None = None
+    task: Task, actor: Actor, episodes: Sequence[Episode], n_envs: int = 100, env: EpisodeVecEnv | None = None
 ) -> EpisodeRecords:
     """Play every episode to its end, `n_envs` at a time, or in the slots of an `env` that is to be reused.
 
@@ -79,15 +80,15 @@ def run_episodes(
     _refuse_unplayable(episodes)
     own = env is None
     env = evaluation_env(task, min(n_envs, len(episodes))) if env is None else env
-    counter = _ActionCounter(task.action_space)
+    counter, slots = _ActionCounter(task.action_space), ActorSlots(actor, env.num_envs, task.action_space)
     finished: dict[Episode, dict[str, float]] = {}
     try:
         observations: Observations = _start(env, episodes)
         while env.running.any():
-            running = env.running.copy()
-            clean, actions = _act(act, observations, running, task.action_space)
+            clean, actions = slots.act(observations, env.running)
             counter.add(clean)
             observations, _, dones, infos = env.step(actions)
+            slots.ended(dones)
             for slot in np.flatnonzero(dones):
                 finished[infos[slot]["episode_spec"]] = task.outcome(infos[slot])
     finally:
@@ -98,7 +99,7 @@ def run_episodes(
 
 
 def record_episodes(
-    task: Task, act: ActFunction, episodes: Sequence[Episode], noise_std: float, noise_seed: int, n_envs: int = 64
+    task: Task, actor: Actor, episodes: Sequence[Episode], noise_std: float, noise_seed: int, n_envs: int = 64
 ) -> Trajectories:
     """Play and record every episode; labels are the clean actions, the environment receives them with noise (DART).
 
@@ -110,16 +111,18 @@ def record_episodes(
     env = evaluation_env(task, min(n_envs, len(episodes)))
     builder = TrajectoryBuilder(episodes, task.observation_space, task.action_space, env.num_envs)
     noise = _ExecutionNoise(task.action_space, noise_std, noise_seed, env.num_envs)
+    slots = ActorSlots(actor, env.num_envs, task.action_space)
     try:
         queue = iter(episodes)
         env.set_streams([noise.watch(queue, slot) for slot in range(env.num_envs)])
         observations: Observations = env.reset()
         while env.running.any():
             running = env.running.copy()
-            clean, actions = _act(act, observations, running, task.action_space)
+            clean, actions = slots.act(observations, running)
             executed = actions.copy()
             executed[running] = noise.disturb(clean, np.flatnonzero(running))
             after, rewards, dones, infos = env.step(executed)
+            slots.ended(dones)
             builder.step(running, observations, actions, executed, rewards)
             for slot in np.flatnonzero(dones):
                 info = infos[slot]
@@ -219,19 +222,6 @@ def _start(env: EpisodeVecEnv, episodes: Sequence[Episode]) -> Observations:
     queue = iter(episodes)  # one iterator for all slots: whoever is free takes the next
     env.set_streams([queue] * env.num_envs)
     return env.reset()
-
-
-def _act(
-    act: ActFunction, observations: Observations, running: np.ndarray, space: gym.Space
-) -> tuple[np.ndarray, np.ndarray]:
-    """Actions of the running slots (r, *act_shape), and of all slots (n, *act_shape) with zeros for idle ones."""
-    if running.all():
-        actions = act(observations)
-        return actions, actions
-    clean = act(observations[running])
-    actions = np.zeros((len(running), *clean.shape[1:]), clean.dtype)
-    actions[running] = clean
-    return clean, actions
 
 
 def _columns(episodes: Sequence[Episode], finished: dict[Episode, dict[str, float]]) -> dict[str, np.ndarray]:

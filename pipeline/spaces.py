@@ -58,6 +58,20 @@ def space_from_json(data: Any) -> spaces.Space:
         raise BadInput(f"space {shortened(data)} is not valid: {error}") from None
 
 
+def space_bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest allowed value per feature (flat), both inclusive."""
+    if isinstance(space, spaces.Box):
+        return space.low.ravel(), space.high.ravel()
+    if isinstance(space, spaces.Discrete):
+        return np.array([int(space.start)]), np.array([int(space.start) + int(space.n) - 1])
+    if isinstance(space, spaces.MultiDiscrete):
+        start = np.asarray(space.start).ravel()
+        return start, start + space.nvec.ravel() - 1
+    assert isinstance(space, spaces.MultiBinary)
+    ones = np.ones(int(np.prod(space.shape)), dtype=np.int8)
+    return 0 * ones, ones
+
+
 def _parse(data: Any, depth: int) -> spaces.Space:
     kind = data.get("type") if isinstance(data, dict) else None
     reader = _READERS.get(kind) if isinstance(kind, str) else None

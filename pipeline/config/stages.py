@@ -101,7 +101,7 @@ class Filter:
 
 @configuration
 class Scripted:
-    """A scripted demonstrator: `module:Class` with `act(observations)`."""
+    """A scripted demonstrator: `module:Class` with `reset()` and `act(observation)`, or `module:function`."""
 
     demonstrator: str
     kwargs: LibraryArguments = field(default_factory=dict)
@@ -213,9 +213,10 @@ class Finetune:
 
 @configuration
 class Evaluate:
-    """`evaluate`: any policy on any scenario set."""
+    """`evaluate`: any policy, or the scripted demonstrator if one is given, on any scenario set."""
 
     task: str
+    scripted: Scripted | None = None
     scenario_set: Name = "train"
     episodes: Count = 200
     seed: Seed = 1234

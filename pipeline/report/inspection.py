@@ -74,7 +74,13 @@ def inspection_figures(inspection: Inspection, labels: Sequence[str]) -> dict[st
 def inspection_markdown(inspection: Inspection, labels: Sequence[str], figures: tuple[str, ...] = ()) -> str:
     """The page; `figures` are names of figures to show."""
     i = inspection
-    lines = [f"# Dataset {i.dataset_id}", "", f"{i.episodes:,} episodes, {i.steps:,} steps.", "", *_outliers(i)]
+    lines = [
+        f"# Dataset {i.dataset_id}",
+        "",
+        f"{i.episodes:,} episodes, {i.steps:,} steps. Demonstrations: {one_line(i.origin)}.",
+        "",
+        *_outliers(i),
+    ]
     lines += ["## Per episode", "", _distributions(i.distributions), ""]
     lines += ["## By scenario", "", _scenarios(i), ""]
     constant = [label for label, f in zip(labels, i.features, strict=True) if f.constant]

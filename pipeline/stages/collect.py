@@ -12,10 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline import demonstrators
 from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Collect, Filter, Minari, Repaired
-from pipeline.demonstrators import Demonstrator
+from pipeline.demonstrators import Demonstrator, Scripted, from_policy, scripted
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, shortened
 from pipeline.evaluation import record_episodes, records_of, summarise, with_intervals
@@ -32,6 +31,7 @@ from pipeline.tracking.provenance import git_state
 from pipeline.tracking.registry import approvals, require_approved
 from pipeline.tracking.runs import StageRun, get_run
 from pipeline.trajectories import (
+    UNAPPROVED,
     DatasetMetadata,
     Trajectories,
     concatenate,
@@ -59,7 +59,7 @@ class Demonstrations:
     trajectories: Trajectories
     metadata: DatasetMetadata
     steps: int  # environment steps that were played for them, here and now
-    act: ActFunction | None  # the demonstrator, where it answers to observations alone
+    act: ActFunction | None  # the policy that demonstrated, where it can be asked again
 
 
 def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOutcome:
@@ -73,12 +73,12 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
     run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
     sizes = {"dataset/episodes": len(trajectories), "dataset/steps": trajectories.steps}
     run.metrics({Metric.ENVIRONMENT_STEPS: given.steps, **sizes})
-    figures, demonstrator = trajectories.metrics, metadata.demonstrator
+    figures = trajectories.metrics
     return StageOutcome(
         (
             f"collect: dataset {metadata.dataset_id}: {report.summary()}",
-            f"  demonstrations of {demonstrator['name']} {demonstrator['version']} ({demonstrator['kind']}): success "
-            f"{figures[Metric.SUCCESS].mean():.3f}, mean return {figures[Metric.RETURN].mean():.2f}, "
+            f"  demonstrations: {metadata.origin}",
+            f"  success {figures[Metric.SUCCESS].mean():.3f}, mean return {figures[Metric.RETURN].mean():.2f}, "
             f"{given.steps:,} steps",
         ),
         verdict=report.passed,
@@ -97,7 +97,8 @@ def demonstrations(run: StageRun, config: Collect, task: Task, expert: str) -> D
     run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
     trajectories, steps = record(task, config, demonstrator)
     metadata = _metadata(run, config, task, demonstrator, trajectories, started)
-    return Demonstrations(trajectories, metadata, steps, demonstrator.act if config.scripted is None else None)
+    actor = demonstrator.actor
+    return Demonstrations(trajectories, metadata, steps, None if isinstance(actor, Scripted) else actor)
 
 
 def _store(run: StageRun, metadata: DatasetMetadata, trajectories: Trajectories, context: Context) -> ValidationReport:
@@ -126,7 +127,7 @@ def record(task: Task, config: Collect, demonstrator: Demonstrator) -> tuple[Tra
     kept: list[Trajectories] = []
     steps = 0
     while batch := _take(waiting, missing):
-        part = record_episodes(task, demonstrator.act, batch, config.noise.std, config.seeds[0], config.n_envs)
+        part = record_episodes(task, demonstrator.actor, batch, config.noise.std, config.seeds[0], config.n_envs)
         good = np.flatnonzero(passes(config.filter, part))
         kept.append(part.select(good))
         steps += part.steps
@@ -164,7 +165,9 @@ def _take(waiting: dict[str, list[Episode]], missing: Counter[str]) -> list[Epis
 def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) -> Demonstrator:
     """The approved expert or the scripted demonstrator; anything else is refused before the first step."""
     if config.scripted is not None:
-        return demonstrators.scripted(config.scripted.demonstrator, config.scripted.kwargs)
+        if reference != "latest":
+            raise BadInput(f"expert {reference!r} and scripted.demonstrator exclude each other; give one of them")
+        return scripted(config.scripted.demonstrator, config.scripted.kwargs)
     version = find_version(run.client, reference, task.config.name, Alias.APPROVED)
     require_approved(version, "collect")
     expert = fetch_version(version)
@@ -172,7 +175,7 @@ def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) ->
     run.tag(
         {**lineage.from_policy(expert, "expert", maker), lineage_run_tag("gate"): version.tags[VersionTag.GATE_RUN_ID]}
     )
-    return demonstrators.from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
+    return from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
 
 
 def _metadata(
@@ -228,7 +231,7 @@ def _imported(run: StageRun, config: Collect, task: Task, source: Minari) -> Dem
         described,
         trajectories,
         created_at=_utc(datetime.now(UTC)),
-        demonstrator={**described.demonstrator, "kind": "imported"},
+        demonstrator={**described.demonstrator, "kind": "imported", "approval": UNAPPROVED},
         holdout_scenarios=tuple(sorted(task.config.holdout_scenarios())),
         environment=_environment(task, set(described.scenario_coverage) & set(task.config.scenarios)),
     )

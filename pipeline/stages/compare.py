@@ -246,7 +246,7 @@ def _dataset_facts(dataset: StoredDataset) -> dict[str, str]:
         "episodes": f"{metadata.episodes:,}",
         "environment steps": f"{metadata.steps:,}",
         "scenario set": metadata.scenario_set,
-        "demonstrator": f"{metadata.demonstrator['name']} {metadata.demonstrator['version']}",
+        "demonstrator": metadata.origin,
         "execution noise": f"{metadata.noise_std:g} of the half action range; labels are clean",
         "success": f"{dataset.trajectories.metrics[Metric.SUCCESS].mean():.3f}",
         "content digest": metadata.content_digest,

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Evaluate
-from pipeline.demonstrators import policy_actions, scripted
+from pipeline.demonstrators import Actor, policy_actions, scripted
+from pipeline.errors import BadInput
 from pipeline.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
 from pipeline.names import EVAL_PREFIX, Tag
-from pipeline.policies import ActFunction
 from pipeline.report.tables import statistics_table
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
@@ -17,15 +17,14 @@ from pipeline.tracking.runs import StageRun, get_run
 from pipeline.tracking.training import records_data
 
 UPSTREAM = ("policy",)
-SCRIPTED = "scripted:"
 
 
 def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task), config.environment)
     episodes = task.episodes(config.scenario_set, config.seed, config.episodes, Purpose.EVALUATE)
-    act, name = _policy(run, config, task, upstream.get("policy", "latest"))
+    actor, name = _actor(run, config, task, upstream.get("policy", "latest"))
     warnings = tuple(f"TAINTED: {reason}" for reason in taint.inherit(run))
-    records = run_episodes(task, act, episodes)
+    records = run_episodes(task, actor, episodes)
     table = statistics_table(records)
     run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
     run.json(
@@ -38,12 +37,15 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     return StageOutcome((title, *warnings, table))
 
 
-def _policy(run: StageRun, config: Evaluate, task: Task, reference: str) -> tuple[ActFunction, str]:
+def _actor(run: StageRun, config: Evaluate, task: Task, reference: str) -> tuple[Actor, str]:
     """What acts, and how a person names it; its identity and lineage go on record first."""
-    if reference.startswith(SCRIPTED):
-        demonstrator = scripted(reference.removeprefix(SCRIPTED), {})
+    if config.scripted is not None:
+        if reference != "latest":
+            raise BadInput(f"policy {reference!r} and scripted.demonstrator exclude each other; give one of them")
+        demonstrator = scripted(config.scripted.demonstrator, config.scripted.kwargs)
         run.record_config(config, task.config, {"policy": demonstrator.provenance["digest"]})
-        return demonstrator.act, reference
+        run.json(demonstrator.provenance, "demonstrator.json")
+        return demonstrator.actor, config.scripted.demonstrator
     policy = find_policy(run.client, reference, task.config.name, {Tag.STAGE: "pretrain"})
     run.record_config(config, task.config, {"policy": policy.digest})
     maker = {} if policy.run_id is None else get_run(run.client, policy.run_id, "policy").data.tags

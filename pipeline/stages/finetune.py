@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Finetune
-from pipeline.demonstrators import scripted
+from pipeline.demonstrators import Actor, scripted
 from pipeline.errors import BadInput
 from pipeline.evaluation import record_episodes
 from pipeline.learning.arms import arm_jobs, shared_settings, training_inputs
 from pipeline.learning.certificates import TransferCertificate, verify_certificate
 from pipeline.names import Artifact, Tag, lineage_run_tag
-from pipeline.policies import ActFunction, act_function, load_policy
+from pipeline.policies import act_function, load_policy
 from pipeline.report.progress import TrainingProgress
 from pipeline.report.trainings import trainings_summary
 from pipeline.stages import StageOutcome
@@ -60,7 +60,9 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     log_bill(run, results)
     reused = [f"{arm.arm} seed {arm.job.seed}" for i, arm in enumerate(arms) if i not in todo]
     lines = trainings_summary("finetune", [arms[i].arm for i in todo], results, reused)
-    if shift is not None and shift.shifted:
+    if shift is None:
+        lines += ("  its scenarios were not held against the demonstrations: who made them cannot be asked again",)
+    elif shift.shifted:
         lines += (
             f"  its scenarios are unlike the demonstrations: distance {shift.distance:.3f} "
             f"(alike would be {shift.expected_distance:.3f}), p = {shift.p_value:.3g}",
@@ -71,16 +73,16 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
 def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mapping[str, str]) -> Shift | None:
     """Are the fine-tuning scenarios like the demonstrations: the demonstrator itself plays them, noise and all.
 
-    Only the scenarios and the environment can then differ, not the policy. None when the dataset was imported and
-    nobody is there to play.
+    Only the scenarios and the environment can then differ, not the policy. None when nobody is there to play: the
+    dataset was imported, or the script that demonstrated is no longer the same.
     """
     dataset = fetch_dataset(get_run(run.client, tags[lineage_run_tag("dataset")], "dataset run"))
-    act = _demonstrator(run, dataset, task)
-    if act is None:
+    actor = _demonstrator(run, dataset, task)
+    if actor is None:
         return None
     count = min(SHIFT_EPISODES, len(dataset.trajectories))
     episodes = task.episodes(config.training.scenario_set, SHIFT_SEED, count, Purpose.EVALUATE)
-    rollouts = record_episodes(task, act, episodes, dataset.metadata.noise_std, SHIFT_SEED)
+    rollouts = record_episodes(task, actor, episodes, dataset.metadata.noise_std, SHIFT_SEED)
     reference = [dataset.trajectories.episode(i).observations for i in range(len(dataset.trajectories))]
     played = [rollouts.episode(i).observations for i in range(len(rollouts))]
     scenarios = ([str(name) for name in dataset.trajectories.scenarios], [str(name) for name in rollouts.scenarios])
@@ -91,13 +93,14 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     return shift
 
 
-def _demonstrator(run: StageRun, dataset: StoredDataset, task: Task) -> ActFunction | None:
+def _demonstrator(run: StageRun, dataset: StoredDataset, task: Task) -> Actor | None:
     demonstrator = dataset.metadata.demonstrator
     if demonstrator["kind"] == "expert":
         reference = f"{demonstrator['name']}/{demonstrator['version']}"
         return act_function(load_policy(find_policy(run.client, reference, task.config.name, {}).folder))
     if demonstrator["kind"] == "scripted":
-        return scripted(demonstrator["name"], demonstrator.get("kwargs", {})).act
+        today = scripted(demonstrator["name"], demonstrator.get("kwargs", {}))
+        return today.actor if today.provenance["digest"] == demonstrator["digest"] else None
     return None
 
 

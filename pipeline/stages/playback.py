@@ -40,7 +40,7 @@ def run(run: StageRun, config: Playback, upstream: Mapping[str, str]) -> StageOu
     _log_inspection(run, inspection, warnings, task.feature_names)
     summary = [
         f"playback: {dataset.metadata.dataset_id}: {count} episodes, {len(inspection.outliers)} outliers; "
-        f"see inspection/inspection.md of run {run.run_id}"
+        f"demonstrations: {dataset.metadata.origin}; see inspection/inspection.md of run {run.run_id}"
     ]
     summary += [f"  WARNING: {warning}" for warning in warnings]
     if not config.inspect_only:

@@ -21,10 +21,12 @@ from pipeline.trajectories.files import load_dataset, read_archive, read_metadat
 from pipeline.trajectories.metadata import (
     METADATA_DIGEST,
     SCHEMA_VERSION,
+    UNAPPROVED,
     DatasetMetadata,
     MetadataFault,
     metadata_digest,
     metadata_faults,
+    origin_of,
 )
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "METRIC_PREFIX",
     "SCHEMA_VERSION",
     "STEP_ARRAYS",
+    "UNAPPROVED",
     "UNKNOWN_SEED",
     "DatasetMetadata",
     "EpisodeData",
@@ -47,6 +50,7 @@ __all__ = [
     "metadata_digest",
     "metadata_faults",
     "offsets",
+    "origin_of",
     "read_archive",
     "read_metadata",
     "save_dataset",

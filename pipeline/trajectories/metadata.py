@@ -42,6 +42,11 @@ class DatasetMetadata:
     horizon: int | None = None  # steps after which an episode is truncated
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def origin(self) -> str:
+        """Whose demonstrations these are, in one line, and plainly when nobody approved an expert for them."""
+        return origin_of(self.demonstrator)
+
     def to_data(self) -> dict[str, Any]:
         """Plain JSON data, `metadata_digest` included."""
         data = json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, allow_nan=False))
@@ -63,6 +68,16 @@ class DatasetMetadata:
 METADATA_DIGEST: Final = "metadata_digest"
 METADATA_KEYS: Final = (*(f.name for f in fields(DatasetMetadata)), METADATA_DIGEST)
 DEMONSTRATORS: Final = ("expert", "scripted", "imported")
+UNAPPROVED: Final = "no expert was approved for this dataset"
+
+
+def origin_of(demonstrator: Mapping[str, Any]) -> str:
+    """`"expert walk-expert/1"`, or `"script my.gait:Trot (version 3f2a); no expert was approved for this dataset"`."""
+    name, version = demonstrator["name"], demonstrator["version"]
+    if demonstrator["kind"] == "expert":
+        return f"expert {name}/{version}"
+    what = "script" if demonstrator["kind"] == "scripted" else "imported from"
+    return f"{what} {name} (version {version}); {UNAPPROVED}"
 
 
 def metadata_digest(data: Mapping[str, Any]) -> str:

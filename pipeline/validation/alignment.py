@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from pipeline.errors import BadInput
+from pipeline.spaces import space_bounds
 from pipeline.trajectories import UNKNOWN_SEED
 from pipeline.validation.replay import first_difference
 from pipeline.validation.report import Finding
 from pipeline.validation.rules import Context, Dataset, chunks, flat_rows, rule
-from pipeline.validation.values import space_bounds
 
 SOUND = ("fits_spaces", "ends", "observations_finite", "actions_finite", "rewards_finite")
 

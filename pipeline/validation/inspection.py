@@ -11,10 +11,9 @@ from gymnasium import spaces
 
 from pipeline.errors import BadInput
 from pipeline.names import Metric
-from pipeline.spaces import space_from_json
+from pipeline.spaces import space_bounds, space_from_json
 from pipeline.trajectories import DatasetMetadata, Trajectories
 from pipeline.validation.rules import chunks, flat_rows
-from pipeline.validation.values import space_bounds
 
 OUTLIER_SCORE = 3.5  # Iglewicz and Hoaglin (1993), *How to detect and handle outliers*
 ACTION_BINS = 20
@@ -87,6 +86,7 @@ class Inspection:
     """What there is to see in a dataset."""
 
     dataset_id: str
+    origin: str  # whose demonstrations these are
     episodes: int
     steps: int
     features: tuple[FeatureStatistics, ...]
@@ -114,6 +114,7 @@ def inspect_dataset(trajectories: Trajectories, metadata: DatasetMetadata) -> In
             raise BadInput(f"metric {name} holds a value that is not finite; validate the dataset first")
     return Inspection(
         dataset_id=metadata.dataset_id,
+        origin=metadata.origin,
         episodes=len(trajectories),
         steps=trajectories.steps,
         features=_features(trajectories.observations, space_from_json(metadata.observation_space)),

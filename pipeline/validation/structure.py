@@ -14,6 +14,7 @@ from pipeline.trajectories import (
     SCHEMA_VERSION,
     metadata_digest,
     metadata_faults,
+    origin_of,
     shape_faults,
 )
 from pipeline.validation.report import Finding
@@ -29,9 +30,12 @@ DTYPES = {
 
 @rule("metadata_complete", "Every metadata key is there, of the right kind, and none that nobody reads.")
 def metadata_complete(dataset: Dataset, context: Context) -> Iterable[Finding]:
-    for fault in metadata_faults(dataset.metadata):
+    faults = metadata_faults(dataset.metadata)
+    for fault in faults:
         message = f"metadata key {fault.key} {fault.allowed}"
         yield Finding("metadata_complete", None, None, shortened(fault.value), fault.allowed, message)
+    if not faults:
+        dataset.notes.append(f"demonstrations: {origin_of(dataset.metadata['demonstrator'])}")
 
 
 @rule("metadata_unchanged", "The metadata has its own digest, and the one the store recorded.", ("metadata_complete",))

@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.names import Metric
+from pipeline.spaces import space_bounds
 from pipeline.validation.report import Finding
 from pipeline.validation.rules import Context, Dataset, chunks, flat_rows, plain, rule
 
@@ -67,20 +68,6 @@ def actions_in_space(dataset: Dataset, context: Context) -> Iterable[Finding]:
 @rule("observations_in_space", "Every observation lies in the observation space where that is bounded.", SOUND)
 def observations_in_space(dataset: Dataset, context: Context) -> Iterable[Finding]:
     yield from _outside(dataset, "observations", dataset.observation_space, BOUND_RELATIVE, "observations_in_space")
-
-
-def space_bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest allowed value per feature (flat), both inclusive."""
-    if isinstance(space, spaces.Box):
-        return space.low.ravel(), space.high.ravel()
-    if isinstance(space, spaces.Discrete):
-        return np.array([int(space.start)]), np.array([int(space.start) + int(space.n) - 1])
-    if isinstance(space, spaces.MultiDiscrete):
-        start = np.asarray(space.start).ravel()
-        return start, start + space.nvec.ravel() - 1
-    assert isinstance(space, spaces.MultiBinary)
-    ones = np.ones(int(np.prod(space.shape)), dtype=np.int8)
-    return 0 * ones, ones
 
 
 def _outside(dataset: Dataset, name: str, space: spaces.Space, relative: float, rule_name: str) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.envs.social_nav.environment import SocialNavEnv
-from pipeline.envs.social_nav.reference import DynamicWindow, StraightToGoal
+from pipeline.envs.social_nav.reference import dynamic_window, straight_to_goal
 from pipeline.envs.social_nav.scenarios import FAMILIES
 
 DT, ROBOT, PERSON = 0.1, 0.30, 0.25
@@ -109,25 +109,27 @@ def record(
     observation, info = env.reset(seed=seed)
     states, over = [env.state()], False
     while not over:
-        observation, _, terminated, truncated, info = env.step(act(observation[None])[0])
+        observation, _, terminated, truncated, info = env.step(act(observation))
         states.append(env.state())
         over = terminated or truncated
     return states, info
 
 
-@pytest.mark.parametrize("policy", [StraightToGoal(), DynamicWindow()])
+@pytest.mark.parametrize("policy", [straight_to_goal, dynamic_window])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_metrics_agree_with_a_recomputation_from_the_trace(family: str, policy: StraightToGoal | DynamicWindow) -> None:
+def test_metrics_agree_with_a_recomputation_from_the_trace(
+    family: str, policy: Callable[[np.ndarray], np.ndarray]
+) -> None:
     env = SocialNavEnv(family, "high")
     for seed in (11, 12, 13):
-        states, info = record(env, policy.act, seed)
+        states, info = record(env, policy, seed)
         for name, value in recompute(states, 200).items():
             assert info[name] == pytest.approx(value, rel=1e-6, abs=1e-6), (name, seed)
         assert info["collision"] == info["collision_pedestrian"] + info["collision_wall"]
 
 
 def test_without_pedestrians_nobody_is_disturbed() -> None:
-    _, info = record(SocialNavEnv("perpendicular_traffic", pedestrians=0), StraightToGoal().act, 0)
+    _, info = record(SocialNavEnv("perpendicular_traffic", pedestrians=0), straight_to_goal, 0)
     assert info["success"] == 1.0
     assert info["near_misses"] == info["force_exceed_events"] == info["comfort_exposure"] == 0.0
     assert info["path_efficiency"] > 0.95
@@ -135,9 +137,9 @@ def test_without_pedestrians_nobody_is_disturbed() -> None:
 
 def test_metrics_cover_the_whole_episode_and_start_anew_with_each() -> None:
     env = SocialNavEnv("frontal_approach", "high")
-    _, first = record(env, DynamicWindow().act, 5)
-    _, second = record(env, DynamicWindow().act, 6)
-    _, again = record(env, DynamicWindow().act, 5)
+    _, first = record(env, dynamic_window, 5)
+    _, second = record(env, dynamic_window, 6)
+    _, again = record(env, dynamic_window, 5)
     assert first == again != second
     assert first["near_misses"] > 1
 

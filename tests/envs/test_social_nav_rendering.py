@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.envs.social_nav.environment import SocialNavEnv
-from pipeline.envs.social_nav.reference import StraightToGoal
+from pipeline.envs.social_nav.reference import straight_to_goal
 
 
 def near(frame: np.ndarray, colour: tuple[int, int, int], tolerance: int = 12) -> np.ndarray:
@@ -25,7 +25,7 @@ def test_the_band_takes_the_colour_of_the_outcome() -> None:
     observation, _ = env.reset(seed=0)
     over = False
     while not over:
-        observation, _, over, _, info = env.step(StraightToGoal().act(observation[None])[0])
+        observation, _, over, _, info = env.step(straight_to_goal(observation))
     frame = env.render()
     assert frame is not None and info["collision_wall"]
     assert near(frame[:50], (208, 40, 40)).mean() > 0.7

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.envs.episodes import Episode
 from pipeline.envs.social_nav.environment import SocialNavEnv
-from pipeline.envs.social_nav.reference import DynamicWindow, StraightToGoal
+from pipeline.envs.social_nav.reference import dynamic_window, straight_to_goal
 from pipeline.envs.social_nav.rewards import BASELINE_FILE, REWARDS, WEIGHTS_FILE
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES
 from pipeline.envs.social_nav.vector import SocialNavVecEnv
@@ -39,7 +39,7 @@ def flail(rows: np.ndarray, step: int) -> np.ndarray:
 
 
 def straight(rows: np.ndarray, step: int) -> np.ndarray:
-    return StraightToGoal().act(rows)
+    return np.stack([straight_to_goal(row) for row in rows])
 
 
 def full_speed(rows: np.ndarray, step: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def full_speed(rows: np.ndarray, step: int) -> np.ndarray:
 
 
 def plan(rows: np.ndarray, step: int) -> np.ndarray:
-    return DynamicWindow().act(rows)
+    return np.stack([dynamic_window(row) for row in rows])
 
 
 def endings(reward_name: str, act: Act, seeds: int = 8) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from one_group import GROUP
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.envs.social_nav.reference import DynamicWindow
+from pipeline.demonstrators import scripted
 from pipeline.evaluation import record_episodes
 from pipeline.names import Tag
 from pipeline.stages.finetune import distribution_shift
@@ -17,6 +17,7 @@ from pipeline.tasks import Purpose, Task
 from pipeline.tracking.runs import open_run
 from pipeline.tracking.store import connect
 
+PLANNER = scripted("pipeline.envs.social_nav.reference:dynamic_window", {})
 EPISODES = 40
 
 
@@ -27,7 +28,7 @@ def played(in_repository):
     def play(scenario_set: str, seed: int, count: int = EPISODES, **environment: float):
         task = Task(load_task("configs/tasks/social_nav.yaml"), environment)
         episodes = task.episodes(scenario_set, seed, count, Purpose.EVALUATE)
-        recorded = record_episodes(task, DynamicWindow().act, episodes, 0.0, 0)
+        recorded = record_episodes(task, PLANNER.actor, episodes, 0.0, 0)
         return [recorded.episode(i).observations for i in range(count)], [e.scenario for e in episodes]
 
     return play

@@ -16,6 +16,7 @@ def inspection(outliers: tuple[Outlier, ...]) -> Inspection:
     counts = Histogram("return", (0.0, 5.0, 10.0), (7, 3))
     return Inspection(
         dataset_id="pendulum-10-ab12",
+        origin="script my.gait:trot (version 3f2a); no expert was approved for this dataset",
         episodes=10,
         steps=2_000,
         features=(

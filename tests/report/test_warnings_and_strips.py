@@ -102,6 +102,7 @@ def test_an_inspection_names_features_and_draws_outcomes_where_the_task_tells_th
     counts = Histogram("action[0]", (0.0, 1.0), (5, 5))
     inspection = Inspection(
         dataset_id="walk-0a1b",
+        origin="expert walk-expert/1",
         episodes=10,
         steps=20,
         features=(FeatureStatistics(0, 0.1, 0.5, -1.0, 1.0, -1.0, 1.0, False),),

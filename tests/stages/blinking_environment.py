@@ -43,8 +43,6 @@ class DarkLamp(Lamp):
     metadata = {"render_modes": []}  # noqa: RUF012
 
 
-class Blinker:
+def blink(observation: np.ndarray) -> int:
     """Switches by what it sees: on when the first number is positive."""
-
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        return (observations[:, 0] > 0).astype(np.int64)
+    return int(observation[0] > 0)

@@ -104,7 +104,7 @@ def lamp(story, tmp_path, monkeypatch):
         settings = {
             "collect": {
                 "episodes": 20,
-                "scripted": {"demonstrator": "blinking_environment:Blinker"},
+                "scripted": {"demonstrator": "blinking_environment:blink"},
                 "noise": {"std": 0},
             },
             "playback": {"episodes": [0, 1]},
@@ -152,17 +152,17 @@ def test_a_task_that_does_not_render_is_replayed_and_told_so(lamp, client):
 
 def test_somebody_elses_minari_dataset_of_any_task_is_described_validated_and_looked_at(lamp, client, tmp_path):
     """Written by Minari itself, not by us: infos, no scenario, no figures of ours."""
-    from blinking_environment import Blinker, Lamp
+    from blinking_environment import Lamp, blink
     from minari.data_collector import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
-    env, demonstrator = Lamp(), Blinker()
+    env = Lamp()
 
     def episode(seed: int) -> EpisodeBuffer:
         observation, _ = env.reset(seed=seed)
         observations, actions, rewards, ends, wells = [observation], [], [], [], []
         while not (ends and ends[-1]):
-            actions.append(demonstrator.act(observations[-1][None])[0])
+            actions.append(blink(observations[-1]))
             observation, reward, over, _, info = env.step(actions[-1])
             observations.append(observation)
             rewards.append(reward)

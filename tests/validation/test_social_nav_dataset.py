@@ -9,7 +9,7 @@ import pytest
 from pendulum_dataset import describe
 
 from pipeline.config.loading import load_task
-from pipeline.envs.social_nav.reference import StraightToGoal
+from pipeline.demonstrators import scripted
 from pipeline.errors import BadInput
 from pipeline.evaluation import record_episodes
 from pipeline.spaces import space_to_json
@@ -24,7 +24,8 @@ TASK_FILE = Path(__file__).parents[2] / "configs" / "tasks" / "social_nav.yaml"
 def recorded():
     task = Task(load_task(TASK_FILE))
     episodes = task.episodes("train_small", 42, 24, Purpose.RECORD)
-    trajectories = record_episodes(task, StraightToGoal().act, episodes, 0.3, 1, 8)
+    straight = scripted("pipeline.envs.social_nav.reference:straight_to_goal", {})
+    trajectories = record_episodes(task, straight.actor, episodes, 0.3, 1, 8)
     metadata = describe(
         task,
         trajectories,
@@ -32,7 +33,7 @@ def recorded():
         scenario_set="train_small",
         scenario_coverage=dict(Counter(trajectories.scenarios.tolist())),
         requested_shares=task.shares("train_small"),
-        demonstrator={"kind": "scripted", "name": "straight", "version": "1", "digest": "none"},
+        demonstrator=straight.provenance,
         observation_space=space_to_json(task.observation_space),
         action_space=space_to_json(task.action_space),
         environment={"id": task.config.environment.id, "kwargs": {}, "scenarios": {}},
@@ -52,9 +53,12 @@ def test_it_passes_with_every_episode_played_again(recorded):
     trajectories, metadata, context = recorded
     report = validate((trajectories, metadata), context)
     assert report.passed, report.summary()
-    assert report.notes == ("re-simulation: 24 of 24 episodes bit-identical",)
+    script = "script pipeline.envs.social_nav.reference:straight_to_goal (version "
+    assert report.notes[0].startswith(f"demonstrations: {script}")
+    assert report.notes[0].endswith("; no expert was approved for this dataset")
+    assert report.notes[1:] == ("re-simulation: 24 of 24 episodes bit-identical",)
     alone = validate((trajectories, metadata), replace(context, replay=None))
-    assert alone.passed and "respond to noise at once" in alone.notes[0]
+    assert alone.passed and "respond to noise at once" in alone.notes[1]
 
 
 def test_one_bit_of_one_observation_is_found_where_it_is(recorded):

@@ -1,7 +1,6 @@
 """Reference policies: scripted demonstrators that see the observation only. A learned expert is read against them.
 
-policy.reset(n)
-actions = policy.act(observations)  # (n, OBSERVATION_SIZE) float32 -> (n, 2) float32
+Each is a function of one observation, (OBSERVATION_SIZE,) float32 -> (2,) float32.
 """
 
 import math
@@ -26,59 +25,27 @@ from pipeline.envs.social_nav.observation import (
 _COLUMN = {name: k for k, name in enumerate(FEATURES)}
 
 
-class StandStill:
+def stand_still(observation: np.ndarray) -> np.ndarray:
     """Never moves: what a robot that does nothing is worth, and how careful pedestrians are."""
-
-    def reset(self, n: int) -> None:
-        """Nothing to remember."""
-
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        return np.tile(np.array([-1.0, 0.0], np.float32), (len(observations), 1))
+    return np.array([-1.0, 0.0], np.float32)
 
 
-class RandomPolicy:
-    """Uniform actions; `reset` restarts the generator, so that the same calls give the same actions."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
-        self._random = np.random.default_rng(seed)
-
-    def reset(self, n: int) -> None:
-        self._random = np.random.default_rng(self._seed)
-
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        return self._random.uniform(-1.0, 1.0, (len(observations), 2)).astype(np.float32)
-
-
-class StraightToGoal:
+def straight_to_goal(observation: np.ndarray) -> np.ndarray:
     """Turns to the goal and drives at full speed, blind to walls and people."""
-
-    def reset(self, n: int) -> None:
-        """Nothing to remember."""
-
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        angle = np.arctan2(observations[:, _COLUMN["goal_sin"]], observations[:, _COLUMN["goal_cos"]])
-        forward = np.where(np.abs(angle) < 0.8, 1.0, -1.0)
-        return np.stack([forward, np.clip(2.0 * angle / MAX_TURN, -1.0, 1.0)], axis=1).astype(np.float32)
+    angle = math.atan2(observation[_COLUMN["goal_sin"]], observation[_COLUMN["goal_cos"]])
+    turn = min(1.0, max(-1.0, 2.0 * angle / MAX_TURN))
+    return np.array([1.0 if abs(angle) < 0.8 else -1.0, turn], np.float32)
 
 
-class DynamicWindow:
+def dynamic_window(observation: np.ndarray, max_speed: float = MAX_SPEED) -> np.ndarray:
     """The dynamic window approach (Fox, Burgard, Thrun 1997) with pedestrians foreseen at constant velocity.
 
     Among 5 x 15 pairs of speed and turn rate it picks the arc of 2 s that ends nearest to the next waypoint, keeps
     clear of the scanned walls and of where the pedestrians will be, and does not crash.
     """
-
-    def __init__(self, max_speed: float = MAX_SPEED) -> None:
-        self.max_speed = max_speed
-
-    def reset(self, n: int) -> None:
-        """Nothing to remember."""
-
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        actions = np.empty((len(observations), 2), np.float32)
-        _plan(np.ascontiguousarray(observations, np.float32), self.max_speed, actions)
-        return actions
+    action = np.empty(2, np.float32)
+    _plan(np.ascontiguousarray(observation, np.float32), max_speed, action)
+    return action
 
 
 _SPEED, _TURN = _COLUMN["speed"], _COLUMN["turn_rate"]
@@ -146,23 +113,21 @@ def _arc_cost(
 
 def _compile(version: str) -> Callable[..., None]:
     @njit(cache=True, error_model="numpy")  # see kernels.py on the closure variable
-    def plan(observations: np.ndarray, max_speed: float, actions: np.ndarray) -> None:
+    def plan(row: np.ndarray, max_speed: float, action: np.ndarray) -> None:
         version  # noqa: B018
         people, points, target = np.empty((NEAREST, 4)), np.empty((RAYS, 2)), np.empty(2)
-        for i in range(len(observations)):
-            row = observations[i]
-            seen, walls = _scan_points(row, max_speed, people, points)
-            ahead = min(row[_GOAL] * GOAL_SCALE, _LOOK_AHEAD)
-            target[0], target[1] = row[_WAY_COS] * ahead, row[_WAY_SIN] * ahead
-            best = math.inf
-            for a in range(_SPEEDS):
-                for b in range(_TURNS):
-                    forward, turn = a / (_SPEEDS - 1.0), 2.0 * b / (_TURNS - 1.0) - 1.0
-                    cost = _arc_cost(forward * max_speed, turn * MAX_TURN, target, people, seen, points, walls)
-                    cost += 0.05 * abs(turn - row[_TURN])
-                    if cost < best:
-                        best = cost
-                        actions[i, 0], actions[i, 1] = 2.0 * forward - 1.0, turn
+        seen, walls = _scan_points(row, max_speed, people, points)
+        ahead = min(row[_GOAL] * GOAL_SCALE, _LOOK_AHEAD)
+        target[0], target[1] = row[_WAY_COS] * ahead, row[_WAY_SIN] * ahead
+        best = math.inf
+        for a in range(_SPEEDS):
+            for b in range(_TURNS):
+                forward, turn = a / (_SPEEDS - 1.0), 2.0 * b / (_TURNS - 1.0) - 1.0
+                cost = _arc_cost(forward * max_speed, turn * MAX_TURN, target, people, seen, points, walls)
+                cost += 0.05 * abs(turn - row[_TURN])
+                if cost < best:
+                    best = cost
+                    action[0], action[1] = 2.0 * forward - 1.0, turn
 
     return plan
 
