@@ -129,15 +129,16 @@ class Task:
             for scenario, episode_seed in zip(scenarios, _distinct_seeds(rng, count, purpose), strict=True)
         )
 
-    def training_streams(self, scenario_set: str, seed: int, n_envs: int) -> list[EpisodeStream]:
-        """One endless stream of training episodes a slot, drawn by the shares of the set."""
+    def training_streams(self, scenario_set: str, seed: int, n_envs: int, part: int = 0) -> list[EpisodeStream]:
+        """One endless stream of training episodes a slot, drawn by the shares of the set; every `part` has others."""
         self.refuse_holdouts(scenario_set, "training")
         shares = self.shares(scenario_set)
-        return [self._endless(shares, seed, slot) for slot in range(n_envs)]
+        return [self._endless(shares, seed, slot, part) for slot in range(n_envs)]
 
     @staticmethod
-    def _endless(shares: dict[str, float], seed: int, slot: int) -> Iterator[Episode]:
-        rng = np.random.default_rng(np.random.SeedSequence([int(Purpose.TRAIN), seed, slot]))
+    def _endless(shares: dict[str, float], seed: int, slot: int, part: int) -> Iterator[Episode]:
+        # a SeedSequence pads with zeros: part 0 is [purpose, seed, slot]
+        rng = np.random.default_rng(np.random.SeedSequence([int(Purpose.TRAIN), seed, slot, part]))
         names, weights = list(shares), list(shares.values())
         while True:
             for scenario, low_bits in zip(

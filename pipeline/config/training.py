@@ -77,6 +77,9 @@ class PPOTraining:
     environment: LibraryArguments = field(default_factory=dict)
     """Keyword arguments of the environment in training and evaluation, e.g. reward_name, reward_kwargs."""
     evaluation: EvaluationSchedule = EvaluationSchedule()
+    checkpoint_every: Steps = 250_000
+    """Environment steps between checkpoints, from which a killed training goes on; 0: none, it begins again. All
+    episodes start anew there, so it belongs to what decides the result."""
 
 
 @configuration

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
@@ -24,6 +26,44 @@ MINIMISED = (Metric.COLLISION_RATE, "comfort_exposure")
 
 class TrainingDone(Exception):
     """Ends SB3's `learn` at a rollout boundary, where a callback cannot return False."""
+
+
+class Emitter:
+    """Hands events on, numbers those with metrics and remembers them, and keeps the time."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._started = time.perf_counter()
+        self._said: list[tuple[int, Mapping[str, float]]] = []
+        self.seconds = 0.0  # that handing over took
+
+    @property
+    def events(self) -> int:
+        """How many with metrics there were."""
+        return len(self._said)
+
+    def __call__(self, event: TrainingEvent) -> None:
+        started = time.perf_counter()
+        if event.metrics:
+            self._said.append((event.timestep, dict(event.metrics)))
+            event = replace(event, number=len(self._said))
+        self._emit(event)
+        self.seconds += time.perf_counter() - started
+
+    def elapsed(self) -> float:
+        """Seconds of the training so far, those before its checkpoint included."""
+        return time.perf_counter() - self._started
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, as plain data."""
+        return {"events": self._said, "elapsed": self.elapsed(), "seconds": self.seconds}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Say again, under the same numbers, what was said until a checkpoint: a kill may have lost some of it."""
+        for timestep, metrics in state["events"]:
+            self(TrainingEvent("metrics", timestep, metrics))
+        self._started -= state["elapsed"]
+        self.seconds += state["seconds"]
 
 
 class EventWriter(KVWriter):
@@ -79,6 +119,11 @@ def select_figure(figures: Mapping[str, float], metric: str) -> float:
     return -figures[key] if metric in MINIMISED else figures[key]
 
 
+def _records(episodes: Sequence[Episode], metrics: dict[str, np.ndarray]) -> EpisodeRecords:
+    """What an evaluation keeps: no histogram of actions."""
+    return EpisodeRecords(tuple(episodes), metrics, None, int(metrics[Metric.LENGTH].sum()))
+
+
 class EvaluationCallback(BaseCallback):
     """Evaluates at the first rollout boundary at or after every scheduled step, from timestep 0 on.
 
@@ -116,6 +161,31 @@ class EvaluationCallback(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The records of all evaluations so far, for a checkpoint."""
+        return {f"{i}/{name}": a for i, point in enumerate(self.points) for name, a in point.records.metrics.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the arrays and the best policy's tensors, as plain data."""
+        return {
+            "timesteps": [point.timestep for point in self.points],
+            "due": self._due,
+            "best": self._best,
+            "best_timestep": self.best_timestep,
+            "seconds": self.seconds,
+        }
+
+    def restore(
+        self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray], best: dict[str, torch.Tensor]
+    ) -> None:
+        """Be where a checkpoint was taken."""
+        self.points = []
+        for i, timestep in enumerate(state["timesteps"]):
+            metrics = {name.removeprefix(f"{i}/"): a for name, a in arrays.items() if name.startswith(f"{i}/")}
+            self.points.append(EvaluationPoint(timestep, _records(self._episodes, metrics)))
+        self._due, self._best = state["due"], state["best"]
+        self.best_timestep, self.best_tensors, self.seconds = state["best_timestep"], best, state["seconds"]
+
     def finish(self) -> None:
         """Evaluate what the last update left, unless that was just done."""
         if self.points[-1].timestep != self.model.num_timesteps:
@@ -143,7 +213,7 @@ class EvaluationCallback(BaseCallback):
         figures = point_figures(records)
         self._require_thresholds(figures)
         value = select_figure(figures, self._best_metric)
-        self.points.append(EvaluationPoint(self.model.num_timesteps, records))
+        self.points.append(EvaluationPoint(self.model.num_timesteps, _records(self._episodes, records.metrics)))
         if value > self._best:
             self._best, self.best_timestep = value, self.model.num_timesteps
             self.best_tensors = tensors_of(self._policy)

@@ -1,13 +1,17 @@
 """What a training is asked to do and what it gives back: the types that cross process boundaries."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.config.loading import to_data
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Convergence, PPOTraining, WarmStart
 from pipeline.evaluation import EpisodeRecords
 from pipeline.names import Metric
+from pipeline.policies import policy_digest
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,22 @@ class TrainingJob:
     learning_rate_zero: bool = False  # control: no weight may change, checked at the end
     total_timesteps: int | None = None  # budget of a control; None: that of `training`
     final_episodes: int = 200  # fresh episodes that the best checkpoint is measured on at the end
+    checkpoints: str | None = None  # folder that a killed training goes on from; None: none are kept
     exact_budget: bool = False  # cut the last rollout so that exactly `budget` steps are trained, whatever n_steps is
 
     @property
     def budget(self) -> int:
         """Environment steps asked for; SB3 rounds up to whole rollouts unless `exact_budget`."""
         return self.training.total_timesteps if self.total_timesteps is None else self.total_timesteps
+
+
+def job_digest(job: TrainingJob) -> str:
+    """Equal for two jobs that train the same."""
+    data = to_data(job)
+    for place in ("output", "checkpoints", "initial_policy"):
+        del data[place]
+    inputs = None if job.initial_policy is None else policy_digest(job.initial_policy)
+    return hashlib.sha256(json.dumps([data, inputs], sort_keys=True).encode()).hexdigest()[:36]
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class TrainingEvent:
     metrics: Mapping[str, float] = field(default_factory=dict)  # SB3's own keys, or eval/<figure>
     text: str = ""
     fraction: float = 0.0  # of the budget that is done
+    number: int = 0  # 1, 2, ... in a training; a resumed one counts on from its checkpoint, so repeats are recognised
 
 
 Emit = Callable[[TrainingEvent], None]
@@ -95,3 +110,4 @@ class TrainingResult:
     wall_seconds: WallSeconds
     transferred: TransferProof | None
     final: EpisodeRecords  # best checkpoint on fresh episodes
+    exact_resume: bool | None = None  # would it be the same after a kill; None: it has no checkpoint to go on from

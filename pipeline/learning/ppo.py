@@ -7,7 +7,6 @@ logged where, and what the result means, is decided elsewhere.
 """
 
 import inspect
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,35 @@ from typing import Any
 import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from pipeline.config.training import EvaluationSchedule, LearningRate, PPOTraining
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.evaluation import EpisodeRecords, run_episodes
-from pipeline.learning.callbacks import EvaluationCallback, EventWriter, TrainingDone
+from pipeline.learning.callbacks import Emitter, EvaluationCallback, EventWriter, TrainingDone
+from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
 from pipeline.learning.exact_budget import ExactPPO
-from pipeline.learning.jobs import Emit, TrainingEvent, TrainingJob, TrainingResult, TransferProof, WallSeconds
+from pipeline.learning.jobs import (
+    Emit,
+    TrainingEvent,
+    TrainingJob,
+    TrainingResult,
+    TransferProof,
+    WallSeconds,
+    job_digest,
+)
+from pipeline.learning.repeatability import repeats_itself
+from pipeline.learning.training_state import (
+    BoundaryCallback,
+    BoundaryReached,
+    Origin,
+    capture,
+    last_policy,
+    restore,
+    restore_evaluation,
+)
 from pipeline.learning.warm_start import WarmPPO, transfer
 from pipeline.names import Metric
 from pipeline.policies import (
@@ -91,24 +110,86 @@ def _check_value(name: str, value: Any) -> None:
 
 
 def train(job: TrainingJob, emit: Emit) -> TrainingResult:
-    """Run a training to its end. Raises BadInput for what the user can mend, before the first environment step."""
-    started = time.perf_counter()
+    """Run a training to its end, from its newest checkpoint if it has one.
+
+    Raises BadInput for what the user can mend, before the first environment step.
+    """
+    emitter = Emitter(emit)
     check_job(job)
-    emitter = _TimedEmit(emit)
     task = Task(job.task, job.training.environment)
-    env = training_env(task, job.training, job.seed)
+    folder = None if job.checkpoints is None else CheckpointFolder(Path(job.checkpoints), job_digest(job))
+    evaluation = _evaluation_callback(job, task, emitter)
     try:
-        model, proof = make_model(job, task, env)
-        first_weights = weights_digest(model.policy)
-        callback = _evaluation_callback(job, task, emitter)
-        try:
-            _learn(model, job.budget, callback, emitter)
-        finally:
-            callback.close()
-        _refuse_changed_control(job, first_weights, weights_digest(model.policy))
-        return _conclude(job, task, model, callback, proof, emitter, started)
+        state = None if folder is None else _found(folder, emitter)
+        while state is None or not state.ended:
+            state = _segment(job, task, evaluation, emitter, state)
+            if folder is not None:
+                _keep(folder, state, emitter)
+        restore_evaluation(state, evaluation)
+        return _conclude(job, task, state, evaluation, emitter)
+    finally:
+        evaluation.close()
+
+
+def _segment(
+    job: TrainingJob, task: Task, evaluation: EvaluationCallback, emitter: Emitter, before: Checkpoint | None
+) -> Checkpoint:
+    """Train from a checkpoint, or from the beginning, to the next boundary or the end."""
+    part = 0 if before is None else before.number
+    env = training_env(task, job.training, job.seed, part)
+    try:
+        model, proof = make_model(job, task, env, part)
+        model.set_logger(Logger(folder=None, output_formats=[EventWriter(emitter)]))
+        if before is None:
+            origin = Origin(weights_digest(model.policy), proof, _repeats(job, task))
+        else:
+            origin = Origin.of(before)
+            restore(before, model)
+            restore_evaluation(before, evaluation)
+        ended = _learn(model, job, evaluation)
+        return capture(part + 1, ended, model, evaluation, origin, emitter.state())
     finally:
         env.close()
+
+
+def _repeats(job: TrainingJob, task: Task) -> bool | None:
+    every = job.training.checkpoint_every
+    return repeats_itself(task, job.training.scenario_set, job.seed) if 0 < every < job.budget else None
+
+
+def _learn(model: WarmPPO, job: TrainingJob, evaluation: EvaluationCallback) -> bool:
+    """True at the end of the training, False at a boundary."""
+    boundary = BoundaryCallback(job.training.checkpoint_every)
+    try:
+        model.learn(job.budget - model.num_timesteps, callback=[evaluation, boundary], reset_num_timesteps=False)
+        evaluation.finish()
+    except BoundaryReached:
+        return False
+    except TrainingDone:
+        pass
+    model.logger.dump(model.num_timesteps)  # what the last update recorded
+    return True
+
+
+def _found(folder: CheckpointFolder, emitter: Emitter) -> Checkpoint | None:
+    """The checkpoint to go on from; what was said until then is said again, under the same numbers."""
+    found = folder.newest()
+    for name in folder.damaged:
+        emitter(TrainingEvent("status", 0, text=f"checkpoint {name} is damaged or of another training: passed over"))
+    if found is not None:
+        emitter.restore(found.state["said"])
+        timestep = found.state["num_timesteps"]
+        emitter(TrainingEvent("status", timestep, text=f"goes on from its checkpoint at step {timestep:,}"))
+    return found
+
+
+def _keep(folder: CheckpointFolder, state: Checkpoint, emitter: Emitter) -> None:
+    """Save a checkpoint; one that cannot be written ends no training."""
+    try:
+        folder.save(state)
+    except OSError as error:
+        text = f"its checkpoint could not be written ({error}); after a kill it would go on from the one before"
+        emitter(TrainingEvent("status", state.state["num_timesteps"], text=text))
 
 
 def check_job(job: TrainingJob) -> None:
@@ -131,9 +212,12 @@ def check_job(job: TrainingJob) -> None:
         raise BadInput("training.ppo.batch_size = 1: it must be 2 or more, to normalise advantages")
 
 
-def training_env(task: Task, training: PPOTraining, seed: int) -> VecEnv:
-    """The vectorised environment of a training, with rewards divided by their running spread if so asked."""
-    env: VecEnv = task.make_vec_env(task.training_streams(training.scenario_set, seed, training.n_envs))
+def training_env(task: Task, training: PPOTraining, seed: int, part: int = 0) -> VecEnv:
+    """The vectorised environment of a training, with rewards divided by their running spread if so asked.
+
+    Every part of a training, from one checkpoint to the next, has episodes of its own.
+    """
+    env: VecEnv = task.make_vec_env(task.training_streams(training.scenario_set, seed, training.n_envs, part))
     if training.normalize_reward:
         gamma = training.ppo.get("gamma", inspect.signature(PPO.__init__).parameters["gamma"].default)
         env = VecNormalize(env, norm_obs=False, norm_reward=True, gamma=gamma)
@@ -150,8 +234,11 @@ def learning_rate_schedule(setting: LearningRate) -> Callable[[float], float]:
     return rate
 
 
-def make_model(job: TrainingJob, task: Task, env: VecEnv) -> tuple[WarmPPO, TransferProof | None]:
-    """PPO with the weights it starts from: those of the initial policy with proof, or fresh ones from the seed."""
+def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tuple[WarmPPO, TransferProof | None]:
+    """PPO with the weights it starts from: those of the initial policy with proof, or fresh ones from the seed.
+
+    All generators are seeded anew, for every part of the training in another way.
+    """
     training = job.training
     schedule = LearningRate(initial=0.0) if job.learning_rate_zero else training.learning_rate
     model: WarmPPO = call_with_user_arguments(
@@ -161,7 +248,7 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv) -> tuple[WarmPPO, Tran
         env=env,
         learning_rate=learning_rate_schedule(schedule),
         policy_kwargs=policy_arguments(training.network),
-        seed=job.seed,
+        seed=_part_seed(job.seed, part),
         device="cpu",
         **training.ppo,
     )
@@ -175,6 +262,11 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv) -> tuple[WarmPPO, Tran
     if not job.learning_rate_zero:
         model.begin_warm_start(job.warm_start)
     return model, proof
+
+
+def _part_seed(seed: int, part: int) -> int:
+    """Of the generators in a part of a training; the first has the training's own."""
+    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0]) >> 1 if part else seed
 
 
 def evaluation_episodes(task: Task, scenario_set: str, schedule: EvaluationSchedule) -> tuple[Episode, ...]:
@@ -193,33 +285,10 @@ def final_episodes(task: Task, scenario_set: str, schedule: EvaluationSchedule, 
         attempt += 1
 
 
-class _TimedEmit:
-    """Hands events on and keeps the time that takes."""
-
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self.seconds = 0.0
-
-    def __call__(self, event: TrainingEvent) -> None:
-        started = time.perf_counter()
-        self._emit(event)
-        self.seconds += time.perf_counter() - started
-
-
 def _evaluation_callback(job: TrainingJob, task: Task, emit: Emit) -> EvaluationCallback:
     schedule = job.training.evaluation
     episodes = evaluation_episodes(task, job.training.scenario_set, schedule)
     return EvaluationCallback(task, episodes, schedule, job.convergence, job.best_metric, job.budget, emit)
-
-
-def _learn(model: PPO, budget: int, callback: EvaluationCallback, emit: Emit) -> None:
-    model.set_logger(Logger(folder=None, output_formats=[EventWriter(emit)]))
-    try:
-        model.learn(budget, callback=callback)
-        callback.finish()
-    except TrainingDone:
-        pass
-    model.logger.dump(model.num_timesteps)  # what the last update recorded
 
 
 def _refuse_changed_control(job: TrainingJob, before: str, after: str) -> None:
@@ -228,43 +297,43 @@ def _refuse_changed_control(job: TrainingJob, before: str, after: str) -> None:
 
 
 def _conclude(
-    job: TrainingJob,
-    task: Task,
-    model: PPO,
-    callback: EvaluationCallback,
-    proof: TransferProof | None,
-    emit: _TimedEmit,
-    started: float,
+    job: TrainingJob, task: Task, state: Checkpoint, evaluation: EvaluationCallback, emitter: Emitter
 ) -> TrainingResult:
     """Save the last and the best policy, measure the best on fresh episodes, and put everything together."""
     folder = Path(job.output)
     provenance = {"task": job.task.name, "seed": job.seed, WRAPPERS: task.wrappers}
-    last_weights = weights_digest(model.policy)
-    last_digest = save_policy(model.policy, folder / LAST_FOLDER, {**provenance, "timestep": model.num_timesteps})
-    load_tensors(model.policy, callback.best_tensors)
-    best_digest = save_policy(model.policy, folder / BEST_FOLDER, {**provenance, "timestep": callback.best_timestep})
-    before_final = time.perf_counter()
-    final = _final_evaluation(job, task, model)
-    now = time.perf_counter()
-    steps = sum(int(point.records.metrics[Metric.LENGTH].sum()) for point in callback.points)
+    timestep = state.state["num_timesteps"]
+    origin = Origin.of(state)
+    policy = build_policy(task.observation_space, task.action_space, job.training.network, job.seed)
+    load_tensors(policy, last_policy(state))
+    last_weights = weights_digest(policy)
+    _refuse_changed_control(job, origin.weights, last_weights)
+    last_digest = save_policy(policy, folder / LAST_FOLDER, {**provenance, "timestep": timestep})
+    load_tensors(policy, evaluation.best_tensors)
+    best_digest = save_policy(policy, folder / BEST_FOLDER, {**provenance, "timestep": evaluation.best_timestep})
+    before_final = emitter.elapsed()
+    final = _final_evaluation(job, task, policy)
+    now = emitter.elapsed()
+    steps = sum(int(point.records.metrics[Metric.LENGTH].sum()) for point in evaluation.points)
     return TrainingResult(
         seed=job.seed,
-        evaluations=tuple(callback.points),
-        converged_at=callback.converged_at(),
-        best_timestep=callback.best_timestep,
+        evaluations=tuple(evaluation.points),
+        converged_at=evaluation.converged_at(),
+        best_timestep=evaluation.best_timestep,
         best_digest=best_digest,
         last_digest=last_digest,
-        best_weights=weights_digest(model.policy),
+        best_weights=weights_digest(policy),
         last_weights=last_weights,
-        environment_steps=model.num_timesteps,
+        environment_steps=timestep,
         evaluation_steps=steps + final.steps,
-        wall_seconds=WallSeconds(now - started, callback.seconds, now - before_final, emit.seconds),
-        transferred=proof,
+        wall_seconds=WallSeconds(now, evaluation.seconds, now - before_final, emitter.seconds),
+        transferred=origin.proof,
         final=final,
+        exact_resume=origin.repeats,
     )
 
 
-def _final_evaluation(job: TrainingJob, task: Task, model: PPO) -> EpisodeRecords:
+def _final_evaluation(job: TrainingJob, task: Task, policy: ActorCriticPolicy) -> EpisodeRecords:
     training = job.training
     episodes = final_episodes(task, training.scenario_set, training.evaluation, job.final_episodes)
-    return run_episodes(task, act_function(model.policy), episodes)
+    return run_episodes(task, act_function(policy), episodes)

@@ -4,6 +4,8 @@ Everything here is explicit and off in a training from scratch. How the clone wa
 """
 
 import copy
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -89,8 +91,24 @@ class WarmPPO(PPO):
     """
 
     warm_start: WarmStart | None = None
+    critic_optimizer: torch.optim.Optimizer | None = None  # of the burn-in; None when there is none, or no more
+    seconds_before: float = 0.0  # that the training took before this `learn`
     _reference: ActorCriticPolicy | None = None
-    _critic_optimizer: torch.optim.Optimizer | None = None
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        """SB3 counts time and speed from here; a training that is continued counts them from its beginning."""
+        outcome = super()._setup_learn(*args, **kwargs)
+        self.start_time -= int(self.seconds_before * 1e9)
+        self._num_timesteps_at_start = 0
+        return outcome
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Log the rollout, counted from the beginning of the training."""
+        super().dump_logs(-(-self.num_timesteps // (self.n_steps * self.n_envs)))
+
+    def new_statistics(self, entries: Iterable[Any] = ()) -> deque[Any]:
+        """What SB3 keeps of the last episodes."""
+        return deque(entries, maxlen=self._stats_window_size)
 
     def begin_warm_start(self, settings: WarmStart) -> None:
         """Take the present policy as the clone to stay near to. Call once, before `learn`."""
@@ -101,7 +119,7 @@ class WarmPPO(PPO):
                 parameter.requires_grad_(False)
         if settings.critic_burn_in_steps > 0:
             critic = [*self.policy.mlp_extractor.value_net.parameters(), *self.policy.value_net.parameters()]
-            self._critic_optimizer = torch.optim.Adam(critic, lr=settings.critic_burn_in_learning_rate)
+            self.critic_optimizer = torch.optim.Adam(critic, lr=settings.critic_burn_in_learning_rate)
 
     def penalty_weight(self) -> float:
         """Weight of the penalty now: linear from `clone_penalty` to 0 over `clone_penalty_fade_steps` after burn-in."""
@@ -113,11 +131,11 @@ class WarmPPO(PPO):
 
     def train(self) -> None:
         """One update on the rollout buffer: the critic alone in burn-in, then PPO with the penalty, then plain PPO."""
-        if self._critic_optimizer is not None and self.warm_start is not None:
+        if self.critic_optimizer is not None and self.warm_start is not None:
             if self.num_timesteps <= self.warm_start.critic_burn_in_steps:
-                self._train_critic(self._critic_optimizer)
+                self._train_critic(self.critic_optimizer)
                 return
-            self._critic_optimizer = None
+            self.critic_optimizer = None
         weight = self.penalty_weight()
         if weight > 0:
             self._train_near_clone(weight)

@@ -1,0 +1,237 @@
+"""A training killed at any moment goes on from its checkpoint and ends with the very bits of one that was not."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.training import WarmStart
+from pipeline.learning.checkpoints import CheckpointFolder
+from pipeline.learning.jobs import TrainingJob, job_digest
+from pipeline.learning.ppo import train
+from pipeline.learning.repeatability import repeats_itself
+from pipeline.policies import build_policy, save_policy
+from pipeline.tasks import Task
+
+
+class Unrepeatable(gymnasium.Env):
+    """Draws from a generator that `reset(seed)` does not seed."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    generator = np.random.default_rng(0)
+
+    def reset(self, *, seed=None, options=None):
+        return self.generator.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        return self.generator.uniform(-1, 1, 2).astype(np.float32), 0.0, False, True, {}
+
+
+class Worn(gymnasium.Env):
+    """Repeats itself when it is fresh; every episode leaves a trace."""
+
+    observation_space, action_space = Unrepeatable.observation_space, Unrepeatable.action_space
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes += 1
+        return np.full(2, 0.01 * self.episodes, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, True, {}
+
+
+@pytest.fixture(scope="module")
+def job(pendulum, make_training, tmp_path_factory) -> TrainingJob:
+    """Five rollouts with a checkpoint after each: two updates of critic burn-in, then a penalty that fades."""
+    config, folder = replace(pendulum, horizon=20), tmp_path_factory.mktemp("job")
+    task = Task(config)
+    training = make_training(
+        total_timesteps=640,
+        normalize_reward=True,
+        ppo={"n_steps": 32, "batch_size": 32, "n_epochs": 2},
+        evaluation={"segments": [{"every_steps": 256}], "episodes": 2},
+        checkpoint_every=128,
+    )
+    clone = build_policy(task.observation_space, task.action_space, training.network, 9)
+    save_policy(clone, folder / "clone", {})
+    warm = WarmStart(critic_burn_in_steps=300, clone_penalty=0.5, clone_penalty_fade_steps=400)
+    return TrainingJob(
+        config, training, 5, str(folder / "out"), initial_policy=str(folder / "clone"), warm_start=warm,
+        final_episodes=2,
+    )  # fmt: skip
+
+
+def outcome(job):
+    """All that a training leaves behind but clock times, and its points as the store would keep them."""
+    events = []
+    result = train(job, events.append)
+    points = {
+        (event.number, name, event.timestep): value
+        for event in events
+        for name, value in event.metrics.items()
+        if not name.startswith("time/") or name == "time/iterations"
+    }
+    measured = [(p.timestep, p.records.metrics["return"].tolist()) for p in result.evaluations]
+    digests = (result.best_digest, result.last_digest, result.best_timestep, result.evaluation_steps)
+    return digests, measured, result.final.metrics["return"].tolist(), points
+
+
+@pytest.fixture(scope="module")
+def whole(job, tmp_path_factory):
+    """The outcome of a training that was never killed, and every checkpoint it took."""
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        save = CheckpointFolder.save
+        patch.setattr(
+            CheckpointFolder, "save", lambda self, checkpoint: taken.append(checkpoint) or save(self, checkpoint)
+        )
+        folder = tmp_path_factory.mktemp("whole")
+        reached = outcome(replace(job, checkpoints=str(folder)))
+    assert [path.name[:6] for path in sorted(folder.iterdir())] == ["000004", "000005"]  # two generations
+    return reached, taken
+
+
+def resumed(job, folder: Path, checkpoint):
+    CheckpointFolder(folder, job_digest(job)).save(checkpoint)
+    return outcome(replace(job, checkpoints=str(folder)))
+
+
+def test_from_every_checkpoint_the_training_ends_the_same(job, whole, tmp_path):
+    reached, taken = whole
+    assert [checkpoint.state["num_timesteps"] for checkpoint in taken] == [128, 256, 384, 512, 640]
+    assert [checkpoint.ended for checkpoint in taken] == [False] * 4 + [True]
+    for checkpoint in taken:
+        assert resumed(job, tmp_path / str(checkpoint.number), checkpoint) == reached
+    assert outcome(job) == reached  # nothing was to be written: the boundaries are there all the same
+    off = replace(job, training=replace(job.training, checkpoint_every=0))
+    assert outcome(off)[0] != reached[0]
+
+
+def without(checkpoint, prefix):
+    return replace(checkpoint, tensors={k: v for k, v in checkpoint.tensors.items() if not k.startswith(prefix)})
+
+
+def zeroed(checkpoint, prefix):
+    tensors = {k: torch.zeros_like(v) if k.startswith(prefix) else v for k, v in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=tensors)
+
+
+def changed(checkpoint, **state):
+    return replace(checkpoint, state={**checkpoint.state, **state})
+
+
+def measured(checkpoint, **state):
+    return changed(checkpoint, evaluation={**checkpoint.state["evaluation"], **state})
+
+
+def past_burn_in(checkpoint):
+    return changed(checkpoint, optimizers={"optimizer/": checkpoint.state["optimizers"]["optimizer/"]})
+
+
+OMISSIONS = {  # piece of state -> number of a checkpoint at which it matters, and that checkpoint without it
+    "weights": (3, lambda c: zeroed(c, "policy/")),
+    "moments of the optimiser": (3, lambda c: without(c, "optimizer/")),
+    "moments of the critic's optimiser": (1, lambda c: without(c, "critic_optimizer/")),
+    "that the critic is burning in": (1, past_burn_in),
+    "steps done": (3, lambda c: changed(c, num_timesteps=128)),
+    "updates done": (3, lambda c: changed(c, n_updates=0)),
+    "spread of rewards": (3, lambda c: changed(c, reward_spread=[0.0, 1.0, 1e-4])),
+    "number of the boundary": (3, lambda c: replace(c, number=2)),
+    "evaluations so far": (3, lambda c: measured(c, timesteps=[])),
+    "next evaluation": (3, lambda c: measured(c, due=0)),
+    "best figure": (4, lambda c: measured(c, best=float("-inf"))),
+    "best policy": (5, lambda c: zeroed(c, "best/")),
+    "episodes of the running mean": (3, lambda c: changed(c, episode_infos=[])),
+    "what the last update recorded": (3, lambda c: changed(c, unlogged={})),
+    "what was said": (3, lambda c: changed(c, said={**c.state["said"], "events": []})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", OMISSIONS)
+def test_every_piece_of_the_state_is_needed(job, whole, tmp_path, piece):
+    reached, taken = whole
+    number, omit = OMISSIONS[piece]
+    assert resumed(job, tmp_path, omit(taken[number - 1])) != reached
+
+
+def killed_at(job, site: int) -> bool:
+    """Train in a process of its own that is killed before its `site`-th call to the disk; False: it ended."""
+    pid = os.fork()
+    if pid == 0:
+        calls = 0
+
+        def before(call):
+            def counted(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls == site:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*args, **kwargs)
+
+            return counted
+
+        os.fsync, os.replace, os.unlink = before(os.fsync), before(os.replace), before(os.unlink)
+        try:
+            train(job, lambda event: None)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_kill_at_any_write_costs_nothing(job, whole, tmp_path):
+    reached, _ = whole
+    # the first three checkpoints call the disk 3, 3 and 4 times: they sync, rename, sync the folder, forget the oldest
+    for site in (1, 2, 3, 4, 8, 9, 10, 15):
+        killed = replace(job, checkpoints=str(tmp_path / str(site)))
+        assert killed_at(killed, site)
+        if site == 9:
+            assert killed_at(killed, 2)  # and again, while it goes on
+        assert outcome(killed) == reached, site
+        assert not list(Path(killed.checkpoints).glob("*.unfinished"))
+
+
+def test_torn_and_foreign_checkpoints_are_passed_over(job, whole, tmp_path):
+    reached, taken = whole
+    killed = replace(job, checkpoints=str(tmp_path))
+    folder = CheckpointFolder(tmp_path, job_digest(job))
+    folder.save(taken[1])
+    folder.save(taken[2])
+    newest = max(tmp_path.iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert folder.newest().number == 2
+    said = []
+    train(killed, said.append)
+    assert [event.text for event in said[:1]] == [
+        f"checkpoint {newest.name} is damaged or of another training: passed over"
+    ]
+    assert outcome(killed) == reached
+    assert CheckpointFolder(tmp_path, job_digest(replace(job, seed=6))).newest() is None
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    assert outcome(killed) == reached  # from the beginning
+
+
+def test_a_disk_that_takes_no_checkpoint_ends_no_training(job, whole, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = []
+    result = train(replace(job, checkpoints=str(tmp_path / "file" / "folder")), said.append)
+    assert result.last_digest == whole[0][0][1]
+    assert sum("could not be written" in event.text for event in said) == 5
+
+
+def test_an_environment_that_does_not_repeat_itself_is_recognised(job, make_training, tmp_path):
+    config = replace(job.task, horizon=None)
+    for env, repeats in ((Unrepeatable, False), (Worn, False)):
+        task = Task(replace(config, environment=replace(config.environment, id=f"{__name__}:{env.__name__}")))
+        assert repeats_itself(task, "train", 1) is repeats
+    assert repeats_itself(Task(job.task), "train", 1)
+    training = make_training(total_timesteps=512, checkpoint_every=256)
+    scratch = TrainingJob(task.config, training, 1, str(tmp_path), final_episodes=1)
+    assert train(scratch, lambda event: None).exact_resume is False
