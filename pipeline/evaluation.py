@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
@@ -19,8 +19,9 @@ from gymnasium import spaces
 
 from pipeline.demonstrators import Actor, ActorSlots
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
-from pipeline.errors import BadInput, shortened
+from pipeline.errors import BadInput
 from pipeline.names import Metric
+from pipeline.observations import span_of
 from pipeline.policies import Observations
 from pipeline.snqi import Baseline, Weights, load_baseline, load_weights, snqi
 from pipeline.statistics import Estimate, bootstrap_means, bootstrap_quantiles
@@ -103,9 +104,9 @@ def record_episodes(
 ) -> Trajectories:
     """Play and record every episode; labels are the clean actions, the environment receives them with noise (DART).
 
-    Box: `clip(clean + N(0, noise_std * half the range))`; Discrete: with probability `noise_std` a uniformly random
-    action. An episode's noise follows from `noise_seed` and the episode alone, so that the recording does not depend
-    on `n_envs`. Laskey et al. 2017, *DART: Noise injection for robust imitation learning*.
+    Box: `clip(clean + N(0, noise_std * half the range))`; other actions: with probability `noise_std` a random one. An
+    episode's noise follows from `noise_seed` and the episode alone, so that the recording does not depend on `n_envs`.
+    Laskey et al. 2017, *DART: Noise injection for robust imitation learning*.
     """
     _refuse_unplayable(episodes)
     env = evaluation_env(task, min(n_envs, len(episodes)))
@@ -260,26 +261,22 @@ class _ActionCounter:
         self._space = space
         self._pending: list[np.ndarray] = []
         self._edges: np.ndarray | None = None
-        if isinstance(space, spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
+        if isinstance(space, spaces.Box):
             bounds = zip(space.low.ravel(), space.high.ravel(), strict=True)
             self._edges = np.stack([np.linspace(a, b, HISTOGRAM_BINS + 1) for a, b in bounds])
             self._counts = np.zeros((len(self._edges), HISTOGRAM_BINS), np.int64)
-        elif isinstance(space, spaces.Discrete):
-            self._counts = np.zeros((1, int(space.n)), np.int64)
-        elif isinstance(space, spaces.MultiDiscrete):
-            self._counts = np.zeros((space.nvec.size, int(space.nvec.max())), np.int64)
         else:
-            self._counts = np.zeros((0, 0), np.int64)
+            dims, choices = int(np.prod(space.shape or (1,))), int(np.max(_choices(space)))
+            self._counts = np.zeros((dims, choices), np.int64)
 
     def add(self, actions: np.ndarray) -> None:
-        if self._counts.size:
-            self._pending.append(actions)
-            if len(self._pending) >= _FLUSH_STEPS:
-                self._flush()
+        self._pending.append(actions)
+        if len(self._pending) >= _FLUSH_STEPS:
+            self._flush()
 
-    def histogram(self) -> ActionHistogram | None:
+    def histogram(self) -> ActionHistogram:
         self._flush()
-        return ActionHistogram(self._edges, self._counts) if self._counts.size else None
+        return ActionHistogram(self._edges, self._counts)
 
     def _flush(self) -> None:
         if not self._pending:
@@ -300,12 +297,8 @@ class _ExecutionNoise:
     """The noise of the episodes that play in n slots; each episode has its own generator."""
 
     def __init__(self, space: gym.Space, std: float, seed: int, n_envs: int) -> None:
-        if not isinstance(space, (spaces.Box, spaces.Discrete)):
-            raise BadInput(f"action space {shortened(space)}: recording takes Box and Discrete actions")
-        if isinstance(space, spaces.Discrete) and not 0 <= std <= 1:
+        if not isinstance(space, spaces.Box) and not 0 <= std <= 1:
             raise BadInput(f"noise.std = {std}: for discrete actions it is the chance of a random one, from 0 to 1")
-        if isinstance(space, spaces.Box) and std > 0 and not np.isfinite(np.stack([space.low, space.high])).all():
-            raise BadInput(f"action space {shortened(space)} is unbounded; record from it with noise.std = 0")
         self._space, self._std, self._seed = space, std, seed
         self._blocks: list[Iterator[np.ndarray]] = [iter(())] * n_envs
 
@@ -317,14 +310,14 @@ class _ExecutionNoise:
             yield episode
 
     def _draws(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """One step's noise after the other: a Gaussian vector, or (uniform number, random action)."""
+        """One step's noise after the other: a Gaussian vector, or (uniform number, *random action)."""
         while True:
             if isinstance(self._space, spaces.Box):
-                yield from rng.standard_normal((_NOISE_BLOCK, *self._space.shape))
+                yield from rng.standard_normal((_NOISE_BLOCK, *(self._space.shape or ())))
             else:
-                assert isinstance(self._space, spaces.Discrete)
-                uniform, action = rng.random(_NOISE_BLOCK), rng.integers(self._space.n, size=_NOISE_BLOCK)
-                yield from np.stack([uniform, action], axis=1)
+                uniform = rng.random((_NOISE_BLOCK, 1))
+                action = rng.integers(_choices(self._space), size=(_NOISE_BLOCK, *(self._space.shape or ())))
+                yield from np.concatenate([uniform, action.reshape(_NOISE_BLOCK, -1)], axis=1)
 
     def disturb(self, clean: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """Executed actions for the clean ones (r, *act_shape) of these r slots."""
@@ -332,7 +325,15 @@ class _ExecutionNoise:
             return clean
         drawn = np.stack([next(self._blocks[slot]) for slot in slots])
         if isinstance(self._space, spaces.Box):
-            half_range = (self._space.high.astype(np.float64) - self._space.low) / 2
-            noisy = clean + self._std * half_range * drawn
+            noisy = clean + self._std * span_of(self._space) / 2 * drawn
             return np.clip(noisy, self._space.low, self._space.high).astype(self._space.dtype)
-        return np.where(drawn[:, 0] < self._std, drawn[:, 1], clean).astype(clean.dtype)
+        random = drawn[:, 1:].reshape(clean.shape)
+        replaced = (drawn[:, 0] < self._std).reshape(-1, *[1] * (clean.ndim - 1))
+        return np.where(replaced, random, clean).astype(clean.dtype)
+
+
+def _choices(space: gym.Space) -> Any:
+    """How many values every component of a discrete action has."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec
+    return int(space.n) if isinstance(space, spaces.Discrete) else 2

@@ -55,6 +55,11 @@ def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder:
     root = Path(folder)
     if root.exists():
         raise BadInput(f"export folder {str(root)!r} exists; give a new one")
+    if trajectories.observations.dtype.names is not None:
+        raise BadInput(
+            f"dataset {metadata.dataset_id!r} has Dict observations, which are not exported to Minari; record it with "
+            "FlattenObservation in environment.wrappers"
+        )
     root.mkdir(parents=True)
     try:
         storage = MinariStorage.new(

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +37,7 @@ from torch.nn import functional
 from pipeline.config.training import Network
 from pipeline.errors import BadInput, shortened
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
+from pipeline.observations import check_action_space, check_observation_space
 from pipeline.spaces import space_from_json, space_to_json
 
 FORMAT_VERSION: Final = 1
@@ -80,25 +80,18 @@ def policy_arguments(network: Network) -> dict[str, Any]:
 
 def action_distribution(action_space: gym.Space[Any]) -> str:
     """`Box` -> `"diagonal_gaussian"` and so on. Raises BadInput for a space that PPO cannot act in."""
-    if isinstance(action_space, spaces.Box):
-        return "diagonal_gaussian"
-    if isinstance(action_space, spaces.Discrete) and action_space.start == 0:  # SB3 ignores another start
-        return "categorical"
-    if isinstance(action_space, spaces.MultiDiscrete) and not np.any(getattr(action_space, "start", 0)):
-        return "multi_categorical"
-    if isinstance(action_space, spaces.MultiBinary):
-        return "bernoulli"
-    raise BadInput(
-        f"action space {shortened(action_space)} cannot be learnt by PPO; it takes Box, Discrete and MultiDiscrete "
-        "that start at 0, or MultiBinary"
-    )
+    check_action_space(action_space)
+    kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    names = ("diagonal_gaussian", "categorical", "multi_categorical", "bernoulli")
+    return next(name for kind, name in zip(kinds, names, strict=True) if isinstance(action_space, kind))
 
 
 def build_policy(
     observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network, seed: int
 ) -> ActorCriticPolicy:
     """A fresh policy on the CPU whose weights follow from `seed` alone: the one that PPO with this seed starts from."""
-    action_distribution(action_space)
+    check_observation_space(observation_space)
+    check_action_space(action_space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = policy_class(observation_space)(
@@ -351,8 +344,8 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
     rows, or which, come with it: what an episode does must not depend on the episodes next to it. The function is
     the policy as it is now: make a new one after it has learnt. Stochastic actions draw from torch's generator.
     """
-    flat_box = isinstance(policy.observation_space, spaces.Box) and type(policy) is ActorCriticPolicy
-    if not (flat_box and deterministic and isinstance(policy.action_space, (spaces.Box, spaces.Discrete))):
+    extractor = policy.pi_features_extractor
+    if not deterministic or any(True for _ in extractor.parameters()):
 
         def predict(observations: Observations) -> np.ndarray:
             return np.asarray(policy.predict(observations, deterministic=deterministic)[0])
@@ -360,26 +353,38 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
         return predict
     actor = [*policy.mlp_extractor.policy_net, policy.action_net]
     layers = [_frozen_linear(layer) if isinstance(layer, nn.Linear) else _IN_PLACE[type(layer)] for layer in actor]
-    width = prod(policy.observation_space.shape or ())
-    space = policy.action_space
-    low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (None, None)
+    space, decide = policy.observation_space, _decision(policy.action_space)
 
     def act(observations: Observations) -> np.ndarray:
-        rows = len(observations)
-        flat = np.ascontiguousarray(observations, np.float32).reshape(rows, width)
-        if rows < _INVARIANT_ROWS:
-            # subtle: matrix products of fewer rows take another kernel, whose last bits differ
-            flat = np.concatenate([flat, np.zeros((_INVARIANT_ROWS - rows, width), np.float32)])
         with torch.inference_mode():
-            output = torch.from_numpy(flat)
+            if isinstance(space, spaces.Box):
+                output = torch.from_numpy(np.ascontiguousarray(observations, np.float32).reshape(len(observations), -1))
+            else:
+                features = policy.extract_features(policy.obs_to_tensor(observations)[0], extractor)
+                assert isinstance(features, torch.Tensor)  # one extractor was named
+                output = features
+            rows = len(output)
+            if rows < _INVARIANT_ROWS:
+                # subtle: matrix products of fewer rows take another kernel, whose last bits differ
+                output = functional.pad(output, (0, 0, 0, _INVARIANT_ROWS - rows))
             for layer in layers:
                 output = layer(output)
-        result = output.numpy()[:rows]
-        if low is None:
-            return np.asarray(result.argmax(axis=1))
-        return np.clip(result.reshape(rows, *low.shape), low, high)
+        return decide(output.numpy()[:rows])
 
     return act
+
+
+def _decision(space: gym.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """From the actor's outputs (n, outputs) to its most likely actions (n, *act_shape), inside the space."""
+    if isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+        return lambda output: np.clip(output.reshape(-1, *low.shape), low, high)
+    if isinstance(space, spaces.Discrete):
+        return lambda output: np.asarray(output.argmax(axis=1))
+    if isinstance(space, spaces.MultiDiscrete):
+        ends = np.cumsum(space.nvec)[:-1]
+        return lambda output: np.stack([part.argmax(axis=1) for part in np.split(output, ends, axis=1)], axis=1)
+    return lambda output: (output > 0).astype(np.int8)
 
 
 def _frozen_linear(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -395,21 +400,31 @@ def _frozen_linear(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda rows: functional.linear(rows, weight, bias)[:, :outputs].contiguous()
 
 
-def probe_batch(observation_space: gym.Space[Any], count: int = PROBE_COUNT) -> np.ndarray:
-    """Fixed observations of a Box space to compare two policies on: uniform where bounded, standard normal elsewhere.
+def probe_batch(observation_space: gym.Space[Any], count: int = PROBE_COUNT) -> Observations:
+    """Fixed observations to compare two policies on: uniform where bounded, standard normal elsewhere.
 
-    The same space gives the same bits. Raises BadInput for other spaces.
+    The same space gives the same bits.
     """
-    if not isinstance(observation_space, spaces.Box):
-        raise BadInput(f"no probe batch for observation space {shortened(observation_space)}; it must be a Box")
     rng = np.random.default_rng(0)
-    low, high = (np.asarray(b, np.float64) for b in (observation_space.low, observation_space.high))
-    bounded = np.isfinite(low) & np.isfinite(high) & (high - low < 1e6)
-    uniform = rng.random((count, *low.shape)) * np.where(bounded, high - low, 0.0) + np.where(bounded, low, 0.0)
-    normal = np.clip(rng.standard_normal((count, *low.shape)), low, high)
-    return np.where(bounded, uniform, normal).astype(observation_space.dtype)
+    if isinstance(observation_space, spaces.Dict):
+        return {key: _probe(observation_space[key], count, rng) for key in sorted(observation_space.spaces)}
+    return _probe(observation_space, count, rng)
 
 
-def batch_digest(batch: np.ndarray) -> str:
-    """sha256 (36 characters) over dtype, shape and bytes of an array."""
+def _probe(space: gym.Space[Any], count: int, rng: np.random.Generator) -> np.ndarray:
+    if isinstance(space, spaces.Box):
+        low, high = (np.asarray(b, np.float64) for b in (space.low, space.high))
+        bounded = np.isfinite(low) & np.isfinite(high) & (high - low < 1e6)
+        uniform = rng.random((count, *low.shape)) * np.where(bounded, high - low, 0.0) + np.where(bounded, low, 0.0)
+        normal = np.clip(rng.standard_normal((count, *low.shape)), low, high)
+        return np.where(bounded, uniform, normal).astype(space.dtype)
+    choices = getattr(space, "nvec", getattr(space, "n", 2)) if not isinstance(space, spaces.MultiBinary) else 2
+    return rng.integers(choices, size=(count, *(space.shape or ()))).astype(space.dtype)
+
+
+def batch_digest(batch: Observations) -> str:
+    """sha256 (36 characters) over dtype, shape and bytes of an array, or of a mapping of arrays with their names."""
+    if isinstance(batch, Mapping):
+        text = json.dumps({key: _digest_array(array) for key, array in batch.items()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
     return _digest_array(batch)

@@ -59,7 +59,10 @@ def space_from_json(data: Any) -> spaces.Space:
 
 
 def space_bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest allowed value per feature (flat), both inclusive."""
+    """Smallest and largest allowed value per feature (flat), both inclusive; of a Dict by the names of its keys."""
+    if isinstance(space, spaces.Dict):
+        parts = [space_bounds(space[key]) for key in sorted(space.spaces)]
+        return np.concatenate([low for low, _ in parts]), np.concatenate([high for _, high in parts])
     if isinstance(space, spaces.Box):
         return space.low.ravel(), space.high.ravel()
     if isinstance(space, spaces.Discrete):

@@ -21,6 +21,7 @@ from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.serial import SerialVecEnv, outcome_of
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import Metric
+from pipeline.observations import check_action_space, check_observation_space, element_names, row_dtype
 
 SEED_BITS = 31  # environments may hand the seed to generators that take no more
 PURPOSE_BITS = 2
@@ -66,10 +67,11 @@ class Task:
 
     @property
     def feature_names(self) -> tuple[str, ...] | None:
-        """Names of the observation's entries, when the environment has an attribute `feature_names`."""
+        """Names of the observation's elements: an attribute `feature_names` of the environment, or a Dict's keys."""
         names = getattr(self._example.unwrapped, "feature_names", None)
-        # a wrapper may have made other features of them
-        return None if names is None or self.observation_space.shape != (len(names),) else tuple(names)
+        if names is not None and self.observation_space.shape == (len(names),):  # a wrapper may have made others
+            return tuple(names)
+        return element_names(row_dtype(self.observation_space))
 
     @property
     def wrappers(self) -> list[dict[str, Any]]:
@@ -157,6 +159,8 @@ class Task:
         env = _make(self.config.environment.id, kwargs, render_mode, self.config.horizon)
         for wrapper in self.config.environment.wrappers:
             env = _wrap(env, wrapper)
+        check_observation_space(env.observation_space)
+        check_action_space(env.action_space)
         summed = {name: m for name, m in self.config.metrics.items() if m.over != "last"}
         return EpisodeMeasures(env, summed) if summed else env
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from pipeline.errors import BadInput, shortened
 from pipeline.policies import (
     PROBE_COUNT,
+    Observations,
     act_function,
     batch_digest,
     load_policy,
@@ -102,7 +103,7 @@ def certify(
         tensor_count=len(digests),
         parameter_count=sum(tensor.numel() for tensor in policy.parameters()),
         probe_digest=batch_digest(probe),
-        probe_count=len(probe),
+        probe_count=PROBE_COUNT,
         action_distance=distance,
         critic_explained_variance=float(explained_variance) if isfinite(explained_variance) else None,
         held_out_episodes=held_out_episodes,
@@ -139,6 +140,6 @@ def verify_certificate(certificate: TransferCertificate, policy_folder: str) -> 
             raise BadInput(f"{where}: {name} is {value}, certified is {found}; {remedy}")
 
 
-def _action_distance(one: ActorCriticPolicy, other: ActorCriticPolicy, probe: np.ndarray) -> float:
+def _action_distance(one: ActorCriticPolicy, other: ActorCriticPolicy, probe: Observations) -> float:
     ours, theirs = act_function(one)(probe), act_function(other)(probe)
     return float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())

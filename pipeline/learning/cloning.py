@@ -11,9 +11,10 @@ action bounds and clipped only when it acts; its standard deviation does not dep
 """
 
 import copy
+import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.nn import functional
 from pipeline.config.training import Cloning
 from pipeline.errors import BadInput, shortened
 from pipeline.evaluation import EpisodeRecords, point_figures
+from pipeline.observations import from_rows, row_dtype
 from pipeline.policies import load_tensors, tensors_of
 from pipeline.trajectories import Trajectories
 
@@ -114,10 +116,10 @@ def check_demonstrations(policy: ActorCriticPolicy, trajectories: Trajectories) 
         ("observations", policy.observation_space, trajectories.observations),
         ("actions", policy.action_space, trajectories.actions),
     ):
-        if array.shape[1:] != space.shape:
-            raise BadInput(f"demonstrations: {what} have shape {array.shape[1:]}, the policy needs {space.shape}")
-    if not isinstance(policy.action_space, (spaces.Box, spaces.Discrete)):
-        raise BadInput(f"action space {shortened(policy.action_space)}: cloning takes Box and Discrete actions")
+        needed = row_dtype(space)
+        if array.shape[1:] != needed.shape or array.dtype.names != needed.base.names:
+            given = f"{shortened(array.dtype.names)} of " if array.dtype.names else ""
+            raise BadInput(f"demonstrations: {what} have shape {given}{array.shape[1:]}, the policy needs {space}")
 
 
 def episode_returns(trajectories: Trajectories) -> np.ndarray:
@@ -150,7 +152,7 @@ class _ActorData:
     """Observations and labels as tensors, features already extracted."""
 
     train_x: torch.Tensor  # (n, features) float32
-    train_y: torch.Tensor  # (n, dims) float32, or (n,) int64 for discrete actions
+    train_y: torch.Tensor  # (n, dims) float32, or int64 for actions that are chosen and not measured
     val_x: torch.Tensor
     val_y: torch.Tensor
 
@@ -166,7 +168,7 @@ def _samples(policy: ActorCriticPolicy, data: Trajectories) -> tuple[torch.Tenso
     if isinstance(space, spaces.Box):
         labels = np.clip(data.actions, space.low, space.high).reshape(len(x), -1)
         return x, torch.as_tensor(labels, dtype=torch.float32)
-    return x, torch.as_tensor(data.actions.reshape(-1), dtype=torch.int64)
+    return x, torch.as_tensor(data.actions.reshape(len(x), -1), dtype=torch.int64)
 
 
 def _features(policy: ActorCriticPolicy, observations: np.ndarray) -> torch.Tensor:
@@ -174,7 +176,9 @@ def _features(policy: ActorCriticPolicy, observations: np.ndarray) -> torch.Tens
     if any(True for _ in policy.pi_features_extractor.parameters()):
         raise BadInput("cloning from pictures is not offered yet; use a task with flat observations")
     with torch.no_grad():
-        tensor = torch.as_tensor(observations)
+        read = from_rows(observations)
+        mapping = isinstance(read, dict)
+        tensor = {k: torch.as_tensor(v) for k, v in read.items()} if mapping else torch.as_tensor(read)
         features = policy.extract_features(tensor, policy.pi_features_extractor)
     assert isinstance(features, torch.Tensor)  # one extractor was named
     return features.to(torch.float32)
@@ -186,6 +190,9 @@ class _Actor:
     def __init__(self, policy: ActorCriticPolicy, settings: Cloning) -> None:
         self.body = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
         self.log_std: nn.Parameter | None = getattr(policy, "log_std", None)
+        space = policy.action_space
+        self._choices = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else []
+        self._binary = isinstance(space, spaces.MultiBinary)
         self._settings = settings
 
     def parameters(self) -> list[nn.Parameter]:
@@ -199,14 +206,24 @@ class _Actor:
         elif self.log_std is not None:
             loss = functional.mse_loss(output, y)
         else:
-            loss = functional.mse_loss(output.softmax(dim=1), functional.one_hot(y, output.shape[1]).float())
+            loss = _sum(
+                functional.mse_loss(part.softmax(dim=1), functional.one_hot(label, part.shape[1]).float())
+                for part, label in zip(self.logits(output), y.unbind(dim=1), strict=True)
+            )
         if self._settings.entropy_weight:
             loss = loss - self._settings.entropy_weight * self.entropy(output)
         return loss
 
+    def logits(self, output: torch.Tensor) -> list[torch.Tensor]:
+        """(n, choices) for every component of an action; a switch chooses between logit 0 and its own."""
+        if self._binary:
+            return [torch.stack([torch.zeros_like(one), one], dim=1) for one in output.unbind(dim=1)]
+        return list(output.split(self._choices, dim=1)) if self._choices else [output]
+
     def negative_log_likelihood(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if self.log_std is None:
-            return functional.cross_entropy(output, y)
+            parts = zip(self.logits(output), y.unbind(dim=1), strict=True)
+            return _sum(functional.cross_entropy(part, label) for part, label in parts)
         residual = (y - output) * torch.exp(-self.log_std)
         constant = 0.5 * math.log(2 * math.pi) * y.shape[1]
         return 0.5 * residual.square().sum() / len(y) + self.log_std.sum() + constant
@@ -214,7 +231,9 @@ class _Actor:
     def entropy(self, output: torch.Tensor) -> torch.Tensor:
         """Mean entropy in nats."""
         if self.log_std is None:
-            return torch.distributions.Categorical(logits=output, validate_args=False).entropy().mean()
+            parts = self.logits(output)
+            kinds = (torch.distributions.Categorical(logits=part, validate_args=False) for part in parts)
+            return _sum(kind.entropy().mean() for kind in kinds)
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
 
     def gradient_step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -308,11 +327,17 @@ def _actor_metrics(actor: _Actor, data: _ActorData) -> dict[str, float]:
         "bc/grad_norm": actor.norm(gradient=True),
     }
     if actor.log_std is None:
-        metrics["bc/accuracy"] = float((output.argmax(dim=1) == data.val_y).float().mean())
+        chosen = torch.stack([part.argmax(dim=1) for part in actor.logits(output)], dim=1)
+        metrics["bc/accuracy"] = float((chosen == data.val_y).all(dim=1).float().mean())
     else:
         metrics["bc/mean_absolute_error"] = float((output - data.val_y).abs().mean())
         metrics["bc/std"] = float(actor.log_std.exp().mean())
     return metrics
+
+
+def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum; of one term that term itself."""
+    return functools.reduce(torch.add, terms)
 
 
 def _mean_loss(actor: _Actor, x: torch.Tensor, y: torch.Tensor) -> float:

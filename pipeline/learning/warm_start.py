@@ -208,8 +208,9 @@ class WarmPPO(PPO):
         with torch.no_grad():
             clone = _plain(self._reference.get_distribution(batch.observations))
             approx_kl = ((ratio - 1) - log_ratio).mean()
-        divergence = torch.distributions.kl_divergence(clone, _plain(distribution))
-        divergence = (divergence.sum(dim=1) if divergence.ndim > 1 else divergence).mean()
+        pairs = zip(clone, _plain(distribution), strict=True)
+        parts = [torch.distributions.kl_divergence(before, now) for before, now in pairs]
+        divergence = torch.stack([d.sum(dim=1) if d.ndim > 1 else d for d in parts]).sum(dim=0).mean()
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss + weight * divergence
         return loss, {
             "policy_gradient_loss": policy_loss.item(),
@@ -239,9 +240,7 @@ class WarmPPO(PPO):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
 
-def _plain(distribution: Distribution) -> torch.distributions.Distribution:
-    """The torch distribution inside SB3's wrapper, for the action spaces that have exactly one."""
+def _plain(distribution: Distribution) -> list[torch.distributions.Distribution]:
+    """The torch distributions inside SB3's wrapper: several, independent ones, for MultiDiscrete actions."""
     inner = distribution.distribution
-    if not isinstance(inner, torch.distributions.Distribution):
-        raise BadInput("warm_start.clone_penalty is for Box, Discrete and MultiBinary actions; set it to 0")
-    return inner
+    return list(inner) if isinstance(inner, list) else [inner]

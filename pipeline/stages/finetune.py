@@ -10,6 +10,7 @@ from pipeline.evaluation import record_episodes
 from pipeline.learning.arms import arm_jobs, shared_settings, training_inputs
 from pipeline.learning.certificates import TransferCertificate, verify_certificate
 from pipeline.names import Artifact, Tag, lineage_run_tag
+from pipeline.observations import flat_rows
 from pipeline.policies import act_function, load_policy
 from pipeline.report.progress import TrainingProgress
 from pipeline.report.trainings import trainings_summary
@@ -83,8 +84,8 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     count = min(SHIFT_EPISODES, len(dataset.trajectories))
     episodes = task.episodes(config.training.scenario_set, SHIFT_SEED, count, Purpose.EVALUATE)
     rollouts = record_episodes(task, actor, episodes, dataset.metadata.noise_std, SHIFT_SEED)
-    reference = [dataset.trajectories.episode(i).observations for i in range(len(dataset.trajectories))]
-    played = [rollouts.episode(i).observations for i in range(len(rollouts))]
+    reference = [flat_rows(dataset.trajectories.episode(i).observations) for i in range(len(dataset.trajectories))]
+    played = [flat_rows(rollouts.episode(i).observations) for i in range(len(rollouts))]
     scenarios = ([str(name) for name in dataset.trajectories.scenarios], [str(name) for name in rollouts.scenarios])
     shift = measure_shift(reference, played, task.feature_names, scenarios=scenarios)
     run.json(to_plain(shift), Artifact.SHIFT)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 from gymnasium import spaces
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
@@ -22,6 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.errors import BadInput, shortened
 from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, registered_model
+from pipeline.observations import row_dtype
 from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking.runs import StageRun, get_run, latest_run, search
 
@@ -232,10 +232,12 @@ def _verified(folder: Path, recorded: str | None, reference: str) -> str:
 
 
 def _signature(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> ModelSignature:
-    """Batched tensors of the policy's spaces; spaces of several parts have no single tensor and no signature."""
-    specs = []
-    for space in (observations, actions):
-        if space.shape is None or space.dtype is None:
-            raise BadInput(f"policy: a space without a fixed shape cannot be served: {space}")
-        specs.append(Schema([TensorSpec(np.dtype(space.dtype), (-1, *space.shape))]))
-    return ModelSignature(inputs=specs[0], outputs=specs[1])
+    """Batched tensors of the policy's spaces, one by name for every key of a Dict."""
+    parts = observations.spaces if isinstance(observations, spaces.Dict) else {None: observations}
+    inputs = Schema([_tensor(space, name) for name, space in parts.items()])
+    return ModelSignature(inputs=inputs, outputs=Schema([_tensor(actions)]))
+
+
+def _tensor(space: spaces.Space[Any], name: str | None = None) -> TensorSpec:
+    row = row_dtype(space)
+    return TensorSpec(row.base, (-1, *row.shape), name)

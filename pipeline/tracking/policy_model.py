@@ -1,7 +1,7 @@
 """The MLflow model behind every logged policy (models from code: MLflow runs this file, nothing is unpickled).
 
 model = mlflow.pyfunc.load_model("models:/social_nav-expert@approved")
-actions = model.predict(observations)      # (n, observation size) float32 -> (n, action size)
+actions = model.predict(observations)      # (n, observation size) -> (n, action size); a mapping of arrays for a Dict
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from gymnasium import spaces
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from pipeline.policies import act_function, load_policy
@@ -25,8 +26,13 @@ class PolicyModel(PythonModel):
         self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
     ) -> np.ndarray:
         space = self._policy.observation_space
-        observations = np.asarray(model_input, dtype=space.dtype).reshape(-1, *(space.shape or ()))
-        return np.asarray(self._act(observations))
+        if isinstance(space, spaces.Dict):
+            return np.asarray(self._act({key: _batch(part, model_input[key]) for key, part in space.spaces.items()}))
+        return np.asarray(self._act(_batch(space, model_input)))
+
+
+def _batch(space: spaces.Space[Any], values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=space.dtype).reshape(-1, *(space.shape or ()))
 
 
 mlflow.models.set_model(PolicyModel())

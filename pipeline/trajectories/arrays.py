@@ -1,7 +1,7 @@
 """Recorded episodes in memory: flat arrays, the offsets that cut them into episodes, and their digest.
 
-Observations are one array here. Dict observations would be one array per key, stored as `observations.<key>` and held
-in a mapping; the archive reader already allows such names, and step and row offsets stay the same for every key.
+Observations are one array. Of a Dict space its rows are structured (`pipeline.observations`); files hold one array a
+field, `observations.<key>`.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.errors import BadInput, shortened
+from pipeline.observations import split_fields
 
 DIGEST_LENGTH: Final = 36  # what MLflow keeps of a dataset digest
 UNKNOWN_SEED: Final = -1  # of an imported episode whose seed nobody wrote down
@@ -48,7 +49,7 @@ class Trajectories:
     `step_offsets[i] + t` of the other arrays; every episode has one more row, the observation after its last step.
     """
 
-    observations: np.ndarray  # (S + N, *obs_shape) dtype of the observation space
+    observations: np.ndarray  # (S + N, *obs_shape) dtype of the observation space; (S + N,) structured of a Dict
     actions: np.ndarray  # (S, *act_shape) the demonstrator's clean action: the label
     executed_actions: np.ndarray  # (S, *act_shape) what the environment received; equal to `actions` without noise
     rewards: np.ndarray  # (S,) float32
@@ -215,8 +216,9 @@ def content_digest(trajectories: Trajectories) -> str:
 def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
     """`content_digest` of the arrays of `Trajectories.to_arrays`."""
     digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+    plain = split_fields(arrays)
+    for name in sorted(plain):
+        array = np.ascontiguousarray(plain[name])
         if array.dtype.kind == "U":  # how far texts are padded is no content
             array = np.array(array.tolist(), dtype=np.str_)
         digest.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())

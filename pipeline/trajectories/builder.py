@@ -1,12 +1,12 @@
 """From the steps of a vectorised recording loop to `Trajectories`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
 
-from pipeline.errors import BadInput
+from pipeline.observations import one_row, row_dtype, to_rows
 from pipeline.trajectories.arrays import Trajectories
 
 
@@ -49,23 +49,21 @@ class TrajectoryBuilder:
         self._open = set(self._wanted)
         if len(self._open) != len(self._wanted):
             raise ValueError("the same episode is asked for twice")
-        if observation_space.shape is None or action_space.shape is None:
-            raise BadInput(f"recording needs plain array spaces, got {observation_space} and {action_space}")
-        self._slots = slots
+        self._slots, self._space = slots, observation_space
         self._used = np.zeros(slots, dtype=np.int64)  # steps of the running episode of each slot
         self._finished: dict[tuple[str, int], tuple[dict[str, np.ndarray], dict[str, float]]] = {}
-        observation, action = observation_space.dtype, action_space.dtype
+        observation, action = row_dtype(observation_space), row_dtype(action_space)
         self._buffers = {
-            "observations": np.empty((slots, 64, *observation_space.shape), dtype=observation),
-            "actions": np.empty((slots, 64, *action_space.shape), dtype=action),
-            "executed_actions": np.empty((slots, 64, *action_space.shape), dtype=action),
+            "observations": np.empty((slots, 64), dtype=observation),
+            "actions": np.empty((slots, 64), dtype=action),
+            "executed_actions": np.empty((slots, 64), dtype=action),
             "rewards": np.empty((slots, 64), dtype=np.float32),
         }
 
     def step(
         self,
         running: np.ndarray,
-        observations: np.ndarray,
+        observations: Any,
         actions: np.ndarray,
         executed_actions: np.ndarray,
         rewards: np.ndarray,
@@ -79,8 +77,11 @@ class TrajectoryBuilder:
         if len(at) and at.max() >= self._buffers["rewards"].shape[1]:
             self._grow()
         given = {
-            "observations": observations, "actions": actions, "executed_actions": executed_actions, "rewards": rewards,
-        }  # fmt: skip
+            "observations": to_rows(self._space, observations),
+            "actions": actions,
+            "executed_actions": executed_actions,
+            "rewards": rewards,
+        }
         for name, values in given.items():
             self._buffers[name][slots, at] = np.asarray(values)[slots]
         self._used[slots] += 1
@@ -89,7 +90,7 @@ class TrajectoryBuilder:
         self,
         slot: int,
         episode: EpisodeSpec,
-        terminal_observation: np.ndarray,
+        terminal_observation: Any,
         *,
         truncated: bool,
         metrics: Mapping[str, float],
@@ -99,7 +100,7 @@ class TrajectoryBuilder:
         if key not in self._open or steps == 0:
             raise ValueError(f"episode {key} of {steps} steps was not asked for or is finished already")
         parts = {name: buffer[slot, :steps].copy() for name, buffer in self._buffers.items()}
-        last = np.asarray(terminal_observation, dtype=parts["observations"].dtype)
+        last = one_row(self._space, terminal_observation)
         parts["observations"] = np.concatenate([parts["observations"], last[None]])
         ended = np.zeros(steps, dtype=bool)
         ended[-1] = True

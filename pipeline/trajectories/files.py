@@ -1,6 +1,6 @@
 """Datasets on disk: written as a whole or not at all, read without trusting a byte.
 
-    trajectories.npz   one uncompressed .npy member per array of `Trajectories.to_arrays`
+    trajectories.npz   one uncompressed .npy member per array of `Trajectories.to_arrays`; of a Dict one per key
     metadata.json      the fields of `DatasetMetadata` and `metadata_digest`, the digest of the others
 
 Reading never runs code and never allocates more than the file holds: sizes are checked before anything is read, and
@@ -24,6 +24,7 @@ import numpy as np
 
 from pipeline.errors import BadInput, shortened
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
+from pipeline.observations import join_fields, split_fields
 from pipeline.trajectories.arrays import Trajectories, content_digest
 from pipeline.trajectories.metadata import SCHEMA_VERSION, DatasetMetadata
 
@@ -114,9 +115,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 def write_archive(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays as an uncompressed .npz that `np.load(allow_pickle=False)` reads; equal arrays give equal bytes."""
+    plain = split_fields(arrays)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
-        for name in sorted(arrays):
-            array = np.ascontiguousarray(arrays[name]).reshape(arrays[name].shape)
+        for name in sorted(plain):
+            array = np.ascontiguousarray(plain[name]).reshape(plain[name].shape)
             if array.dtype.hasobject:
                 raise ValueError(f"{name} is an object array; only numbers, booleans and texts can be stored")
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
@@ -127,7 +129,7 @@ def write_archive(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_archive(path: str | Path) -> dict[str, np.ndarray]:
-    """Every array of an archive that `write_archive` could have written, by name.
+    """Every array of an archive that `write_archive` could have written, by name, fields of observations joined.
 
     Raises BadInput, before allocating more than the file holds, on anything else: no zip, damaged, compressed or
     encrypted members, names with a path, a header that claims another size, object or structured arrays.
@@ -141,7 +143,8 @@ def read_archive(path: str | Path) -> dict[str, np.ndarray]:
             _bound_directory(stream, size, file.name)
             with zipfile.ZipFile(stream) as archive:
                 members = _checked_members(archive, size, file.name)
-                return {member.filename.removesuffix(".npy"): _read_array(archive, member) for member in members}
+                plain = {member.filename.removesuffix(".npy"): _read_array(archive, member) for member in members}
+        return join_fields(plain, "observations")
     except (
         OSError, ValueError, EOFError, RuntimeError, NotImplementedError, MemoryError, OverflowError, TypeError,
         LookupError, struct.error, zlib.error, zipfile.BadZipFile,

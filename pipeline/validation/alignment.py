@@ -16,11 +16,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from pipeline.errors import BadInput
+from pipeline.observations import flat_rows, from_rows
 from pipeline.spaces import space_bounds
 from pipeline.trajectories import UNKNOWN_SEED
 from pipeline.validation.replay import first_difference
 from pipeline.validation.report import Finding
-from pipeline.validation.rules import Context, Dataset, chunks, flat_rows, rule
+from pipeline.validation.rules import Context, Dataset, chunks, rule
 
 SOUND = ("fits_spaces", "ends", "observations_finite", "actions_finite", "rewards_finite")
 
@@ -265,7 +266,7 @@ def labels(dataset: Dataset, context: Context) -> Iterable[Finding]:
     half_range = np.where(np.isfinite(high - low), (high.astype(np.float64) - low) / 2, 1.0) if continuous else 1.0
     tolerance, wrong = LABEL_TOLERANCE * half_range if continuous else 0.0, []
     for part in chunks(data.steps, ACT_ROWS):
-        answers = flat_rows(np.asarray(context.act(data.observations[rows[part]])))
+        answers = flat_rows(np.asarray(context.act(from_rows(data.observations[rows[part]]))))
         difference = np.abs(answers.astype(np.float64) - flat_rows(data.actions[part]))
         wrong.append(part.start + np.flatnonzero((difference > tolerance).any(axis=1)))
     found = np.concatenate(wrong)
@@ -273,7 +274,7 @@ def labels(dataset: Dataset, context: Context) -> Iterable[Finding]:
         return  # two actions as good as equal: the last bit of another processor decides
     for index in found:
         episode, step = dataset.step_place(int(index))
-        answer = flat_rows(np.asarray(context.act(data.observations[rows[index]][None])))[0].tolist()[:8]
+        answer = flat_rows(np.asarray(context.act(from_rows(data.observations[rows[index]][None]))))[0].tolist()[:8]
         label = flat_rows(data.actions[index][None])[0].tolist()[:8]
         message = "the demonstrator answers otherwise to the stored observation"
         yield Finding("labels", episode, step, str(label), f"= {answer} +- {LABEL_TOLERANCE:g} half ranges", message)

@@ -11,9 +11,10 @@ from gymnasium import spaces
 
 from pipeline.errors import BadInput
 from pipeline.names import Metric
+from pipeline.observations import flat_rows
 from pipeline.spaces import space_bounds, space_from_json
 from pipeline.trajectories import DatasetMetadata, Trajectories
-from pipeline.validation.rules import chunks, flat_rows
+from pipeline.validation.rules import chunks
 
 OUTLIER_SCORE = 3.5  # Iglewicz and Hoaglin (1993), *How to detect and handle outliers*
 ACTION_BINS = 20
@@ -155,20 +156,19 @@ def _mean_within(differences: np.ndarray, lengths: np.ndarray, order: int) -> np
 
 
 def _features(observations: np.ndarray, space: spaces.Space) -> tuple[FeatureStatistics, ...]:
-    rows = flat_rows(observations)
-    centre = rows[0].astype(np.float64)  # sums around a typical value lose no digits
-    total, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    count, centre = len(observations), flat_rows(observations[:1])[0].astype(np.float64)
+    total, squares = np.zeros(len(centre)), np.zeros(len(centre))  # around a typical value sums lose no digits
     low, high = centre.copy(), centre.copy()
-    for part in chunks(len(rows), max(1, CHUNK_NUMBERS // rows.shape[1])):
-        chunk = rows[part].astype(np.float64)
+    for part in chunks(count, max(1, CHUNK_NUMBERS // len(centre))):
+        chunk = flat_rows(observations[part]).astype(np.float64)
         low, high = np.minimum(low, chunk.min(axis=0)), np.maximum(high, chunk.max(axis=0))
         chunk -= centre
         total += chunk.sum(axis=0)
         squares += (chunk**2).sum(axis=0)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise BadInput("the observations hold a value that is not finite; validate the dataset first")
-    mean = total / len(rows)
-    std = np.sqrt(np.maximum(0.0, squares / len(rows) - mean**2))
+    mean = total / count
+    std = np.sqrt(np.maximum(0.0, squares / count - mean**2))
     bounds = [np.broadcast_to(bound.astype(np.float64), mean.shape) for bound in space_bounds(space)]
     return tuple(
         FeatureStatistics(
@@ -181,7 +181,7 @@ def _features(observations: np.ndarray, space: spaces.Space) -> tuple[FeatureSta
             high=_finite(bounds[1][i]),
             constant=bool(low[i] == high[i]),
         )
-        for i in range(rows.shape[1])
+        for i in range(len(centre))
     )
 
 

@@ -7,9 +7,10 @@ import gymnasium as gym
 import numpy as np
 
 from pipeline.errors import BadInput
+from pipeline.observations import element_names, flat_rows, one_row
 from pipeline.tasks import Task
 from pipeline.trajectories import EpisodeData, Trajectories
-from pipeline.validation.rules import Replay, ReplayedEpisode, flat_rows, plain
+from pipeline.validation.rules import Replay, ReplayedEpisode, plain
 
 
 class TaskReplay:
@@ -38,12 +39,13 @@ class TaskReplay:
 
 
 def _play(env: gym.Env, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
+    space = env.observation_space
     observation, _ = env.reset(seed=seed)
-    observations, rewards = [np.array(observation)], []
+    observations, rewards = [one_row(space, observation).copy()], []
     ends: list[tuple[bool, bool]] = []
     for action in executed_actions:
         observation, reward, terminated, truncated, _ = env.step(np.array(action))
-        observations.append(np.array(observation))
+        observations.append(one_row(space, observation).copy())
         rewards.append(float(reward))
         ends.append((bool(terminated), bool(truncated)))
         if terminated or truncated:
@@ -58,7 +60,7 @@ class Difference:
 
     step: int  # of the episode; observations count T + 1 steps
     quantity: str  # "observation", "reward", "termination", "truncation" or "length"
-    feature: int | None  # flat index, of an observation
+    feature: int | str | None  # flat index, or name in a Dict, of an observation
     recorded: float | int | str | bool
     replayed: float | int | str | bool
 
@@ -121,11 +123,13 @@ def _differs(
             wrong = ~(np.abs(a.astype(np.float64) - b) <= tolerance)
     else:
         size = a.dtype.itemsize
-        wrong = (a.view(np.uint8) != np.ascontiguousarray(b).view(np.uint8)).reshape(count, -1, size).any(axis=2)
+        bits = (np.ascontiguousarray(values).view(np.uint8) for values in (a, b))
+        wrong = np.not_equal(*bits).reshape(count, -1, size).any(axis=2)
     rows = np.flatnonzero(wrong.any(axis=1))
     if not len(rows):
         return None
     row = int(rows[0])
     feature = int(np.flatnonzero(wrong[row])[0])
-    shown = feature if quantity == "observation" else None
+    names = element_names(recorded.dtype)
+    shown = (feature if names is None else names[feature]) if quantity == "observation" else None
     return row + offset, Difference(row, quantity, shown, plain(a[row, feature]), plain(b[row, feature]))

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.config.task import TaskConfig
+from pipeline.observations import element_names, flat_rows
 from pipeline.spaces import space_from_json
 from pipeline.trajectories import ARRAYS, METRIC_PREFIX, Trajectories, arrays_digest, offsets
 from pipeline.validation.report import Finding
@@ -52,7 +53,7 @@ class Context:
     approvals: tuple[Approval, ...] | None = None  # every approval of the task's expert, ever
     expected_digest: str | None = None  # content digest that the store recorded
     expected_metadata_digest: str | None = None
-    act: Callable[[np.ndarray], np.ndarray] | None = None  # the demonstrator, if it answers to observations alone
+    act: Callable[[Any], np.ndarray] | None = None  # the demonstrator, if it answers to observations alone
     replay: Replay | None = None
     replay_episodes: int = 20
     replay_tolerance: float = 0.0  # largest difference that still counts as a match; 0 asks for the same bits
@@ -118,6 +119,11 @@ class Dataset:
         episode = int(np.searchsorted(self.row_offsets, row, side="right")) - 1
         return episode, int(row - self.row_offsets[episode])
 
+    def element(self, name: str, feature: int) -> str:
+        """Flat index of an element of an array -> `actions[2]`, or `observations.speed[0]` of a Dict."""
+        names = element_names(self.arrays[name].dtype)
+        return f"{name}[{feature}]" if names is None else f"{name}.{names[feature]}"
+
     def place(self, name: str, row: int) -> tuple[int, int]:
         return self.row_place(row) if name == "observations" else self.step_place(row)
 
@@ -147,11 +153,6 @@ def rule(
     return lambda check: Rule(name, statement, check, needs, missing)
 
 
-def flat_rows(array: np.ndarray) -> np.ndarray:
-    """(rows, features) view of any array with rows first."""
-    return array.reshape(len(array), -1)
-
-
 def chunks(count: int, size: int = CHUNK_ROWS) -> Iterable[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
@@ -165,10 +166,10 @@ def plain(value: Any) -> Any:
 
 
 def _range(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows = flat_rows(array)
-    low, high = rows[0].copy(), rows[0].copy()
+    low, high = flat_rows(array[:1])[0].copy(), flat_rows(array[:1])[0].copy()
     with np.errstate(invalid="ignore"):
-        for part in chunks(len(rows)):
-            np.minimum(low, rows[part].min(axis=0), out=low)
-            np.maximum(high, rows[part].max(axis=0), out=high)
+        for part in chunks(len(array)):
+            rows = flat_rows(array[part])
+            np.minimum(low, rows.min(axis=0), out=low)
+            np.maximum(high, rows.max(axis=0), out=high)
     return low, high

@@ -7,6 +7,7 @@ from gymnasium import spaces
 
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Metric
+from pipeline.observations import check_action_space, check_observation_space, row_dtype
 from pipeline.trajectories import (
     ARRAYS,
     METADATA_DIGEST,
@@ -142,9 +143,12 @@ def declared_spaces(dataset: Dataset, context: Context) -> Iterable[Finding]:
         except BadInput as error:
             yield Finding("spaces", None, None, shortened(dataset.metadata[key]), "a space as JSON", f"{key}: {error}")
             continue
-        if isinstance(space, spaces.Dict):
-            yield Finding("spaces", None, None, shortened(space), "a plain array space", f"{key} is a Dict space")
-        elif of_task is not None and not same_space(space, of_task):
+        try:
+            check_action_space(space) if key == "action_space" else check_observation_space(space)
+        except BadInput as error:
+            yield Finding("spaces", None, None, shortened(space), "a space that policies take", f"{key}: {error}")
+            continue
+        if of_task is not None and not same_space(space, of_task):
             message = f"{key} is not the one of the task's environment"
             yield Finding("spaces", None, None, shortened(space), shortened(of_task), message)
 
@@ -161,8 +165,8 @@ def fits_spaces(dataset: Dataset, context: Context) -> Iterable[Finding]:
         ("executed_actions", dataset.action_space),
     )
     for name, space in kinds:
-        array = dataset.arrays[name]
-        actual, expected = f"{array.dtype} {array.shape[1:]}", f"{space.dtype} {space.shape}"
+        array, row = dataset.arrays[name], row_dtype(space)
+        actual, expected = f"{array.dtype} {array.shape[1:]}", f"{row.base} {row.shape}"
         if actual != expected:
             message = f"one row of {name} is {actual}, the declared space says {expected}"
             yield Finding("fits_spaces", None, None, actual, expected, message)
@@ -172,6 +176,8 @@ def same_space(a: spaces.Space, b: spaces.Space) -> bool:
     """Equal in kind, dtype, shape and every bound; gymnasium's `==` allows a tolerance."""
     if type(a) is not type(b) or a.dtype != b.dtype or a.shape != b.shape:
         return False
+    if isinstance(a, spaces.Dict) and isinstance(b, spaces.Dict):
+        return set(a.spaces) == set(b.spaces) and all(same_space(a[key], b[key]) for key in a.spaces)
     if isinstance(a, spaces.Box) and isinstance(b, spaces.Box):
         return np.array_equal(a.low, b.low) and np.array_equal(a.high, b.high)
     return bool(a == b)

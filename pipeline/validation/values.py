@@ -6,9 +6,10 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.names import Metric
+from pipeline.observations import flat_rows
 from pipeline.spaces import space_bounds
 from pipeline.validation.report import Finding
-from pipeline.validation.rules import Context, Dataset, chunks, flat_rows, plain, rule
+from pipeline.validation.rules import Context, Dataset, chunks, plain, rule
 
 SOUND = ("fits_spaces",)  # which in turn needs every rule of form
 
@@ -40,7 +41,9 @@ def _not_finite(dataset: Dataset, name: str, rule_name: str) -> Iterator[Finding
         for row, feature in np.argwhere(~np.isfinite(rows[part])):
             value = plain(rows[part][row, feature])
             episode, step = dataset.place(name, part.start + int(row))
-            yield Finding(rule_name, episode, step, value, "finite", f"{name}[{feature}] is {value}")
+            yield Finding(
+                rule_name, episode, step, value, "finite", f"{dataset.element(name, int(feature))} is {value}"
+            )
 
 
 @rule("rewards_finite", "No reward is NaN or infinite.", SOUND)
@@ -74,7 +77,7 @@ def _outside(dataset: Dataset, name: str, space: spaces.Space, relative: float, 
     """Finite values beyond a bound; NaN and infinities belong to the rules about them."""
     declared = space_bounds(space)
     low, high = declared
-    if relative and space.dtype is not None and space.dtype.kind == "f":
+    if relative and low.dtype.kind == "f":
         with np.errstate(over="ignore"):
             low = low - relative * np.maximum(1.0, np.abs(low), where=np.isfinite(low), out=np.zeros_like(low))
             high = high + relative * np.maximum(1.0, np.abs(high), where=np.isfinite(high), out=np.zeros_like(high))
@@ -87,7 +90,7 @@ def _outside(dataset: Dataset, name: str, space: spaces.Space, relative: float, 
         for row in np.flatnonzero(np.isfinite(column) & ((column < low[feature]) | (column > high[feature]))):
             episode, step = dataset.place(name, int(row))
             bound = f"[{plain(declared[0][feature])}, {plain(declared[1][feature])}]"
-            message = f"{name}[{feature}] is outside its space"
+            message = f"{dataset.element(name, int(feature))} is outside its space"
             yield Finding(rule_name, episode, step, plain(column[row]), bound, message)
 
 
