@@ -95,4 +95,8 @@ class Reader:
             return int(observation["mode"])
         if observation.dtype == np.float32:
             return round(float(observation[0])) + 1
-        return int(observation) if observation.shape == () else int(observation[0] if len(observation) == 2 else observation.sum())
+        return (
+            int(observation)
+            if observation.shape == ()
+            else int(observation[0] if len(observation) == 2 else observation.sum())
+        )
