@@ -1,5 +1,7 @@
 """The clock in the observation and the trot that reads it, against the model of the Ant and by hand."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import mujoco
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from pipeline.config.loading import load, load_task
-from pipeline.config.stages import Collect
+from pipeline.config.stages import Collect, Evaluate
 from pipeline.demonstrators import scripted
 from pipeline.envs import quadruped
 from pipeline.envs.quadruped import GaitClock, diagonal_trot
@@ -45,7 +47,9 @@ class Flat(gym.Env):
         return np.array([1.0, 2.0, 3.0]), 0.0, False, False, {}
 
 
-def at(sine: float, cosine: float, angles=0.0, velocities=0.0) -> np.ndarray:
+def at(
+    sine: float, cosine: float, angles: np.ndarray | float = 0.0, velocities: np.ndarray | float = 0.0
+) -> np.ndarray:
     """An observation with this clock, joint angles and joint velocities, and nothing else."""
     seen = np.zeros(29, np.float32)
     seen[5:13], seen[19:27], seen[27:] = angles, velocities, (sine, cosine)
@@ -132,9 +136,9 @@ def test_the_trot_says_which_observation_it_needs():
 
 def test_the_shipped_trot_covers_ground_where_standing_still_scores_too(task):
     settings = load(Collect, "configs/quadruped/collect.yaml").scripted
+    assert load(Evaluate, "configs/quadruped/trot/evaluate.yaml").scripted == settings  # the target is measured with this one
     trot = scripted(settings.demonstrator, settings.kwargs)
-    short = Task(load_task("configs/smoke/quadruped/task.yaml"))
-    assert short.config.environment == task.config.environment  # the smoke task is this one, cut short
+    short = Task(replace(task.config, horizon=60))
     episodes = short.episodes("train", 1, 2, Purpose.EVALUATE)
     walked = run_episodes(short, trot.actor, episodes)
     stood = run_episodes(short, lambda rows: np.zeros((len(rows), 8), np.float32), episodes)
@@ -142,7 +146,7 @@ def test_the_shipped_trot_covers_ground_where_standing_still_scores_too(task):
     assert (walked.metrics["length"] == steps).all()
     assert (walked.metrics["distance"] > 1.0 * 0.05 * steps).all()  # above 1 m/s, from rest
     assert (np.abs(stood.metrics["distance"]) < 0.3).all()
-    assert (stood.metrics["return"] > 0.9 * steps).all()
+    assert (stood.metrics["return"] > 0.85 * steps).all()
 
 
 def test_a_misspelt_parameter_of_the_trot_is_refused_by_name():
