@@ -69,8 +69,8 @@ def diagonal_trot(
     """Joint targets that follow the clock, tracked by a spring and a damper at every joint.
 
     (29,) observation of the Ant with its clock -> (8,) float32 torques in Ant's order, from -1 to 1. Hips swing as
-    `sin(phase)`, ankles as `sin(phase + ankle_phase)`, rad. Amplitudes, and offsets from the middle, are shares of half a
-    joint's range; `stiffness` is torque a rad, `damping` torque a rad/s, torque being a share of the motor's largest.
+    `sin(phase)`, ankles as `sin(phase + ankle_phase)`, rad. Amplitudes and offsets (from the middle) are shares of half
+    a joint's range; `stiffness` is torque a rad, `damping` torque a rad/s, torque being a share of the motor's largest.
     """
     if observation.shape != (OBSERVATION_SIZE,):
         raise ValueError(

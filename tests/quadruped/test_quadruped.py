@@ -136,7 +136,7 @@ def test_the_trot_says_which_observation_it_needs():
 
 def test_the_shipped_trot_covers_ground_where_standing_still_scores_too(task):
     settings = load(Collect, "configs/quadruped/collect.yaml").scripted
-    assert load(Evaluate, "configs/quadruped/trot/evaluate.yaml").scripted == settings  # the target is measured with this one
+    assert load(Evaluate, "configs/quadruped/trot/evaluate.yaml").scripted == settings  # whose mean is the target
     trot = scripted(settings.demonstrator, settings.kwargs)
     short = Task(replace(task.config, horizon=60))
     episodes = short.episodes("train", 1, 2, Purpose.EVALUATE)
