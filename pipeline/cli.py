@@ -1,6 +1,7 @@
 """The command line of every entry point: references, a config and dotted overrides in; an exit code out.
 
-Exit codes: 0 done; 1 done, and the verdict is no; 2 bad input (one line on standard error, no traceback).
+Exit codes: 0 done; 1 done, and the verdict is no; 2 bad input (one line on standard error, no traceback); 3 a fault that
+is not the user's (full disk, lost database, a defect): one line for the first two, a traceback for a defect.
 """
 
 import argparse
@@ -10,13 +11,14 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from pipeline.errors import BadInput, shortened
 from pipeline.names import STAGES
 
-DONE, VERDICT_NO, BAD_INPUT = 0, 1, 2
+DONE, VERDICT_NO, BAD_INPUT, FAULT = 0, 1, 2, 3
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 REFERENCES = ("expert", "dataset", "policy", "group", "run")
 
@@ -38,6 +40,12 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{stage}: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        print(f"error: {stage} could not go on: {error}", file=sys.stderr)
+        return FAULT
+    except Exception:  # Python's own exit code for it is 1, which here means "the verdict is no"
+        traceback.print_exc()
+        return FAULT
     for line in outcome.summary:
         print(line)
     return VERDICT_NO if outcome.verdict is False else DONE
