@@ -141,5 +141,5 @@ def test_no_child_outlives_its_parent(training_process, how):
     family = _wait_for_both(training_process)
     assert len(family) >= 3  # fork server, and two trainings
     os.kill(training_process.pid, how)
-    training_process.wait(timeout=20)
+    training_process.wait(timeout=120)
     assert _gone(family, 10)

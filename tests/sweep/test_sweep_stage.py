@@ -272,7 +272,7 @@ def test_a_killed_sweep_continues_and_no_finished_trial_is_run_again(files, quic
 
 def test_two_processes_share_the_trials_and_come_to_the_same_winner(files, quick, store_of, start):
     path = files.sweep(trials=6, workers=1, best_k=1)
-    outputs = [process.communicate(timeout=120) for process in [start(path, 0.001), start(path, 0.001)]]
+    outputs = [process.communicate(timeout=300) for process in [start(path, 0.001), start(path, 0.001)]]
     left = store_of()
     runs = left.runs("sweep_trial")
     assert sorted(int(run.data.tags["trial.number"]) for run in runs) == list(range(6)), outputs
