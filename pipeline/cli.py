@@ -1,7 +1,7 @@
 """The command line of every entry point: references, a config and dotted overrides in; an exit code out.
 
-Exit codes: 0 done; 1 done, and the verdict is no; 2 bad input (one line on standard error, no traceback); 3 a fault that
-is not the user's (full disk, lost database, a defect): one line for the first two, a traceback for a defect.
+Exit codes: 0 done; 1 done, and the verdict is no; 2 bad input (one line on standard error, no traceback); 3 a fault
+that is not the user's (a full disk, a defect): one line for what the system refused, a traceback for a defect.
 """
 
 import argparse

@@ -236,10 +236,23 @@ class _Actor:
             return _sum(kind.entropy().mean() for kind in kinds)
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
 
-    def gradient_step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    def differentiate(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Leave the gradient of `loss` in `.grad` of every parameter, which held none.
+
+        For the Gaussian log-likelihood the loss's own derivative is written out: by automatic differentiation it takes
+        a quarter of a step of these small networks. With r = (output - y) / std: dL/doutput = r / (n std) and
+        dL/dlog_std = 1 - mean(r^2), minus the entropy's weight.
+        """
+        if self.log_std is None or self._settings.loss != "nll":
+            self.loss(x, y).backward()
+            return
+        output = self.body(x)
+        with torch.no_grad():
+            precision = torch.exp(-self.log_std)
+            residual = (output - y) * precision
+            self.log_std.grad = (1 - self._settings.entropy_weight) - residual.square().mean(dim=0)
+            gradient = residual * precision / len(y)
+        output.backward(gradient)
 
     def norm(self, gradient: bool) -> float:
         """Euclidean norm of all the actor's weights, or of their last gradients."""
@@ -295,7 +308,9 @@ def _one_epoch(
     order = torch.randperm(len(data.train_x), generator=generator)
     x, y = data.train_x[order].split(batch_size), data.train_y[order].split(batch_size)
     for batch_x, batch_y in zip(x, y, strict=True):
-        actor.gradient_step(actor.loss(batch_x, batch_y), optimizer)
+        optimizer.zero_grad()
+        actor.differentiate(batch_x, batch_y)
+        optimizer.step()
     if actor.log_std is not None:
         with torch.no_grad():
             actor.log_std.clamp_(min=MIN_LOG_STD)

@@ -15,7 +15,7 @@ from pipeline.config.training import Cloning, Network
 from pipeline.errors import BadInput
 from pipeline.evaluation import run_episodes
 from pipeline.learning.certificates import TransferCertificate, certify, verify_certificate
-from pipeline.learning.cloning import CriticPoint, clone, episode_returns, split_by_episode, train_critic
+from pipeline.learning.cloning import CriticPoint, _Actor, clone, episode_returns, split_by_episode, train_critic
 from pipeline.policies import act_function, build_policy, save_policy, tensor_digests, weights_digest
 from pipeline.tasks import Purpose, Task
 from pipeline.trajectories import Trajectories
@@ -174,6 +174,26 @@ def test_the_standard_deviation_is_learnt_down_to_the_demonstrators_own():
     policy = policy_for("continuous")
     clone(policy, demonstrations("continuous", 60), settings(epochs=120, learning_rate=1e-2), seed=1)
     assert policy.log_std.exp().mean().item() == pytest.approx(0.05, rel=0.5)
+
+
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.1])
+@pytest.mark.parametrize("loss", ["nll", "mse"])
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_the_gradient_is_that_of_automatic_differentiation(kind, loss, entropy_weight):
+    policy = build_policy(OBSERVATIONS, ACTIONS[kind], NETWORK, seed=1)
+    actor = _Actor(policy, Cloning(loss=loss, entropy_weight=entropy_weight))
+    if actor.log_std is not None:
+        actor.log_std.data = torch.tensor([-0.7, 0.2])
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand((16, 4), generator=generator)
+    y = torch.rand((16, 2), generator=generator) if kind == "continuous" else torch.arange(16) % 3
+    actor.differentiate(x, y)
+    expected = torch.autograd.grad(actor.loss(x, y), actor.parameters(), allow_unused=True)
+    for parameter, gradient in zip(actor.parameters(), expected, strict=True):
+        if gradient is None:
+            assert parameter.grad is None
+        else:
+            torch.testing.assert_close(parameter.grad, gradient)
 
 
 def test_squared_error_leaves_the_standard_deviation_alone():
