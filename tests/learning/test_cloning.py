@@ -186,7 +186,7 @@ def test_the_gradient_is_that_of_automatic_differentiation(kind, loss, entropy_w
         actor.log_std.data = torch.tensor([-0.7, 0.2])
     generator = torch.Generator().manual_seed(1)
     x = torch.rand((16, 4), generator=generator)
-    y = torch.rand((16, 2), generator=generator) if kind == "continuous" else torch.arange(16) % 3
+    y = torch.rand((16, 2), generator=generator) if kind == "continuous" else torch.arange(16)[:, None] % 3
     actor.differentiate(x, y)
     expected = torch.autograd.grad(actor.loss(x, y), actor.parameters(), allow_unused=True)
     for parameter, gradient in zip(actor.parameters(), expected, strict=True):
