@@ -19,6 +19,7 @@ class Tag:
     GROUP: Final = "group"
     SEED: Final = "seed"
     ARM: Final = "arm"
+    ALGORITHM: Final = "algorithm"  # that a clone was made by
     CODE_DIRTY: Final = "code.dirty"
     CODE_COMMIT: Final = "code.commit"
     INPUTS_DIGEST: Final = "inputs.digest"

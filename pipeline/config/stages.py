@@ -18,7 +18,16 @@ from pipeline.config.base import (
     configuration,
 )
 from pipeline.config.sweep import Sweep
-from pipeline.config.training import Cloning, Convergence, EvaluationSchedule, Network, PPOTraining, WarmStart
+from pipeline.config.training import (
+    AdversarialTraining,
+    Cloning,
+    Convergence,
+    Dagger,
+    EvaluationSchedule,
+    Network,
+    PPOTraining,
+    WarmStart,
+)
 
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 
@@ -176,21 +185,50 @@ class Playback:
     """Format of the animations; auto takes GIF where it stays below 4 MB, and H.264 otherwise."""
 
 
+# settings of cloning that an algorithm has no use for
+_NO_CLONING = ("epochs", "learning_rate", "weight_decay", "loss", "entropy_weight", "evaluate_every_epochs", "select")
+UNUSED_CLONING = {
+    "bc": (),
+    "gail": _NO_CLONING,
+    "airl": _NO_CLONING,
+    "dagger": ("weight_decay", "loss", "evaluate_every_epochs", "select"),
+}
+
+
 @configuration
 class Pretrain:
     """`pretrain`: clone a validated dataset into PPO policies, one clone a seed."""
 
     task: str
+    algorithm: Literal["bc", "gail", "airl", "dagger"] = "bc"
+    """bc learns from the dataset alone; the others also play in the environment, and need their section."""
     seeds: Seeds = (1,)
     """Fine-tuning of seed s starts from the clone of seed s, so that matched seeds do not share one lucky clone."""
     network: Network = Network()
     cloning: Cloning = Cloning()
+    """All of it for bc; the others take the critic, gamma and what is held out from here, dagger its cloning too."""
+    training: AdversarialTraining | None = None
+    """Of gail and airl."""
+    dagger: Dagger | None = None
     evaluation: EvaluationSchedule = EvaluationSchedule()
+    """When gail and airl are evaluated is decided by its segments; bc is by epochs, dagger after every round."""
     scenario_set: Name = "train"
     final_episodes: Count = 200
 
     def __post_init__(self) -> None:
         _distinct(self.seeds)
+        adversarial = self.algorithm in ("gail", "airl")
+        for section, wanted in (("training", adversarial), ("dagger", self.algorithm == "dagger")):
+            if wanted and getattr(self, section) is None:
+                raise ValueError(f"algorithm {self.algorithm!r} needs the section {section!r}; add it")
+            if not wanted and getattr(self, section) is not None:
+                raise ValueError(f"the section {section!r} is not for algorithm {self.algorithm!r}; remove it")
+        for name in UNUSED_CLONING[self.algorithm]:
+            if getattr(self.cloning, name) != getattr(Cloning(), name):
+                value = getattr(self.cloning, name)
+                raise ValueError(f"cloning.{name} = {value} is not for algorithm {self.algorithm!r}; remove it")
+        if not adversarial and self.evaluation.segments != EvaluationSchedule().segments:
+            raise ValueError(f"evaluation.segments is not for algorithm {self.algorithm!r}; remove it")
 
 
 @configuration

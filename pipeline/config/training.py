@@ -122,3 +122,40 @@ class Cloning:
     gamma: Fraction = 0.99
     evaluate_every_epochs: Count = 5
     select: Literal["rollout", "validation_loss"] = "rollout"
+
+
+@configuration
+class Discriminator:
+    """The network of GAIL and AIRL that tells the demonstrator's steps from the policy's; the reward comes from it."""
+
+    hidden: tuple[Count, ...] = (64, 64)
+    learning_rate: Positive = 1e-3
+    batch_size: Count = 1024
+    """Demonstrated steps in an update; as many of the policy's own come with them."""
+    updates_per_rollout: Count = 4
+
+
+@configuration
+class AdversarialTraining:
+    """PPO of GAIL and AIRL, on the discriminator's reward; the task's own reward is never seen."""
+
+    total_timesteps: Count
+    """Environment steps; whole rollouts of ppo.n_steps in n_envs are played, never more than this."""
+    n_envs: Count = 64
+    learning_rate: Positive = 3e-4
+    """Constant: the library starts PPO's schedule anew with every rollout."""
+    ppo: LibraryArguments = field(default_factory=dict)
+    """Keyword arguments of stable_baselines3.PPO; misspelt ones are refused by name."""
+    discriminator: Discriminator = Discriminator()
+
+
+@configuration
+class Dagger:
+    """DAgger: the clone drives, the demonstrator says what it would have done, and all of it is cloned again."""
+
+    rounds: Count
+    """Rounds of driving; before the first the dataset alone is cloned. Every cloning takes `cloning.epochs`."""
+    episodes_per_round: Count = 40
+    rampdown_rounds: Count = 1
+    """The share of steps that the demonstrator drives falls linearly from 1 (the dataset) to 0 after so many rounds."""
+    n_envs: Count = 40

@@ -63,8 +63,9 @@ class CloningResult:
     train_episodes: np.ndarray  # (N_train,) int64 indices of the trajectories
     held_out_episodes: np.ndarray  # (N_val,) int64
     critic_explained_variance: float  # of held-out returns, by the critic that was kept; NaN when none was trained
-    samples_per_second: float  # of the actor's gradient steps
+    samples_per_second: float  # of the actor's gradient steps; NaN where that was not measured
     wall_seconds: float
+    environment_steps: int = 0  # played to learn from, evaluations apart
 
 
 Evaluate = Callable[[ActorCriticPolicy], EpisodeRecords]
@@ -92,7 +93,7 @@ def clone(
         raise BadInput("cloning.select = 'rollout' needs rollout evaluations; use 'validation_loss' without them")
     train_rows, held_out_rows = split_by_episode(episode_returns(trajectories), settings.validation_fraction, seed)
     data = _ActorData.of(policy, trajectories, train_rows, held_out_rows)
-    epochs, best_epoch, rate = _clone_actor(policy, data, settings, seed, evaluate, best_metric or _rank, on_point)
+    epochs, best_epoch, rate = _clone_actor(policy, data, settings, seed, evaluate, best_metric or rank, on_point)
     critic_epochs: tuple[CriticPoint, ...] = ()
     if settings.critic_epochs:
         critic_epochs = train_critic(policy, trajectories, train_rows, held_out_rows, settings, seed, on_point)
@@ -325,7 +326,8 @@ def _selection_value(
     return None if point.records is None else best_metric(point_figures(point.records))
 
 
-def _rank(figures: Mapping[str, float]) -> tuple[float, float]:
+def rank(figures: Mapping[str, float]) -> tuple[float, float]:
+    """What clones are ranked by, larger is better: success rate, then mean return."""
     return figures["success_rate"], figures["return_mean"]
 
 

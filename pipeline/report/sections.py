@@ -193,6 +193,7 @@ def _bill(c: Comparison) -> tuple[Block, ...]:
     rows = (
         ("expert training", f"{upfront.expert_steps:,}", "once"),
         ("recording demonstrations", f"{upfront.demonstration_steps:,}", "once"),
+        ("imitating in the environment", f"{upfront.imitation_steps:,}", "once"),
         ("evaluations before fine-tuning", f"{upfront.evaluation_steps:,}", "once"),
         ("all of that", f"{upfront.steps:,}", "once"),
         ("pre-trained run, to target", interval(bill.pretrained_steps), "per run"),

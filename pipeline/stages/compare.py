@@ -310,6 +310,7 @@ def bill_metrics(comparison: Comparison) -> dict[str, float]:
     metrics: dict[str, float] = {
         "bill/expert_steps": bill.upfront.expert_steps,
         "bill/demonstration_steps": bill.upfront.demonstration_steps,
+        "bill/imitation_steps": bill.upfront.imitation_steps,
         "bill/upfront_evaluation_steps": bill.upfront.evaluation_steps,
         "bill/upfront_steps": bill.upfront.steps,
         "bill/baseline_steps_to_target": bill.baseline_steps.value,

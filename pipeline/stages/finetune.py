@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Finetune
-from pipeline.demonstrators import Actor, scripted
 from pipeline.errors import BadInput
 from pipeline.evaluation import record_episodes
 from pipeline.learning.arms import arm_jobs, shared_settings, training_inputs
 from pipeline.learning.certificates import TransferCertificate, verify_certificate
 from pipeline.names import Artifact, Tag, lineage_run_tag
 from pipeline.observations import flat_rows
-from pipeline.policies import act_function, load_policy
 from pipeline.report.progress import TrainingProgress
 from pipeline.report.trainings import trainings_summary
 from pipeline.stages import StageOutcome
@@ -19,7 +17,7 @@ from pipeline.statistics.plain import to_plain
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
-from pipeline.tracking.datasets import StoredDataset, fetch_dataset
+from pipeline.tracking.datasets import demonstrator_of, fetch_dataset
 from pipeline.tracking.models import StoredPolicy, clones_by_seed, find_policy
 from pipeline.tracking.runs import StageRun, digest_of, get_run, read_text_artifact
 from pipeline.tracking.training import left_to_train, log_bill, train_logged
@@ -78,12 +76,12 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     dataset was imported, or the script that demonstrated is no longer the same.
     """
     dataset = fetch_dataset(get_run(run.client, tags[lineage_run_tag("dataset")], "dataset run"))
-    actor = _demonstrator(run, dataset, task)
-    if actor is None:
+    demonstrator = demonstrator_of(run.client, dataset.metadata, task)
+    if demonstrator is None:
         return None
     count = min(SHIFT_EPISODES, len(dataset.trajectories))
     episodes = task.episodes(config.training.scenario_set, SHIFT_SEED, count, Purpose.EVALUATE)
-    rollouts = record_episodes(task, actor, episodes, dataset.metadata.noise_std, SHIFT_SEED)
+    rollouts = record_episodes(task, demonstrator.actor, episodes, dataset.metadata.noise_std, SHIFT_SEED)
     reference = [flat_rows(dataset.trajectories.episode(i).observations) for i in range(len(dataset.trajectories))]
     played = [flat_rows(rollouts.episode(i).observations) for i in range(len(rollouts))]
     scenarios = ([str(name) for name in dataset.trajectories.scenarios], [str(name) for name in rollouts.scenarios])
@@ -92,17 +90,6 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     run.metrics({"shift/distance": shift.distance, "shift/p_value": shift.p_value})
     run.tag({Tag.SHIFT: "shifted" if shift.shifted else "alike"})
     return shift
-
-
-def _demonstrator(run: StageRun, dataset: StoredDataset, task: Task) -> Actor | None:
-    demonstrator = dataset.metadata.demonstrator
-    if demonstrator["kind"] == "expert":
-        reference = f"{demonstrator['name']}/{demonstrator['version']}"
-        return act_function(load_policy(find_policy(run.client, reference, task.config.name, {}).folder))
-    if demonstrator["kind"] == "scripted":
-        today = scripted(demonstrator["name"], demonstrator.get("kwargs", {}))
-        return today.actor if today.provenance["digest"] == demonstrator["digest"] else None
-    return None
 
 
 def starting_policies(run: StageRun, policy: StoredPolicy, seeds: Sequence[int]) -> dict[int, StoredPolicy]:

@@ -1,4 +1,7 @@
-"""`pretrain`: clone a validated dataset into PPO policies, actor and critic, one a seed, and certify each artifact."""
+"""`pretrain`: clone a validated dataset into PPO policies, actor and critic, one a seed, and certify each artifact.
+
+By behavioural cloning, or by an algorithm that also plays in the environment; what comes out is the same.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +11,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Pretrain
+from pipeline.demonstrators import Demonstrator
+from pipeline.errors import BadInput
 from pipeline.evaluation import EpisodeRecords, point_figures, run_episodes, summarise, with_intervals
 from pipeline.learning.certificates import TransferCertificate, certify
 from pipeline.learning.cloning import CloningResult, CriticPoint, EpochPoint, clone
@@ -17,11 +22,17 @@ from pipeline.policies import WRAPPERS, act_function, build_policy, save_policy
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
-from pipeline.tracking.datasets import StoredDataset, fetch_for_training, log_dataset_input
+from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_for_training, log_dataset_input
 from pipeline.tracking.models import log_policy
 from pipeline.tracking.runs import StageRun, child_run
 
 UPSTREAM = ("dataset",)
+BEST = {
+    "bc": "bc/best_epoch",
+    "gail": "gail/best_timestep",
+    "airl": "airl/best_timestep",
+    "dagger": "dagger/best_round",
+}
 
 
 def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOutcome:
@@ -32,19 +43,22 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     task.refuse_holdouts(config.scenario_set, "evaluating a training")
     run.record_config(config, task.config, {"dataset": dataset.metadata.content_digest})
     made_from = lineage.from_dataset(dataset.run)
-    run.tag(made_from)
+    run.tag({Tag.ALGORITHM: config.algorithm, **made_from})
     log_dataset_input(run, dataset.metadata, dataset.run_id, "training")
+    demonstrator = answering(run, task, config, dataset)
     clones = []
     for seed in config.seeds:
-        tags = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed, **made_from}
-        with child_run(run, f"clone-seed-{seed}", tags) as child:
-            clones.append(clone_seed(child, task, config, dataset, seed))
+        about = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed}
+        with child_run(run, f"clone-seed-{seed}", {**about, Tag.ALGORITHM: config.algorithm, **made_from}) as child:
+            clones.append(clone_seed(child, task, config, dataset, seed, demonstrator))
     _log_stage(run, clones)
     success = [point_figures(clone.final)[Metric.SUCCESS_RATE] for clone in clones]
     explained = [clone.result.critic_explained_variance for clone in clones]
+    steps = sum(clone.result.environment_steps for clone in clones)
+    how = "" if config.algorithm == "bc" else f" by {config.algorithm}, {steps:,} environment steps"
     return StageOutcome(
         (
-            f"pretrain: {len(clones)} clones of {dataset.metadata.dataset_id}: success on fresh episodes "
+            f"pretrain: {len(clones)} clones of {dataset.metadata.dataset_id}{how}: success on fresh episodes "
             f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); critics explain "
             f"{sum(explained) / len(explained):.2f} of the variance of held-out returns",
         ),
@@ -69,10 +83,32 @@ class Clone:
         return sum(records.steps for records in (*played, self.final))
 
 
-def clone_seed(run: StageRun, task: Task, config: Pretrain, dataset: StoredDataset, seed: int) -> Clone:
+def answering(run: StageRun, task: Task, config: Pretrain, dataset: StoredDataset) -> Demonstrator | None:
+    """Who answers to the clone, for the algorithm that asks."""
+    if config.algorithm != "dagger":
+        return None
+    demonstrator = demonstrator_of(run.client, dataset.metadata, task)
+    if demonstrator is None:
+        named = dataset.metadata.demonstrator
+        raise BadInput(
+            f"algorithm 'dagger' asks the demonstrator, but {named['name']!r} ({named['kind']}) of dataset "
+            f"{dataset.metadata.dataset_id} cannot be asked: the data was imported, or the script changed since; "
+            "record again, or use algorithm 'bc', 'gail' or 'airl'"
+        )
+    return demonstrator
+
+
+def clone_seed(
+    run: StageRun,
+    task: Task,
+    config: Pretrain,
+    dataset: StoredDataset,
+    seed: int,
+    demonstrator: Demonstrator | None = None,
+) -> Clone:
     """Clone actor and critic from one seed's fresh weights, certify the artifact and log all of it."""
     policy = build_policy(task.observation_space, task.action_space, config.network, seed)
-    result = _clone(run, task, config, policy, dataset, seed)
+    result = _clone(run, task, config, policy, dataset, seed, demonstrator)
     folder = run.folder / Artifact.POLICY
     data_digest = dataset.metadata.content_digest
     provenance = {"task": task.config.name, "seed": seed, "dataset_digest": data_digest, WRAPPERS: task.wrappers}
@@ -81,12 +117,18 @@ def clone_seed(run: StageRun, task: Task, config: Pretrain, dataset: StoredDatas
     certificate = certify(policy, str(folder), result.critic_explained_variance, held_out, gamma)
     episodes = final_episodes(task, config.scenario_set, config.evaluation, config.final_episodes)
     clone = Clone(folder, digest, certificate, result, run_episodes(task, act_function(policy), episodes))
-    _log_clone(run, clone)
+    _log_clone(run, clone, config.algorithm)
     return clone
 
 
 def _clone(
-    run: StageRun, task: Task, config: Pretrain, policy: ActorCriticPolicy, dataset: StoredDataset, seed: int
+    run: StageRun,
+    task: Task,
+    config: Pretrain,
+    policy: ActorCriticPolicy,
+    dataset: StoredDataset,
+    seed: int,
+    demonstrator: Demonstrator | None,
 ) -> CloningResult:
     episodes = evaluation_episodes(task, config.scenario_set, config.evaluation)
     points: list[tuple[str, float, int]] = []
@@ -100,19 +142,27 @@ def _clone(
             figures = with_intervals(summarise(point.records))
             points.extend((f"{EVAL_PREFIX}{name}", value, point.epoch) for name, value in figures.items())
 
-    result = clone(policy, dataset.trajectories, config.cloning, seed, play, on_point=on_point)
+    data = dataset.trajectories
+    if config.algorithm == "bc":
+        result = clone(policy, data, config.cloning, seed, play, on_point=on_point)
+    else:
+        from pipeline.learning.imitators import imitate  # late: the library takes three seconds
+
+        result = imitate(task, policy, data, config, seed, run.folder / "library", play, demonstrator, on_point)
     run.metric_series(points)
     return result
 
 
-def _log_clone(run: StageRun, clone: Clone) -> None:
+def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:
     run.text(clone.certificate.to_json(), Artifact.CERTIFICATE)
     log_policy(run, clone.folder, "clone", clone.result.best_epoch, point_figures(clone.final), Artifact.POLICY)
     run.metrics({f"final/{name}": value for name, value in with_intervals(summarise(clone.final)).items()})
     run.metrics(
         {
-            "bc/best_epoch": clone.result.best_epoch,
+            BEST[algorithm]: clone.result.best_epoch,
             "bc/samples_per_second": clone.result.samples_per_second,
+            Metric.ENVIRONMENT_STEPS: clone.result.environment_steps,
+            Metric.EVALUATION_STEPS: clone.evaluation_steps,
             Metric.WALL_SECONDS: clone.result.wall_seconds,
             "transfer/tensors": clone.certificate.tensor_count,
             "transfer/parameters": clone.certificate.parameter_count,
@@ -133,6 +183,7 @@ def _log_stage(run: StageRun, clones: Sequence[Clone]) -> None:
     run.metrics(
         {
             Metric.WALL_SECONDS: sum(clone.result.wall_seconds for clone in clones),
+            Metric.ENVIRONMENT_STEPS: sum(clone.result.environment_steps for clone in clones),
             Metric.EVALUATION_STEPS: sum(clone.evaluation_steps for clone in clones),
         }
     )

@@ -80,10 +80,11 @@ class UpfrontCost:
     demonstration_steps: int  # recording
     evaluation_steps: int = 0  # evaluations of expert, gate and clone; shown, and part of the upfront cost
     wall_seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds
+    imitation_steps: int = 0  # that gail, airl or dagger played to make the clones; 0 for bc
 
     @property
     def steps(self) -> int:
-        return self.expert_steps + self.demonstration_steps + self.evaluation_steps
+        return self.expert_steps + self.demonstration_steps + self.imitation_steps + self.evaluation_steps
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from mlflow.data.dataset_source_registry import register_dataset_source
 from mlflow.entities import DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 
+from pipeline.demonstrators import Demonstrator, from_policy, scripted
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Quality, Tag
-from pipeline.tracking.models import RUN_ID
+from pipeline.tasks import Task
+from pipeline.tracking.models import RUN_ID, find_policy
 from pipeline.tracking.runs import StageRun, get_run, latest_run, search
 from pipeline.trajectories import DatasetMetadata, Trajectories, content_digest, load_dataset, metadata_digest
 
@@ -176,3 +178,18 @@ def fetch_for_training(client: MlflowClient, reference: str, task: str | None) -
             "record it anew"
         )
     return stored
+
+
+def demonstrator_of(client: MlflowClient, metadata: DatasetMetadata, task: Task) -> Demonstrator | None:
+    """Who demonstrated, ready to act again; None when nobody can: imported data, or a script that is not the same now.
+
+    Raises BadInput for an expert that the registry has no more.
+    """
+    named = metadata.demonstrator
+    if named["kind"] == "expert":
+        expert = find_policy(client, f"{named['name']}/{named['version']}", metadata.task, {})
+        return from_policy(task, expert.folder, named["name"], named["version"], expert.digest)
+    if named["kind"] == "scripted":
+        today = scripted(named["name"], named.get("kwargs", {}))
+        return today if today.provenance["digest"] == named["digest"] else None
+    return None

@@ -92,6 +92,7 @@ def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost:
     return UpfrontCost(
         expert_steps=steps.get("expert", 0),
         demonstration_steps=steps.get("dataset", 0),
+        imitation_steps=steps.get("pretrain", 0),
         evaluation_steps=sum(int(run.data.metrics.get(Metric.EVALUATION_STEPS, 0)) for run in before.values()),
         wall_seconds=seconds,
     )

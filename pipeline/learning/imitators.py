@@ -1,0 +1,393 @@
+"""GAIL, AIRL and DAgger: imitation that also plays in the environment, through the library `imitation`.
+
+    result = imitate(task, policy, trajectories, config, seed=1, folder=folder, evaluate=play)
+
+Only this module knows the library. Ours are the environment, PPO, what is evaluated and kept, and the critic, which is
+regressed on the dataset's returns as after cloning: the one that PPO had here values the discriminator's reward.
+
+The library's DAgger passes its rounds through files that are decoded with jsonpickle. Here its collector, its schedule
+and its behavioural cloning are used, and the rounds stay in memory.
+
+GAIL and AIRL are allowed episodes of different lengths, which the library warns of: that an episode ends at all tells
+them something of what is rewarded. Their reward never sees the end flag (but for AIRL's shaping, which needs it).
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from imitation.algorithms import bc, dagger
+from imitation.algorithms.adversarial import airl, gail
+from imitation.algorithms.adversarial.common import AdversarialTrainer
+from imitation.data import rollout
+from imitation.data.types import Transitions
+from imitation.rewards.reward_nets import BasicRewardNet, BasicShapedRewardNet, RewardNet
+from imitation.util.logger import HierarchicalLogger
+from imitation.util.networks import RunningNorm
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+from pipeline.config.stages import Pretrain
+from pipeline.config.training import AdversarialTraining, Dagger, LearningRate, PPOTraining
+from pipeline.demonstrators import ActorSlots, Demonstrator
+from pipeline.errors import BadInput, shortened
+from pipeline.evaluation import EpisodeRecords, point_figures
+from pipeline.learning.callbacks import next_evaluation
+from pipeline.learning.cloning import (
+    MIN_LOG_STD,
+    CloningResult,
+    CriticPoint,
+    EpochPoint,
+    Evaluate,
+    OnPoint,
+    check_demonstrations,
+    episode_returns,
+    rank,
+    split_by_episode,
+    train_critic,
+)
+from pipeline.learning.jobs import TrainingJob
+from pipeline.learning.ppo import check_job, make_model, training_env
+from pipeline.policies import ActFunction, act_function, load_tensors, tensors_of
+from pipeline.tasks import Task
+from pipeline.trajectories import Trajectories
+
+ADVERSARIES: Final[Mapping[str, type[AdversarialTrainer]]] = {"gail": gail.GAIL, "airl": airl.AIRL}
+
+
+def imitate(
+    task: Task,
+    policy: ActorCriticPolicy,
+    trajectories: Trajectories,
+    config: Pretrain,
+    seed: int,
+    folder: Path,
+    evaluate: Evaluate,
+    demonstrator: Demonstrator | None = None,
+    on_point: OnPoint = lambda _: None,
+) -> CloningResult:
+    """Train `policy` in place by `config.algorithm`; the same arguments give the same bits.
+
+    A point's `epoch` counts environment steps for gail and airl. For dagger it is the round: 0 the untrained policy, 1
+    the dataset alone, then one more for each round of driving. The best evaluated actor is kept. `folder` is for what
+    the library writes: nothing but empty folders. Raises BadInput for what it cannot do, before the first step.
+    """
+    started = time.perf_counter()
+    check_demonstrations(policy, trajectories)
+    flat = type(policy) is ActorCriticPolicy and len(policy.observation_space.shape or ()) == 1
+    if not flat or not isinstance(policy.action_space, (spaces.Box, spaces.Discrete)):
+        raise BadInput(
+            f"algorithm {config.algorithm!r} takes flat observations and Box or Discrete actions, this task's are "
+            f"{shortened(policy.observation_space)} and {shortened(policy.action_space)}; use algorithm 'bc'"
+        )
+    train_rows, held_out_rows = split_by_episode(
+        episode_returns(trajectories), config.cloning.validation_fraction, seed
+    )
+    data, untrained = trajectories.select(train_rows), tensors_of(policy)
+    course = _Course(evaluate, on_point)
+    if config.training is not None:
+        steps = _adversarial(task, policy, data, config, config.training, seed, folder, course)
+    else:
+        assert config.dagger is not None
+        if demonstrator is None:
+            raise BadInput("algorithm 'dagger' needs a demonstrator that answers; use 'bc', 'gail' or 'airl'")
+        steps = _dagger(task, policy, data, config, config.dagger, seed, folder, demonstrator, course)
+    actor = {name: untrained[name] if "value_net" in name else tensor for name, tensor in course.best.items()}
+    load_tensors(policy, actor)
+    critic: tuple[CriticPoint, ...] = ()
+    if config.cloning.critic_epochs:
+        critic = train_critic(policy, trajectories, train_rows, held_out_rows, config.cloning, seed, on_point)
+    kept = min(critic, key=lambda point: point.metrics["critic/val_loss"], default=None)
+    return CloningResult(
+        epochs=tuple(course.points),
+        critic_epochs=critic,
+        best_epoch=course.best_at,
+        train_episodes=train_rows,
+        held_out_episodes=held_out_rows,
+        critic_explained_variance=kept.metrics["critic/explained_variance"] if kept else math.nan,
+        samples_per_second=math.nan,
+        wall_seconds=time.perf_counter() - started,
+        environment_steps=steps,
+    )
+
+
+class _Course:
+    """The points of a training in their order, and the tensors of the best policy that was evaluated."""
+
+    def __init__(self, evaluate: Evaluate, on_point: OnPoint) -> None:
+        self._evaluate, self._on_point = evaluate, on_point
+        self._value: Any = None
+        self.points: list[EpochPoint] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_at = 0
+
+    def log(self, at: int, metrics: Mapping[str, float], records: EpisodeRecords | None = None) -> None:
+        self.points.append(EpochPoint(at, metrics, records))
+        self._on_point(self.points[-1])
+
+    def evaluate(self, at: int, policy: ActorCriticPolicy, metrics: Mapping[str, float] | None = None) -> None:
+        records = self._evaluate(policy)
+        value = rank(point_figures(records))
+        if self._value is None or value > self._value:
+            self._value, self.best, self.best_at = value, tensors_of(policy), at
+        self.log(at, metrics or {}, records)
+
+
+class _Writer(KVWriter):
+    """Takes what the library logs; `take` hands the means since the last time out."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {}
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        for name, value in key_values.items():
+            if not isinstance(value, str) and hasattr(value, "__float__"):
+                self._values.setdefault(name, []).append(float(value))
+
+    def take(self) -> dict[str, float]:
+        values, self._values = self._values, {}
+        return {name: float(np.mean(listed)) for name, listed in values.items()}
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _logger(folder: Path, writer: _Writer) -> HierarchicalLogger:
+    return HierarchicalLogger(Logger(str(folder), [writer]), format_strs=[])
+
+
+# --- GAIL and AIRL ---------------------------------------------------------------------------------------------------
+
+
+class _OwnInfos(VecEnvWrapper):
+    """Infos that may be written to: the library puts rewards into them, and ours share one for all slots."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, rewards, dones, [dict(info) for info in infos]
+
+
+def _adversarial(
+    task: Task,
+    policy: ActorCriticPolicy,
+    data: Trajectories,
+    config: Pretrain,
+    training: AdversarialTraining,
+    seed: int,
+    folder: Path,
+    course: _Course,
+) -> int:
+    """PPO against the discriminator, in rounds of one rollout; returns the environment steps."""
+    job = _generator_job(task, config, training, seed)
+    check_job(job)
+    if training.discriminator.batch_size > data.steps:
+        raise BadInput(
+            f"training.discriminator.batch_size = {training.discriminator.batch_size}: the dataset has only "
+            f"{data.steps} steps to train on"
+        )
+    env = training_env(task, job.training, seed)
+    try:
+        env = _OwnInfos(env)
+        model, _ = make_model(job, task, env)
+        rounds = training.total_timesteps // (model.n_steps * training.n_envs)
+        if rounds == 0:
+            raise BadInput(
+                f"training.total_timesteps = {training.total_timesteps}: less than one rollout of "
+                f"{model.n_steps} steps in {training.n_envs} environments"
+            )
+        writer, due = _Writer(), next_evaluation(config.evaluation, 0)
+        trainer = ADVERSARIES[config.algorithm](
+            demonstrations=_transitions(data),
+            demo_batch_size=training.discriminator.batch_size,
+            venv=env,
+            gen_algo=model,
+            reward_net=_reward_net(config.algorithm, task, training, model.gamma),
+            n_disc_updates_per_round=training.discriminator.updates_per_rollout,
+            disc_opt_kwargs={"lr": training.discriminator.learning_rate},
+            custom_logger=_logger(folder, writer),
+            allow_variable_horizon=True,
+        )
+        course.evaluate(0, model.policy)
+
+        def after_round(index: int) -> None:
+            nonlocal due
+            trainer.logger.dump()
+            course.log(model.num_timesteps, _renamed(writer.take(), config.algorithm))
+            if model.num_timesteps >= due or index == rounds - 1:
+                course.evaluate(model.num_timesteps, model.policy)
+                due = next_evaluation(config.evaluation, model.num_timesteps)
+
+        trainer.train(training.total_timesteps, callback=after_round)
+    finally:
+        env.close()
+    return model.num_timesteps
+
+
+def _generator_job(task: Task, config: Pretrain, training: AdversarialTraining, seed: int) -> TrainingJob:
+    """The PPO training that the library steps through; where its reward comes from is all it differs in."""
+    chosen = PPOTraining(
+        scenario_set=config.scenario_set,
+        total_timesteps=training.total_timesteps,
+        n_envs=training.n_envs,
+        network=config.network,
+        learning_rate=LearningRate(initial=training.learning_rate),
+        ppo=training.ppo,
+        evaluation=config.evaluation,
+    )
+    return TrainingJob(task.config, chosen, seed, output="")
+
+
+def _reward_net(algorithm: str, task: Task, training: AdversarialTraining, gamma: float) -> RewardNet:
+    """GAIL: logits of (observation, action). AIRL: the same as a reward, plus a potential of the observations."""
+    both, hidden = (task.observation_space, task.action_space), training.discriminator.hidden
+    if algorithm == "gail":
+        return BasicRewardNet(*both, hid_sizes=hidden, normalize_input_layer=RunningNorm)
+    return BasicShapedRewardNet(
+        *both,
+        reward_hid_sizes=hidden,
+        potential_hid_sizes=hidden,
+        discount_factor=gamma,
+        normalize_input_layer=RunningNorm,
+    )
+
+
+def _transitions(data: Trajectories) -> Transitions:
+    """The demonstrated steps with the clean actions; a timeout counts as an end, as the library counts it."""
+    rows = data.step_rows
+    return Transitions(
+        obs=data.observations[rows],
+        acts=data.actions,
+        infos=np.array([{}] * data.steps),
+        next_obs=data.observations[rows + 1],
+        dones=data.terminations | data.truncations,
+    )
+
+
+def _renamed(metrics: Mapping[str, float], algorithm: str) -> dict[str, float]:
+    """`mean/disc/disc_loss` -> `gail/disc_loss`, `mean/gen/train/approx_kl` -> `train/approx_kl`."""
+    names = {"mean/disc/": f"{algorithm}/", "mean/gen/": ""}
+    return {
+        new + name.removeprefix(old): value
+        for name, value in metrics.items()
+        for old, new in names.items()
+        if name.startswith(old)
+    }
+
+
+# --- DAgger ----------------------------------------------------------------------------------------------------------
+
+
+class _Driver(dagger.InteractiveTrajectoryCollector):
+    """The library's mixture of demonstrator and clone, without the files it writes at the end of every episode."""
+
+    _last_obs: Any
+
+    def __init__(
+        self,
+        env: VecEnv,
+        clone: ActFunction,
+        demonstrator: Demonstrator,
+        share: float,
+        folder: Path,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__(env, clone, share, folder, rng)
+        self._slots = ActorSlots(demonstrator.actor, self.num_envs, self.action_space)
+        self.steps = 0
+
+    def play(self, episodes: int) -> Transitions:
+        """At least so many whole episodes, every step labelled with what the demonstrator would have done there."""
+        everywhere = np.ones(self.num_envs, bool)
+
+        def answer(observations: Any, state: Any, starts: Any) -> tuple[np.ndarray, None]:
+            return self._slots.act(observations, everywhere)[0], None
+
+        played = rollout.generate_trajectories(answer, self, rollout.make_min_episodes(episodes), rng=self.rng)
+        return rollout.flatten_trajectories(played)
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        self._last_obs = observations
+        self._slots.ended(dones)
+        self.steps += self.num_envs
+        return observations, rewards, dones, infos
+
+
+def _dagger(
+    task: Task,
+    policy: ActorCriticPolicy,
+    data: Trajectories,
+    config: Pretrain,
+    settings: Dagger,
+    seed: int,
+    folder: Path,
+    demonstrator: Demonstrator,
+    course: _Course,
+) -> int:
+    """Clone the dataset, then round by round what the demonstrator says of where the clone went; returns the steps."""
+    cloning = config.cloning
+    if cloning.batch_size > data.steps:
+        raise BadInput(f"cloning.batch_size = {cloning.batch_size}: the dataset has only {data.steps} steps")
+    env: VecEnv = task.make_vec_env(task.training_streams(config.scenario_set, seed, settings.n_envs))
+    set_random_seed(seed)
+    rng, writer = np.random.default_rng(seed), _Writer()
+    trainer = bc.BC(
+        observation_space=policy.observation_space,
+        action_space=policy.action_space,
+        rng=rng,
+        policy=policy,
+        batch_size=cloning.batch_size,
+        optimizer_kwargs={"lr": cloning.learning_rate},
+        ent_weight=cloning.entropy_weight,
+        device="cpu",
+        custom_logger=_logger(folder, writer),
+    )
+    share = dagger.LinearBetaSchedule(settings.rampdown_rounds)
+    known, steps = [_transitions(data)], 0
+    course.evaluate(0, policy)
+    try:
+        for round_ in range(settings.rounds + 1):
+            if round_ > 0:
+                driver = _Driver(env, act_function(policy), demonstrator, share(round_), folder, rng)
+                known.append(driver.play(settings.episodes_per_round))
+                steps += driver.steps
+            joined = {f.name: np.concatenate([getattr(part, f.name) for part in known]) for f in fields(Transitions)}
+            trainer.set_demonstrations(Transitions(**joined))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")  # the library's own logging
+                trainer.train(
+                    n_epochs=cloning.epochs, progress_bar=False, log_interval=1, on_batch_end=lambda: _clamp(policy)
+                )
+            spent = {
+                "dagger/environment_steps": steps,
+                "dagger/samples": len(joined["acts"]),
+                "dagger/demonstrator_share": share(round_),
+            }
+            losses = {name.replace("bc/", "dagger/"): value for name, value in writer.take().items() if name in LOGGED}
+            course.evaluate(round_ + 1, policy, {**losses, **spent})
+    finally:
+        env.close()
+    return steps
+
+
+LOGGED: Final = ("bc/loss", "bc/neglogp", "bc/entropy", "bc/prob_true_act", "bc/l2_norm")
+
+
+@torch.no_grad()
+def _clamp(policy: ActorCriticPolicy) -> None:
+    """Hold the spread above the least that cloning allows."""
+    log_std = getattr(policy, "log_std", None)
+    if log_std is not None:
+        log_std.clamp_(min=MIN_LOG_STD)
