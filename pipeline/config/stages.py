@@ -183,6 +183,8 @@ class Pretrain:
     task: str
     seeds: Seeds = (1,)
     """Fine-tuning of seed s starts from the clone of seed s, so that matched seeds do not share one lucky clone."""
+    use_camera: bool = False
+    """Clones see pictures: the demonstrations are simulated again in front of the task's `camera`."""
     network: Network = Network()
     cloning: Cloning = Cloning()
     evaluation: EvaluationSchedule = EvaluationSchedule()
@@ -272,6 +274,8 @@ class Main:
     """Budget of fine-tuning and baseline; 0 skips both and the comparison."""
     parallel_environments: Count | None = None
     learning_rate: Positive | None = None
+    use_camera: bool = False
+    """Clones, fine-tuned policies and baselines see pictures; the expert and its demonstrations stay as they are."""
     skip_pretrain: bool = False
 
 

@@ -1,7 +1,8 @@
 """`pretrain`: clone a validated dataset into PPO policies, actor and critic, one a seed, and certify each artifact."""
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -13,6 +14,7 @@ from pipeline.learning.certificates import TransferCertificate, certify
 from pipeline.learning.cloning import CloningResult, CriticPoint, EpochPoint, clone
 from pipeline.learning.ppo import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
+from pipeline.playback import view_again
 from pipeline.policies import WRAPPERS, act_function, build_policy, save_policy
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
@@ -20,6 +22,7 @@ from pipeline.tracking import lineage
 from pipeline.tracking.datasets import StoredDataset, fetch_for_training, log_dataset_input
 from pipeline.tracking.models import log_policy
 from pipeline.tracking.runs import StageRun, child_run
+from pipeline.trajectories import content_digest
 
 UPSTREAM = ("dataset",)
 
@@ -34,6 +37,8 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     made_from = lineage.from_dataset(dataset.run)
     run.tag(made_from)
     log_dataset_input(run, dataset.metadata, dataset.run_id, "training")
+    if config.use_camera:
+        task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
     clones = []
     for seed in config.seeds:
         tags = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed, **made_from}
@@ -50,6 +55,17 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
         ),
         outputs={"policy": run.run_id},
     )
+
+
+def through_camera(run: StageRun, task: Task, dataset: StoredDataset) -> StoredDataset:
+    """The dataset with what the task's camera sees instead of the recorded observations; labels stay as they are."""
+    started = time.perf_counter()
+    recorded, kwargs = dataset.trajectories, dataset.metadata.environment["kwargs"]
+    seen = view_again(Task(task.config, kwargs, use_camera=True), recorded)
+    frames = len(seen.observations)
+    run.metrics({"camera/frames": frames, "camera/seconds": time.perf_counter() - started})
+    run.tag({Tag.CAMERA_DIGEST: content_digest(seen)})
+    return replace(dataset, trajectories=seen)
 
 
 @dataclass(frozen=True)
