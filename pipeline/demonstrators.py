@@ -123,6 +123,11 @@ def _as_actions(name: str, answers: list[Any], space: gym.Space[Any]) -> np.ndar
     )
 
 
+def as_policy_sees(task: Task, folder: str | Path) -> Task:
+    """The task, through its camera when the policy artifact was trained behind it."""
+    return task.as_seen_behind(read_spec(folder).provenance.get(WRAPPERS, []))
+
+
 def policy_actions(task: Task, folder: str | Path, reference: str, deterministic: bool = True) -> ActFunction:
     """What a policy artifact does in a task. Raises BadInput when it was made for other observations or actions."""
     policy = load_policy(folder)

@@ -29,6 +29,7 @@ from pipeline.tasks import Task
 from pipeline.trajectories import Trajectories, TrajectoryBuilder
 
 HISTOGRAM_BINS: Final = 20
+CAMERAS: Final = 8  # environments drawn side by side in an evaluation: each holds a drawing context of its own
 RATES: Final = {Metric.SUCCESS: Metric.SUCCESS_RATE, Metric.COLLISION: Metric.COLLISION_RATE}
 SNQI: Final = "snqi"
 _FLUSH_STEPS: Final = 512  # steps of a batch after which kept actions are counted, so that memory stays bounded
@@ -65,6 +66,8 @@ class EpisodeRecords:
 
 def evaluation_env(task: Task, n_envs: int = 100) -> EpisodeVecEnv:
     """An environment for `run_episodes` to reuse; what it plays is given there."""
+    if task.use_camera:
+        n_envs = min(n_envs, CAMERAS)
     # a stream must hold an episode for spaces to be known; it is never played
     anything = Episode(next(iter(task.config.scenarios)), 0)
     return task.make_vec_env([iter((anything,)) for _ in range(n_envs)])

@@ -90,7 +90,7 @@ def as_ppo(policy: ActorCriticPolicy) -> PPO:
     model = PPO(
         policy_class(policy.observation_space),
         DummyVecEnv([lambda: _SpacesOnly(policy.observation_space, policy.action_space)]),
-        policy_kwargs=policy_arguments(network_of(policy)),
+        policy_kwargs=policy_arguments(policy.observation_space, network_of(policy)),
         device="cpu",
     )
     load_tensors(model.policy, tensors_of(policy))

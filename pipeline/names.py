@@ -38,6 +38,7 @@ class Tag:
     DATASET_DIGEST: Final = "dataset.digest"
     DATASET_METADATA_DIGEST: Final = "dataset.metadata_digest"
     DATASET_QUALITY: Final = "dataset.quality"
+    CAMERA_DIGEST: Final = "camera.digest"  # of the demonstrations as a camera saw them
     TAINT: Final = "taint"  # why what this run made must not be trusted any more
     STUDY: Final = "sweep.study"
     TRIAL: Final = "trial.number"

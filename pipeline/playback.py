@@ -3,22 +3,27 @@
     film = film_actions(task, episode, executed_actions)
     film.frames, film.events          # one frame a step, and the steps at which something happened
 
+    seen = view_again(Task(config, use_camera=True), recorded)     # the episodes as the task's camera sees them
+
 Any environment with `render_mode="rgb_array"` will do. Drawing on the frames and encoding them is not done here.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
 
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
+from pipeline.observations import flat_rows, one_row, row_dtype
 from pipeline.policies import ActFunction
-from pipeline.tasks import Task
+from pipeline.tasks import RENDER_MODE, Task
+from pipeline.trajectories import UNKNOWN_SEED, EpisodeData, Trajectories
 
-RENDER_MODE = "rgb_array"
+MAX_SEEN_BYTES: Final = 1 << 31  # of frames held in memory for a cloning
+SEEN_TOLERANCE: Final = 1e-4  # of a state, absolute and relative: another processor rounds otherwise
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,59 @@ def _film(task: Task, episode: Episode, choose: Callable[[Any], np.ndarray | Non
     finally:
         env.close()
     return Film(tuple(frames), np.array(rewards), {name: tuple(at) for name, at in events.items()}, _scalars(info))
+
+
+def view_again(task: Task, recorded: Trajectories, on_episode: Callable[[int], None] = lambda _: None) -> Trajectories:
+    """The recorded episodes with what the camera of `task` sees in the place of what was observed.
+
+    Every episode is simulated again from its seed and executed actions, and must pass through the recorded states:
+    then each frame shows exactly what the label was given for, whoever gave it. Frames are a function of the dataset,
+    so that no dataset needs to hold them. Raises BadInput when an episode cannot be simulated again, departs from
+    its record, or when the frames would not fit into memory.
+    """
+    kind, rows = row_dtype(task.observation_space), len(recorded.observations)
+    if rows * kind.itemsize > MAX_SEEN_BYTES:
+        raise BadInput(
+            f"use_camera: {rows:,} frames of {kind.itemsize:,} bytes take {rows * kind.itemsize / 1e9:.1f} GB, allowed "
+            f"are {MAX_SEEN_BYTES / 1e9:.1f}; lower camera.size or camera.frames, set camera.grayscale, or record less"
+        )
+    frames = np.empty(rows, kind)
+    environments: dict[str, gym.Env[Any, Any]] = {}
+    try:
+        for index, start in enumerate(recorded.observation_offsets[:-1]):
+            episode = recorded.episode(index)
+            if episode.scenario not in environments:
+                environments[episode.scenario] = task.make_env(episode.scenario)
+            _view_episode(environments[episode.scenario], index, episode, frames[start : start + len(episode) + 1])
+            on_episode(index)
+    finally:
+        for env in environments.values():
+            env.close()
+    pictures = frames if kind.names is None else frames["image"]
+    if all((picture == pictures[0]).all() for picture in pictures):
+        raise BadInput("use_camera: every frame is the same picture; does the environment draw what happens in it?")
+    return replace(recorded, observations=frames)
+
+
+def _view_episode(env: gym.Env[Any, Any], index: int, episode: EpisodeData, frames: np.ndarray) -> None:
+    if episode.seed == UNKNOWN_SEED:
+        raise BadInput(f"use_camera: episode {index} has no seed, so that it cannot be seen again; record a dataset")
+    state_space = env.get_wrapper_attr("unseen_space")
+    observation, _ = env.reset(seed=episode.seed)
+    for step in range(len(episode) + 1):
+        frames[step] = one_row(env.observation_space, observation)
+        state = flat_rows(one_row(state_space, env.get_wrapper_attr("unseen"))[None])
+        recorded = flat_rows(episode.observations[step : step + 1])
+        if not np.allclose(state, recorded, rtol=SEEN_TOLERANCE, atol=SEEN_TOLERANCE, equal_nan=True):
+            raise BadInput(
+                f"use_camera: episode {index}, simulated again, is in another state at step {step} than was recorded; "
+                "the environment is not deterministic, or not the one of the recording"
+            )
+        if step == len(episode):
+            return
+        observation, _, terminated, truncated, _ = env.step(np.array(episode.executed_actions[step]))
+        if (terminated or truncated) != (step + 1 == len(episode)):
+            raise BadInput(f"use_camera: episode {index}, simulated again, does not end after step {len(episode)}")
 
 
 def _frame(env: gym.Env[Any, Any]) -> np.ndarray:

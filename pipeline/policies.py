@@ -14,8 +14,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,6 +64,7 @@ _INVARIANT_ROWS: Final = 4
 _INVARIANT_OUTPUTS: Final = 16
 PROBE_COUNT: Final = 256
 WRAPPERS: Final = "wrappers"  # in the provenance: what stood between the environment and the policy
+SMALLEST_IMAGE: Final = 36  # pixels a side that SB3's convolutional network can still read
 
 
 def policy_class(observation_space: gym.Space[Any]) -> type[ActorCriticPolicy]:
@@ -72,10 +74,29 @@ def policy_class(observation_space: gym.Space[Any]) -> type[ActorCriticPolicy]:
     return ActorCriticCnnPolicy if is_image_space(observation_space) else ActorCriticPolicy
 
 
-def policy_arguments(network: Network) -> dict[str, Any]:
+def sees_images(observation_space: gym.Space[Any]) -> bool:
+    """Does a policy of such observations have a convolutional part."""
+    return bool(_images(observation_space))
+
+
+def _images(space: gym.Space[Any]) -> list[gym.Space[Any]]:
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else (space,)
+    return [part for part in parts if is_image_space(part)]
+
+
+def policy_arguments(observation_space: gym.Space[Any], network: Network) -> dict[str, Any]:
     """`policy_kwargs` of SB3 for our network settings: actor and critic are separate, of the same shape."""
     hidden = list(network.hidden)
-    return {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": ACTIVATIONS[network.activation]}
+    arguments = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": ACTIVATIONS[network.activation]}
+    if not sees_images(observation_space):
+        return arguments
+    width = {_width_of_images(observation_space): network.image_features}
+    # subtle: with one shared convolutional part the critic's gradients would spoil the clone
+    return {**arguments, "features_extractor_kwargs": width, "share_features_extractor": False}
+
+
+def _width_of_images(observation_space: gym.Space[Any]) -> str:
+    return "cnn_output_dim" if isinstance(observation_space, spaces.Dict) else "features_dim"
 
 
 def action_distribution(action_space: gym.Space[Any]) -> str:
@@ -92,13 +113,23 @@ def build_policy(
     """A fresh policy on the CPU whose weights follow from `seed` alone: the one that PPO with this seed starts from."""
     check_observation_space(observation_space)
     check_action_space(action_space)
+    _refuse_small_images(observation_space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = policy_class(observation_space)(
-            observation_space, action_space, lr_schedule=lambda _: 0.0, **policy_arguments(network)
+            observation_space, action_space, lr_schedule=lambda _: 0.0, **policy_arguments(observation_space, network)
         )
     policy.set_training_mode(False)
     return policy
+
+
+def _refuse_small_images(observation_space: gym.Space[Any]) -> None:
+    for image in _images(observation_space):
+        if min(image.shape[1:]) < SMALLEST_IMAGE:  # type: ignore[index]
+            raise BadInput(
+                f"observation space {shortened(image)}: pictures are (channels, height, width) of at least "
+                f"{SMALLEST_IMAGE} pixels a side; make them larger"
+            )
 
 
 def network_of(policy: ActorCriticPolicy) -> Network:
@@ -108,7 +139,16 @@ def network_of(policy: ActorCriticPolicy) -> Network:
     names = [name for name, activation in ACTIVATIONS.items() if activation is policy.activation_fn]
     if not names or (isinstance(arch, dict) and arch["pi"] != arch["vf"]):
         raise ValueError(f"no Network describes net_arch {arch} with {policy.activation_fn}")
-    return Network(hidden=tuple(hidden), activation=names[0])  # type: ignore[arg-type]
+    network = Network(hidden=tuple(hidden), activation=names[0])  # type: ignore[arg-type]
+    if not sees_images(policy.observation_space):
+        return network
+    return replace(network, image_features=policy.features_extractor_kwargs[_width_of_images(policy.observation_space)])
+
+
+def _network_to_json(policy: ActorCriticPolicy) -> dict[str, Any]:
+    network = network_of(policy)
+    images = {"image_features": network.image_features} if sees_images(policy.observation_space) else {}
+    return {"hidden": list(network.hidden), "activation": network.activation, **images}
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
@@ -120,7 +160,7 @@ def save_policy(policy: ActorCriticPolicy, folder: str | Path, provenance: Mappi
         "format_version": FORMAT_VERSION,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
-        "network": {"hidden": list(network_of(policy).hidden), "activation": network_of(policy).activation},
+        "network": _network_to_json(policy),
         "action_distribution": action_distribution(policy.action_space),
         "provenance": dict(provenance),
     }
@@ -177,10 +217,11 @@ def read_spec(folder: str | Path) -> PolicySpec:
         )
     if not isinstance(data["provenance"], dict):
         raise BadInput(f"policy {str(path)!r}: provenance must be a mapping")
+    observation_space = space_from_json(data["observation_space"])
     spec = PolicySpec(
-        observation_space=space_from_json(data["observation_space"]),
+        observation_space=observation_space,
         action_space=space_from_json(data["action_space"]),
-        network=_network_from_json(data["network"], path),
+        network=_network_from_json(data["network"], sees_images(observation_space), path),
         provenance=data["provenance"],
     )
     if data["action_distribution"] != action_distribution(spec.action_space):
@@ -192,11 +233,13 @@ def read_spec(folder: str | Path) -> PolicySpec:
     return spec
 
 
-def _network_from_json(data: Any, path: Path) -> Network:
+def _network_from_json(data: Any, images: bool, path: Path) -> Network:
     hidden = data.get("hidden") if isinstance(data, dict) else None
+    width: dict[str, Any] = {"image_features": data.get("image_features")} if images and isinstance(data, dict) else {}
     if (
         not isinstance(data, dict)
-        or set(data) != {"hidden", "activation"}
+        or set(data) != {"hidden", "activation", *width}
+        or not all(type(features) is int and features >= 1 for features in width.values())
         or data["activation"] not in tuple(ACTIVATIONS)
         or not isinstance(hidden, list)
         or len(hidden) > MAX_LAYERS
@@ -205,8 +248,9 @@ def _network_from_json(data: Any, path: Path) -> Network:
         raise BadInput(
             f"policy {str(path)!r}: network {shortened(data)} must be "
             f"{{'hidden': up to {MAX_LAYERS} positive integers, 'activation': one of {sorted(ACTIVATIONS)}}}"
+            + (" and 'image_features': a positive integer" if images else "")
         )
-    return Network(hidden=tuple(hidden), activation=data["activation"])
+    return Network(hidden=tuple(hidden), activation=data["activation"], **width)
 
 
 def _refuse_oversized(spec: PolicySpec, path: Path) -> None:
@@ -218,6 +262,10 @@ def _refuse_oversized(spec: PolicySpec, path: Path) -> None:
         raise BadInput(f"policy {str(path)!r}: its spaces cannot be flattened: {error}") from None
     widths = [inputs, *spec.network.hidden, outputs]
     parameters = 2 * sum(a * b + b for a, b in pairwise(widths))
+    for image in _images(spec.observation_space):
+        # at most so many of SB3's NatureCNN: its last layer has fewer inputs than the picture has pixels
+        channels, pixels = image.shape[0], prod(image.shape[1:])  # type: ignore[index]
+        parameters += 2 * (pixels * spec.network.image_features + 2048 * channels + 75_000)
     if parameters > MAX_PARAMETERS:
         raise BadInput(
             f"policy {str(path)!r}: its network of {parameters} parameters is larger than the {MAX_PARAMETERS} allowed"
@@ -350,7 +398,7 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
         def predict(observations: Observations) -> np.ndarray:
             return np.asarray(policy.predict(observations, deterministic=deterministic)[0])
 
-        return predict
+        return _row_by_row(predict) if sees_images(policy.observation_space) else predict
     actor = [*policy.mlp_extractor.policy_net, policy.action_net]
     layers = [_frozen_linear(layer) if isinstance(layer, nn.Linear) else _IN_PLACE[type(layer)] for layer in actor]
     space, decide = policy.observation_space, _decision(policy.action_space)
@@ -385,6 +433,18 @@ def _decision(space: gym.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
         ends = np.cumsum(space.nvec)[:-1]
         return lambda output: np.stack([part.argmax(axis=1) for part in np.split(output, ends, axis=1)], axis=1)
     return lambda output: (output > 0).astype(np.int8)
+
+
+def _row_by_row(predict: ActFunction) -> ActFunction:
+    """Convolutions of different numbers of rows differ in their last bits: each row is answered alone."""
+
+    def act(observations: Observations) -> np.ndarray:
+        if isinstance(observations, Mapping):
+            rows = len(next(iter(observations.values())))
+            return np.concatenate([predict({k: v[i : i + 1] for k, v in observations.items()}) for i in range(rows)])
+        return np.concatenate([predict(observations[i : i + 1]) for i in range(len(observations))])
+
+    return act
 
 
 def _frozen_linear(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -14,9 +14,11 @@ from typing import Any, Final
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
 from pipeline.config.loading import to_data
 from pipeline.config.task import MeasureInfo, Outcome, TaskConfig, Wrapper
+from pipeline.envs.camera import ChannelsFirst, draw_headless
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.serial import SerialVecEnv, outcome_of
 from pipeline.errors import BadInput, did_you_mean, shortened
@@ -26,6 +28,8 @@ from pipeline.observations import check_action_space, check_observation_space, e
 SEED_BITS = 31  # environments may hand the seed to generators that take no more
 PURPOSE_BITS = 2
 REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:Name
+RENDER_MODE: Final = "rgb_array"
+CAMERA: Final = "pipeline.envs.camera:CameraView"
 MEASURED = "measured over the episode: "  # before a metric's name: it cannot shadow a key of the environment's info
 
 
@@ -39,15 +43,20 @@ class Purpose(IntEnum):
 
 
 class Task:
-    """A task and the keyword arguments of its environments.
+    """A task and the keyword arguments of its environments, seen through its camera or as the environments are.
 
     task = Task(config)
     env = task.make_vec_env(task.training_streams("train", seed=1, n_envs=64))
     """
 
-    def __init__(self, config: TaskConfig, environment_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, config: TaskConfig, environment_kwargs: Mapping[str, Any] | None = None, use_camera: bool = False
+    ) -> None:
         self.config = config
+        self.use_camera = use_camera
         self.environment_kwargs = {**config.environment.kwargs, **(environment_kwargs or {})}
+        camera = Wrapper(name=CAMERA, kwargs=to_data(config.camera))
+        self._wrappers = (*config.environment.wrappers, *([camera] if use_camera else []))
 
     @cached_property
     def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
@@ -55,15 +64,25 @@ class Task:
 
     @cached_property
     def _example(self) -> gym.Env[Any, Any]:
-        """An environment of the first scenario, closed: only what it declares is read."""
+        """An environment of the first scenario, closed: only what it declares is read.
+
+        A camera takes one picture first: where none can be drawn, that is said before anything begins.
+        """
+        if self.use_camera and not Task(self.config, self.environment_kwargs).renders:
+            raise BadInput(
+                f"use_camera: environment {self.config.environment.id!r} has no render mode {RENDER_MODE!r}; leave the "
+                "camera out, or give the environment one"
+            )
         env = self.make_env(next(iter(self.config.scenarios)))
+        if self.use_camera:
+            env.reset(seed=0)
         env.close()
         return env
 
     @property
     def renders(self) -> bool:
         """Can its environments be drawn as RGB arrays."""
-        return "rgb_array" in (self._example.metadata.get("render_modes") or ())
+        return RENDER_MODE in (self._example.metadata.get("render_modes") or ())
 
     @property
     def feature_names(self) -> tuple[str, ...] | None:
@@ -76,7 +95,12 @@ class Task:
     @property
     def wrappers(self) -> list[dict[str, Any]]:
         """What observations and actions go through, as plain data: `[{"name": "ClipAction", "kwargs": {}}]`."""
-        return [to_data(wrapper) for wrapper in self.config.environment.wrappers]
+        return [to_data(wrapper) for wrapper in self._wrappers]
+
+    def as_seen_behind(self, wrappers: Any) -> "Task":
+        """This task, or itself through its camera when those are the wrappers that a policy was made behind."""
+        camera = Task(self.config, self.environment_kwargs, use_camera=True)
+        return camera if wrappers == camera.wrappers else self
 
     def refuse_other_wrappers(self, wrappers: Any, what: str) -> None:
         """Raise BadInput unless `what` was made behind the same wrappers: equal spaces do not make equal numbers."""
@@ -156,18 +180,25 @@ class Task:
                 f"{did_you_mean(scenario, self.config.scenarios)} it has: {', '.join(sorted(self.config.scenarios))}"
             )
         kwargs = {**self.environment_kwargs, **self.config.scenarios[scenario]}
-        env = _make(self.config.environment.id, kwargs, render_mode, self.config.horizon)
-        for wrapper in self.config.environment.wrappers:
+        mode = RENDER_MODE if self.use_camera else render_mode
+        env = _make(self.config.environment.id, kwargs, mode, self.config.horizon)
+        for wrapper in self._wrappers:
             env = _wrap(env, wrapper)
+        seen = env.observation_space
+        if isinstance(seen, gym.spaces.Box) and is_image_space(seen) and not is_image_space_channels_first(seen):
+            env = ChannelsFirst(env)
         check_observation_space(env.observation_space)
         check_action_space(env.action_space)
         summed = {name: m for name, m in self.config.metrics.items() if m.over != "last"}
         return EpisodeMeasures(env, summed) if summed else env
 
     def make_vec_env(self, streams: Sequence[EpisodeStream]) -> EpisodeVecEnv:
-        """A vectorised environment that plays the streams: the task's batched class, or one environment a slot."""
+        """A vectorised environment that plays the streams: the task's batched class, or one environment a slot.
+
+        A batched class draws nothing, so that a camera looks at one environment a slot.
+        """
         batched = self.config.environment.batched
-        if batched is None:
+        if batched is None or self.use_camera:
             return SerialVecEnv(self.make_env, streams)
         summed = any(m.over != "last" for m in self.config.metrics.values())
         if self.config.horizon is not None or summed or self.config.environment.wrappers:
@@ -281,7 +312,9 @@ def call_with_user_arguments(function: Callable[..., Any], what: str, *args: Any
 
 
 def _make(reference: str, kwargs: Mapping[str, Any], render_mode: str | None, horizon: int | None) -> gym.Env[Any, Any]:
-    kwargs = {**kwargs, **({"render_mode": render_mode} if render_mode else {})}
+    if render_mode:
+        draw_headless()
+        kwargs = {**kwargs, "render_mode": render_mode}
     module_name, _, name = reference.rpartition(":")
     if module_name and "-v" not in name:
         env: gym.Env[Any, Any] = call_with_user_arguments(

@@ -63,8 +63,8 @@ def plan(config: Main) -> Plan:
     collect = load(Collect, paths.collect)
     pretrain = load(Pretrain, paths.pretrain)
     finetune = load(Finetune, paths.finetune)
-    seed, n_envs = config.seed, config.parallel_environments
-    training = {"total_timesteps": config.ppo_timesteps or None, "n_envs": n_envs}
+    seed, n_envs, camera = config.seed, config.parallel_environments, config.use_camera or None
+    training = {"total_timesteps": config.ppo_timesteps or None, "n_envs": n_envs, "use_camera": camera}
     if config.learning_rate is not None:  # a constant one, whatever schedule the stage's config has
         constant = LearningRate(initial=config.learning_rate)
         finetune = replace(finetune, training=replace(finetune.training, learning_rate=constant))
@@ -72,11 +72,12 @@ def plan(config: Main) -> Plan:
     def matched(seeds: tuple[int, ...]) -> list[int] | None:
         return _from(seed, seeds, config.matched_seeds)
 
+    cloning = {"seeds": matched(pretrain.seeds), "cloning": {"epochs": config.cloning_epochs}, "use_camera": camera}
     chosen = Plan(
         train_expert=_with(expert, {"seeds": _from(seed, expert.seeds), "training": {"n_envs": n_envs}}),
         promote=load(Promote, paths.promote),
         collect=_with(collect, {"seeds": _from(seed, collect.seeds), "episodes": config.demonstration_episodes}),
-        pretrain=_with(pretrain, {"seeds": matched(pretrain.seeds), "cloning": {"epochs": config.cloning_epochs}}),
+        pretrain=_with(pretrain, cloning),
         finetune=_with(finetune, {"seeds": matched(finetune.seeds), "training": training}),
         compare=load(Compare, paths.compare),
     )

@@ -204,6 +204,8 @@ class Pretrain:
     """bc learns from the dataset alone; the others also play in the environment, and need their section."""
     seeds: Seeds = (1,)
     """Fine-tuning of seed s starts from the clone of seed s, so that matched seeds do not share one lucky clone."""
+    use_camera: bool = False
+    """Clones see pictures: the demonstrations are simulated again in front of the task's `camera`."""
     network: Network = Network()
     cloning: Cloning = Cloning()
     """All of it for bc; the others take the critic, gamma and what is held out from here, dagger its cloning too."""
@@ -217,6 +219,8 @@ class Pretrain:
 
     def __post_init__(self) -> None:
         _distinct(self.seeds)
+        if self.use_camera and self.algorithm != "bc":
+            raise ValueError(f"use_camera is for algorithm 'bc' alone, not for {self.algorithm!r}; remove one of them")
         adversarial = self.algorithm in ("gail", "airl")
         for section, wanted in (("training", adversarial), ("dagger", self.algorithm == "dagger")):
             if wanted and getattr(self, section) is None:
@@ -310,6 +314,8 @@ class Main:
     """Budget of fine-tuning and baseline; 0 skips both and the comparison."""
     parallel_environments: Count | None = None
     learning_rate: Positive | None = None
+    use_camera: bool = False
+    """Clones, fine-tuned policies and baselines see pictures; the expert and its demonstrations stay as they are."""
     skip_pretrain: bool = False
 
 

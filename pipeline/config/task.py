@@ -1,7 +1,9 @@
 """What a task is: an environment, how its final info maps to outcomes, thresholds and scenario sets."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pipeline.config.base import Bound, Count, LibraryArguments, Name, Positive, configuration
 
@@ -59,6 +61,19 @@ class Snqi:
 
 
 @configuration
+class Camera:
+    """What policies see when `use_camera` is on: the environment's own picture, made small."""
+
+    size: Annotated[int, Field(ge=36, le=256)] = 64
+    """Pixels a side; the convolutional network takes no fewer than 36."""
+    grayscale: bool = False
+    frames: Annotated[int, Field(ge=1, le=8)] = 3
+    """The latest pictures, stacked, so that motion can be seen."""
+    observe: Literal["image", "image_and_state"] = "image"
+    """With `image_and_state`, policies see `{image, state}`: the picture, and what the environment itself observes."""
+
+
+@configuration
 class TaskConfig:
     """A task file, `configs/tasks/<name>.yaml`."""
 
@@ -79,6 +94,7 @@ class TaskConfig:
     events: dict[str, str] = field(default_factory=dict)
     """What playbacks mark: event name -> key of the info that counts it, step by step."""
     snqi: Snqi | None = None
+    camera: Camera = Camera()
     horizon: Count | None = None
     """Steps after which an episode is truncated; None leaves it to the environment."""
 

@@ -56,10 +56,12 @@ class LearningRate:
 
 @configuration
 class Network:
-    """The actor and the critic: separate multilayer perceptrons of the same shape."""
+    """The actor and the critic: separate multilayer perceptrons of the same shape, behind a CNN each for pictures."""
 
     hidden: tuple[Count, ...] = (128, 128)
     activation: Literal["tanh", "relu"] = "tanh"
+    image_features: Count = 128
+    """Width of what the CNN hands on; without effect on observations that are no pictures."""
 
 
 @configuration
@@ -76,6 +78,8 @@ class PPOTraining:
     """Keyword arguments of stable_baselines3.PPO; misspelt ones are refused by name."""
     environment: LibraryArguments = field(default_factory=dict)
     """Keyword arguments of the environment in training and evaluation, e.g. reward_name, reward_kwargs."""
+    use_camera: bool = False
+    """Policies see pictures, as the task's `camera` says, instead of the environment's own observations."""
     evaluation: EvaluationSchedule = EvaluationSchedule()
     checkpoint_every: Steps = 250_000
     """Environment steps between checkpoints, from which a killed training goes on; 0: none, it begins again. All

@@ -2,8 +2,9 @@
 
     result = clone(policy, trajectories, settings, seed=1, evaluate=lambda policy: run_episodes(...))
 
-A plain loop over tensors that are loaded once, through the actor alone. The policy is changed in place and ends as the
-best one seen. Where the data comes from, whether it may be used, and what is logged is decided elsewhere.
+A plain loop over tensors that are loaded once, through the actor alone; pictures stay bytes until a batch is read. The
+policy is changed in place and ends as the best one seen. Where the data comes from, whether it may be used, and what
+is logged is decided elsewhere.
 
 Conventions of SB3 that matter here: a Gaussian policy is not squashed, its mean is compared with labels inside the
 action bounds and clipped only when it acts; its standard deviation does not depend on the state and is learnt too
@@ -14,14 +15,15 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import nn
 from torch.nn import functional
 
@@ -34,6 +36,7 @@ from pipeline.trajectories import Trajectories
 
 MIN_LOG_STD = -5.0  # a demonstrator that is copied exactly would drive the spread to 0 and the loss to minus infinity
 _CHUNK = 16_384  # rows of one forward pass without gradient
+_PICTURES = 256  # the same through a convolutional network, whose activations are large
 
 
 @dataclass(frozen=True)
@@ -149,47 +152,107 @@ def split_by_episode(returns: np.ndarray, validation_fraction: float, seed: int)
 
 
 @dataclass(frozen=True)
-class _ActorData:
-    """Observations and labels as tensors, features already extracted."""
+class _Inputs:
+    """Observations as tensors, held once however many sets draw from them, and how a part of the policy reads them."""
 
-    train_x: torch.Tensor  # (n, features) float32
-    train_y: torch.Tensor  # (n, dims) float32, or int64 for actions that are chosen and not measured
-    val_x: torch.Tensor
-    val_y: torch.Tensor
+    rows: Any  # (S + N, features) float32; for a convolutional extractor as recorded, one tensor or one a key
+    read: Callable[[Any], torch.Tensor] | None  # that extractor, rows -> (n, features); None: it has been at work
+    chunk: int  # rows of one forward pass without gradient
+
+    @classmethod
+    def of(cls, policy: ActorCriticPolicy, extractor: nn.Module, data: Trajectories) -> "_Inputs":
+        """An extractor without weights reads once and for all; a convolutional one reads every batch anew."""
+
+        def read(rows: Any) -> torch.Tensor:
+            features: torch.Tensor = extractor(
+                preprocess_obs(rows, policy.observation_space, normalize_images=policy.normalize_images)
+            )
+            return features
+
+        stored = from_rows(data.observations)
+        mapping = isinstance(stored, dict)
+        rows = {k: torch.as_tensor(v) for k, v in stored.items()} if mapping else torch.as_tensor(stored)
+        if any(True for _ in extractor.parameters()):
+            return cls(rows, read, _PICTURES)
+        with torch.no_grad():
+            return cls(read(rows).to(torch.float32), None, _CHUNK)
+
+    def features(self, part: Any) -> torch.Tensor:
+        """What the rest of the network reads of a part, (n, features)."""
+        features: torch.Tensor = part if self.read is None else self.read(part)
+        return features
+
+    def parts(self, rows: torch.Tensor, size: int) -> Iterator[Any]:
+        """The given rows (n,) int64, `size` of them at a time."""
+        if self.read is None:
+            yield from self.rows[rows].split(size)  # small: all at once is faster
+            return
+        for few in rows.split(size):
+            yield {k: v[few] for k, v in self.rows.items()} if isinstance(self.rows, dict) else self.rows[few]
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Rows of the inputs, and what is to be learnt for each."""
+
+    inputs: _Inputs
+    rows: torch.Tensor  # (n,) int64
+    y: torch.Tensor  # (n, dims) float32 or int64 labels; (n,) float32 returns
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, size: int, order: torch.Tensor | None = None) -> Iterator[tuple[Any, torch.Tensor]]:
+        """(inputs, targets) of at most `size` samples each; a last incomplete batch is given as it is."""
+        rows, y = (self.rows, self.y) if order is None else (self.rows[order], self.y[order])
+        yield from zip(self.inputs.parts(rows, size), y.split(size), strict=True)
+
+    def chunks(self) -> Iterator[tuple[Any, torch.Tensor]]:
+        """All samples in order, in parts that fit into memory."""
+        return self.batches(self.inputs.chunk)
+
+
+@dataclass(frozen=True)
+class _ActorData:
+    """Observations and the demonstrator's labels."""
+
+    train: _Samples
+    val: _Samples
 
     @classmethod
     def of(cls, policy: ActorCriticPolicy, data: Trajectories, train: np.ndarray, held_out: np.ndarray) -> "_ActorData":
-        (train_x, train_y), (val_x, val_y) = (_samples(policy, data.select(rows)) for rows in (train, held_out))
-        return cls(train_x, train_y, val_x, val_y)
+        inputs, labels = _Inputs.of(policy, policy.pi_features_extractor, data), _labels(policy, data)
+
+        def samples(episodes: np.ndarray) -> _Samples:
+            steps = _steps(data, episodes)
+            return _Samples(inputs, torch.as_tensor(data.step_rows[steps]), labels[torch.as_tensor(steps)])
+
+        return cls(samples(train), samples(held_out))
 
 
-def _samples(policy: ActorCriticPolicy, data: Trajectories) -> tuple[torch.Tensor, torch.Tensor]:
+def _steps(data: Trajectories, episodes: np.ndarray) -> np.ndarray:
+    """(n,) int64: the steps of some episodes."""
+    chosen = np.zeros(len(data), bool)
+    chosen[episodes] = True
+    return np.flatnonzero(np.repeat(chosen, data.lengths))
+
+
+def _labels(policy: ActorCriticPolicy, data: Trajectories) -> torch.Tensor:
     space = policy.action_space
-    x = _features(policy, data.step_observations())
     if isinstance(space, spaces.Box):
-        labels = np.clip(data.actions, space.low, space.high).reshape(len(x), -1)
-        return x, torch.as_tensor(labels, dtype=torch.float32)
-    return x, torch.as_tensor(data.actions.reshape(len(x), -1), dtype=torch.int64)
-
-
-def _features(policy: ActorCriticPolicy, observations: np.ndarray) -> torch.Tensor:
-    """(n, features) float32. The extractor of flat observations has no weights, so this is done once."""
-    if any(True for _ in policy.pi_features_extractor.parameters()):
-        raise BadInput("cloning from pictures is not offered yet; use a task with flat observations")
-    with torch.no_grad():
-        read = from_rows(observations)
-        mapping = isinstance(read, dict)
-        tensor = {k: torch.as_tensor(v) for k, v in read.items()} if mapping else torch.as_tensor(read)
-        features = policy.extract_features(tensor, policy.pi_features_extractor)
-    assert isinstance(features, torch.Tensor)  # one extractor was named
-    return features.to(torch.float32)
+        labels = np.clip(data.actions, space.low, space.high).reshape(data.steps, -1)
+        return torch.as_tensor(labels, dtype=torch.float32)
+    return torch.as_tensor(data.actions.reshape(data.steps, -1), dtype=torch.int64)
 
 
 class _Actor:
-    """The actor's part of a policy as one function from features to loss."""
+    """The actor's part of a policy as one function from inputs to loss."""
 
-    def __init__(self, policy: ActorCriticPolicy, settings: Cloning) -> None:
-        self.body = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
+    def __init__(
+        self, policy: ActorCriticPolicy, settings: Cloning, features: Callable[[Any], torch.Tensor] = lambda part: part
+    ) -> None:
+        self._head = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
+        self._features, self._extractor = features, policy.pi_features_extractor
         self.log_std: nn.Parameter | None = getattr(policy, "log_std", None)
         space = policy.action_space
         self._choices = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else []
@@ -197,9 +260,15 @@ class _Actor:
         self._settings = settings
 
     def parameters(self) -> list[nn.Parameter]:
-        return [*self.body.parameters(), *([self.log_std] if self.log_std is not None else [])]
+        spread = [self.log_std] if self.log_std is not None else []
+        return [*self._extractor.parameters(), *self._head.parameters(), *spread]
 
-    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def body(self, x: Any) -> torch.Tensor:
+        """Inputs of n rows -> (n, outputs): the mean of a Gaussian, or logits."""
+        output: torch.Tensor = self._head(self._features(x))
+        return output
+
+    def loss(self, x: Any, y: torch.Tensor) -> torch.Tensor:
         """Mean over the batch of the negative log-likelihood (or squared error), minus the weighted entropy."""
         output = self.body(x)
         if self._settings.loss == "nll":
@@ -237,7 +306,7 @@ class _Actor:
             return _sum(kind.entropy().mean() for kind in kinds)
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
 
-    def differentiate(self, x: torch.Tensor, y: torch.Tensor) -> None:
+    def differentiate(self, x: Any, y: torch.Tensor) -> None:
         """Leave the gradient of `loss` in `.grad` of every parameter, which held none.
 
         For the Gaussian log-likelihood the loss's own derivative is written out: by automatic differentiation it takes
@@ -271,7 +340,7 @@ def _clone_actor(
     on_point: OnPoint,
 ) -> tuple[tuple[EpochPoint, ...], int, float]:
     """Every point, the epoch whose weights the policy ends with, and samples per second."""
-    actor = _Actor(policy, settings)
+    actor = _Actor(policy, settings, data.train.inputs.features)
     optimizer = torch.optim.Adam(
         actor.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
@@ -294,7 +363,7 @@ def _clone_actor(
             best = (value, epoch, tensors_of(policy))
     assert best is not None
     load_tensors(policy, best[2])
-    samples = settings.epochs * len(data.train_x)
+    samples = settings.epochs * len(data.train)
     return tuple(points), best[1], samples / seconds if seconds else 0.0
 
 
@@ -305,10 +374,9 @@ def _one_epoch(
     batch_size: int,
     generator: torch.Generator,
 ) -> None:
-    """One pass over the training samples in a fresh random order; a last incomplete batch is used as it is."""
-    order = torch.randperm(len(data.train_x), generator=generator)
-    x, y = data.train_x[order].split(batch_size), data.train_y[order].split(batch_size)
-    for batch_x, batch_y in zip(x, y, strict=True):
+    """One pass over the training samples in a fresh random order."""
+    order = torch.randperm(len(data.train), generator=generator)
+    for batch_x, batch_y in data.train.batches(batch_size, order):
         optimizer.zero_grad()
         actor.differentiate(batch_x, batch_y)
         optimizer.step()
@@ -334,20 +402,20 @@ def rank(figures: Mapping[str, float]) -> tuple[float, float]:
 @torch.no_grad()
 def _actor_metrics(actor: _Actor, data: _ActorData) -> dict[str, float]:
     """The curves of an epoch; every loss is computed over the whole of its set with the weights as they are now."""
-    output = torch.cat([actor.body(x) for x in data.val_x.split(_CHUNK)])
+    output = torch.cat([actor.body(x) for x, _ in data.val.chunks()])
     metrics = {
-        "bc/train_loss": _mean_loss(actor, data.train_x, data.train_y),
-        "bc/val_loss": _mean_loss(actor, data.val_x, data.val_y),
-        "bc/neglogp": float(actor.negative_log_likelihood(output, data.val_y)),
+        "bc/train_loss": _mean_loss(actor, data.train),
+        "bc/val_loss": _mean_loss(actor, data.val),
+        "bc/neglogp": float(actor.negative_log_likelihood(output, data.val.y)),
         "bc/entropy": float(actor.entropy(output)),
         "bc/weight_norm": actor.norm(gradient=False),
         "bc/grad_norm": actor.norm(gradient=True),
     }
     if actor.log_std is None:
         chosen = torch.stack([part.argmax(dim=1) for part in actor.logits(output)], dim=1)
-        metrics["bc/accuracy"] = float((chosen == data.val_y).all(dim=1).float().mean())
+        metrics["bc/accuracy"] = float((chosen == data.val.y).all(dim=1).float().mean())
     else:
-        metrics["bc/mean_absolute_error"] = float((output - data.val_y).abs().mean())
+        metrics["bc/mean_absolute_error"] = float((output - data.val.y).abs().mean())
         metrics["bc/std"] = float(actor.log_std.exp().mean())
     return metrics
 
@@ -357,9 +425,8 @@ def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(torch.add, terms)
 
 
-def _mean_loss(actor: _Actor, x: torch.Tensor, y: torch.Tensor) -> float:
-    parts = zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
-    return sum(float(actor.loss(a, b)) * len(a) for a, b in parts) / len(x)
+def _mean_loss(actor: _Actor, samples: _Samples) -> float:
+    return sum(float(actor.loss(x, y)) * len(y) for x, y in samples.chunks()) / len(samples)
 
 
 # --- critic ----------------------------------------------------------------------------------------------------------
@@ -381,76 +448,90 @@ def train_critic(
     A timeout is no end: the return of a truncated episode continues with the critic's own value of its last
     observation, renewed before every epoch (fitted value iteration), and with 0 after a termination.
     """
-    data, held_out = trajectories.select(train_rows), trajectories.select(held_out_rows)
-    plain = data.discounted_returns(settings.gamma)
+    inputs = _Inputs.of(policy, policy.vf_features_extractor, trajectories)
+    train, held_out = (_CriticData.of(trajectories, rows) for rows in (train_rows, held_out_rows))
+    plain = train.data.discounted_returns(settings.gamma)
     mean, spread = float(plain.mean()), float(plain.std()) or 1.0
-    critic = _Critic(policy, mean, spread)
-    optimizer = torch.optim.Adam(critic.body.parameters(), settings.critic_learning_rate, fused=True)
+    critic = _Critic(policy, inputs, mean, spread)
+    optimizer = torch.optim.Adam(critic.parts.parameters(), settings.critic_learning_rate, fused=True)
     generator = torch.Generator().manual_seed(seed)
-    x, last = _features(policy, data.step_observations()), _features(policy, _last_observations(data))
     points: list[CriticPoint] = []
     best: tuple[float, dict[str, torch.Tensor]] = (math.inf, {})
     for epoch in range(1, settings.critic_epochs + 1):
-        returns = data.discounted_returns(settings.gamma, critic.values(last) if epoch > 1 else _constant(data, mean))
-        targets = torch.as_tensor((returns - mean) / spread, dtype=torch.float32)
-        order = torch.randperm(len(x), generator=generator)
+        final = critic.values(train.last) if epoch > 1 else np.full(len(train.data), mean)
+        targets = torch.as_tensor(
+            (train.data.discounted_returns(settings.gamma, final) - mean) / spread, dtype=torch.float32
+        )
+        order = torch.randperm(len(train.rows), generator=generator)
         losses = []
-        batches = zip(x[order].split(settings.batch_size), targets[order].split(settings.batch_size), strict=True)
-        for batch_x, batch_y in batches:
-            loss = functional.mse_loss(critic.body(batch_x).flatten(), batch_y)
+        for x, y in _Samples(inputs, train.rows, targets).batches(settings.batch_size, order):
+            loss = functional.mse_loss(critic.body(x).flatten(), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-        points.append(CriticPoint(epoch, _critic_metrics(policy, critic, held_out, settings.gamma, losses)))
+        points.append(CriticPoint(epoch, _critic_metrics(critic, held_out, settings.gamma, losses)))
         on_point(points[-1])
         if points[-1].metrics["critic/val_loss"] < best[0]:
-            best = (points[-1].metrics["critic/val_loss"], copy.deepcopy(critic.body.state_dict()))
-    critic.body.load_state_dict(best[1])
+            best = (points[-1].metrics["critic/val_loss"], copy.deepcopy(critic.parts.state_dict()))
+    critic.parts.load_state_dict(best[1])
     critic.rescale()
     return tuple(points)
+
+
+@dataclass(frozen=True)
+class _CriticData:
+    """Some episodes, and where their observations are among the inputs."""
+
+    data: Trajectories  # without observations: rewards and ends are what returns are made of
+    rows: torch.Tensor  # (n,) int64: the observation before every step
+    last: torch.Tensor  # (episodes,) int64: the one after the last step of each
+
+    @classmethod
+    def of(cls, data: Trajectories, episodes: np.ndarray) -> "_CriticData":
+        episodes = np.sort(episodes)  # the order of the rows
+        rows = torch.as_tensor(data.step_rows[_steps(data, episodes)])
+        last = torch.as_tensor(data.observation_offsets[1:][episodes] - 1)
+        bare = replace(data, observations=np.empty((data.steps + len(data), 0)))
+        return cls(bare.select(episodes), rows, last)
 
 
 class _Critic:
     """The critic's part of a policy while it predicts `(return - mean) / spread`."""
 
-    def __init__(self, policy: ActorCriticPolicy, mean: float, spread: float) -> None:
-        self.body = nn.Sequential(*policy.mlp_extractor.value_net, policy.value_net)
-        self.mean, self.spread = mean, spread
+    def __init__(self, policy: ActorCriticPolicy, inputs: _Inputs, mean: float, spread: float) -> None:
+        self._head = nn.Sequential(*policy.mlp_extractor.value_net, policy.value_net)
+        self.parts = nn.ModuleList([policy.vf_features_extractor, self._head])
+        self._inputs, self.mean, self.spread = inputs, mean, spread
+
+    def body(self, x: Any) -> torch.Tensor:
+        """Inputs of n rows -> (n, 1)."""
+        output: torch.Tensor = self._head(self._inputs.features(x))
+        return output
 
     @torch.no_grad()
-    def values(self, x: torch.Tensor) -> np.ndarray:
-        """(n,) float64 values in the unit of the return."""
-        standardised = torch.cat([self.body(part) for part in x.split(_CHUNK)]).flatten()
-        return self.mean + self.spread * standardised.numpy().astype(np.float64)
+    def values(self, rows: torch.Tensor) -> np.ndarray:
+        """(n,) float64 values in the unit of the return, of the inputs' `rows` (n,)."""
+        parts = [self.body(part) for part in self._inputs.parts(rows, self._inputs.chunk)]
+        return self.mean + self.spread * torch.cat(parts).flatten().numpy().astype(np.float64)
 
     @torch.no_grad()
     def rescale(self) -> None:
         """Move mean and spread into the last layer, so that the policy itself predicts returns."""
-        head = self.body[-1]
-        assert isinstance(head, nn.Linear)
-        head.weight.mul_(self.spread)
-        head.bias.mul_(self.spread).add_(self.mean)
+        last = self._head[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(self.spread)
+        last.bias.mul_(self.spread).add_(self.mean)
 
 
 def _critic_metrics(
-    policy: ActorCriticPolicy, critic: _Critic, held_out: Trajectories, gamma: float, losses: list[torch.Tensor]
+    critic: _Critic, held_out: _CriticData, gamma: float, losses: list[torch.Tensor]
 ) -> dict[str, float]:
-    final = critic.values(_features(policy, _last_observations(held_out)))
-    returns = held_out.discounted_returns(gamma, final)
-    error = returns - critic.values(_features(policy, held_out.step_observations()))
+    returns = held_out.data.discounted_returns(gamma, critic.values(held_out.last))
+    error = returns - critic.values(held_out.rows)
     variance = float(returns.var())
     return {
         "critic/train_loss": float(torch.stack(losses).mean()) * critic.spread**2,
         "critic/val_loss": float(np.square(error).mean()),
         "critic/explained_variance": 1 - float(error.var()) / variance if variance > 0 else math.nan,
     }
-
-
-def _last_observations(data: Trajectories) -> np.ndarray:
-    """(N, *obs_shape): the observation after each episode's last step."""
-    return data.observations[data.observation_offsets[1:] - 1]
-
-
-def _constant(data: Trajectories, value: float) -> np.ndarray:
-    return np.full(len(data), value)

@@ -116,7 +116,7 @@ def train(job: TrainingJob, emit: Emit) -> TrainingResult:
     """
     emitter = Emitter(emit)
     check_job(job)
-    task = Task(job.task, job.training.environment)
+    task = Task(job.task, job.training.environment, job.training.use_camera)
     folder = None if job.checkpoints is None else CheckpointFolder(Path(job.checkpoints), job_digest(job))
     evaluation = _evaluation_callback(job, task, emitter)
     try:
@@ -247,7 +247,7 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tupl
         policy=policy_class(task.observation_space),
         env=env,
         learning_rate=learning_rate_schedule(schedule),
-        policy_kwargs=policy_arguments(training.network),
+        policy_kwargs=policy_arguments(task.observation_space, training.network),
         seed=_part_seed(job.seed, part),
         device="cpu",
         **training.ppo,

@@ -128,6 +128,7 @@ def _check_jobs(config: Sweep, plan: TrialPlan) -> None:
             try:
                 job = trial_job(plan, {**point.given, point.key: value}, 0, Path())
                 if in_environment:
-                    Task(plan.task, job.training.environment).make_env(next(iter(plan.task.scenarios))).close()
+                    task = Task(plan.task, job.training.environment, job.training.use_camera)
+                    task.make_env(next(iter(plan.task.scenarios))).close()
             except BadInput as error:
                 raise BadInput(f"search_space {point.key!r} at {value!r}: {error}") from None

@@ -6,6 +6,7 @@ Everything here is explicit and off in a training from scratch. How the clone wa
 import copy
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from pipeline.policies import (
     network_of,
     policy_digest,
     probe_batch,
+    sees_images,
     tensor_digests,
     tensors_of,
 )
@@ -57,10 +59,11 @@ def _refuse_misfit(policy: ActorCriticPolicy, source: ActorCriticPolicy, folder:
                 f"initial policy {folder!r}: its {what} {getattr(source, what)} is not the task's "
                 f"{getattr(policy, what)}; pre-train on this task"
             )
-    if network_of(source) != network:
+    its = network_of(source)
+    wanted = network if sees_images(source.observation_space) else replace(network, image_features=its.image_features)
+    if its != wanted:
         raise BadInput(
-            f"initial policy {folder!r}: its network {network_of(source)} is not training.network {network}; "
-            "give both the same"
+            f"initial policy {folder!r}: its network {its} is not training.network {network}; give both the same"
         )
 
 
@@ -118,7 +121,8 @@ class WarmPPO(PPO):
             for parameter in self._reference.parameters():
                 parameter.requires_grad_(False)
         if settings.critic_burn_in_steps > 0:
-            critic = [*self.policy.mlp_extractor.value_net.parameters(), *self.policy.value_net.parameters()]
+            parts = self.policy.vf_features_extractor, self.policy.mlp_extractor.value_net, self.policy.value_net
+            critic = [parameter for part in parts for parameter in part.parameters()]
             self.critic_optimizer = torch.optim.Adam(critic, lr=settings.critic_burn_in_learning_rate)
 
     def penalty_weight(self) -> float:
@@ -187,10 +191,8 @@ class WarmPPO(PPO):
         discrete = isinstance(self.action_space, spaces.Discrete)
         actions = batch.actions.long().flatten() if discrete else batch.actions
         policy = self.policy
-        features = policy.extract_features(batch.observations)
-        latent_actor, latent_critic = policy.mlp_extractor(features)
-        distribution = policy._get_action_dist_from_latent(latent_actor)
-        values, log_prob = policy.value_net(latent_critic).flatten(), distribution.log_prob(actions)
+        distribution = policy.get_distribution(batch.observations)
+        values, log_prob = policy.predict_values(batch.observations).flatten(), distribution.log_prob(actions)
         advantages = batch.advantages
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)

@@ -17,7 +17,7 @@ UPSTREAM = ("group",)
 
 
 def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOutcome:
-    task = Task(load_task(config.task), config.training.environment)
+    task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
     arms = arm_jobs(config, task, run.folder, None)
     run.record_config(config, task.config, {})
     shared = {

@@ -42,7 +42,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     task_config = load_task(config.task)
     group = find_group(run.client, upstream.get("group", "latest"), task_config.name)
     trained = read_config(run.client, group.finetune, Finetune)
-    task = Task(task_config, trained.training.environment)
+    task = Task(task_config, trained.training.environment, trained.training.use_camera)
     run.record_config(config, task_config, {"group": group.name})
     run.tag({Tag.GROUP: group.name, **lineage.from_runs({"baseline": group.baseline, "finetune": group.finetune})})
     taints = taint.inherit(run)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Evaluate
-from pipeline.demonstrators import Actor, policy_actions, scripted
+from pipeline.demonstrators import Actor, as_policy_sees, policy_actions, scripted
 from pipeline.errors import BadInput
 from pipeline.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
 from pipeline.names import EVAL_PREFIX, Tag
@@ -22,7 +22,7 @@ UPSTREAM = ("policy",)
 def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task), config.environment)
     episodes = task.episodes(config.scenario_set, config.seed, config.episodes, Purpose.EVALUATE)
-    actor, name = _actor(run, config, task, upstream.get("policy", "latest"))
+    task, actor, name = _actor(run, config, task, upstream.get("policy", "latest"))
     warnings = tuple(f"TAINTED: {reason}" for reason in taint.inherit(run))
     records = run_episodes(task, actor, episodes)
     table = statistics_table(records)
@@ -37,18 +37,19 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     return StageOutcome((title, *warnings, table))
 
 
-def _actor(run: StageRun, config: Evaluate, task: Task, reference: str) -> tuple[Actor, str]:
-    """What acts, and how a person names it; its identity and lineage go on record first."""
+def _actor(run: StageRun, config: Evaluate, task: Task, reference: str) -> tuple[Task, Actor, str]:
+    """The task as it is seen, what acts, and how a person names it; its identity and lineage go on record first."""
     if config.scripted is not None:
         if reference != "latest":
             raise BadInput(f"policy {reference!r} and scripted.demonstrator exclude each other; give one of them")
         demonstrator = scripted(config.scripted.demonstrator, config.scripted.kwargs)
         run.record_config(config, task.config, {"policy": demonstrator.provenance["digest"]})
         run.json(demonstrator.provenance, "demonstrator.json")
-        return demonstrator.actor, config.scripted.demonstrator
+        return task, demonstrator.actor, config.scripted.demonstrator
     policy = find_policy(run.client, reference, task.config.name, {Tag.STAGE: "pretrain"})
     run.record_config(config, task.config, {"policy": policy.digest})
     maker = {} if policy.run_id is None else get_run(run.client, policy.run_id, "policy").data.tags
     run.tag(lineage.from_policy(policy, "policy", maker))
-    act = policy_actions(task, policy.folder, policy.reference, config.deterministic)
-    return act, policy.reference
+    seen = as_policy_sees(task, policy.folder)
+    act = policy_actions(seen, policy.folder, policy.reference, config.deterministic)
+    return seen, act, policy.reference

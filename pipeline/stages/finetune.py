@@ -28,7 +28,7 @@ SHIFT_SEED = 999
 
 
 def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOutcome:
-    task = Task(load_task(config.task), config.training.environment)
+    task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
     policy = find_policy(run.client, upstream.get("policy", "latest"), task.config.name, {Tag.STAGE: "pretrain"})
     taint.refuse_tainted(run.client, policy, "finetune")
     starts = starting_policies(run, policy, config.seeds)
@@ -41,7 +41,7 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
         **lineage.from_policy(policy, "pretrain", get_run(run.client, str(policy.run_id), "policy").data.tags),
     }
     run.tag(shared)
-    shift = distribution_shift(run, task, config, shared)
+    shift = distribution_shift(run, Task(task.config, config.training.environment), config, shared)
     tags = [
         {
             **shared,
@@ -72,8 +72,8 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
 def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mapping[str, str]) -> Shift | None:
     """Are the fine-tuning scenarios like the demonstrations: the demonstrator itself plays them, noise and all.
 
-    Only the scenarios and the environment can then differ, not the policy. None when nobody is there to play: the
-    dataset was imported, or the script that demonstrated is no longer the same.
+    Only the scenarios and the environment can then differ, not the policy; `task` is seen as it was recorded. None
+    when nobody is there to play: the dataset was imported, or the script that demonstrated is no longer the same.
     """
     dataset = fetch_dataset(get_run(run.client, tags[lineage_run_tag("dataset")], "dataset run"))
     demonstrator = demonstrator_of(run.client, dataset.metadata, task)

@@ -3,8 +3,9 @@
 By behavioural cloning, or by an algorithm that also plays in the environment; what comes out is the same.
 """
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -18,6 +19,7 @@ from pipeline.learning.certificates import TransferCertificate, certify
 from pipeline.learning.cloning import CloningResult, CriticPoint, EpochPoint, clone
 from pipeline.learning.ppo import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
+from pipeline.playback import view_again
 from pipeline.policies import WRAPPERS, act_function, build_policy, save_policy
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
@@ -25,6 +27,7 @@ from pipeline.tracking import lineage
 from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_for_training, log_dataset_input
 from pipeline.tracking.models import log_policy
 from pipeline.tracking.runs import StageRun, child_run
+from pipeline.trajectories import content_digest
 
 UPSTREAM = ("dataset",)
 BEST = {
@@ -46,6 +49,8 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     run.tag({Tag.ALGORITHM: config.algorithm, **made_from})
     log_dataset_input(run, dataset.metadata, dataset.run_id, "training")
     demonstrator = answering(run, task, config, dataset)
+    if config.use_camera:
+        task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
     clones = []
     for seed in config.seeds:
         about = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed}
@@ -64,6 +69,17 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
         ),
         outputs={"policy": run.run_id},
     )
+
+
+def through_camera(run: StageRun, task: Task, dataset: StoredDataset) -> StoredDataset:
+    """The dataset with what the task's camera sees instead of the recorded observations; labels stay as they are."""
+    started = time.perf_counter()
+    recorded, kwargs = dataset.trajectories, dataset.metadata.environment["kwargs"]
+    seen = view_again(Task(task.config, kwargs, use_camera=True), recorded)
+    frames = len(seen.observations)
+    run.metrics({"camera/frames": frames, "camera/seconds": time.perf_counter() - started})
+    run.tag({Tag.CAMERA_DIGEST: content_digest(seen)})
+    return replace(dataset, trajectories=seen)
 
 
 @dataclass(frozen=True)

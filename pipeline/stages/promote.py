@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
-from pipeline.demonstrators import policy_actions
+from pipeline.demonstrators import as_policy_sees, policy_actions
 from pipeline.errors import BadInput
 from pipeline.evaluation import run_episodes
 from pipeline.gate import GateDecision, Measured, decide
@@ -57,11 +57,12 @@ def measure(task: Task, config: Promote, subjects: Mapping[str, StoredPolicy]) -
     sets = sorted({rule.scenario_set for rule in config.rules})
     measured = []
     for subject, policy in subjects.items():
-        act = policy_actions(task, policy.folder, policy.reference)
+        seen = as_policy_sees(task, policy.folder)
+        act = policy_actions(seen, policy.folder, policy.reference)
         for scenario_set in sets:
             for seed in config.seeds:
                 episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)
-                measured.append(Measured(subject, scenario_set, seed, run_episodes(task, act, episodes)))
+                measured.append(Measured(subject, scenario_set, seed, run_episodes(seen, act, episodes)))
     return measured
 
 

@@ -32,7 +32,7 @@ UPSTREAM = ()
 
 
 def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> StageOutcome:
-    task = Task(load_task(config.task), config.training.environment)
+    task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
     jobs = training_jobs(config, task, run.folder)
     run.record_config(config, task.config, {})
     tags = [{Tag.STAGE: "train_expert_seed"} for _ in jobs]

@@ -54,6 +54,11 @@ def test_demonstration_episodes_is_what_collect_records():
     assert changes(demonstration_episodes=50) == {"collect.episodes": 50}
 
 
+def test_use_camera_is_for_what_comes_after_the_expert():
+    assert changes(use_camera=True) == {"pretrain.use_camera": True, "finetune.training.use_camera": True}
+    assert changes(use_camera=False) == {}
+
+
 def test_cloning_epochs_is_what_pretrain_clones():
     assert changes(cloning_epochs=9) == {"pretrain.cloning.epochs": 9}
 

@@ -101,7 +101,14 @@ def two_models(task_config, make_training, settings):
     models = []
     for cls in (PPO, WarmPPO):
         env = training_env(Task(task_config), training, seed=2)
-        model = cls("MlpPolicy", env, policy_kwargs=policy_arguments(NETWORK), seed=2, device="cpu", **training.ppo)
+        model = cls(
+            "MlpPolicy",
+            env,
+            policy_kwargs=policy_arguments(env.observation_space, NETWORK),
+            seed=2,
+            device="cpu",
+            **training.ppo,
+        )
         load_tensors(model.policy, fresh(task_config, 7).state_dict())
         models.append(model)
     models[1].begin_warm_start(settings)

@@ -82,7 +82,9 @@ def test_the_digest_changes_with_every_file(folder):
 
 def test_the_weights_follow_from_the_seed_and_are_those_ppo_starts_from():
     space = gym.make("Pendulum-v1")
-    ppo = PPO("MlpPolicy", space, seed=3, policy_kwargs=policy_arguments(NETWORK), device="cpu")
+    ppo = PPO(
+        "MlpPolicy", space, seed=3, policy_kwargs=policy_arguments(space.observation_space, NETWORK), device="cpu"
+    )
     ours = build_policy(ppo.observation_space, ppo.action_space, NETWORK, seed=3)
     assert weights_digest(ours) == weights_digest(ppo.policy)
     assert weights_digest(build_policy(ppo.observation_space, ppo.action_space, NETWORK, seed=4)) != weights_digest(

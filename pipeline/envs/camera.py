@@ -1,0 +1,119 @@
+"""An environment seen through its own camera: what it draws, made small, the latest frames stacked.
+
+Gymnasium's wrappers do this in four layers that have other names in 0.29 and that need OpenCV to resize; here every
+frame is drawn, shrunk by area with Pillow and put into a stack of bytes, once.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from PIL import Image
+
+from pipeline.errors import BadInput
+
+# MuJoCo draws without a screen through EGL, also where there is one; MUJOCO_GL=osmesa draws without a driver
+HEADLESS = {"MUJOCO_GL": "egl", "SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+
+
+class CameraView(gym.Wrapper[Any, Any, Any, Any]):
+    """Observations are pictures (channels * frames, size, size) uint8, the oldest frame first.
+
+    With `observe = "image_and_state"` they are `{"image": ..., "state": what the environment itself observes}`. An
+    episode begins with its first frame in every place of the stack. `unseen` is always the environment's own
+    observation, of `unseen_space`. Raises BadInput when the environment was not made with `render_mode="rgb_array"`,
+    or when it cannot be drawn.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        size: int = 64,
+        grayscale: bool = False,
+        frames: int = 3,
+        observe: Literal["image", "image_and_state"] = "image",
+    ) -> None:
+        super().__init__(env)
+        if env.render_mode != "rgb_array":
+            raise BadInput(f"a camera needs an environment made with render_mode='rgb_array', not {env.render_mode!r}")
+        self._size, self._mode, self._channels = size, "L" if grayscale else "RGB", 1 if grayscale else 3
+        self._stack = np.zeros((self._channels * frames, size, size), np.uint8)
+        self._with_state = observe == "image_and_state"
+        self.unseen: Any = None
+        self.unseen_space = env.observation_space
+        image = spaces.Box(0, 255, self._stack.shape, np.uint8)
+        self.observation_space = spaces.Dict(image=image, state=env.observation_space) if self._with_state else image
+        draw_plainly(env, size)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.unseen, info = self.env.reset(seed=seed, options=options)
+        self._stack[:] = np.tile(self._frame(), (len(self._stack) // self._channels, 1, 1))
+        return self._seen(), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self.unseen, reward, terminated, truncated, info = self.env.step(action)
+        self._stack[: -self._channels] = self._stack[self._channels :]
+        self._stack[-self._channels :] = self._frame()
+        return self._seen(), reward, terminated, truncated, info
+
+    def _seen(self) -> Any:
+        picture = self._stack.copy()
+        return {"image": picture, "state": self.unseen} if self._with_state else picture
+
+    def _frame(self) -> np.ndarray:
+        """(channels, size, size) uint8: the environment as it is now."""
+        picture = Image.fromarray(np.ascontiguousarray(_drawn(self.env.render)))
+        if picture.size != (self._size, self._size):
+            picture = picture.resize((self._size, self._size), Image.Resampling.BOX)
+        frame = np.asarray(picture.convert(self._mode))
+        return frame[None] if frame.ndim == 2 else frame.transpose(2, 0, 1)
+
+
+def _drawn(render: Callable[[], Any]) -> np.ndarray:
+    try:
+        frame = render()
+    except Exception as error:  # whatever graphics libraries raise where there is no display or driver
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise BadInput(
+            f"use_camera: the environment cannot be drawn: {reason}; MuJoCo needs EGL (Debian: apt-get install libegl1 "
+            "libgl1-mesa-dri) or, with MUJOCO_GL=osmesa, OSMesa (libosmesa6)"
+        ) from None
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise BadInput(f"use_camera: the environment draws a {type(frame).__name__}, not (height, width, 3) bytes")
+    return frame
+
+
+def draw_headless() -> None:
+    """Let MuJoCo and pygame draw without a screen, unless the user has chosen how."""
+    for variable, value in HEADLESS.items():
+        os.environ.setdefault(variable, value)
+
+
+def draw_plainly(env: gym.Env[Any, Any], size: int) -> None:
+    """MuJoCo draws at the size that is asked for, without what costs most: shadows, reflections, multisampling."""
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is None:
+        return
+    model = renderer.model
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 0
+    model.mat_reflectance[:] = 0
+    model.vis.global_.offwidth = model.vis.global_.offheight = size
+    renderer.width = renderer.height = size
+
+
+class ChannelsFirst(gym.ObservationWrapper[Any, Any, Any]):
+    """Pictures (height, width, channels) as (channels, height, width), which is what networks read."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        assert isinstance(space, spaces.Box)
+        low, high = (bound.transpose(2, 0, 1) for bound in (space.low, space.high))
+        self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
+
+    def observation(self, observation: Any) -> Any:
+        return np.asarray(observation).transpose(2, 0, 1)
