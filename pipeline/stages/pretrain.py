@@ -18,8 +18,9 @@ from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.datasets import StoredDataset, fetch_for_training, log_dataset_input
+from pipeline.tracking.forwarder import child_run, forwarding
 from pipeline.tracking.models import log_policy
-from pipeline.tracking.runs import StageRun, child_run
+from pipeline.tracking.runs import StageRun
 
 UPSTREAM = ("dataset",)
 
@@ -35,10 +36,11 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     run.tag(made_from)
     log_dataset_input(run, dataset.metadata, dataset.run_id, "training")
     clones = []
-    for seed in config.seeds:
-        tags = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed, **made_from}
-        with child_run(run, f"clone-seed-{seed}", tags) as child:
-            clones.append(clone_seed(child, task, config, dataset, seed))
+    with forwarding(run) as forwarder:
+        for seed in config.seeds:
+            tags = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed, **made_from}
+            with child_run(forwarder, run, f"clone-seed-{seed}", tags) as child:
+                clones.append(clone_seed(child, task, config, dataset, seed))
     _log_stage(run, clones)
     success = [point_figures(clone.final)[Metric.SUCCESS_RATE] for clone in clones]
     explained = [clone.result.critic_explained_variance for clone in clones]
@@ -89,20 +91,17 @@ def _clone(
     run: StageRun, task: Task, config: Pretrain, policy: ActorCriticPolicy, dataset: StoredDataset, seed: int
 ) -> CloningResult:
     episodes = evaluation_episodes(task, config.scenario_set, config.evaluation)
-    points: list[tuple[str, float, int]] = []
 
     def play(clone_so_far: ActorCriticPolicy) -> EpisodeRecords:
         return run_episodes(task, act_function(clone_so_far), episodes)
 
     def on_point(point: EpochPoint | CriticPoint) -> None:
-        points.extend((name, value, point.epoch) for name, value in point.metrics.items())
+        run.metrics(point.metrics, point.epoch)
         if isinstance(point, EpochPoint) and point.records is not None:
             figures = with_intervals(summarise(point.records))
-            points.extend((f"{EVAL_PREFIX}{name}", value, point.epoch) for name, value in figures.items())
+            run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in figures.items()}, point.epoch)
 
-    result = clone(policy, dataset.trajectories, config.cloning, seed, play, on_point=on_point)
-    run.metric_series(points)
-    return result
+    return clone(policy, dataset.trajectories, config.cloning, seed, play, on_point=on_point)
 
 
 def _log_clone(run: StageRun, clone: Clone) -> None:
