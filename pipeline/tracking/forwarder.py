@@ -57,6 +57,7 @@ class Forwarder:
         self._wake.set()
         if self.trouble is None:  # otherwise it waits for an answer that may never come
             self._thread.join()
+        self._outbox.close()
 
     def child(self, stage_run: StageRun, name: str, tags: Mapping[str, Any], folder: Path | None = None) -> StageRun:
         """A new run nested in a stage's, of the same code. It is written through the outbox, its end too."""
@@ -113,6 +114,7 @@ def forwarding(stage_run: StageRun) -> Iterator[Forwarder]:
 
     When the block is left the store has everything, or it does not answer: then the stage's run goes on in the outbox.
     """
+    patience = _patience()
     with Forwarder(stage_run.client) as forwarder:
         try:
             yield forwarder
@@ -120,8 +122,19 @@ def forwarding(stage_run: StageRun) -> Iterator[Forwarder]:
             with contextlib.suppress(BadInput):
                 forwarder.settle(FAREWELL_SECONDS)
             raise
-        if not forwarder.settle(float(os.environ.get(PATIENCE_VARIABLE, PATIENCE_SECONDS))):
+        if not forwarder.settle(patience):
             stage_run.write_behind()
+
+
+def _patience() -> float:
+    text = os.environ.get(PATIENCE_VARIABLE, str(PATIENCE_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds <= 1e6:
+        raise BadInput(f"{PATIENCE_VARIABLE} = {shortened(text)}: it must be a number of seconds, 0 or more")
+    return seconds
 
 
 @contextlib.contextmanager

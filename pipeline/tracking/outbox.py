@@ -140,6 +140,11 @@ class Outbox:
         """Forget what the store has."""
         with self._transaction() as database:
             database.executemany("DELETE FROM records WHERE id = ?", [(record.id,) for record in records])
+            # nothing of a finished run is ever said again
+            ended = [
+                (r.run_id,) for r in records if r.operation == {**r.operation, "do": "close", "status": "FINISHED"}
+            ]
+            database.executemany("DELETE FROM numbered WHERE run_id = ?", ended)
         for record in records:
             if "local" in record.operation:
                 shutil.rmtree(Path(record.operation["local"]).parent, ignore_errors=True)

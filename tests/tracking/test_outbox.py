@@ -220,6 +220,22 @@ def test_the_next_stage_delivers_what_an_earlier_one_left(bench):
     assert points_of(bench, run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
+def test_a_figure_that_the_store_did_not_keep_decides_nothing(bench, monkeypatch):
+    run = StageRun(bench.client, bench.run("promote", status=None), bench.experiment, bench.folder)
+    run.confirmed_metrics({"gate/success": 0.1 + 0.2, "gate/not_measured": float("nan")})
+    monkeypatch.setattr(operations, "perform", lambda *args: None)
+    with pytest.raises(BadInput, match=r"the store keeps 0\.30000000000000004 as gate/success, measured was 0\.5"):
+        run.confirmed_metrics({"gate/success": 0.5})
+    with pytest.raises(BadInput, match="the store keeps None as gate/collision"):
+        run.confirmed_metrics({"gate/collision": 0.0})
+
+
+def test_a_patience_that_is_no_number_is_one_line(bench, monkeypatch):
+    monkeypatch.setenv("PIPELINE_PATIENCE_SECONDS", "soon")
+    with pytest.raises(BadInput, match="PIPELINE_PATIENCE_SECONDS = 'soon'"), forwarding(in_store(bench)):
+        pass
+
+
 def test_an_outbox_that_cannot_be_used_is_one_line(bench, outbox):
     (bench.folder / "elsewhere").write_text("a file, not a folder")
     with pytest.raises(BadInput, match=r"outbox .*elsewhere cannot be used"):
