@@ -4,6 +4,7 @@
 # make check  linters, types, import contract
 # make older  the whole pipeline, tiny, on the older versions that plain pip resolves
 # make browser  a tiny comparison, its report opened in Chromium at two sizes, light and dark (needs Chromium in PATH)
+# make race   sixteen processes at one registry, in SQLite and in PostgreSQL (Debian: apt-get install postgresql)
 # make ui     look at the demo's runs in a browser
 # make clean  remove the environment (never the store)
 
@@ -16,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 TASK ?= social_nav
 STORE := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: demo test setup check older browser ui clean
+.PHONY: demo test setup check older browser race ui clean
 
 demo: setup
 	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) \
@@ -34,6 +35,12 @@ check: setup
 
 browser: setup
 	python benchmarks/report_in_browser.py
+
+RACE_OPERATIONS ?= 10000
+race: setup
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[postgresql]'
+	python benchmarks/registry_race.py --store sqlite --operations $(RACE_OPERATIONS)
+	python benchmarks/registry_race.py --store postgresql --operations $(RACE_OPERATIONS)
 
 ui: setup
 	mlflow ui --backend-store-uri $(STORE)

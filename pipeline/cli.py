@@ -110,14 +110,25 @@ def ask(arguments: Sequence[str] | None = None) -> int:
         verb = verbs.add_parser(export, help=f"write from a {what} to a new {target}")
         verb.add_argument("reference", metavar=what)
         verb.add_argument("target", metavar=target)
+    verbs.add_parser("sync", help="deliver to the store what trainings left waiting on this machine")
     try:
         with _argparse_errors():
             known = parser.parse_args(arguments)
+        if known.verb == "sync":
+            return _sync()
         print(_answer(known))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     return DONE
+
+
+def _sync() -> int:
+    from pipeline.tracking.forwarder import sync  # late: --help answers at once
+
+    delivery = sync()
+    print("\n".join(delivery.lines()))
+    return DONE if delivery.done else VERDICT_NO
 
 
 def _answer(known: argparse.Namespace) -> str:

@@ -7,7 +7,7 @@ Which episodes, and what the figures must be, is decided elsewhere.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -199,12 +199,15 @@ def summarise_by_scenario(records: EpisodeRecords, seed: int = 0) -> dict[str, d
     return {scenario: summarise(records.select(rows[scenario]), seed) for scenario in sorted(rows)}
 
 
-def with_intervals(summary: dict[str, Estimate]) -> dict[str, float]:
-    """`{"success_rate": Estimate(0.9, 0.8, 1.0)}` -> the same with `_ci_low` and `_ci_high` beside it, as metrics."""
+def with_intervals(summary: dict[str, Estimate], of: Collection[str] | None = None) -> dict[str, float]:
+    """`{"success_rate": Estimate(0.9, 0.8, 1.0)}` -> the same with `_ci_low` and `_ci_high` beside it, as metrics.
+
+    `of`: the figures that get their intervals; None: all that have one.
+    """
     flat: dict[str, float] = {}
     for name, estimate in summary.items():
         flat[name] = estimate.value
-        if not name.endswith(("_std", "_min", "_max")):
+        if not name.endswith(("_std", "_min", "_max")) and (of is None or name in of):
             flat[f"{name}_ci_low"], flat[f"{name}_ci_high"] = estimate.low, estimate.high
     return flat
 

@@ -13,7 +13,9 @@ from pipeline.config.training import LearningRate
 from pipeline.errors import BadInput
 from pipeline.names import OUTPUT_PREFIX, Tag
 from pipeline.stages import StageOutcome
-from pipeline.tracking.runs import StageRun, code_tags, digest_of, end_failed, open_run, search, tag_text
+from pipeline.tracking.forwarder import deliver_leftovers
+from pipeline.tracking.operations import tag_text
+from pipeline.tracking.runs import StageRun, code_tags, digest_of, end_failed, open_run, search
 from pipeline.tracking.store import ui_command
 
 C = TypeVar("C")
@@ -21,6 +23,7 @@ C = TypeVar("C")
 
 def run_stage(stage: str, config_path: str, upstream: Mapping[str, str], overrides: Mapping[str, str]) -> StageOutcome:
     """Open the run, load and check the configuration, and do the stage. Raises BadInput."""
+    deliver_leftovers()
     with open_run(stage) as run:
         config = load(STAGE_CONFIGS[stage], config_path, overrides)
         outcome = run_main(run, config, upstream) if stage == "main" else _do(stage, run, config, upstream)
@@ -156,7 +159,13 @@ class _Main:
         """From the expert to the clone; the outcome of the last stage that ran."""
         expert = self._upstream.get("expert")
         if expert is None:
-            expert = self._stage("train_expert", self._stages.train_expert, {}).outputs["expert"]
+            trained = self._stage("train_expert", self._stages.train_expert, {})
+            if "expert" not in trained.outputs:
+                raise BadInput(
+                    "main: the candidate waits for the store: python -m pipeline sync, then the same command again "
+                    f"with group={self._group}"
+                )
+            expert = trained.outputs["expert"]
             gate = self._stage("promote", self._stages.promote, {"expert": expert})
             if gate.verdict is False:
                 return gate

@@ -229,10 +229,12 @@ class EvaluationCallback(BaseCallback):
                 )
 
     def _announce(self, records: EpisodeRecords, figures: Mapping[str, float]) -> None:
-        summary = with_intervals(summarise(records))
+        # every point costs; what nobody judges a training by gets its interval at the end alone
+        watched = (*self._task.config.thresholds, "return_mean")
+        summary = with_intervals(summarise(records), of=watched)
         metrics = {f"{EVAL_PREFIX}{name}": value for name, value in summary.items()}
         self._emit(TrainingEvent("metrics", self.model.num_timesteps, metrics))
-        shown = [f"{name} {figures[name]:.3g}" for name in (*self._task.config.thresholds, "return_mean")]
+        shown = [f"{name} {figures[name]:.3g}" for name in watched]
         text = f"{self.model.num_timesteps:,} steps: {', '.join(shown)}"
         self._emit(
             TrainingEvent(

@@ -28,7 +28,7 @@ from pipeline.tracking import lineage
 from pipeline.tracking.datasets import dataset_tags, download_dataset, find_dataset_run, log_dataset_input
 from pipeline.tracking.models import RUN_ID, fetch_version, find_expert, find_version
 from pipeline.tracking.provenance import git_state
-from pipeline.tracking.registry import approvals, require_approved
+from pipeline.tracking.registry import approvals, moment_of_use, require_approved
 from pipeline.tracking.runs import StageRun, get_run
 from pipeline.trajectories import (
     UNAPPROVED,
@@ -92,8 +92,7 @@ def demonstrations(run: StageRun, config: Collect, task: Task, expert: str) -> D
         return _imported(run, config, task, config.minari)
     if config.repaired is not None:
         return _repaired(run, config, task, config.repaired)
-    started = datetime.now(UTC)
-    demonstrator = _demonstrator(run, config, task, expert)
+    demonstrator, started = _demonstrator(run, config, task, expert)
     run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
     trajectories, steps = record(task, config, demonstrator)
     metadata = _metadata(run, config, task, demonstrator, trajectories, started)
@@ -162,12 +161,15 @@ def _take(waiting: dict[str, list[Episode]], missing: Counter[str]) -> list[Epis
     return sorted(batch, key=lambda episode: episode.seed)
 
 
-def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) -> Demonstrator:
-    """The approved expert or the scripted demonstrator; anything else is refused before the first step."""
+def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) -> tuple[Demonstrator, str]:
+    """The approved expert or the scripted demonstrator, and the moment from which it is used.
+
+    Anything else is refused before the first step.
+    """
     if config.scripted is not None:
         if reference != "latest":
             raise BadInput(f"expert {reference!r} and scripted.demonstrator exclude each other; give one of them")
-        return scripted(config.scripted.demonstrator, config.scripted.kwargs)
+        return scripted(config.scripted.demonstrator, config.scripted.kwargs), _utc(datetime.now(UTC))
     version = find_version(run.client, reference, task.config.name, Alias.APPROVED)
     require_approved(version, "collect")
     expert = fetch_version(version)
@@ -175,7 +177,8 @@ def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) ->
     run.tag(
         {**lineage.from_policy(expert, "expert", maker), lineage_run_tag("gate"): version.tags[VersionTag.GATE_RUN_ID]}
     )
-    return from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
+    demonstrator = from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
+    return demonstrator, moment_of_use(run.client, version, "collect")
 
 
 def _metadata(
@@ -184,13 +187,13 @@ def _metadata(
     task: Task,
     demonstrator: Demonstrator,
     trajectories: Trajectories,
-    started: datetime,
+    started: str,
 ) -> DatasetMetadata:
     commit, dirty = git_state()
     coverage = _coverage(trajectories)
     return DatasetMetadata(
         dataset_id=f"{task.config.name}-{run.run_id[:8]}",
-        created_at=_utc(started),
+        created_at=started,
         task=task.config.name,
         scenario_set=config.scenario_set,
         scenario_coverage=coverage,

@@ -25,8 +25,9 @@ from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_for_training, log_dataset_input
+from pipeline.tracking.forwarder import child_run, forwarding
 from pipeline.tracking.models import log_policy
-from pipeline.tracking.runs import StageRun, child_run
+from pipeline.tracking.runs import StageRun
 from pipeline.trajectories import content_digest
 
 UPSTREAM = ("dataset",)
@@ -52,10 +53,12 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     if config.use_camera:
         task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
     clones = []
-    for seed in config.seeds:
-        about = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed}
-        with child_run(run, f"clone-seed-{seed}", {**about, Tag.ALGORITHM: config.algorithm, **made_from}) as child:
-            clones.append(clone_seed(child, task, config, dataset, seed, demonstrator))
+    with forwarding(run) as forwarder:
+        for seed in config.seeds:
+            about = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed}
+            tags = {**about, Tag.ALGORITHM: config.algorithm, **made_from}
+            with child_run(forwarder, run, f"clone-seed-{seed}", tags) as child:
+                clones.append(clone_seed(child, task, config, dataset, seed, demonstrator))
     _log_stage(run, clones)
     success = [point_figures(clone.final)[Metric.SUCCESS_RATE] for clone in clones]
     explained = [clone.result.critic_explained_variance for clone in clones]
@@ -147,26 +150,22 @@ def _clone(
     demonstrator: Demonstrator | None,
 ) -> CloningResult:
     episodes = evaluation_episodes(task, config.scenario_set, config.evaluation)
-    points: list[tuple[str, float, int]] = []
 
     def play(clone_so_far: ActorCriticPolicy) -> EpisodeRecords:
         return run_episodes(task, act_function(clone_so_far), episodes)
 
     def on_point(point: EpochPoint | CriticPoint) -> None:
-        points.extend((name, value, point.epoch) for name, value in point.metrics.items())
+        run.metrics(point.metrics, point.epoch)
         if isinstance(point, EpochPoint) and point.records is not None:
             figures = with_intervals(summarise(point.records))
-            points.extend((f"{EVAL_PREFIX}{name}", value, point.epoch) for name, value in figures.items())
+            run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in figures.items()}, point.epoch)
 
     data = dataset.trajectories
     if config.algorithm == "bc":
-        result = clone(policy, data, config.cloning, seed, play, on_point=on_point)
-    else:
-        from pipeline.learning.imitators import imitate  # late: the library takes three seconds
+        return clone(policy, data, config.cloning, seed, play, on_point=on_point)
+    from pipeline.learning.imitators import imitate  # late: the library takes three seconds
 
-        result = imitate(task, policy, data, config, seed, run.folder / "library", play, demonstrator, on_point)
-    run.metric_series(points)
-    return result
+    return imitate(task, policy, data, config, seed, run.folder / "library", play, demonstrator, on_point)
 
 
 def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:

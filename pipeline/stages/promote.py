@@ -26,7 +26,8 @@ from pipeline.tracking.models import (
     fetch_version,
     find_policy,
     find_version,
-    log_policy,
+    policy_operation,
+    store_policy,
     training_seeds,
 )
 from pipeline.tracking.runs import StageRun, get_run
@@ -105,7 +106,7 @@ def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
 def _register(
     run: StageRun, task: Task, folder: Path, maker: str, digest: str, promotable: bool, description: str
 ) -> StoredPolicy:
-    source = log_policy(run, folder, "candidate", 0, {})
+    source = store_policy(run.client, run.run_id, policy_operation(run, folder, "candidate", 0, {}, None))
     version = registry.register_candidate(run.client, task.config.name, source, maker, digest, promotable, description)
     return fetch_version(version)
 
@@ -126,7 +127,7 @@ def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) ->
     run.json(decision.to_json(), Artifact.DIAGNOSTICS_JSON)
     run.text(gate_markdown(decision, candidate.reference), Artifact.DIAGNOSTICS_MD)
     names = [f"gate/{r.subject.replace(' ', '_')}/{r.scenario_set}/{r.metric}/seed_{r.seed}" for r in decision.rows]
-    run.metrics({name: row.value for name, row in zip(names, decision.rows, strict=True)})
+    run.confirmed_metrics({name: row.value for name, row in zip(names, decision.rows, strict=True)})
     checked, failed = len(decision.rows), len(decision.reasons)
     run.metrics({"gate/rules_checked": checked, "gate/rules_failed": failed})
     if not decision.approved:

@@ -37,6 +37,7 @@ from pipeline.objectives import (
 from pipeline.report.sweep import SweepReport, kind, sweep_markdown, sweep_pictures
 from pipeline.stages import StageOutcome
 from pipeline.study import OpenTrial, SweepStudy, TakenOver, TrialRecord, ranking
+from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.runs import StageRun, digest_of
 from pipeline.tracking.store import exclusive
 from pipeline.tracking.training import SeedRuns, evaluations_record
@@ -54,10 +55,11 @@ def run(run: StageRun, config: Sweep, upstream: Mapping[str, str]) -> StageOutco
     run.tag({Tag.STUDY: config.study_name})
     with exclusive("sweep"):
         study = SweepStudy(config, judge.plan.shared_settings(config), judge.maximise)
-    Trials(run, judge, study).run()
-    with exclusive(f"sweep-{config.study_name}"):  # one process trains again, the others find its results
-        best = ranking(study.records(), judge.maximise)[: config.best_k]
-        contenders = FreshTrainings(run, judge, study, best).run() if best else ()
+    with forwarding(run) as forwarder:
+        Trials(run, forwarder, judge, study).run()
+        with exclusive(f"sweep-{config.study_name}"):  # one process trains again, the others find its results
+            best = ranking(study.records(), judge.maximise)[: config.best_k]
+            contenders = FreshTrainings(run, forwarder, judge, study, best).run() if best else ()
     report = SweepReport(
         study=config.study_name,
         objective=config.objective,
@@ -180,8 +182,9 @@ class RunningTrial:
 class Trials:
     """Starts trials while there are any, and ends each with a value, a reason to prune it or a reason why it failed."""
 
-    def __init__(self, run: StageRun, judge: Judge, study: SweepStudy) -> None:
-        self._run, self._judge, self._study, self._config = run, judge, study, judge.config
+    def __init__(self, run: StageRun, forwarder: Forwarder, judge: Judge, study: SweepStudy) -> None:
+        self._run, self._forwarder = run, forwarder
+        self._judge, self._study, self._config = judge, study, judge.config
         self._running: dict[Hashable, RunningTrial] = {}
         self._look_again = 0.0
 
@@ -217,8 +220,9 @@ class Trials:
 
     def _start(self, pool: TrainingPool, opened: OpenTrial) -> None:
         plan = self._judge.plan
+        study = self._config.study_name
         log = TrialRun.start(
-            self._run, plan.task.name, self._config.study_name, opened.number, opened.values, plan.seeds
+            self._run, self._forwarder, plan.task.name, study, opened.number, opened.values, plan.seeds
         )
         self._study.note(opened, {"run_id": log.run.run_id})
         trial = RunningTrial(opened, log, time.monotonic())
@@ -385,8 +389,10 @@ def _excess_text(excess: Mapping[str, float]) -> str:
 class FreshTrainings:
     """Trains the best trials and the default on fresh seeds; what an earlier process finished is not trained again."""
 
-    def __init__(self, run: StageRun, judge: Judge, study: SweepStudy, best: Sequence[TrialRecord]) -> None:
-        self._run, self._judge, self._study = run, judge, study
+    def __init__(
+        self, run: StageRun, forwarder: Forwarder, judge: Judge, study: SweepStudy, best: Sequence[TrialRecord]
+    ) -> None:
+        self._run, self._forwarder, self._judge, self._study = run, forwarder, judge, study
         self._values: dict[int | None, Mapping[str, Any]] = {**{t.number: t.values for t in best}, None: {}}
         self._best = best
         self._logs: dict[Hashable, SeedRuns] = {}
@@ -422,7 +428,7 @@ class FreshTrainings:
             return
         name = "default" if trial is None else trial
         tags = {Tag.STAGE: "sweep_fresh", Tag.STUDY: self._judge.config.study_name, Tag.TRIAL: name}
-        self._logs[trial, seed] = SeedRuns(self._run, [job], [tags])
+        self._logs[trial, seed] = SeedRuns(self._run, self._forwarder, [job], [tags])
         pool.start((trial, seed), job)
 
     def _take(self, key: Any, news: News) -> None:

@@ -23,8 +23,7 @@ from pipeline.report.diagnostics import diagnosis_markdown
 from pipeline.report.progress import TrainingProgress
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking.models import log_policy
-from pipeline.tracking.registry import register_candidate
+from pipeline.tracking.candidates import submit_candidate
 from pipeline.tracking.runs import StageRun
 from pipeline.tracking.training import log_bill, train_logged
 
@@ -45,22 +44,23 @@ def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> Stag
     _log(run, diagnosis, results, best)
     run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(pooled).items()})
     run.metrics(holdout_figures(task, folder, config.final_episodes))
-    source = log_policy(run, folder, "candidate", best.best_timestep, point_figures(best.final), Artifact.POLICY)
-    version = register_candidate(
-        run.client, task.config.name, source, run.run_id, best.best_digest, diagnosis.promotable,
-        f"Best checkpoint of seed {best.seed} at step {best.best_timestep}; see diagnostics.md of its run.",
+    version = submit_candidate(
+        run, folder, task.config.name, best.best_timestep, point_figures(best.final), Artifact.POLICY,
+        digest=best.best_digest, promotable=diagnosis.promotable,
+        description=f"Best checkpoint of seed {best.seed} at step {best.best_timestep}; see diagnostics.md of its run.",
     )  # fmt: skip
+    name = registered_model(task.config.name)
+    candidate = "is registered when the store answers again" if version is None else f"{name} version {version.version}"
     success = pooled[Metric.SUCCESS_RATE]
     return StageOutcome(
         (
             f"train_expert: {len(results)} seeds, success {success.value:.3f} "
             f"[{success.low:.3f}, {success.high:.3f}] on fresh episodes; converged at steps "
             f"{', '.join(str(result.converged_at or 'never') for result in results)}",
-            f"  candidate: {version.name} version {version.version}, "
-            + ("promotable" if diagnosis.promotable else "NOT promotable:"),
+            f"  candidate: {candidate}, " + ("promotable" if diagnosis.promotable else "NOT promotable:"),
             *(f"  - {shortfall.sentence()}" for shortfall in diagnosis.shortfalls),
         ),
-        outputs={"expert": f"models:/{registered_model(task.config.name)}/{version.version}"},
+        outputs={} if version is None else {"expert": f"models:/{name}/{version.version}"},
     )
 
 

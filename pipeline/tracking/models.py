@@ -3,11 +3,13 @@
 import contextlib
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import mlflow
 from gymnasium import spaces
@@ -23,6 +25,8 @@ from pipeline.errors import BadInput, shortened
 from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, registered_model
 from pipeline.observations import row_dtype
 from pipeline.policies import load_policy, policy_digest
+from pipeline.tracking import operations
+from pipeline.tracking.operations import Operation
 from pipeline.tracking.runs import StageRun, get_run, latest_run, search
 
 MODEL_CODE = Path(__file__).with_name("policy_model.py")
@@ -51,28 +55,67 @@ class StoredPolicy:
 
 def log_policy(
     run: StageRun, folder: Path, name: str, step: int, figures: dict[str, float], artifact: str | None = None
-) -> str:
+) -> str | None:
     """Log a policy folder as an MLflow model with its figures at a step; returns the model's URI `models:/m-...`.
 
-    `artifact` also stores the folder under that path of the run's own artifacts.
+    `artifact` also stores the folder under that path of the run's own artifacts. None when it waits in the outbox.
     """
+    operation = policy_operation(run, folder, name, step, figures, artifact)
+    if run.outbox is not None:
+        run.outbox.append(operation)
+        return None
+    return store_policy(run.client, run.run_id, operation)
+
+
+def policy_operation(
+    run: StageRun, folder: Path, name: str, step: int, figures: dict[str, float], artifact: str | None
+) -> Operation:
+    """What `log_policy` does, as data; the figures are measured now."""
+    measured = operations.metrics([(figure, value, step) for figure, value in figures.items()])
+    return {
+        "do": "policy",
+        "local": str(folder),
+        "name": name,
+        "step": step,
+        "points": measured["points"],
+        "artifact": artifact,
+        "experiment_id": run.experiment_id,
+    }
+
+
+def store_policy(client: MlflowClient, run_id: str, operation: Operation, again: bool = False) -> str:
+    """Do it to the store; `again` when an earlier attempt may have come through, wholly or in part."""
+    folder, digest = Path(operation["local"]), policy_digest(Path(operation["local"]))
     # subtle: mlflow.pyfunc.log_model would first read the history of every metric of the run, which takes longer than
     # all the rest; the same is done here with the calls below it
-    model = run.client.create_logged_model(
-        run.experiment_id,
-        name=name,
-        source_run_id=run.run_id,
-        tags={Tag.POLICY_DIGEST: policy_digest(folder)},
-        model_type="policy",
+    model_id = _begun(client, run_id, operation, digest) if again else None
+    if model_id is None:
+        model = client.create_logged_model(
+            operation["experiment_id"],
+            name=operation["name"],
+            source_run_id=run_id,
+            tags={Tag.POLICY_DIGEST: digest},
+            model_type="policy",
+        )
+        model_id = str(model.model_id)
+    with tempfile.TemporaryDirectory(prefix="policy-") as place:
+        client.log_model_artifacts(model_id, str(_pack(Path(place), folder, model_id, run_id)))
+    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    known = client.get_run(run_id).outputs if again else None
+    if known is None or all(output.model_id != model_id for output in known.model_outputs):
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, operation["step"])])
+    operations.perform(client, run_id, {"do": "metrics", "points": operation["points"], "model_id": model_id})
+    if operation["artifact"] is not None:
+        client.log_artifacts(run_id, str(folder), operation["artifact"])
+    return f"models:/{model_id}"
+
+
+def _begun(client: MlflowClient, run_id: str, operation: Operation, digest: str) -> str | None:
+    """The model that an earlier attempt made of the same policy under the same name, for the same step."""
+    found = client.search_logged_models(
+        [operation["experiment_id"]], f"name = '{operation['name']}' AND source_run_id = '{run_id}'"
     )
-    packed = _pack(run.folder / model.model_id, folder, model.model_id, run.run_id)
-    run.client.log_model_artifacts(model.model_id, str(packed))
-    run.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    run.client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step)])
-    run.metrics(figures, step, model_id=model.model_id)
-    if artifact is not None:
-        run.file(folder, artifact)
-    return f"models:/{model.model_id}"
+    return next((str(model.model_id) for model in found if model.tags.get(Tag.POLICY_DIGEST) == digest), None)
 
 
 def _pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
@@ -94,8 +137,11 @@ def _pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """MLflow asks for type hints and examples that a batch of arrays with a signature does not need."""
-    with warnings.catch_warnings():
+    """MLflow asks for type hints and examples that a batch of arrays with a signature does not need.
+
+    And it reads every installed package to warn of versions that do not fit the requirements, which name none.
+    """
+    with warnings.catch_warnings(), mock.patch("mlflow.utils.environment.warn_dependency_requirement_mismatches"):
         warnings.showwarning = lambda *args, **kwargs: None
         yield
 

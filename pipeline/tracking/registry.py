@@ -24,6 +24,7 @@ class Moved:
 
     version: str
     replaced: str | None  # the version that held the alias before
+    at: str  # UTC, ISO 8601
 
 
 def register_candidate(
@@ -75,6 +76,16 @@ def require_approved(version: ModelVersion, doing: str) -> None:
             f"expert {reference} is not approved (gate: {state}); {doing} takes only the approved version: "
             "mlflow run . -e promote"
         )
+
+
+def moment_of_use(client: MlflowClient, version: ModelVersion, doing: str) -> str:
+    """A moment, now, at which this version is the approved one: what is made from it is dated by that.
+
+    Raises BadInput when it is not, any more.
+    """
+    with exclusive("registry"):
+        require_approved(client.get_model_version(version.name, version.version), doing)
+        return _now()
 
 
 def approve(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
@@ -172,7 +183,7 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
         if before.tags.get(VersionTag.GATE) != Gate.REFUSED:  # a refusal stays on record
             tags[VersionTag.GATE] = Gate.SUPERSEDED
         _tag(client, before, tags)
-    return Moved(str(version.version), replaced)
+    return Moved(str(version.version), replaced, now)
 
 
 def _now() -> str:

@@ -4,8 +4,9 @@ import contextlib
 import hashlib
 import json
 import math
+import os
+import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,70 +14,77 @@ from typing import Any, TypeVar
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric as MetricEntity
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
 from pipeline.config.loading import flatten, parse_yaml, to_data, to_yaml, validate
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput, shortened
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
+from pipeline.tracking import operations
+from pipeline.tracking.operations import Operation
+from pipeline.tracking.outbox import Outbox, RunOutbox
 from pipeline.tracking.provenance import environment_record, git_state
-from pipeline.tracking.store import chosen_experiment, connect
+from pipeline.tracking.store import chosen_experiment, connect, unanswered
 
 C = TypeVar("C")
 
-MAX_PARAM_LENGTH = 6_000
-BATCH = 100  # parameters or tags in one request
-METRIC_BATCH = 1_000
 
-
-@dataclass(frozen=True)
+@dataclass
 class StageRun:
-    """An open MLflow run and what can be written to it. `parent` links the runs of one seed to their stage's."""
+    """An open MLflow run and what can be written to it.
+
+    With an outbox nothing is written to the store here: it waits on this machine and is forwarded.
+    """
 
     client: MlflowClient
     run_id: str
     experiment_id: str
     folder: Path  # for files on their way to the store; gone when the run closes
+    outbox: RunOutbox | None = None
+
+    def write(self, operation: Operation) -> None:
+        """Do it to the store, or leave it in the outbox."""
+        if self.outbox is None:
+            operations.perform(self.client, self.run_id, operation)
+        else:
+            self.outbox.append(operation)
 
     def tag(self, tags: Mapping[str, Any]) -> None:
         """Set run tags; values become text, True and False become `true` and `false`."""
-        entities = [RunTag(key, tag_text(value)) for key, value in tags.items() if value is not None]
-        self.client.log_batch(self.run_id, tags=entities, synchronous=True)
+        self.write(operations.tags(tags))
 
     def describe(self, text: str) -> None:
         """The description that the UI shows above a run."""
-        self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, text)
+        self.write(operations.note(text))
 
-    def metrics(self, values: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log finite figures at a step; a figure that is not finite was not measured and is left out."""
-        now = int(time.time() * 1000)
-        entities = [
-            MetricEntity(key, float(value), now, step, model_id=model_id)
-            for key, value in values.items()
-            if math.isfinite(value)
-        ]
-        for start in range(0, len(entities), METRIC_BATCH):
-            self.client.log_batch(self.run_id, metrics=entities[start : start + METRIC_BATCH], synchronous=True)
+        self.metric_series([(name, value, step) for name, value in values.items()])
 
     def metric_series(self, points: Sequence[tuple[str, float, int]]) -> None:
         """Log `(name, value, step)` points in few requests."""
-        now = int(time.time() * 1000)
-        entities = [MetricEntity(k, float(v), now, s) for k, v, s in points if math.isfinite(v)]
-        for start in range(0, len(entities), METRIC_BATCH):
-            self.client.log_batch(self.run_id, metrics=entities[start : start + METRIC_BATCH], synchronous=True)
+        self.write(operations.metrics(points))
+
+    def confirmed_metrics(self, values: Mapping[str, float]) -> None:
+        """Log figures that something is decided by, and read them back. Raises BadInput when the store has others."""
+        operations.perform(self.client, self.run_id, operations.metrics([(name, v, 0) for name, v in values.items()]))
+        kept = self.client.get_run(self.run_id).data.metrics
+        for name, value in values.items():
+            if math.isfinite(value) and kept.get(name) != value:
+                raise BadInput(
+                    f"run {self.run_id}: the store keeps {kept.get(name)} as {name}, measured was {value}; nothing was "
+                    "decided: check the store and run the stage again"
+                )
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; a long one is cut, the whole stands in the config artifact."""
-        entities = [Param(key, tag_text(value)[:MAX_PARAM_LENGTH]) for key, value in values.items()]
-        for start in range(0, len(entities), BATCH):
-            self.client.log_batch(self.run_id, params=entities[start : start + BATCH], synchronous=True)
+        self.write(operations.params(values))
 
     def text(self, content: str, path: str) -> None:
         """Store a text artifact under `path`, e.g. `diagnostics.md`."""
-        self.client.log_text(self.run_id, content, path)
+        self.write(operations.text(content, path))
 
     def json(self, content: Any, path: str) -> None:
         """Store an artifact as indented JSON."""
@@ -84,10 +92,17 @@ class StageRun:
 
     def file(self, local: Path, folder: str | None = None) -> None:
         """Store a file, or all of a local folder, under an artifact folder."""
-        if local.is_dir():
-            self.client.log_artifacts(self.run_id, str(local), folder)
-        else:
-            self.client.log_artifact(self.run_id, str(local), folder)
+        self.write(operations.files(local, folder))
+
+    def write_behind(self) -> None:
+        """From now on leave everything in the outbox: the store does not answer."""
+        if self.outbox is None:
+            outbox = Outbox()
+            self.outbox = RunOutbox(outbox, self.run_id, outbox.last_number(self.run_id))
+
+    def close(self, status: str) -> None:
+        """End the run FINISHED, FAILED or KILLED."""
+        self.write(operations.close(status))
 
     def record_config(self, config: Any, task: TaskConfig, inputs: Mapping[str, str]) -> None:
         """Put the resolved configuration and the identity of all inputs on record before the work starts.
@@ -105,17 +120,6 @@ class StageRun:
         """Where an artifact lies: a path for a local store, a URI for any other."""
         uri = f"{self.client.get_run(self.run_id).info.artifact_uri}/{path}"
         return uri.removeprefix("file://")
-
-
-@contextlib.contextmanager
-def child_run(run: StageRun, name: str, tags: Mapping[str, Any]) -> Iterator[StageRun]:
-    """A run nested in a stage's, e.g. of one seed, with a folder of its own; it fails when the work in it raises."""
-    folder = run.folder / name
-    folder.mkdir()
-    with mlflow.start_run(experiment_id=run.experiment_id, run_name=name, nested=True) as active:
-        child = StageRun(run.client, active.info.run_id, run.experiment_id, folder)
-        child.tag({**code_tags(), **tags})
-        yield child
 
 
 def digest_of(data: Any) -> str:
@@ -136,28 +140,84 @@ def open_run(stage: str, experiment: str | None = None, nested: bool = False) ->
         chosen = parent.info.experiment_id
     else:
         chosen = chosen_experiment(client, experiment)
-    with (
-        tempfile.TemporaryDirectory(prefix=f"{stage}-") as folder,
-        mlflow.start_run(experiment_id=chosen, nested=nested) as active,
-    ):
+    with tempfile.TemporaryDirectory(prefix=f"{stage}-") as folder:
+        active = mlflow.start_run(experiment_id=chosen, nested=nested)
         run = StageRun(client, active.info.run_id, active.info.experiment_id, Path(folder))
+        status, note = "FAILED", None
         try:
             run.tag({Tag.STAGE: stage, MLFLOW_RUN_NAME: _run_name(stage, active), **code_tags()})
             yield run
+            status = "FINISHED"
         except BadInput as error:
-            run.describe(str(error))
+            note = str(error)
             raise
         except KeyboardInterrupt:
-            run.describe("interrupted")
+            note = "interrupted"
             raise
         except Exception as error:
-            run.describe(f"failed: {type(error).__name__}: {shortened(str(error), 500)}")
+            note = f"failed: {type(error).__name__}: {shortened(str(error), 500)}"
+            if unanswered(error):
+                raise BadInput(
+                    f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} stopped answering "
+                    f"({shortened(str(error), 200)}); start it and give the same command again"
+                ) from None
             raise
+        finally:
+            _end(run, stage, status, note)
+
+
+def _end(run: StageRun, stage: str, status: str, note: str | None) -> None:
+    """Close a run. When the store does not answer, that waits in the outbox, and one line says so."""
+    was_away = run.outbox is not None
+    try:
+        if note is not None and not was_away:
+            run.describe(note)
+    except Exception as error:
+        if not unanswered(error):
+            raise
+        run.write_behind()
+    if run.outbox is not None:
+        if note is not None:
+            run.describe(note)
+        run.close(status)
+    try:
+        with _asking_once() if run.outbox is not None else contextlib.nullcontext():
+            mlflow.end_run(status)
+    except Exception as error:
+        if not unanswered(error):
+            raise
+        if run.outbox is None:
+            run.write_behind()
+            run.close(status)
+    if run.outbox is not None:
+        outbox = run.outbox.outbox
+        print(
+            f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} does not answer; {outbox.waiting()} "
+            f"records wait in {outbox.folder} (run {run.run_id}): deliver them with python -m pipeline sync",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@contextlib.contextmanager
+def _asking_once() -> Iterator[None]:
+    """Requests to a server that is known not to answer: one attempt, a short wait."""
+    changed = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def end_failed(run: StageRun) -> None:
     """End a closed run FAILED after all: its stage did its work, and the verdict is a refusal."""
-    run.client.set_terminated(run.run_id, status="FAILED")
+    run.close("FAILED")
 
 
 def get_run(client: MlflowClient, run_id: str, what: str) -> Run:
@@ -246,8 +306,3 @@ def tag_value(value: str) -> str:
     if len(value) > 500 or not value.isprintable() or any(c in value for c in "'\"`\\%"):
         raise BadInput(f"{shortened(value)}: names hold no quotes, backslashes, % or control characters")
     return value
-
-
-def tag_text(value: Any) -> str:
-    """`True` -> `"true"`; anything else as `str` writes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

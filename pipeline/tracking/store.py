@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import socket
@@ -14,14 +15,17 @@ from urllib.parse import urlparse
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from mlflow.exceptions import MlflowException, RestException
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from pipeline.errors import BadInput, shortened
 
 SQLITE = "sqlite:///"
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 CONNECT_SECONDS = 10.0
+REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 DEFAULT_EXPERIMENT = "imitation-pretraining"
 
 
@@ -67,6 +71,21 @@ def _require_listener(uri: str) -> None:
         socket.create_connection((server.hostname, port), timeout=CONNECT_SECONDS).close()
 
 
+def refuses(error: Exception) -> bool:
+    """The store answered, and will not do this however often it is asked; any other error may pass."""
+    return isinstance(error, MlflowException) and error.error_code in REFUSALS
+
+
+def unanswered(error: BaseException) -> bool:
+    """The store gave no answer: it is stopped, hangs, or cannot be reached."""
+    if isinstance(error, OperationalError | ConnectionError):
+        return True
+    if not isinstance(error, MlflowException) or isinstance(error, RestException):
+        return False
+    # MLflow has no type of its own for a request without an answer
+    return "API request to" in str(error) or error.error_code == "TEMPORARILY_UNAVAILABLE"
+
+
 def chosen_experiment(client: MlflowClient, name: str | None) -> str | None:
     """The experiment to open a run in; None lets MLflow take the one that `mlflow run` or the environment chose."""
     chosen_elsewhere = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
@@ -93,12 +112,19 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 
 @contextlib.contextmanager
 def exclusive(purpose: str) -> Iterator[None]:
-    """One process at a time per store and purpose, by a file lock that dies with its holder.
+    """One process at a time per store and purpose, by a lock that dies with its holder.
 
-    The lock lies beside a SQLite store. For a server it lies in this machine's temporary folder: it serialises
-    the processes of this machine only.
+    For a SQLite store a file beside it. For PostgreSQL a lock in that database, so that it holds between machines. For
+    a server a file in this machine's temporary folder: its clients have no lock in common, so this serialises the
+    processes of one machine only.
     """
     uri = mlflow.get_tracking_uri()
+    if urlparse(uri).scheme.partition("+")[0] == "postgresql":
+        with _engine(uri).connect() as connection:
+            # held by the session: it ends with this connection, however the process ends
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _lock_key(purpose)})
+            yield
+        return
     database = sqlite_file(uri)
     if database is not None:
         path = database.with_name(f"{database.name}.{purpose}.lock")
@@ -108,6 +134,17 @@ def exclusive(purpose: str) -> Iterator[None]:
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@functools.cache
+def _engine(uri: str) -> Engine:
+    return create_engine(uri, poolclass=NullPool)
+
+
+def _lock_key(purpose: str) -> int:
+    """64 bits with a sign, as PostgreSQL takes them; the same on every machine."""
+    digest = hashlib.sha256(f"imitation-pretraining {purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def run_address(run: Run) -> str | None:

@@ -3,67 +3,58 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import mlflow
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from pipeline.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
 from pipeline.learning.arms import ArmJob
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.learning.workers import run_side_by_side
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag, reused_tag
+from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.models import log_policy
-from pipeline.tracking.runs import StageRun, code_tags, search, tag_text
-
-BUFFERED_POINTS = 500  # metric points that wait for one request
-
-
-@dataclass
-class _SeedLog:
-    run: StageRun
-    points: list[tuple[str, float, int]] = field(default_factory=list)
-
-    def flush(self) -> None:
-        points, self.points = self.points, []
-        self.run.metric_series(points)
+from pipeline.tracking.operations import tag_text
+from pipeline.tracking.runs import StageRun, code_tags, search
 
 
 class SeedRuns:
-    """The child runs of the jobs of a stage; `on_event` and `finish` take the index of the job."""
+    """The child runs of the jobs of a stage, written through the outbox; `on_event` and `finish` take a job's index."""
 
-    def __init__(self, stage_run: StageRun, jobs: Sequence[TrainingJob], tags: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        stage_run: StageRun,
+        forwarder: Forwarder,
+        jobs: Sequence[TrainingJob],
+        tags: Sequence[Mapping[str, Any]],
+    ) -> None:
         self._jobs = jobs
-        self._logs = [_SeedLog(_start_child(stage_run, job, t)) for job, t in zip(jobs, tags, strict=True)]
+        self._runs = [_start_child(stage_run, forwarder, job, t) for job, t in zip(jobs, tags, strict=True)]
         self._open = set(range(len(jobs)))
 
     def run(self, index: int) -> StageRun:
-        return self._logs[index].run
+        return self._runs[index]
 
     def on_event(self, index: int, event: TrainingEvent) -> None:
-        """Buffer a training's metrics; they reach the store in few requests."""
-        log = self._logs[index]
-        log.points.extend((name, value, event.timestep) for name, value in event.metrics.items())
-        if len(log.points) >= BUFFERED_POINTS:
-            log.flush()
+        """Keep a training's metrics. What a resumed one says again, under the same number, is not logged again."""
+        if event.metrics:
+            run = self._runs[index]
+            assert run.outbox is not None
+            if event.number:
+                run.outbox.number = event.number - 1
+            run.metric_series([(name, value, event.timestep) for name, value in event.metrics.items()])
 
     def finish(self, index: int, result: TrainingResult) -> None:
         """Log what the training came to and close its run."""
-        log = self._logs[index]
-        log.flush()
-        with mlflow.start_run(run_id=log.run.run_id, nested=True):
-            log_result(log.run, self._jobs[index], result)
+        run = self._runs[index]
+        log_result(run, self._jobs[index], result)
+        run.close("FINISHED")
         self._open.discard(index)
 
     def fail(self, reason: str) -> None:
         """Close every run that is still open as FAILED."""
         for index in sorted(self._open):
-            log = self._logs[index]
-            log.flush()
-            log.run.describe(reason)
-            log.run.client.set_terminated(log.run.run_id, status="FAILED")
+            self._runs[index].describe(reason)
+            self._runs[index].close("FAILED")
 
 
 @contextlib.contextmanager
@@ -71,12 +62,13 @@ def seed_runs(
     stage_run: StageRun, jobs: Sequence[TrainingJob], tags: Sequence[Mapping[str, Any]]
 ) -> Iterator[SeedRuns]:
     """Child runs for the jobs; those that are not finished when the block is left by an exception end FAILED."""
-    runs = SeedRuns(stage_run, jobs, tags)
-    try:
-        yield runs
-    except BaseException as error:
-        runs.fail(f"not finished: {type(error).__name__}: {error}"[:500])
-        raise
+    with forwarding(stage_run) as forwarder:
+        runs = SeedRuns(stage_run, forwarder, jobs, tags)
+        try:
+            yield runs
+        except BaseException as error:
+            runs.fail(f"not finished: {type(error).__name__}: {error}"[:500])
+            raise
 
 
 def train_logged(
@@ -129,20 +121,10 @@ def log_bill(run: StageRun, results: Sequence[TrainingResult]) -> None:
     )
 
 
-def _start_child(stage_run: StageRun, job: TrainingJob, tags: Mapping[str, Any]) -> StageRun:
-    all_tags = {
-        **code_tags(),
-        MLFLOW_PARENT_RUN_ID: stage_run.run_id,
-        Tag.TASK: job.task.name,
-        Tag.SEED: job.seed,
-        **tags,
-    }
+def _start_child(stage_run: StageRun, forwarder: Forwarder, job: TrainingJob, tags: Mapping[str, Any]) -> StageRun:
+    all_tags = {Tag.TASK: job.task.name, Tag.SEED: job.seed, **tags}
     name = f"{all_tags.get(Tag.ARM, all_tags.get(Tag.STAGE))}-seed-{job.seed}"
-    created = stage_run.client.create_run(
-        stage_run.experiment_id,
-        tags={MLFLOW_RUN_NAME: name, **{key: tag_text(value) for key, value in all_tags.items()}},
-    )
-    return StageRun(stage_run.client, created.info.run_id, stage_run.experiment_id, stage_run.folder)
+    return forwarder.child(stage_run, name, all_tags)
 
 
 def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from pipeline.config.loading import flatten
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingEvent
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
-from pipeline.tracking.runs import StageRun, code_tags, get_run, tag_text
+from pipeline.tracking.forwarder import Forwarder
+from pipeline.tracking.runs import StageRun, get_run
 from pipeline.tracking.store import sqlite_file
 
 STAGE = "sweep_trial"
@@ -26,36 +27,35 @@ class TrialRun:
 
     run: StageRun
     seeds: Sequence[int]
-    _points: list[tuple[str, float, int]] = field(default_factory=list)
 
     @classmethod
     def start(
-        cls, parent: StageRun, task: str, study: str, number: int, values: Mapping[str, Any], seeds: Sequence[int]
+        cls,
+        parent: StageRun,
+        forwarder: Forwarder,
+        task: str,
+        study: str,
+        number: int,
+        values: Mapping[str, Any],
+        seeds: Sequence[int],
     ) -> Self:
         """Open the run, with the values that were chosen as its parameters."""
         tags = {
-            **code_tags(),
-            MLFLOW_RUN_NAME: f"trial-{number}",
-            MLFLOW_PARENT_RUN_ID: parent.run_id,
             Tag.STAGE: STAGE,
             Tag.TASK: task,
             Tag.STUDY: study,
             Tag.TRIAL: number,
             Tag.SEED: " ".join(str(seed) for seed in seeds),
         }
-        created = parent.client.create_run(
-            parent.experiment_id, tags={key: tag_text(value) for key, value in tags.items()}
-        )
-        run = StageRun(parent.client, created.info.run_id, parent.experiment_id, parent.folder)
+        run = forwarder.child(parent, f"trial-{number}", tags)
         run.params({f"{CONFIG_PARAM_PREFIX}{key}": value for key, value in flatten(dict(values)).items()})
         return cls(run, seeds)
 
     def on_event(self, seed: int, event: TrainingEvent) -> None:
-        """Keep a training's metrics until the next evaluation; with several seeds each has its own names."""
+        """Keep a training's metrics; with several seeds each has its own names."""
         prefix = "" if len(self.seeds) == 1 else f"seed_{seed}/"
-        self._points.extend((f"{prefix}{name}", value, event.timestep) for name, value in event.metrics.items())
-        if len(self._points) >= 200:
-            self._flush()
+        if event.metrics:
+            self.run.metric_series([(f"{prefix}{name}", v, event.timestep) for name, v in event.metrics.items()])
 
     def finish(
         self,
@@ -66,15 +66,10 @@ class TrialRun:
         reason: str | None,
     ) -> None:
         """Say how the trial ended, and close its run: FINISHED, KILLED when it was pruned, or FAILED."""
-        self._flush()
         self.run.metrics(metrics)
         self.run.tag({Tag.TRIAL_STATE: state, **tags, **({} if reason is None else {MLFLOW_RUN_NOTE: reason})})
         self.run.text(json.dumps(evaluations, sort_keys=True) + "\n", Artifact.EVALUATIONS)
-        self.run.client.set_terminated(self.run.run_id, status=STATUS[state])
-
-    def _flush(self) -> None:
-        points, self._points = self._points, []
-        self.run.metric_series(points)
+        self.run.close(STATUS[state])
 
 
 def close_lost(client: MlflowClient, run_id: str | None, reason: str) -> None:

@@ -1,0 +1,251 @@
+"""The outbox: nothing that was appended is lost, nothing is delivered twice, and what is refused is kept."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from real_things import TASK, Bench
+
+from pipeline.cli import DONE, VERDICT_NO, ask
+from pipeline.errors import BadInput
+from pipeline.names import Artifact, Gate, VersionTag
+from pipeline.policies import policy_digest
+from pipeline.tracking import candidates, models, operations
+from pipeline.tracking.forwarder import deliver_leftovers, forward, forwarding, sync
+from pipeline.tracking.outbox import Outbox, RunOutbox
+from pipeline.tracking.runs import StageRun
+
+APPENDER = Path(__file__).with_name("outbox_appender.py")
+
+
+@pytest.fixture
+def outbox(bench) -> Outbox:
+    outbox = Outbox()
+    yield outbox
+    outbox.close()
+
+
+def point(value: float, step: int) -> operations.Operation:
+    return operations.metrics([("loss", value, step)])
+
+
+def points_of(bench: Bench, run_id: str) -> list[tuple[int, float]]:
+    """Every row of the store, repeated ones too."""
+    return sorted((p.step, p.value) for p in bench.client.get_metric_history(run_id, "loss"))
+
+
+def append_and_die(run_id: str, count: int, go_on: bool) -> None:
+    """Another process appends points, each acknowledged, and is killed by SIGKILL: at rest, or while it goes on."""
+    command = [sys.executable, str(APPENDER), run_id, "0" if go_on else str(count)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    for expected in range(1, count + 1):
+        assert int(process.stdout.readline()) == expected
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_what_a_killed_process_appended_is_delivered_once(bench):
+    run_id = bench.run("baseline_seed", status=None)
+    append_and_die(run_id, 50, go_on=True)
+    assert ask(["sync"]) == DONE
+    found = points_of(bench, run_id)
+    assert len(found) >= 50
+    assert found == [(n, float(n)) for n in range(1, len(found) + 1)]
+
+
+def test_a_torn_last_record_costs_that_record_alone(bench):
+    run_id = bench.run("baseline_seed", status=None)
+    append_and_die(run_id, 20, go_on=False)
+    folder = bench.folder / "mlflow.db.outbox"
+    shutil.copytree(folder, bench.folder / "whole")
+    log = folder / "outbox.db-wal"
+    with log.open("r+b") as handle:
+        handle.truncate(log.stat().st_size - 100)
+    assert Outbox(bench.folder / "whole").waiting() == 20  # it was there: the tear cost it, nothing else
+    assert sync().done
+    assert points_of(bench, run_id) == [(n, float(n)) for n in range(1, 20)]
+
+
+def test_points_delivered_twice_are_stored_once_because_they_keep_their_time(bench):
+    run_id = bench.run("baseline_seed", status=None)
+    operation = point(1.0, 7)
+    for _ in range(2):
+        operations.perform(bench.client, run_id, operation)
+    assert points_of(bench, run_id) == [(7, 1.0)]
+    time.sleep(0.002)
+    operations.perform(bench.client, run_id, point(1.0, 7))  # measured again: another time, another point
+    assert points_of(bench, run_id) == [(7, 1.0), (7, 1.0)]
+
+
+def test_delivery_that_broke_off_after_the_store_took_it_is_repeated_without_effect(bench, outbox, monkeypatch):
+    run_id = bench.run("baseline_seed", status=None)
+    run = StageRun(bench.client, run_id, bench.experiment, bench.folder, RunOutbox(outbox, run_id))
+    folder = bench.policy_folder()
+    run.metric_series([("loss", float(n), n) for n in range(1_500)])
+    run.metric_series([("loss", 0.5, 5_000)])
+    run.tag({"colour": "blue"})
+    run.text("told", "note.txt")
+    models.log_policy(run, folder, "best", 3, {"success_rate": 0.5}, Artifact.POLICY)
+    run.close("FINISHED")
+
+    class Killed(BaseException):
+        """As final as SIGKILL for the delivery."""
+
+    def killed(records):
+        raise Killed
+
+    appended = outbox.waiting()
+    monkeypatch.setattr(outbox, "delivered", killed)
+    for _ in range(appended):  # every record in turn is the one whose acknowledgement is lost
+        with pytest.raises(Killed):
+            forward(outbox, bench.client)
+        first = outbox.next(1)
+        Outbox.delivered(outbox, first)
+    assert outbox.waiting() == 0
+    stored = bench.client.get_run(run_id)
+    assert stored.info.status == "FINISHED"
+    assert points_of(bench, run_id) == [*((n, float(n)) for n in range(1_500)), (5_000, 0.5)]
+    assert stored.data.tags["colour"] == "blue"
+    (model,) = bench.client.search_logged_models([bench.experiment])
+    assert [output.model_id for output in stored.outputs.model_outputs] == [model.model_id]
+    assert [metric.value for metric in model.metrics] == [0.5]
+    assert {item.path for item in bench.client.list_artifacts(run_id)} == {"note.txt", Artifact.POLICY}
+    assert not list((outbox.folder / "files").iterdir())
+
+
+def test_a_policy_whose_delivery_broke_off_anywhere_becomes_one_model(bench, outbox, monkeypatch):
+    """Every call to the store fails once after it was done; without the search for what was begun there are several."""
+    calls = ("create_logged_model", "log_model_artifacts", "finalize_logged_model", "log_outputs", "log_artifacts")
+    run_id = bench.run("baseline_seed", status=None)
+    run = StageRun(bench.client, run_id, bench.experiment, bench.folder)
+    operation = models.policy_operation(run, bench.policy_folder(), "best", 3, {"success_rate": 0.5}, Artifact.POLICY)
+    failed = set()
+
+    def once(name):
+        real = getattr(bench.client, name)
+
+        def call(*args, **kwargs):
+            answer = real(*args, **kwargs)
+            if name not in failed:
+                failed.add(name)
+                raise ConnectionError("the answer was lost")
+            return answer
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(bench.client, name, once(name))
+    outbox.append(run_id, operation)
+    attempts = 1
+    while forward(outbox, bench.client) is not None:
+        attempts += 1
+    assert attempts == len(calls) + 1
+    (model,) = bench.client.search_logged_models([bench.experiment])
+    assert model.status == "READY"
+    assert [output.model_id for output in bench.client.get_run(run_id).outputs.model_outputs] == [model.model_id]
+    models.store_policy(bench.client, run_id, operation, again=False)
+    assert len(bench.client.search_logged_models([bench.experiment])) == 2
+
+
+def test_a_candidate_that_waited_is_registered_once_as_it_was(bench, outbox, monkeypatch):
+    run_id = bench.run("train_expert", status=None)
+    run = StageRun(bench.client, run_id, bench.experiment, bench.folder, RunOutbox(outbox, run_id))
+    folder = bench.policy_folder()
+    digest = policy_digest(folder)
+    record = {"digest": digest, "promotable": True, "description": "made for a test"}
+    assert candidates.submit_candidate(run, folder, TASK, 3, {}, Artifact.POLICY, **record) is None
+    shutil.rmtree(folder)  # the stage's temporary folder is gone when the store comes back
+    real = operations.perform
+
+    def lost_at_the_end(client, run_id, operation):
+        real(client, run_id, operation)
+        if operation["do"] == "tags" and not outbox_was_told:
+            outbox_was_told.append(True)
+            raise ConnectionError("the answer was lost")
+
+    outbox_was_told: list[bool] = []
+    monkeypatch.setattr(operations, "perform", lost_at_the_end)
+    assert forward(outbox, bench.client) is not None
+    assert forward(outbox, bench.client) is None
+    (version,) = bench.client.search_model_versions(f"name = '{TASK}-expert'")
+    assert version.tags[VersionTag.GATE] == Gate.PENDING
+    assert models.fetch_version(version).digest == digest
+    assert bench.client.get_run(run_id).data.tags["output.expert"] == f"models:/{TASK}-expert/1"
+
+
+def test_what_a_resumed_training_says_again_is_kept_once(bench, outbox):
+    run_id = bench.run("baseline_seed", status=None)
+    first = RunOutbox(outbox, run_id)
+    for n in range(1, 11):
+        first.append(point(float(n), n))
+    assert forward(outbox, bench.client) is None  # a repeat is recognised whether delivered or not
+    resumed = RunOutbox(outbox, run_id, number=6)  # its checkpoint knew six
+    for n in range(7, 13):
+        time.sleep(0.001)
+        resumed.append(point(float(n), n))
+    assert sync().done
+    assert points_of(bench, run_id) == [(n, float(n)) for n in range(1, 13)]
+    outbox.append(run_id, point(12.0, 12))  # without a number nothing is recognised
+    assert sync().done
+    assert len(points_of(bench, run_id)) == 13
+
+
+def test_a_refused_record_is_kept_and_holds_nobody_up(bench, outbox, capsys):
+    good, unknown = bench.run("baseline_seed", status=None), "0" * 32
+    outbox.append(unknown, point(1.0, 1))
+    outbox.append(good, operations.metrics([("bad \n name", 1.0, 1)]))
+    outbox.append(good, point(2.0, 2))
+    assert ask(["sync"]) == VERDICT_NO
+    told = capsys.readouterr().out
+    assert "1 records delivered, 0 wait, 2 refused" in told
+    assert unknown in told and str(outbox.folder) in told
+    assert points_of(bench, good) == [(2, 2.0)]
+    assert ask(["sync"]) == VERDICT_NO  # they are tried again, and kept again
+    with pytest.raises(BadInput, match="refused 1 records"), forwarding(in_store(bench)) as forwarder:
+        child = forwarder.child(in_store(bench), "gone", {})
+        bench.client.delete_run(child.run_id)
+        child.metrics({"loss": 3.0})
+
+
+def test_the_next_stage_delivers_what_an_earlier_one_left(bench):
+    run_id = bench.run("baseline_seed", status=None)
+    deliver_leftovers()  # nothing there: nothing happens
+    append_and_die(run_id, 3, go_on=False)
+    deliver_leftovers()
+    assert points_of(bench, run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_a_figure_that_the_store_did_not_keep_decides_nothing(bench, monkeypatch):
+    run = StageRun(bench.client, bench.run("promote", status=None), bench.experiment, bench.folder)
+    run.confirmed_metrics({"gate/success": 0.1 + 0.2, "gate/not_measured": float("nan")})
+    monkeypatch.setattr(operations, "perform", lambda *args: None)
+    with pytest.raises(BadInput, match=r"the store keeps 0\.30000000000000004 as gate/success, measured was 0\.5"):
+        run.confirmed_metrics({"gate/success": 0.5})
+    with pytest.raises(BadInput, match="the store keeps None as gate/collision"):
+        run.confirmed_metrics({"gate/collision": 0.0})
+
+
+def test_a_patience_that_is_no_number_is_one_line(bench, monkeypatch):
+    monkeypatch.setenv("PIPELINE_PATIENCE_SECONDS", "soon")
+    with pytest.raises(BadInput, match="PIPELINE_PATIENCE_SECONDS = 'soon'"), forwarding(in_store(bench)):
+        pass
+
+
+def test_an_outbox_that_cannot_be_used_is_one_line(bench, outbox):
+    (bench.folder / "elsewhere").write_text("a file, not a folder")
+    with pytest.raises(BadInput, match=r"outbox .*elsewhere cannot be used"):
+        Outbox(bench.folder / "elsewhere")
+    outbox.close()
+    for left in outbox.folder.glob("outbox.db*"):
+        left.write_bytes(b"no database at all" * 100)
+    with pytest.raises(BadInput, match=r"outbox .* cannot be used: .file is not a database"):
+        sync()
+
+
+def in_store(bench: Bench) -> StageRun:
+    return StageRun(bench.client, bench.run("baseline", status=None), bench.experiment, bench.folder)
