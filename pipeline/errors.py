@@ -14,6 +14,10 @@ class BadInput(Exception):
         super().__init__(" ".join(str(message).split()))
 
 
+class Interrupted(Exception):
+    """Work that was ended from outside: the same command goes on with it."""
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """`'learning_rte', [...]` -> `" Did you mean 'learning_rate'?"`, or an empty string when nothing is close."""
     close = get_close_matches(word, list(allowed), n=1)

@@ -24,6 +24,11 @@ class Tag:
     CODE_COMMIT: Final = "code.commit"
     INPUTS_DIGEST: Final = "inputs.digest"
     PLAN_DIGEST: Final = "plan.digest"  # of what `main` asked a stage to do: config, task, references
+    COMMAND: Final = "command.digest"  # of what a run was asked to do, and of the code: the same goes on with it
+    CONTINUES: Final = "continues"  # the run that goes on in place of this one
+    PROCESS: Final = "process"  # machine, number and start of the process behind a run that has not ended in order
+    ALIVE: Final = "process.alive"  # its last sign of life, seconds since 1970
+    RESUME: Final = "resume"  # would a killed training come to the same: `exact`, or `resumable, not exact`
     TRAINING_DIGEST: Final = "training.digest"  # of the settings two arms must share
     PROMOTABLE: Final = "promotable"
     VERDICT: Final = "verdict"

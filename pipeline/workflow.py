@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
@@ -30,6 +30,18 @@ def run_stage(stage: str, config_path: str, upstream: Mapping[str, str], overrid
     if outcome.failed:
         end_failed(run)
     return outcome
+
+
+RESUMED: Final = ("train_expert", "finetune", "baseline", "main")  # the others are done again under a new run
+
+
+def command_digest(stage: str, config: Any, upstream: Mapping[str, str]) -> str | None:
+    """Of what a stage that can go on is asked to do, and of the code; None for any other stage. Raises BadInput."""
+    if stage not in RESUMED:
+        return None
+    stages = vars(plan(config)) if stage == "main" else {stage: config}
+    work = {name: {"config": to_data(c), "task": to_data(load_task(c.task))} for name, c in stages.items()}
+    return digest_of([stage, to_data(config), work, dict(upstream), code_tags()])
 
 
 def _do(stage: str, run: StageRun, config: Any, upstream: Mapping[str, str]) -> StageOutcome:
@@ -125,7 +137,8 @@ def _parent(run: StageRun, experiment: str | None) -> Iterator[StageRun]:
     if experiment is None:
         yield run
         return
-    with open_run("main", experiment, nested=True) as parent:
+    command = digest_of([run.run_id, experiment])
+    with open_run("main", experiment, nested=True, command=command) as parent:
         run.describe(f"continues as run {parent.run_id} in experiment {experiment!r}")
         yield parent
 
@@ -183,7 +196,8 @@ class _Main:
         before = self._finished(stage, plan_digest)
         if before is not None:
             return before
-        with open_run(stage, nested=True) as run:
+        command = command_digest(stage, config, {**upstream, "main": self._parent.run_id})
+        with open_run(stage, nested=True, command=command) as run:
             run.tag({Tag.GROUP: self._group, Tag.PLAN_DIGEST: plan_digest})
             outcome = _do(stage, run, config, upstream)
             run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})

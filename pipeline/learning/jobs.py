@@ -49,9 +49,9 @@ def job_digest(job: TrainingJob) -> str:
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """What a training says while it runs: metrics at a timestep, or one line of status."""
+    """What a training says while it runs: metrics at a timestep, one line of status, or one that a person should see."""
 
-    kind: Literal["metrics", "status"]
+    kind: Literal["metrics", "status", "note"]
     timestep: int  # environment steps so far
     metrics: Mapping[str, float] = field(default_factory=dict)  # SB3's own keys, or eval/<figure>
     text: str = ""

@@ -175,11 +175,11 @@ def _found(folder: CheckpointFolder, emitter: Emitter) -> Checkpoint | None:
     """The checkpoint to go on from; what was said until then is said again, under the same numbers."""
     found = folder.newest()
     for name in folder.damaged:
-        emitter(TrainingEvent("status", 0, text=f"checkpoint {name} is damaged or of another training: passed over"))
+        emitter(TrainingEvent("note", 0, text=f"checkpoint {name} is damaged or of another training: passed over"))
     if found is not None:
         emitter.restore(found.state["said"])
         timestep = found.state["num_timesteps"]
-        emitter(TrainingEvent("status", timestep, text=f"goes on from its checkpoint at step {timestep:,}"))
+        emitter(TrainingEvent("note", timestep, text=f"goes on from its checkpoint at step {timestep:,}"))
     return found
 
 
@@ -189,7 +189,7 @@ def _keep(folder: CheckpointFolder, state: Checkpoint, emitter: Emitter) -> None
         folder.save(state)
     except OSError as error:
         text = f"its checkpoint could not be written ({error}); after a kill it would go on from the one before"
-        emitter(TrainingEvent("status", state.state["num_timesteps"], text=text))
+        emitter(TrainingEvent("note", state.state["num_timesteps"], text=text))
 
 
 def check_job(job: TrainingJob) -> None:

@@ -25,7 +25,7 @@ from multiprocessing.context import ForkServerProcess
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, Interrupted
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -38,9 +38,13 @@ class TrainingCrashed(Exception):
     """A training ended by a fault of ours or was killed; names the seed and holds the child's traceback."""
 
 
+class TrainingKilled(TrainingCrashed, Interrupted):
+    """A training's process was killed from outside."""
+
+
 @dataclass(frozen=True)
 class _Failure:
-    bad_input: bool
+    kind: type[BadInput] | type[TrainingCrashed]
     text: str
 
 
@@ -159,16 +163,16 @@ def _receive(child: _Child) -> News:
     except (EOFError, ConnectionResetError):
         child.process.join(_GRACE_SECONDS)
         code = child.process.exitcode
-        how = (
-            f"was killed by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exited {code}"
-        )
-        message = _Failure(False, f"its process {how}; if memory ran out, lower training.n_envs or workers")
+        killed = code is not None and code < 0
+        how = f"was killed by signal {signal.Signals(-(code or 0)).name}" if killed else f"exited {code}"
+        text = f"its process {how}; if memory ran out, lower training.n_envs or workers"
+        message = _Failure(TrainingKilled if killed else TrainingCrashed, text)
     if not isinstance(message, _Failure):
         assert isinstance(message, TrainingEvent | TrainingResult)
         return message
-    if message.bad_input:
+    if message.kind is BadInput:
         return BadInput(message.text)
-    return TrainingCrashed(f"training of seed {child.seed} crashed: {message.text}")
+    return message.kind(f"training of seed {child.seed} crashed: {message.text}")
 
 
 @contextmanager
@@ -198,9 +202,9 @@ def _child_main(job: TrainingJob, pipe: connection.Connection) -> None:
 
         message: Any = train(job, pipe.send)
     except BadInput as error:
-        message = _Failure(True, str(error))
+        message = _Failure(BadInput, str(error))
     except Exception:
-        message = _Failure(False, traceback.format_exc())
+        message = _Failure(TrainingCrashed, traceback.format_exc())
     pipe.send(message)
     pipe.close()
 

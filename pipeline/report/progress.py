@@ -44,6 +44,8 @@ class TrainingProgress:
 
     def on_event(self, index: int, event: TrainingEvent) -> None:
         """Take note of what job `index` says."""
+        if event.kind == "note":
+            self._bar.write(f"{self._title} seed {self._jobs[index].seed}: {event.text}", file=sys.stderr)
         done = min(event.timestep, self._jobs[index].budget)
         self._bar.update(max(0, done - self._steps[index]))
         self._steps[index] = max(self._steps[index], done)

@@ -408,7 +408,7 @@ class FreshTrainings:
                         self._take(key, news)
             except BaseException as error:
                 for log in self._logs.values():
-                    log.fail(f"not finished: {type(error).__name__}")
+                    log.end("FAILED", f"not finished: {type(error).__name__}")
                 raise
         sweep_values = {trial.number: trial.value for trial in self._best}
         return tuple(
@@ -443,7 +443,7 @@ class FreshTrainings:
             except NotMeasured as error:
                 self._remember(*key, reason=str(error))
         elif isinstance(news, BadInput | TrainingCrashed):
-            log.fail(reason_of(news))
+            log.end("FAILED", reason_of(news))
             self._remember(*key, reason=reason_of(news))
 
     def _remember(self, trial: int | None, seed: int, **content: Any) -> None:

@@ -18,14 +18,15 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import BadInput, shortened
+from pipeline.names import Tag
 from pipeline.tracking import candidates, models, operations
 from pipeline.tracking.operations import tag_text
 from pipeline.tracking.outbox import Outbox, Record, RunOutbox, outbox_folder
-from pipeline.tracking.runs import StageRun, code_tags
+from pipeline.tracking.runs import StageRun, code_tags, get_run, search
 from pipeline.tracking.store import connect, refuses
 
 PAUSE_SECONDS = 5.0  # between two rounds: fewer and larger requests cost less
@@ -60,18 +61,38 @@ class Forwarder:
         self._outbox.close()
 
     def child(self, stage_run: StageRun, name: str, tags: Mapping[str, Any], folder: Path | None = None) -> StageRun:
-        """A new run nested in a stage's, of the same code. It is written through the outbox, its end too."""
+        """A run nested in a stage's, of the same code. It is written through the outbox, its end too.
+
+        A stage that goes on after an interruption goes on with the run of the same command, if it has one.
+        """
+        run_id = self._interrupted(stage_run, tags) or self._created(stage_run, name, tags)
+        self._runs.append(run_id)
+        outbox = RunOutbox(self._outbox, run_id)
+        return StageRun(stage_run.client, run_id, stage_run.experiment_id, folder or stage_run.folder, outbox)
+
+    @staticmethod
+    def _created(stage_run: StageRun, name: str, tags: Mapping[str, Any]) -> str:
         all_tags = {MLFLOW_RUN_NAME: name, MLFLOW_PARENT_RUN_ID: stage_run.run_id, **code_tags(), **tags}
         created = stage_run.client.create_run(
             stage_run.experiment_id, tags={key: tag_text(value) for key, value in all_tags.items()}
         )
-        return self.writes(stage_run, created.info.run_id, folder)
+        return str(created.info.run_id)
 
-    def writes(self, stage_run: StageRun, run_id: str, folder: Path | None = None) -> StageRun:
-        """A run of a stage that exists, e.g. of a training that is resumed, written through the outbox."""
+    def _interrupted(self, stage_run: StageRun, tags: Mapping[str, Any]) -> str | None:
+        """The run that an interrupted stage had for the same command, with all it left in the outbox; open again."""
+        if not stage_run.continued or Tag.COMMAND not in tags:
+            return None
+        wanted = {MLFLOW_PARENT_RUN_ID: stage_run.run_id, Tag.COMMAND: str(tags[Tag.COMMAND])}
+        found = search(stage_run.client, wanted, limit=1, status=None)
+        if not found:
+            return None
+        run_id = str(found[0].info.run_id)
         self._runs.append(run_id)
-        outbox = RunOutbox(self._outbox, run_id)
-        return StageRun(stage_run.client, run_id, stage_run.experiment_id, folder or stage_run.folder, outbox)
+        self.settle(_patience())
+        if get_run(stage_run.client, run_id, "training").info.status != "FINISHED":
+            stage_run.client.update_run(run_id, status="RUNNING")
+            stage_run.client.set_tag(run_id, MLFLOW_RUN_NOTE, "")
+        return run_id
 
     def settle(self, patience: float) -> bool:
         """Wait until the store has everything of its runs; False when it takes nothing for `patience` seconds.

@@ -7,9 +7,7 @@ no process survives, can take them.
 """
 
 import contextlib
-import hashlib
 import json
-import os
 import shutil
 import sqlite3
 import uuid
@@ -17,13 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
-
 from pipeline.errors import BadInput, shortened
 from pipeline.tracking.operations import Operation
-from pipeline.tracking.store import sqlite_file
+from pipeline.tracking.store import local_folder
 
-FOLDER_VARIABLE = "PIPELINE_OUTBOX"  # where the outboxes of servers lie
 BUSY_MILLISECONDS = 10_000
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -46,13 +41,7 @@ class Record:
 
 def outbox_folder() -> Path:
     """Of the configured store: beside a SQLite file; for a server in the user's state folder, or in PIPELINE_OUTBOX."""
-    uri = mlflow.get_tracking_uri()
-    database = sqlite_file(uri)
-    if database is not None:
-        return database.with_name(f"{database.name}.outbox")
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "imitation-pretraining"
-    place = Path(os.environ.get(FOLDER_VARIABLE) or state / "outbox").resolve()
-    return place / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
+    return local_folder("outbox")
 
 
 class Outbox:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,17 +17,17 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from pipeline.config.loading import flatten, parse_yaml, to_data, to_yaml, validate
 from pipeline.config.task import TaskConfig
-from pipeline.errors import BadInput, shortened
+from pipeline.errors import BadInput, Interrupted, shortened
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
-from pipeline.tracking import operations
+from pipeline.tracking import liveness, operations
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.outbox import Outbox, RunOutbox
 from pipeline.tracking.provenance import environment_record, git_state
-from pipeline.tracking.store import chosen_experiment, connect, unanswered
+from pipeline.tracking.store import chosen_experiment, connect, exclusive, local_folder, unanswered
 
 C = TypeVar("C")
 
@@ -43,6 +44,7 @@ class StageRun:
     experiment_id: str
     folder: Path  # for files on their way to the store; gone when the run closes
     outbox: RunOutbox | None = None
+    continued: bool = False  # it was interrupted before, and goes on
 
     def write(self, operation: Operation) -> None:
         """Do it to the store, or leave it in the outbox."""
@@ -64,8 +66,15 @@ class StageRun:
         self.metric_series([(name, value, step) for name, value in values.items()])
 
     def metric_series(self, points: Sequence[tuple[str, float, int]]) -> None:
-        """Log `(name, value, step)` points in few requests."""
+        """Log `(name, value, step)` points in few requests; those that a continued run has already are left out."""
+        if self.continued and self.outbox is None:
+            there = {name: self._steps(name) for name in {name for name, _, _ in points}}
+            points = [(name, value, step) for name, value, step in points if step not in there[name]]
         self.write(operations.metrics(points))
+
+    def _steps(self, name: str) -> set[int]:
+        """At which steps the store has a point of a metric."""
+        return {point.step for point in self.client.get_metric_history(self.run_id, name)}
 
     def confirmed_metrics(self, values: Mapping[str, float]) -> None:
         """Log figures that something is decided by, and read them back. Raises BadInput when the store has others."""
@@ -128,10 +137,14 @@ def digest_of(data: Any) -> str:
 
 
 @contextlib.contextmanager
-def open_run(stage: str, experiment: str | None = None, nested: bool = False) -> Iterator[StageRun]:
-    """Open the run of a stage: the one `mlflow run` made, a nested one, or a new one.
+def open_run(
+    stage: str, experiment: str | None = None, nested: bool = False, command: str | None = None
+) -> Iterator[StageRun]:
+    """Open the run of a stage: one that was interrupted, the one `mlflow run` made, a nested one, or a new one.
 
-    A user's error ends it FAILED with the error's line as its description; so does any other exception.
+    `command` is the digest of what is asked for: when the newest run of that command was interrupted, it goes on. A
+    user's error ends it FAILED with the error's line as its description; so does any other exception. What ends it
+    from outside ends it KILLED.
     """
     client = connect()
     parent = mlflow.active_run() if nested else None
@@ -141,44 +154,79 @@ def open_run(stage: str, experiment: str | None = None, nested: bool = False) ->
     else:
         chosen = chosen_experiment(client, experiment)
     with tempfile.TemporaryDirectory(prefix=f"{stage}-") as folder:
-        active = mlflow.start_run(experiment_id=chosen, nested=nested)
-        run = StageRun(client, active.info.run_id, active.info.experiment_id, Path(folder))
-        status, note = "FAILED", None
+        run = _start(client, stage, chosen, nested, command, Path(folder))
+        status, last = "FAILED", {}
         try:
-            run.tag({Tag.STAGE: stage, MLFLOW_RUN_NAME: _run_name(stage, active), **code_tags()})
-            yield run
+            with liveness.beating(client, run.run_id):
+                yield run
             status = "FINISHED"
         except BadInput as error:
-            note = str(error)
+            last = {MLFLOW_RUN_NOTE: str(error), Tag.PROCESS: ""}
             raise
-        except KeyboardInterrupt:
-            note = "interrupted"
+        except (KeyboardInterrupt, Interrupted) as error:
+            status = "KILLED"
+            reason = f": {shortened(str(error), 500)}" if str(error) else ""
+            last = {MLFLOW_RUN_NOTE: f"interrupted{reason}", Tag.PROCESS: liveness.INTERRUPTED}
             raise
         except Exception as error:
-            note = f"failed: {type(error).__name__}: {shortened(str(error), 500)}"
+            last = {MLFLOW_RUN_NOTE: f"failed: {type(error).__name__}: {shortened(str(error), 500)}"}
             if unanswered(error):
                 raise BadInput(
                     f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} stopped answering "
                     f"({shortened(str(error), 200)}); start it and give the same command again"
                 ) from None
+            last[Tag.PROCESS] = ""
             raise
         finally:
-            _end(run, stage, status, note)
+            _end(run, stage, status, last)
+            if status == "FINISHED" or last.get(Tag.PROCESS) == "":
+                shutil.rmtree(checkpoint_folder(run), ignore_errors=True)
 
 
-def _end(run: StageRun, stage: str, status: str, note: str | None) -> None:
+def checkpoint_folder(run: StageRun) -> Path:
+    """Where the trainings of a stage's run keep their checkpoints, on this machine; gone when it has ended in order."""
+    return local_folder("checkpoints") / run.run_id
+
+
+def _start(
+    client: MlflowClient, stage: str, experiment: str | None, nested: bool, command: str | None, folder: Path
+) -> StageRun:
+    """Close what other processes left open, and start a run or go on with one."""
+    tags = {Tag.STAGE: stage, **code_tags(), **liveness.signs_of_life(), **({Tag.COMMAND: command} if command else {})}
+    with exclusive("open"):
+        liveness.close_stale(client, search(client, {}, status="RUNNING"))
+        asked = {} if command is None else {Tag.STAGE: stage, Tag.COMMAND: command}
+        earlier = liveness.take_over(client, search(client, asked, limit=1, status=None) if asked else [])
+    if earlier is None:
+        active = mlflow.start_run(
+            experiment_id=experiment,
+            nested=nested,
+            tags={key: operations.tag_text(value) for key, value in tags.items()},
+        )
+        run = StageRun(client, active.info.run_id, active.info.experiment_id, folder)
+        run.tag({MLFLOW_RUN_NAME: _run_name(stage, active), **tags})
+        return run
+    made_outside = None if nested else os.environ.get("MLFLOW_RUN_ID")
+    if made_outside not in (None, earlier.info.run_id):
+        client.set_tag(made_outside, MLFLOW_RUN_NOTE, f"goes on as run {earlier.info.run_id}, which was interrupted")
+        client.set_tag(made_outside, Tag.CONTINUES, earlier.info.run_id)
+    mlflow.start_run(run_id=earlier.info.run_id, nested=nested)
+    return StageRun(client, earlier.info.run_id, earlier.info.experiment_id, folder, continued=True)
+
+
+def _end(run: StageRun, stage: str, status: str, last: Mapping[str, str]) -> None:
     """Close a run. When the store does not answer, that waits in the outbox, and one line says so."""
     was_away = run.outbox is not None
     try:
-        if note is not None and not was_away:
-            run.describe(note)
+        if last and not was_away:
+            run.tag(last)
     except Exception as error:
         if not unanswered(error):
             raise
         run.write_behind()
     if run.outbox is not None:
-        if note is not None:
-            run.describe(note)
+        if last:
+            run.tag(last)
         run.close(status)
     try:
         with _asking_once() if run.outbox is not None else contextlib.nullcontext():

@@ -110,6 +110,20 @@ def experiment_id(client: MlflowClient, name: str) -> str:
             raise BadInput(f"experiment_name {shortened(name)} is refused by the store: {error.message}") from None
 
 
+def local_folder(kind: str) -> Path:
+    """Where this machine keeps what is not in the configured store, e.g. `checkpoints`.
+
+    Beside a SQLite file; for a server in the user's state folder, or in the one that `PIPELINE_<KIND>` names.
+    """
+    uri = mlflow.get_tracking_uri()
+    database = sqlite_file(uri)
+    if database is not None:
+        return database.with_name(f"{database.name}.{kind}")
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "imitation-pretraining"
+    place = Path(os.environ.get(f"PIPELINE_{kind.upper()}") or state / kind).resolve()
+    return place / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def exclusive(purpose: str) -> Iterator[None]:
     """One process at a time per store and purpose, by a lock that dies with its holder.

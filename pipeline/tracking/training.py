@@ -3,18 +3,25 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from pipeline.errors import Interrupted
 from pipeline.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
 from pipeline.learning.arms import ArmJob
-from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
+from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult, job_digest
 from pipeline.learning.workers import run_side_by_side
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag, reused_tag
+from pipeline.tracking import operations
 from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.models import log_policy
-from pipeline.tracking.operations import tag_text
-from pipeline.tracking.runs import StageRun, code_tags, search
+from pipeline.tracking.operations import Operation, tag_text
+from pipeline.tracking.runs import StageRun, checkpoint_folder, code_tags, get_run, search
+
+RESUME_WORDS = {True: "exact", False: "resumable, not exact"}
 
 
 class SeedRuns:
@@ -27,16 +34,18 @@ class SeedRuns:
         jobs: Sequence[TrainingJob],
         tags: Sequence[Mapping[str, Any]],
     ) -> None:
-        self._jobs = jobs
         self._runs = [_start_child(stage_run, forwarder, job, t) for job, t in zip(jobs, tags, strict=True)]
-        self._open = set(range(len(jobs)))
+        places = [checkpoint_folder(stage_run) / run.run_id for run in self._runs]
+        self.jobs = [replace(job, checkpoints=str(place)) for job, place in zip(jobs, places, strict=True)]
+        # of an interrupted stage's; their trainings only say again what they came to, and nothing of it is logged
+        self._open = {i for i, run in enumerate(self._runs) if not (stage_run.continued and _is_finished(run))}
 
     def run(self, index: int) -> StageRun:
         return self._runs[index]
 
     def on_event(self, index: int, event: TrainingEvent) -> None:
         """Keep a training's metrics. What a resumed one says again, under the same number, is not logged again."""
-        if event.metrics:
+        if event.metrics and index in self._open:
             run = self._runs[index]
             assert run.outbox is not None
             if event.number:
@@ -46,28 +55,33 @@ class SeedRuns:
     def finish(self, index: int, result: TrainingResult) -> None:
         """Log what the training came to and close its run."""
         run = self._runs[index]
-        log_result(run, self._jobs[index], result)
-        run.close("FINISHED")
-        self._open.discard(index)
+        if index in self._open:
+            log_result(run, self.jobs[index], result)
+            _aside(run, operations.close("FINISHED"))
+            self._open.discard(index)
 
-    def fail(self, reason: str) -> None:
-        """Close every run that is still open as FAILED."""
+    def end(self, status: str, reason: str) -> None:
+        """Close every run that is still open."""
         for index in sorted(self._open):
-            self._runs[index].describe(reason)
-            self._runs[index].close("FAILED")
+            _aside(self._runs[index], operations.note(reason))
+            _aside(self._runs[index], operations.close(status))
 
 
 @contextlib.contextmanager
 def seed_runs(
     stage_run: StageRun, jobs: Sequence[TrainingJob], tags: Sequence[Mapping[str, Any]]
 ) -> Iterator[SeedRuns]:
-    """Child runs for the jobs; those that are not finished when the block is left by an exception end FAILED."""
+    """Child runs for the jobs; those that are not finished when the block is left by an exception end with it.
+
+    They end KILLED when that came from outside, FAILED otherwise.
+    """
     with forwarding(stage_run) as forwarder:
         runs = SeedRuns(stage_run, forwarder, jobs, tags)
         try:
             yield runs
         except BaseException as error:
-            runs.fail(f"not finished: {type(error).__name__}: {error}"[:500])
+            killed = isinstance(error, KeyboardInterrupt | Interrupted)
+            runs.end("KILLED" if killed else "FAILED", f"not finished: {type(error).__name__}: {error}"[:500])
             raise
 
 
@@ -88,7 +102,7 @@ def train_logged(
         watch(index, event)
 
     with seed_runs(stage_run, jobs, tags) as seeds:
-        return run_side_by_side(jobs, workers, on_event, seeds.finish)
+        return run_side_by_side(seeds.jobs, workers, on_event, seeds.finish)
 
 
 def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], tags: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -103,7 +117,7 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], tags: Sequence[Ma
     finished = {
         run.data.tags.get(Tag.INPUTS_DIGEST): run.info.run_id
         for run in search(stage_run.client, {**shared, **here})
-        if Tag.TAINT not in run.data.tags
+        if Tag.TAINT not in run.data.tags and run.data.tags.get(MLFLOW_PARENT_RUN_ID) != stage_run.run_id
     }
     reused = {index: finished.get(str(tag[Tag.INPUTS_DIGEST])) for index, tag in enumerate(tags)}
     stage_run.tag({reused_tag(arms[i].arm, arms[i].job.seed): run_id for i, run_id in reused.items()})
@@ -122,9 +136,19 @@ def log_bill(run: StageRun, results: Sequence[TrainingResult]) -> None:
 
 
 def _start_child(stage_run: StageRun, forwarder: Forwarder, job: TrainingJob, tags: Mapping[str, Any]) -> StageRun:
-    all_tags = {Tag.TASK: job.task.name, Tag.SEED: job.seed, **tags}
+    all_tags = {Tag.TASK: job.task.name, Tag.SEED: job.seed, Tag.COMMAND: job_digest(job), **tags}
     name = f"{all_tags.get(Tag.ARM, all_tags.get(Tag.STAGE))}-seed-{job.seed}"
     return forwarder.child(stage_run, name, all_tags)
+
+
+def _is_finished(run: StageRun) -> bool:
+    return bool(get_run(run.client, run.run_id, "training").info.status == "FINISHED")
+
+
+def _aside(run: StageRun, operation: Operation) -> None:
+    """Log what a training does not say itself, and a resumed one may not leave out: outside its count."""
+    assert run.outbox is not None
+    run.outbox.outbox.append(run.run_id, operation)
 
 
 def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
@@ -163,6 +187,7 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
             Tag.POLICY_DIGEST: result.best_digest,
             "policy.last_digest": result.last_digest,
             "policy.weights_digest": result.best_weights,
+            Tag.RESUME: None if result.exact_resume is None else RESUME_WORDS[result.exact_resume],
         }
     )
 

@@ -73,12 +73,13 @@ class TrialRun:
 
 
 def close_lost(client: MlflowClient, run_id: str | None, reason: str) -> None:
-    """End the run that a dead process left open; one in another store is none of ours."""
+    """End the run of a trial that a dead process did not end; one in another store is none of ours."""
     try:
-        status = None if run_id is None else get_run(client, run_id, "trial").info.status
+        run = None if run_id is None else get_run(client, run_id, "trial")
     except BadInput:
         return
-    if run_id is not None and status == "RUNNING":
+    if run is not None and Tag.TRIAL_STATE not in run.data.tags:
+        run_id = run.info.run_id
         client.set_tag(run_id, MLFLOW_RUN_NOTE, reason)
         client.set_tag(run_id, Tag.TRIAL_STATE, "lost")
         client.set_terminated(run_id, status="FAILED")

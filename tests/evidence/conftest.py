@@ -10,9 +10,13 @@ import pytest
 from one_group import GROUP
 
 SMALLER = {  # than the smoke configs already are
-    "train_expert": {"seeds": "[1]"},
+    "train_expert": {"seeds": "[1]", "training.checkpoint_every": "2048"},
     "pretrain": {"cloning.epochs": "2", "cloning.evaluate_every_epochs": "2"},
-    "finetune": {"control_timesteps": "512", "training.total_timesteps": "2048"},
+    "finetune": {
+        "control_timesteps": "512",
+        "training.total_timesteps": "2048",
+        "training.checkpoint_every": "1024",
+    },
 }
 
 

@@ -1,0 +1,125 @@
+"""Whether the process behind a run still lives; what becomes of runs whose process is gone.
+
+A run of a stage names its process (machine, number, start) and gives a sign of life every minute. On this machine the
+process table answers; of a process elsewhere only the last sign does, so the clocks of machines that share a store must
+agree to a few minutes. A run that ended in order names no process any more, or is FINISHED.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.names import Tag
+
+BEAT_SECONDS = 60.0
+SILENT_SECONDS = 600.0  # after which a process elsewhere counts as gone
+START_TOLERANCE = 5.0  # seconds by which the recorded start of a living process may differ
+INTERRUPTED = "interrupted"  # instead of a process: it ended from outside, and said so
+
+
+@cache
+def machine() -> str:
+    """Equal for two processes exactly when they see each other: host, boot and process namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        boot, space = str(round(psutil.boot_time() / 60)), ""
+    return f"{socket.gethostname()}/{boot}/{space}"
+
+
+def signs_of_life() -> dict[str, str]:
+    """Tags that say which process a run belongs to, and that it lives now."""
+    started = psutil.Process().create_time()
+    return {Tag.PROCESS: f"{machine()} {os.getpid()} {started:.0f}", Tag.ALIVE: f"{time.time():.0f}"}
+
+
+def is_gone(run: Run) -> bool:
+    """The process that a run names does not live any more; False for a run that names none."""
+    process, alive = run.data.tags.get(Tag.PROCESS, ""), run.data.tags.get(Tag.ALIVE, "")
+    if process == INTERRUPTED:
+        return True
+    where, number, started = ("", "", "", *process.rsplit(" ", 2))[-3:]
+    if not (number.isdigit() and started.isdigit() and alive.isdigit()):
+        return False
+    if where != machine():
+        return time.time() - int(alive) > SILENT_SECONDS
+    try:
+        found = psutil.Process(int(number))
+        same = abs(found.create_time() - int(started)) < START_TOLERANCE
+        return not same or found.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@contextlib.contextmanager
+def beating(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """Give a sign of life every minute, from a thread: it costs the work nothing, and a store that is away no error."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(MlflowException, SQLAlchemyError, OSError):
+                client.set_tag(run_id, Tag.ALIVE, signs_of_life()[Tag.ALIVE])
+
+    threading.Thread(target=beat, name="sign-of-life", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def close_stale(client: MlflowClient, running: list[Run]) -> list[str]:
+    """End the runs, of those that are RUNNING, whose process is gone as KILLED, with a note; returns their ids.
+
+    Runs of single seeds name no process: they go with the run they are nested in.
+    """
+    known = {run.info.run_id: run for run in running}
+    stale = [run for run in running if is_gone(_owner(client, run, known))]
+    for run in sorted(stale, key=lambda run: Tag.PROCESS in run.data.tags):  # the nested ones first
+        tags = _owner(client, run, known).data.tags
+        seen = datetime.fromtimestamp(int(tags.get(Tag.ALIVE, 0)), UTC)
+        where, _, number = tags[Tag.PROCESS].rpartition(" ")[0].rpartition(" ")
+        note = (
+            f"killed: its process {number} on {where.partition('/')[0]} is gone, last sign of life "
+            f"{seen:%Y-%m-%d %H:%M} UTC; the same command goes on"
+        )
+        client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, note)
+        client.set_terminated(run.info.run_id, status="KILLED", end_time=int(seen.timestamp() * 1000))
+    return [run.info.run_id for run in stale]
+
+
+def _owner(client: MlflowClient, run: Run, known: dict[str, Run]) -> Run:
+    """The run that names the process: itself, or the one it is nested in."""
+    parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
+    if Tag.PROCESS in run.data.tags or parent is None:
+        return run
+    if parent not in known:
+        with contextlib.suppress(MlflowException):  # a parent that was deleted says nothing
+            known[parent] = client.get_run(parent)
+    return known.get(parent, run)
+
+
+def take_over(client: MlflowClient, newest: list[Run]) -> Run | None:
+    """Make a run that was interrupted this process's: the newest that was given this command, if it was. Else None."""
+    for run in newest[:1]:
+        if run.info.status != "FINISHED" and is_gone(run):
+            for key, value in signs_of_life().items():
+                client.set_tag(run.info.run_id, key, value)
+            client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, "")
+            client.update_run(run.info.run_id, status="RUNNING")
+            return run
+    return None

@@ -1,0 +1,121 @@
+"""A run whose process is gone is closed, a live one never; the same command goes on with a run that was interrupted."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.errors import BadInput
+from pipeline.names import Tag
+from pipeline.tracking import liveness
+from pipeline.tracking.runs import open_run
+from pipeline.tracking.store import connect
+
+NOTE = "mlflow.note.content"
+
+
+@pytest.fixture
+def left_open(store):
+    """`left_open(process, alive)`: a RUNNING run of that process, and one of a seed nested in it."""
+    client = connect()
+
+    def make(process: str, alive: float) -> list[str]:
+        tags = {Tag.STAGE: "baseline", Tag.PROCESS: process, Tag.ALIVE: f"{alive:.0f}", Tag.COMMAND: "c"}
+        parent = client.create_run("0", tags=tags).info.run_id
+        return [parent, client.create_run("0", tags={"mlflow.parentRunId": parent}).info.run_id]
+
+    return make
+
+
+def statuses(run_ids):
+    return {connect().get_run(run_id).info.status for run_id in run_ids}
+
+
+def ended_process() -> str:
+    """What a process of this machine would have written, that is gone."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return f"{liveness.machine()} {ended.pid} {time.time():.0f}"
+
+
+def test_a_run_of_a_process_that_is_gone_is_closed_with_what_is_nested_in_it(left_open):
+    seen = time.time() - 3
+    run_ids = left_open(ended_process(), seen)
+    with open_run("validate"):
+        pass
+    assert statuses(run_ids) == {"KILLED"}
+    for run_id in run_ids:
+        closed = connect().get_run(run_id)
+        assert "is gone, last sign of life" in closed.data.tags[NOTE]
+        assert closed.info.end_time == int(seen) * 1000
+    assert connect().get_run(run_ids[0]).data.tags[Tag.COMMAND] == "c"
+
+
+def test_a_process_number_that_another_process_has_now_is_gone(left_open):
+    number, started = liveness.signs_of_life()[Tag.PROCESS].rsplit(" ", 2)[1:]
+    run_ids = left_open(f"{liveness.machine()} {number} {int(started) - 1000}", time.time())
+    with open_run("validate"):
+        pass
+    assert statuses(run_ids) == {"KILLED"}
+
+
+@pytest.mark.parametrize(
+    ("process", "silent", "status"),
+    [
+        (None, 1e6, "RUNNING"),  # it lives here, however long it said nothing
+        ("elsewhere/boot/pid:[1] 1 1", liveness.SILENT_SECONDS - 60, "RUNNING"),
+        ("elsewhere/boot/pid:[1] 1 1", liveness.SILENT_SECONDS + 60, "KILLED"),
+        ("nonsense", 1e6, "RUNNING"),
+    ],
+)
+def test_a_run_elsewhere_is_closed_only_when_it_is_silent(left_open, process, silent, status):
+    run_ids = left_open(process or liveness.signs_of_life()[Tag.PROCESS], time.time() - silent)
+    with open_run("validate"):
+        pass
+    assert statuses(run_ids) == {status}
+
+
+def test_another_boot_of_this_host_is_another_machine(left_open):
+    host, boot, space = liveness.machine().split("/", 2)
+    run_ids = left_open(f"{host}/{boot[::-1]}/{space} 1 1", time.time())
+    with open_run("validate"):
+        pass
+    assert statuses(run_ids) == {"RUNNING"}
+
+
+def test_the_same_command_goes_on_with_a_run_that_was_interrupted(store):
+    with pytest.raises(KeyboardInterrupt), open_run("baseline", command="a") as run:
+        run.metric_series([("loss", 1.0, 1), ("loss", 2.0, 2)])
+        raise KeyboardInterrupt
+    killed = connect().get_run(run.run_id)
+    assert (killed.info.status, killed.data.tags[NOTE]) == ("KILLED", "interrupted")
+    with open_run("baseline", command="b") as other:
+        assert other.run_id != run.run_id
+    with open_run("baseline", command="a") as again:
+        assert (again.run_id, again.continued) == (run.run_id, True)
+        assert connect().get_run(run.run_id).info.status == "RUNNING"
+        again.metric_series([("loss", 2.0, 2), ("loss", 3.0, 3)])
+    ended = connect().get_run(run.run_id)
+    assert (ended.info.status, ended.data.tags[NOTE]) == ("FINISHED", "")
+    assert [point.step for point in connect().get_metric_history(run.run_id, "loss")] == [1, 2, 3]
+    with open_run("baseline", command="a") as fresh:
+        assert fresh.run_id != run.run_id
+
+
+def test_what_ended_in_order_or_lives_is_not_gone_on_with(store):
+    with pytest.raises(BadInput), open_run("baseline", command="a") as refused:
+        raise BadInput("seeds: none")
+    with open_run("baseline", command="a") as living, open_run("baseline", nested=True, command="a") as second:
+        assert len({refused.run_id, living.run_id, second.run_id}) == 3
+
+
+def test_the_run_that_mlflow_made_names_the_one_that_goes_on(store, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), open_run("baseline", command="a") as run:
+        raise KeyboardInterrupt
+    made = connect().create_run(run.experiment_id).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", made)
+    with open_run("baseline", command="a") as again:
+        assert again.run_id == run.run_id
+    tags = connect().get_run(made).data.tags
+    assert (tags[Tag.CONTINUES], Tag.STAGE in tags) == (run.run_id, False)
