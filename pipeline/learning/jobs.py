@@ -49,7 +49,7 @@ def job_digest(job: TrainingJob) -> str:
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """What a training says while it runs: metrics at a timestep, one line of status, or one that a person should see."""
+    """What a training says while it runs: metrics at a timestep, a line of status, or one that a person should see."""
 
     kind: Literal["metrics", "status", "note"]
     timestep: int  # environment steps so far
