@@ -24,7 +24,7 @@ demo: setup
 		-P config=configs/$(TASK)/main.yaml
 
 test: setup check
-	pytest
+	pytest -n 2
 	$(MAKE) older
 
 check: setup
