@@ -63,8 +63,8 @@ def _do(stage: str, run: StageRun, config: Any, upstream: Mapping[str, str]) -> 
 class Plan:
     """The configurations of all stages, loaded and checked before the first one starts."""
 
-    train_expert: TrainExpert
-    promote: Promote
+    train_expert: TrainExpert | None  # None, and `promote` with it: the demonstrations are not an expert's
+    promote: Promote | None
     collect: Collect
     pretrain: Pretrain
     finetune: Finetune
@@ -74,8 +74,13 @@ class Plan:
 def plan(config: Main) -> Plan:
     """Stage configs with main's settings on top. Raises BadInput for any fault in any of them."""
     paths = config.stages
-    expert = load(TrainExpert, paths.train_expert)
     collect = load(Collect, paths.collect)
+    _refuse_expert_stages(config, collect)
+    expert = None if paths.train_expert is None else load(TrainExpert, paths.train_expert)
+    if expert is not None:
+        expert = _with(
+            expert, {"seeds": _from(config.seed, expert.seeds), "training": {"n_envs": config.parallel_environments}}
+        )
     pretrain = load(Pretrain, paths.pretrain)
     finetune = load(Finetune, paths.finetune)
     seed, n_envs, camera = config.seed, config.parallel_environments, config.use_camera or None
@@ -89,27 +94,44 @@ def plan(config: Main) -> Plan:
 
     cloning = {"seeds": matched(pretrain.seeds), "cloning": {"epochs": config.cloning_epochs}, "use_camera": camera}
     chosen = Plan(
-        train_expert=_with(expert, {"seeds": _from(seed, expert.seeds), "training": {"n_envs": n_envs}}),
-        promote=load(Promote, paths.promote),
+        train_expert=expert,
+        promote=None if paths.promote is None else load(Promote, paths.promote),
         collect=_with(collect, {"seeds": _from(seed, collect.seeds), "episodes": config.demonstration_episodes}),
         pretrain=_with(pretrain, cloning),
         finetune=_with(finetune, {"seeds": matched(finetune.seeds), "training": training}),
         compare=load(Compare, paths.compare),
     )
-    tasks = {stage: load_task(c.task).name for stage, c in vars(chosen).items()}
+    tasks = {stage: load_task(c.task).name for stage, c in vars(chosen).items() if c is not None}
     if len(set(tasks.values())) != 1:
         raise BadInput(f"main: the stage configs are of different tasks: {tasks}; use configs of one task")
     _refuse_shared_evaluations(chosen)
     return chosen
 
 
+def _refuse_expert_stages(config: Main, collect: Collect) -> None:
+    """An expert is trained and approved exactly when `collect` records from it."""
+    for stage in ("train_expert", "promote"):
+        given = getattr(config.stages, stage)
+        if given is None and collect.source == "expert":
+            raise BadInput(
+                f"main: stages.{stage} is missing: {config.stages.collect} records from an expert; give its config, or "
+                "name another source there (scripted, minari)"
+            )
+        if given is not None and collect.source != "expert":
+            raise BadInput(
+                f"main: stages.{stage} = {given!r}: {config.stages.collect} takes its demonstrations from "
+                f"{collect.source}, so no expert is needed; leave it out"
+            )
+
+
 def _refuse_shared_evaluations(chosen: Plan) -> None:
     """Episodes that chose the expert or the clone must not measure what came of them: that would favour one arm."""
     seeds = {
-        "train_expert: training.evaluation.seed": chosen.train_expert.training.evaluation.seed,
         "pretrain: evaluation.seed": chosen.pretrain.evaluation.seed,
         "finetune: training.evaluation.seed": chosen.finetune.training.evaluation.seed,
     }
+    if chosen.train_expert is not None:
+        seeds["train_expert: training.evaluation.seed"] = chosen.train_expert.training.evaluation.seed
     if len(set(seeds.values())) != len(seeds):
         shown = ", ".join(f"{name} = {value}" for name, value in seeds.items())
         raise BadInput(f"main: {shown}: they must differ, so that no stage is measured on episodes that chose it")
@@ -121,8 +143,11 @@ def run_main(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageO
     if unknown:
         raise BadInput(f"stage 'main' takes no reference {unknown[0]!r}; it takes: expert, policy")
     stages = plan(config)
+    if "expert" in upstream and stages.train_expert is None:
+        source = f"{config.stages.collect} takes its demonstrations from {stages.collect.source}"
+        raise BadInput(f"expert {upstream['expert']!r} has no use: {source}; leave it out")
     with _parent(run, config.experiment_name) as parent:
-        parent.record_config(config, load_task(stages.train_expert.task), {})
+        parent.record_config(config, load_task(stages.collect.task), {})
         outcome = _Main(parent, stages, config, upstream).run()
     if outcome.failed and parent.run_id != run.run_id:
         end_failed(parent)
@@ -169,9 +194,9 @@ class _Main:
         return StageOutcome((), verdict=compared.verdict, outputs=compared.outputs)
 
     def _clone(self) -> StageOutcome:
-        """From the expert to the clone; the outcome of the last stage that ran."""
+        """From the expert, if there is one, to the clone; the outcome of the last stage that ran."""
         expert = self._upstream.get("expert")
-        if expert is None:
+        if expert is None and self._stages.train_expert is not None:
             trained = self._stage("train_expert", self._stages.train_expert, {})
             if "expert" not in trained.outputs:
                 raise BadInput(
@@ -182,7 +207,7 @@ class _Main:
             gate = self._stage("promote", self._stages.promote, {"expert": expert})
             if gate.verdict is False:
                 return gate
-        dataset = self._stage("collect", self._stages.collect, {"expert": expert})
+        dataset = self._stage("collect", self._stages.collect, {"expert": expert} if expert else {})
         if dataset.verdict is False:
             return dataset
         return self._stage("pretrain", self._stages.pretrain, {"dataset": dataset.outputs["dataset"]})

@@ -162,6 +162,11 @@ class Collect:
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give at most one")
 
+    @property
+    def source(self) -> str:
+        """What it takes its demonstrations from: `expert`, `scripted`, `minari` or `repaired`."""
+        return next((name for name in ("scripted", "minari", "repaired") if getattr(self, name) is not None), "expert")
+
 
 @configuration
 class Validate:
@@ -287,12 +292,13 @@ class Compare:
 class StageConfigs:
     """Paths of the stage configs that `main` runs."""
 
-    train_expert: str
-    promote: str
     collect: str
     pretrain: str
     finetune: str
     compare: str
+    train_expert: str | None = None
+    """Together with `promote`: given exactly when `collect` records from an expert."""
+    promote: str | None = None
 
 
 @configuration

@@ -1,6 +1,6 @@
 """Tables of evaluated episodes: steps, return, outcomes, scenarios, actions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,15 +15,19 @@ BAR_CHARACTERS = 24
 def statistics_table(records: EpisodeRecords, seed: int = 0) -> str:
     """Episodes as Markdown: steps and return, outcomes and figures with 95 % intervals, scenarios, actions."""
     summary = summarise(records, seed)
-    parts = [
-        f"{len(records.episodes)} episodes, {records.steps:,} environment steps; [95 % bootstrap interval]",
-        _distribution_table(summary),
-        _figures_table(summary),
-        _scenario_table(summarise_by_scenario(records, seed)),
-    ]
-    if records.action_histogram is not None:
-        parts.append(_action_table(records.action_histogram))
-    return "\n\n".join(parts) + "\n"
+    outcomes = [_figures_table(summary), _scenario_table(summarise_by_scenario(records, seed))]
+    return _page(records, [_distribution_table(summary), *outcomes])
+
+
+def rollout_table(records: EpisodeRecords, seed: int = 0) -> str:
+    """The same without outcomes and scenarios: steps, return and actions."""
+    return _page(records, [_distribution_table(summarise(records, seed))])
+
+
+def _page(records: EpisodeRecords, tables: Sequence[str]) -> str:
+    title = f"{len(records.episodes)} episodes, {records.steps:,} environment steps; [95 % bootstrap interval]"
+    actions = [] if records.action_histogram is None else [_action_table(records.action_histogram)]
+    return "\n\n".join([title, *tables, *actions]) + "\n"
 
 
 def _distribution_table(summary: Mapping[str, Estimate]) -> str:

@@ -20,7 +20,7 @@ from pipeline.errors import BadInput, shortened
 from pipeline.evaluation import record_episodes, records_of, summarise, with_intervals
 from pipeline.names import EVAL_PREFIX, Alias, Artifact, Metric, Quality, Tag, VersionTag, lineage_run_tag
 from pipeline.policies import ActFunction, act_function, load_policy
-from pipeline.report.tables import statistics_table
+from pipeline.report.tables import rollout_table, statistics_table
 from pipeline.spaces import space_to_json
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
@@ -80,6 +80,7 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
             f"  demonstrations: {metadata.origin}",
             f"  success {figures[Metric.SUCCESS].mean():.3f}, mean return {figures[Metric.RETURN].mean():.2f}, "
             f"{given.steps:,} steps",
+            rollout_table(records),
         ),
         verdict=report.passed,
         outputs={"dataset": metadata.dataset_id},
@@ -127,21 +128,11 @@ def record(task: Task, config: Collect, demonstrator: Demonstrator) -> tuple[Tra
     steps = 0
     while batch := _take(waiting, missing):
         part = record_episodes(task, demonstrator.actor, batch, config.noise.std, config.seeds[0], config.n_envs)
-        good = np.flatnonzero(passes(config.filter, part))
+        good = np.flatnonzero(part.passing(config.filter.min_return, config.filter.only_success))
         kept.append(part.select(good))
         steps += part.steps
         missing -= Counter(str(part.scenarios[index]) for index in good)
     return concatenate(kept), steps
-
-
-def passes(chosen: Filter, trajectories: Trajectories) -> np.ndarray:
-    """(N,) bool: the episodes that a filter keeps."""
-    keep = np.ones(len(trajectories), bool)
-    if chosen.min_return is not None:
-        keep &= trajectories.metrics[Metric.RETURN] >= chosen.min_return
-    if chosen.only_success:
-        keep &= trajectories.metrics[Metric.SUCCESS] > 0.5
-    return keep
 
 
 def _filters(chosen: Filter) -> bool:

@@ -9,6 +9,7 @@ from statistics import fmean
 from pipeline.config.loading import flatten, load_task, to_data
 from pipeline.config.stages import Compare, Finetune
 from pipeline.config.task import TaskConfig
+from pipeline.demonstrators import Actor
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.evaluation import point_figures, run_episodes, summarise
@@ -26,7 +27,7 @@ from pipeline.statistics.comparison import compare as compare_arms
 from pipeline.statistics.shift import FeatureShift, Shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
-from pipeline.tracking.datasets import StoredDataset, fetch_dataset
+from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dataset
 from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.provenance import environment_record
@@ -200,26 +201,30 @@ def _holdout_episodes(task: Task, scenario_set: str, count: int) -> tuple[Episod
 
 
 def _references(run: StageRun, task: Task, group: Group, trained: Finetune) -> tuple[ReferencePolicy, ...]:
-    """The expert and the clone on the very episodes that the arms are measured on at their end."""
+    """Who demonstrated and the clone, on the very episodes that the arms are measured on at their end."""
     training_set = trained.training.scenario_set
     sets = {training_set: final_episodes(task, training_set, trained.training.evaluation, trained.final_episodes)}
     sets |= {name: _holdout_episodes(task, name, trained.final_episodes) for name in task.config.holdout_sets}
     found: list[ReferencePolicy] = []
-    for name, policy in _reference_policies(run, task, group).items():
-        act = act_function(load_policy(policy.folder))
+    for name, actor in _reference_actors(run, task, group).items():
         for scenario_set, episodes in sets.items():
-            summary = summarise(run_episodes(task, act, episodes))
+            summary = summarise(run_episodes(task, actor, episodes))
             found.append(ReferencePolicy(name, scenario_set, summary, len(episodes)))
     return tuple(found)
 
 
-def _reference_policies(run: StageRun, task: Task, group: Group) -> dict[str, StoredPolicy]:
-    tags = group.finetune.data.tags
-    first = group.arms[Arm.PRETRAINED][0].seed
-    policies = {f"clone (seed {first})": _clone(run, task, group)}
+def _reference_actors(run: StageRun, task: Task, group: Group) -> dict[str, Actor]:
+    tags, actors = group.finetune.data.tags, dict[str, Actor]()
+    metadata = _dataset(run, group).metadata
+    script = demonstrator_of(run.client, metadata, task) if metadata.demonstrator["kind"] == "scripted" else None
+    if script is not None:
+        actors["script that demonstrated"] = script.actor
     if Tag.LINEAGE_EXPERT in tags:
-        policies = {"expert": find_policy(run.client, tags[Tag.LINEAGE_EXPERT], task.config.name, {}), **policies}
-    return policies
+        expert = find_policy(run.client, tags[Tag.LINEAGE_EXPERT], task.config.name, {})
+        actors["expert"] = act_function(load_policy(expert.folder))
+    first = group.arms[Arm.PRETRAINED][0].seed
+    actors[f"clone (seed {first})"] = act_function(load_policy(_clone(run, task, group).folder))
+    return actors
 
 
 def _clone(run: StageRun, task: Task, group: Group) -> StoredPolicy:

@@ -60,7 +60,7 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     reused = [f"{arm.arm} seed {arm.job.seed}" for i, arm in enumerate(arms) if i not in todo]
     lines = trainings_summary("finetune", [arms[i].arm for i in todo], results, reused)
     if shift is None:
-        lines += ("  its scenarios were not held against the demonstrations: who made them cannot be asked again",)
+        lines += ("  its scenarios were not held against the demonstrations: nobody could play them as those were",)
     elif shift.shifted:
         lines += (
             f"  its scenarios are unlike the demonstrations: distance {shift.distance:.3f} "
@@ -70,10 +70,11 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
 
 
 def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mapping[str, str]) -> Shift | None:
-    """Are the fine-tuning scenarios like the demonstrations: the demonstrator itself plays them, noise and all.
+    """Are the fine-tuning scenarios like the demonstrations: the demonstrator itself plays them, noise, filter and all.
 
     Only the scenarios and the environment can then differ, not the policy; `task` is seen as it was recorded. None
-    when nobody is there to play: the dataset was imported, or the script that demonstrated is no longer the same.
+    when nobody is there to play: the dataset was imported, the script that demonstrated is no longer the same, or no
+    episode there passes the filter.
     """
     dataset = fetch_dataset(get_run(run.client, tags[lineage_run_tag("dataset")], "dataset run"))
     demonstrator = demonstrator_of(run.client, dataset.metadata, task)
@@ -82,6 +83,9 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     count = min(SHIFT_EPISODES, len(dataset.trajectories))
     episodes = task.episodes(config.training.scenario_set, SHIFT_SEED, count, Purpose.EVALUATE)
     rollouts = record_episodes(task, demonstrator.actor, episodes, dataset.metadata.noise_std, SHIFT_SEED)
+    rollouts = rollouts.select(rollouts.passing(**dataset.metadata.filter))
+    if not len(rollouts):
+        return None
     reference = [flat_rows(dataset.trajectories.episode(i).observations) for i in range(len(dataset.trajectories))]
     played = [flat_rows(rollouts.episode(i).observations) for i in range(len(rollouts))]
     scenarios = ([str(name) for name in dataset.trajectories.scenarios], [str(name) for name in rollouts.scenarios])

@@ -190,6 +190,9 @@ def demonstrator_of(client: MlflowClient, metadata: DatasetMetadata, task: Task)
         expert = find_policy(client, f"{named['name']}/{named['version']}", metadata.task, {})
         return from_policy(task, expert.folder, named["name"], named["version"], expert.digest)
     if named["kind"] == "scripted":
-        today = scripted(named["name"], named.get("kwargs", {}))
+        try:
+            today = scripted(named["name"], named.get("kwargs", {}))
+        except BadInput:  # it is gone, or takes other parameters now
+            return None
         return today if today.provenance["digest"] == named["digest"] else None
     return None

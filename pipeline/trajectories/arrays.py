@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.errors import BadInput, shortened
+from pipeline.names import Metric
 from pipeline.observations import split_fields
 
 DIGEST_LENGTH: Final = 36  # what MLflow keeps of a dataset digest
@@ -117,6 +118,15 @@ class Trajectories:
             **{name: getattr(self, name)[chosen] for name in EPISODE_ARRAYS},
             metrics={name: values[chosen] for name, values in self.metrics.items()},
         )
+
+    def passing(self, min_return: float | None, only_success: bool) -> np.ndarray:
+        """(N,) bool: the episodes that a filter keeps."""
+        keep = np.ones(len(self), bool)
+        if min_return is not None:
+            keep &= self.metrics[Metric.RETURN] >= min_return
+        if only_success:
+            keep &= self.metrics[Metric.SUCCESS] > 0.5
+        return keep
 
     def discounted_returns(self, gamma: float, final_values: np.ndarray | None = None) -> np.ndarray:
         """(S,) float64: `G_t = r_t + gamma G_(t+1)`; the return after the last step of episode i is `final_values[i]`.

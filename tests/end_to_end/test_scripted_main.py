@@ -1,0 +1,105 @@
+"""A task whose demonstrator is a script: `main` without an expert, from the recording to the report."""
+
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+from gymnasium.envs.box2d.lunar_lander import heuristic as gymnasium_heuristic
+
+from pipeline import query
+from pipeline.config.loading import load
+from pipeline.config.stages import Main
+from pipeline.envs.lunar_lander import heuristic
+from pipeline.errors import BadInput
+from pipeline.names import Artifact, Metric, Tag
+from pipeline.tracking.runs import read_text_artifact, search
+from pipeline.tracking.store import connect
+from pipeline.trajectories import UNAPPROVED
+from pipeline.workflow import plan, run_stage
+
+SMOKE = "configs/smoke/lunar_lander/main.yaml"
+SCRIPT = "pipeline.envs.lunar_lander:heuristic"
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(in_repository):
+    """Configs are named relative to the repository."""
+
+
+def test_main_needs_no_expert_and_every_stage_says_that_nobody_approved_one(store):
+    outcome = run_stage("main", SMOKE, {}, {})
+    assert outcome.verdict is True, outcome.summary
+    client = connect()
+    (main,) = search(client, {Tag.STAGE: "main"})
+    nested = [run.data.tags[Tag.STAGE] for run in search(client, {"mlflow.parentRunId": main.info.run_id})]
+    assert nested[::-1] == ["collect", "pretrain", "baseline", "finetune", "compare"]
+    assert not client.search_registered_models()
+    (collect,) = search(client, {Tag.STAGE: "collect"})
+    stored = query.load_demonstrations(collect.data.tags[Tag.DATASET_ID])
+    returns = stored.trajectories.metrics[Metric.RETURN]
+    assert len(returns) == 20 and returns.min() >= 200  # the filter's
+    # rollout statistics, recomputed
+    for name, value in (("mean", returns.mean()), ("median", np.median(returns)), ("std", returns.std())):
+        assert collect.data.metrics[f"eval/return_{name}"] == pytest.approx(value)
+    assert collect.data.metrics["eval/length_max"] == stored.trajectories.lengths.max()
+    # said plainly
+    assert stored.metadata.demonstrator["approval"] == UNAPPROVED
+    assert UNAPPROVED in read_text_artifact(client, collect.info.run_id, Artifact.VALIDATION_MD)
+    report = json.loads(read_text_artifact(client, outcome.outputs["report"], f"{Artifact.REPORT}/report.json"))
+    assert "script that demonstrated" in json.dumps(report) and UNAPPROVED in json.dumps(report)
+    (finetune,) = search(client, {Tag.STAGE: "finetune"})
+    assert finetune.data.tags[Tag.SHIFT] == "alike"
+
+
+def test_collect_prints_steps_reward_and_actions(store, tmp_path):
+    settings = yaml.safe_load(Path("configs/smoke/lunar_lander/collect.yaml").read_text())
+    path = tmp_path / "collect.yaml"
+    path.write_text(yaml.safe_dump({**settings, "episodes": 4, "min_episodes": 1, "n_envs": 4}))
+    collected = run_stage("collect", str(path), {}, {})
+    assert collected.summary[1].startswith(f"  demonstrations: script {SCRIPT} (version ")
+    assert collected.summary[1].endswith(f"; {UNAPPROVED}")
+    table = collected.summary[-1].splitlines()
+    trajectories = query.load_demonstrations(collected.outputs["dataset"]).trajectories
+    steps = next(line for line in table if line.startswith("| steps"))
+    assert f"| {trajectories.lengths.min():.0f} | {trajectories.lengths.max():.0f} |" in " ".join(steps.split())
+    assert any(line.startswith("| return") for line in table)
+    shares = np.bincount(trajectories.actions, minlength=4) / trajectories.steps
+    rows = [line.split("|")[2].strip() for line in table[-4:]]
+    assert rows == [f"{share:.1%}" for share in shares]
+
+
+def test_the_script_is_gymnasiums_own_heuristic():
+    for continuous in (False, True):
+        env = gym.make("LunarLander-v3", continuous=continuous)
+        for seed in range(3):
+            observation, over = env.reset(seed=seed)[0], False
+            while not over:
+                action = heuristic(observation, continuous)
+                assert np.array_equal(action, np.float32(gymnasium_heuristic(env, observation)))
+                assert env.action_space.contains(action)
+                observation, _, terminated, truncated, _ = env.step(action)
+                over = terminated or truncated
+
+
+def main_config(tmp_path: Path, **stages: str | None) -> Main:
+    data = yaml.safe_load(Path(SMOKE).read_text())
+    data["stages"] = {k: v for k, v in {**data["stages"], **stages}.items() if v is not None}
+    path = tmp_path / "main.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return load(Main, str(path))
+
+
+def test_an_expert_is_trained_exactly_when_collect_records_from_one(tmp_path):
+    assert plan(main_config(tmp_path)).train_expert is None
+    with pytest.raises(BadInput, match=r"stages\.promote = .* takes its demonstrations from scripted"):
+        plan(main_config(tmp_path, promote="configs/smoke/promote.yaml"))
+    with pytest.raises(BadInput, match=r"stages\.train_expert is missing: .* records from an expert"):
+        plan(main_config(tmp_path, collect="configs/smoke/collect.yaml"))
+
+
+def test_an_expert_that_nobody_would_ask_is_refused(store):
+    with pytest.raises(BadInput, match=r"expert 'models:/x/1' has no use: .*scripted"):
+        run_stage("main", SMOKE, {"expert": "models:/x/1"}, {})
