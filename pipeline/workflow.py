@@ -126,12 +126,12 @@ def _refuse_expert_stages(config: Main, collect: Collect) -> None:
 
 def _refuse_shared_evaluations(chosen: Plan) -> None:
     """Episodes that chose the expert or the clone must not measure what came of them: that would favour one arm."""
-    seeds = {
+    expert = chosen.train_expert
+    seeds = {} if expert is None else {"train_expert: training.evaluation.seed": expert.training.evaluation.seed}
+    seeds |= {
         "pretrain: evaluation.seed": chosen.pretrain.evaluation.seed,
         "finetune: training.evaluation.seed": chosen.finetune.training.evaluation.seed,
     }
-    if chosen.train_expert is not None:
-        seeds["train_expert: training.evaluation.seed"] = chosen.train_expert.training.evaluation.seed
     if len(set(seeds.values())) != len(seeds):
         shown = ", ".join(f"{name} = {value}" for name, value in seeds.items())
         raise BadInput(f"main: {shown}: they must differ, so that no stage is measured on episodes that chose it")
