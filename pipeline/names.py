@@ -4,7 +4,7 @@ from typing import Final
 
 STAGES: Final = (
     "train_expert", "promote", "collect", "validate", "playback", "pretrain", "finetune", "baseline",
-    "evaluate", "compare", "sweep", "main",
+    "evaluate", "compare", "sweep", "new_task", "main",
 )  # fmt: skip
 
 # of the runs of single seeds, nested in those of their stage

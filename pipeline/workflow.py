@@ -84,7 +84,12 @@ def plan(config: Main) -> Plan:
     pretrain = load(Pretrain, paths.pretrain)
     finetune = load(Finetune, paths.finetune)
     seed, n_envs, camera = config.seed, config.parallel_environments, config.use_camera or None
-    training = {"total_timesteps": config.ppo_timesteps or None, "n_envs": n_envs, "use_camera": camera}
+    training = {
+        "total_timesteps": config.ppo_timesteps or None,
+        "n_envs": n_envs,
+        "use_camera": camera,
+        "visualize_every": config.visualize_every,
+    }
     if config.learning_rate is not None:  # a constant one, whatever schedule the stage's config has
         constant = LearningRate(initial=config.learning_rate)
         finetune = replace(finetune, training=replace(finetune.training, learning_rate=constant))

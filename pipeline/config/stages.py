@@ -18,6 +18,7 @@ from pipeline.config.base import (
     configuration,
 )
 from pipeline.config.sweep import Sweep
+from pipeline.config.task import Wrapper
 from pipeline.config.training import (
     AdversarialTraining,
     Cloning,
@@ -289,6 +290,24 @@ class Compare:
 
 
 @configuration
+class NewTask:
+    """`new_task`: probe an environment and write the configs of a task for it. Nothing is overwritten."""
+
+    env: str
+    """Gymnasium id, or `module:Class`."""
+    name: Name
+    """Of the task: `configs/tasks/<name>.yaml` and `configs/<name>/` are written."""
+    kwargs: LibraryArguments = field(default_factory=dict)
+    wrappers: tuple[Wrapper, ...] = ()
+    demonstrator: str | None = None
+    """A scripted demonstrator, `module:Class` or `module:function`; None: an expert is trained."""
+    episodes: Annotated[int, Field(ge=2)] = 20
+    """Random episodes that are played to learn what the environment is like."""
+    seed: Seed = 0
+    folder: str = "configs"
+
+
+@configuration
 class StageConfigs:
     """Paths of the stage configs that `main` runs."""
 
@@ -322,6 +341,8 @@ class Main:
     learning_rate: Positive | None = None
     use_camera: bool = False
     """Clones, fine-tuned policies and baselines see pictures; the expert and its demonstrations stay as they are."""
+    visualize_every: Steps | None = None
+    """Pictures of the policies of both arms every so many environment steps of their training; 0: never."""
     skip_pretrain: bool = False
 
 
@@ -337,5 +358,6 @@ STAGE_CONFIGS: dict[str, Any] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "sweep": Sweep,
+    "new_task": NewTask,
     "main": Main,
 }

@@ -1,7 +1,7 @@
 """Around SB3's own loop: scheduled evaluations, the best checkpoint, convergence, and SB3's log as events."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -127,7 +127,8 @@ def _records(episodes: Sequence[Episode], metrics: dict[str, np.ndarray]) -> Epi
 class EvaluationCallback(BaseCallback):
     """Evaluates at the first rollout boundary at or after every scheduled step, from timestep 0 on.
 
-    Keeps the tensors of the best checkpoint (ties: the earlier) and raises `TrainingDone` once converged.
+    Keeps the tensors of the best checkpoint (ties: the earlier), `show`s every policy it evaluated (with its timestep
+    and the one of the evaluation before) and raises `TrainingDone` once converged.
     """
 
     def __init__(
@@ -139,8 +140,10 @@ class EvaluationCallback(BaseCallback):
         best_metric: str,
         budget: int,
         emit: Emit,
+        show: Callable[[ActorCriticPolicy, int, int | None], None] = lambda policy, timestep, before: None,
     ) -> None:
         super().__init__()
+        self._show = show
         self._task, self._episodes, self._schedule = task, episodes, schedule
         self._convergence, self._best_metric, self._budget, self._emit = convergence, best_metric, budget, emit
         self._env = evaluation_env(task, len(episodes))
@@ -218,6 +221,7 @@ class EvaluationCallback(BaseCallback):
             self._best, self.best_timestep = value, self.model.num_timesteps
             self.best_tensors = tensors_of(self._policy)
         self._announce(records, figures)
+        self._show(self._policy, self.model.num_timesteps, self.points[-2].timestep if len(self.points) > 1 else None)
         self.seconds += time.perf_counter() - started
 
     def _require_thresholds(self, figures: Mapping[str, float]) -> None:

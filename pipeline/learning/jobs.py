@@ -49,12 +49,12 @@ def job_digest(job: TrainingJob) -> str:
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """What a training says while it runs: metrics at a timestep, a line of status, or one that a person should see."""
+    """What a training says while it runs: metrics, a line of status or one that people should see, a policy to draw."""
 
-    kind: Literal["metrics", "status", "note"]
+    kind: Literal["metrics", "status", "note", "policy"]
     timestep: int  # environment steps so far
     metrics: Mapping[str, float] = field(default_factory=dict)  # SB3's own keys, or eval/<figure>
-    text: str = ""
+    text: str = ""  # the line, or the folder of the policy
     fraction: float = 0.0  # of the budget that is done
     number: int = 0  # 1, 2, ... in a training; a resumed one counts on from its checkpoint, so repeats are recognised
 

@@ -288,7 +288,23 @@ def final_episodes(task: Task, scenario_set: str, schedule: EvaluationSchedule, 
 def _evaluation_callback(job: TrainingJob, task: Task, emit: Emit) -> EvaluationCallback:
     schedule = job.training.evaluation
     episodes = evaluation_episodes(task, job.training.scenario_set, schedule)
-    return EvaluationCallback(task, episodes, schedule, job.convergence, job.best_metric, job.budget, emit)
+    return EvaluationCallback(
+        task, episodes, schedule, job.convergence, job.best_metric, job.budget, emit, _show(job, task, emit)
+    )
+
+
+def _show(job: TrainingJob, task: Task, emit: Emit) -> Callable[[ActorCriticPolicy, int, int | None], None]:
+    """Leaves the policy of the first evaluation at or after every `visualize_every` steps to be drawn."""
+    every = job.training.visualize_every
+
+    def show(policy: ActorCriticPolicy, timestep: int, before: int | None) -> None:
+        if not every or job.learning_rate_zero or (before is not None and timestep // every == before // every):
+            return
+        folder = Path(job.output) / f"shown-{timestep}"
+        save_policy(policy, folder, {WRAPPERS: task.wrappers})
+        emit(TrainingEvent("policy", timestep, {}, str(folder)))
+
+    return show
 
 
 def _refuse_changed_control(job: TrainingJob, before: str, after: str) -> None:

@@ -1,4 +1,4 @@
-"""Progress of trainings that run side by side: one bar on a terminal, one line now and then elsewhere."""
+"""Progress of trainings that run side by side: one bar on a terminal, one line now and then elsewhere, and films."""
 
 import sys
 import time
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from pipeline.learning.jobs import TrainingEvent, TrainingJob
 from pipeline.names import EVAL_PREFIX, Metric
+from pipeline.report.films import check_films, film_of
 
 LINE_EVERY_SECONDS = 15.0
 
@@ -22,6 +23,8 @@ class TrainingProgress:
     """
 
     def __init__(self, title: str, jobs: Sequence[TrainingJob]) -> None:
+        for job in jobs:
+            check_films(job)
         self._title, self._jobs = title, jobs
         self._steps = [0] * len(jobs)
         self._success: float | None = None
@@ -43,7 +46,10 @@ class TrainingProgress:
         self._bar.close()
 
     def on_event(self, index: int, event: TrainingEvent) -> None:
-        """Take note of what job `index` says."""
+        """Take note of what job `index` says; draw the policy it shows."""
+        if event.kind == "policy":
+            film_of(self._jobs[index], event)
+            return
         if event.kind == "note":
             self._bar.write(f"{self._title} seed {self._jobs[index].seed}: {event.text}", file=sys.stderr)
         done = min(event.timestep, self._jobs[index].budget)

@@ -182,6 +182,9 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
             }
         )
     run.text(json.dumps(evaluations_record(result), sort_keys=True) + "\n", Artifact.EVALUATIONS)
+    pictures = Path(job.output) / Artifact.PLAYBACK
+    if pictures.is_dir():
+        run.file(pictures, Artifact.PLAYBACK)
     run.tag(
         {
             Tag.POLICY_DIGEST: result.best_digest,

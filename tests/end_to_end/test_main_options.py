@@ -7,7 +7,7 @@ import pytest
 from pipeline.config.loading import load, to_data
 from pipeline.config.stages import Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
 from pipeline.errors import BadInput
-from pipeline.names import Tag
+from pipeline.names import Artifact, Tag
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
 from pipeline.workflow import Plan, plan
@@ -69,6 +69,10 @@ def test_ppo_timesteps_is_the_budget_of_both_arms_and_not_of_the_expert():
 
 def test_parallel_environments_is_what_trainings_step():
     assert changes(parallel_environments=4) == {"train_expert.training.n_envs": 4, "finetune.training.n_envs": 4}
+
+
+def test_visualize_every_is_asked_of_both_arms():
+    assert changes(visualize_every=512) == {"finetune.training.visualize_every": 512}
 
 
 def test_learning_rate_is_constant_over_both_arms():
@@ -140,8 +144,17 @@ def test_an_expert_that_is_given_is_not_trained_and_without_ppo_steps_the_clone_
 
 
 def test_without_pretraining_only_the_baseline_is_trained_with_the_budget_that_was_asked_for(stage):
-    arguments = ["--skip_pretrain", "true", "--ppo_timesteps", "1024", "--matched_seeds", "1"]
-    code, out, errors = stage("main", *arguments, "--learning_rate", "1e-4", "--parallel_environments", "8")
+    arguments = [
+        "--skip_pretrain",
+        "true",
+        "--ppo_timesteps",
+        "1024",
+        "--matched_seeds",
+        "1",
+        "--learning_rate",
+        "1e-4",
+    ]
+    code, out, errors = stage("main", *arguments, "--parallel_environments", "8", "--visualize_every", "1000")
     assert code == 0, errors
     assert "PPO from scratch only" in out
     parent = main_run(set()).info.run_id
@@ -149,6 +162,10 @@ def test_without_pretraining_only_the_baseline_is_trained_with_the_budget_that_w
     (seed,) = search(connect(), {Tag.GROUP: parent, Tag.STAGE: "baseline_seed", Tag.ARM: "scratch"})
     assert seed.data.metrics["bill/environment_steps"] == 1024
     assert seed.data.metrics["train/learning_rate"] == pytest.approx(1e-4)
+    pictures = [Path(item.path) for item in connect().list_artifacts(seed.info.run_id, Artifact.PLAYBACK)]
+    assert [picture.stem for picture in pictures] == ["step-000000000", "step-000001024"]  # the first from 1000 on
+    (control,) = search(connect(), {Tag.GROUP: parent, Tag.STAGE: "baseline_seed", Tag.ARM: "scratch_lr0"})
+    assert connect().list_artifacts(control.info.run_id, Artifact.PLAYBACK) == []  # it never changes
 
 
 def test_a_policy_that_is_given_is_not_cloned_again_and_the_experiment_is_the_one_that_was_named(stage):

@@ -1,0 +1,185 @@
+"""What an environment is like, learnt by playing it at random: the facts that a task file and stage configs rest on.
+
+probe = probe_environment(task, episodes=20, seed=0)
+probe.returns.max(), probe.lengths.mean(), probe.final_keys, probe.repeatable
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from pipeline.envs.episodes import Episode
+from pipeline.envs.serial import outcome_of
+from pipeline.errors import BadInput
+from pipeline.observations import one_row
+from pipeline.tasks import Purpose, Task
+
+LONGEST = 2_000  # steps after which a probed episode is left where it is
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of every element of the observation, or of one key of it, under random actions."""
+
+    mean: np.ndarray  # (elements,) float64
+    std: np.ndarray  # (elements,) float64
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What N random episodes of an environment were like."""
+
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    returns: np.ndarray  # (N,) float64
+    lengths: np.ndarray  # (N,) int64 steps
+    rewards: tuple[float, float]  # smallest and largest of a step
+    ended: int  # episodes that the environment itself ended or truncated within `LONGEST` steps
+    final_keys: dict[str, tuple[float, float]]  # numbers in every final info: key -> smallest and largest
+    limit: int | None  # steps after which Gymnasium says it truncates
+    reward_threshold: float | None  # return that Gymnasium calls solved
+    renders: bool
+    repeatable: bool  # the same seed and actions gave the same bits again
+    steps_per_second: float
+    spreads: dict[str, Spread]  # "" for a Box of floats, else keys of a Dict that are Boxes of floats
+
+
+def probe_environment(task: Task, episodes: int, seed: int) -> Probe:
+    """Play random episodes of the task's first scenario. Raises BadInput when the environment cannot be played."""
+    scenario = next(iter(task.config.scenarios))
+    env = _made(task, scenario)
+    try:
+        played = [
+            _play(env, Episode(scenario, chosen.seed))
+            for chosen in task.episodes("train", seed, episodes, Purpose.EVALUATE)
+        ]
+        again = _play(env, played[0].episode)
+        space, spec = env.observation_space, env.spec
+        rows = np.concatenate([one.rows for one in played])
+        steps = np.concatenate([one.rewards for one in played])
+        return Probe(
+            observation_space=space,
+            action_space=env.action_space,
+            returns=np.array([one.rewards.sum() for one in played]),
+            lengths=np.array([len(one.rewards) for one in played]),
+            rewards=(float(steps.min()), float(steps.max())),
+            ended=sum(one.over for one in played),
+            final_keys=_common_keys([one.final for one in played if one.over]),
+            limit=None if spec is None else spec.max_episode_steps,
+            reward_threshold=None if spec is None else spec.reward_threshold,
+            renders=task.renders,
+            repeatable=again.same_as(played[0]),
+            steps_per_second=len(steps) / max(1e-9, sum(one.seconds for one in played)),
+            spreads=_spreads(space, rows),
+        )
+    finally:
+        env.close()
+
+
+def _made(task: Task, scenario: str) -> gym.Env[Any, Any]:
+    try:
+        return task.make_env(scenario)
+    except BadInput:
+        raise
+    except Exception as error:  # somebody else's code, as in `_play`
+        raise BadInput(
+            f"environment {task.config.environment.id!r} cannot be made: {type(error).__name__}: {error}; mend it first"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Played:
+    episode: Episode
+    rows: np.ndarray  # (T + 1,) or (T + 1, *obs_shape) observations
+    rewards: np.ndarray  # (T,) float64
+    over: bool
+    final: dict[str, float]
+    seconds: float
+
+    def same_as(self, other: "_Played") -> bool:
+        return self.rows.tobytes() == other.rows.tobytes() and self.rewards.tobytes() == other.rewards.tobytes()
+
+
+def _play(env: gym.Env[Any, Any], episode: Episode) -> _Played:
+    env.action_space.seed(episode.seed)
+    started, rewards = time.perf_counter(), list[float]()
+    try:
+        observation, info = env.reset(seed=episode.seed)
+        rows, over = [one_row(env.observation_space, observation).copy()], False
+        while not over and len(rewards) < LONGEST:
+            observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+            rows.append(one_row(env.observation_space, observation).copy())
+            rewards.append(float(reward))
+            over = bool(terminated or truncated)
+    except Exception as error:  # somebody else's code: whatever it raises, it cannot be played
+        raise BadInput(f"environment cannot be played: {type(error).__name__}: {error}; mend it first") from None
+    seconds = time.perf_counter() - started
+    return _Played(episode, np.stack(rows), np.array(rewards), over, outcome_of(dict(info)), seconds)
+
+
+def _common_keys(finals: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Keys that every final info has, with the smallest and the largest value."""
+    if not finals:
+        return {}
+    keys = [key for key in finals[0] if all(key in final for final in finals)]
+    return {key: (min(final[key] for final in finals), max(final[key] for final in finals)) for key in keys}
+
+
+def _spreads(space: gym.Space[Any], rows: np.ndarray) -> dict[str, Spread]:
+    parts: Mapping[str, gym.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    found = {}
+    for key, part in parts.items():
+        if isinstance(part, spaces.Box) and part.dtype.kind == "f":
+            flat = (rows[key] if key else rows).reshape(len(rows), -1).astype(np.float64)
+            found[key] = Spread(flat.mean(axis=0), flat.std(axis=0))
+    return found
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Settings that a whole job of about ten minutes on two cores leaves room for, estimated from a probe."""
+
+    horizon: int | None  # where the environment has no end of its own
+    n_envs: int
+    n_steps: int
+    timesteps: int  # of every training, expert and arms alike
+    every_steps: int  # between evaluations
+    evaluation_episodes: int
+    demonstrations: int
+    noise: float
+    large_returns: bool
+
+
+MINUTES = 6.0  # of the ten that trainings may take; loading, recording, evaluating and the report have the rest
+TRAININGS = 6.5  # three experts and two arms of five seeds, two at a time
+UPDATES_PER_SECOND = 2_500.0  # steps of PPO's own work, two layers of 64, one core
+BUDGETS = (20_480, 307_200)
+LARGE_RETURN = 50.0  # beyond it rewards are normalised
+
+
+def sizes(probe: Probe) -> Sizes:
+    """The settings that follow from a probe."""
+    horizon = None if probe.ended == len(probe.lengths) else 1_000
+    # a policy that can do more may last longer than random play
+    longest = horizon or probe.limit or 2 * int(probe.lengths.max())
+    rollout = 2_048
+    rate = 1 / (1 / probe.steps_per_second + 1 / UPDATES_PER_SECOND)
+    budget = np.clip(60 * MINUTES / TRAININGS * rate, *BUDGETS)
+    timesteps = int(budget) // rollout * rollout
+    every = max(rollout, timesteps // 15 // rollout * rollout)
+    return Sizes(
+        horizon=horizon,
+        n_envs=8,
+        n_steps=rollout // 8,
+        timesteps=timesteps,
+        every_steps=every,
+        evaluation_episodes=int(np.clip(2 * every / longest, 20, 100)),
+        demonstrations=int(np.clip(40_000 / longest, 40, 200)),
+        noise=0.2 if isinstance(probe.action_space, spaces.Box) else 0.1,
+        large_returns=bool(np.abs(probe.returns).mean() > LARGE_RETURN),
+    )

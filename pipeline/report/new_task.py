@@ -1,0 +1,127 @@
+"""The files of a new task as text with comments, from what a probe of its environment found.
+
+Everything is written to be edited: what was measured stands beside what was chosen because of it.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.config.loading import to_data
+from pipeline.config.stages import NewTask
+from pipeline.probing import Probe, Sizes, Spread
+
+SUCCESS_KEYS: Final = ("is_success", "success", "reached_goal", "goal_reached")
+COLLISION_KEYS: Final = ("collision", "is_collision", "collided", "crash", "crashed")
+SCALER: Final = "pipeline.envs.scaling:ScaleObservation"
+LARGE: Final = 10.0  # observations beyond this are scaled, smaller ones left as they are
+LEAST_STD: Final = 0.1  # a feature that random actions hardly move is never blown up more than tenfold
+MOST_FIGURES: Final = 8
+_FIGURE_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
+    """Path below the folder of configs -> text: `tasks/<name>.yaml` and `<name>/<stage>.yaml`."""
+    expert = [] if config.demonstrator else ["train_expert", "promote"]
+    collision = _first_of(probe, COLLISION_KEYS)
+    success = success_of(probe)
+    text = _template().render(
+        name=config.name,
+        env=" ".join(config.env.split()),
+        kwargs=config.kwargs,
+        folder=config.folder,
+        task=f"{config.folder}/tasks/{config.name}.yaml",
+        demonstrator=config.demonstrator,
+        wrappers=[to_data(wrapper) for wrapper in config.wrappers],
+        probe=probe,
+        sizes=sizes,
+        scaler=_scaler(probe.spreads),
+        success=success,
+        collision=collision,
+        figures=_further_figures(probe, (success["info"], collision)),
+        stages=[*expert, "collect", "pretrain", "finetune", "compare"],
+    )
+    parts = re.split(r"^=== (\S+)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def success_of(probe: Probe) -> dict[str, Any]:
+    """How success is told: a key of the final info, or a return that is known to solve the task, or a guess."""
+    threshold = probe.reward_threshold
+    best, spread = float(probe.returns.max()), float(probe.returns.std())
+    guess = float(f"{best + max(spread, 0.1 * abs(best)):.4g}")
+    key = _first_of(probe, SUCCESS_KEYS)
+    return {
+        "info": key,
+        "known": key is not None or threshold is not None,
+        "return_at_least": guess if threshold is None else float(threshold),
+    }
+
+
+def summary(config: NewTask, probe: Probe, files: Sequence[str]) -> tuple[str, ...]:
+    """What was found, what was written, and what to do now."""
+    success = success_of(probe)
+    means = f"info[{success['info']!r}]" if success["info"] else f"a return of {success['return_at_least']:g} or more"
+    guessed = "" if success["known"] else ": A GUESS; set success.return_at_least to what solves the task"
+    lines = [
+        f"new_task: {config.name} is {config.env}: {len(probe.returns)} random episodes, return "
+        f"{probe.returns.mean():.4g} ({probe.returns.min():.4g} to {probe.returns.max():.4g}), "
+        f"{probe.lengths.mean():.0f} steps",
+        f"  observes {_folded(probe.observation_space)}, acts in {_folded(probe.action_space)}",
+        f"  wrote {config.folder}/{files[0]} and {len(files) - 1} stage configs in {config.folder}/{config.name}/",
+        f"  success is {means}{guessed}",
+    ]
+    if not probe.repeatable:
+        lines.append("  WARNING: the same seed and actions did not give the same episode; nothing will be replayed")
+    first = f"records {config.demonstrator}" if config.demonstrator else "trains an expert and puts it through the gate"
+    command = f"mlflow run . -e main --env-manager local -P config={config.folder}/{config.name}/main.yaml"
+    return (*lines, f"next: main {first} first, since cloning needs demonstrations", f"  {command}")
+
+
+def _scaler(spreads: Mapping[str, Spread]) -> dict[str, Any]:
+    """The wrapper that scales observations by what was measured (None: there is nothing to scale); is it needed."""
+    if not spreads:
+        return {"wrapper": None, "needed": False}
+    mean = {key: [_rounded(value) for value in spread.mean] for key, spread in spreads.items()}
+    std = {key: [_rounded(max(value, LEAST_STD)) for value in spread.std] for key, spread in spreads.items()}
+    figures = {"mean": mean[""], "std": std[""]} if "" in spreads else {"mean": mean, "std": std}
+    return {
+        "wrapper": {"name": SCALER, "kwargs": {**figures, "clip": 10.0}},
+        "needed": any((np.abs(spread.mean) + 2 * spread.std > LARGE).any() for spread in spreads.values()),
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _first_of(probe: Probe, keys: Sequence[str]) -> str | None:
+    """The first of these keys whose values are yes or no."""
+    return next((k for k in keys if k in probe.final_keys and set(probe.final_keys[k]) <= {0.0, 1.0}), None)
+
+
+def _further_figures(probe: Probe, taken: Sequence[str | None]) -> list[str]:
+    return [key for key in probe.final_keys if key not in taken and _FIGURE_NAME.fullmatch(key)][:MOST_FIGURES]
+
+
+def _folded(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # late: no other stage writes YAML by template
+
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "templates"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(yaml=json.dumps, folded=_folded, figure=lambda value: f"{value:.4g}")
+    return environment.get_template("new_task.txt")

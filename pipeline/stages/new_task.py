@@ -1,0 +1,92 @@
+"""`new_task`: probe an environment, and write the task file and the stage configs that fit it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.config.loading import parse_yaml, to_data, validate
+from pipeline.config.stages import STAGE_CONFIGS, NewTask
+from pipeline.config.task import TaskConfig
+from pipeline.errors import BadInput
+from pipeline.probing import probe_environment, sizes
+from pipeline.report.new_task import summary, task_files
+from pipeline.stages import StageOutcome
+from pipeline.tasks import Task
+from pipeline.tracking.runs import StageRun
+
+UPSTREAM = ()
+TASKS: Final = "tasks"
+TAKEN: Final = (TASKS, "smoke")  # folders of configs that belong to no task
+
+
+def run(run: StageRun, config: NewTask, upstream: Mapping[str, str]) -> StageOutcome:
+    _refuse_taken(config)
+    task = Task(validate(TaskConfig, _provisional(config), "new_task"))
+    probe = probe_environment(task, config.episodes, config.seed)
+    files = task_files(config, probe, sizes(probe))
+    written = _checked(config, files)
+    run.record_config(config, written, {})
+    for name, text in files.items():
+        run.text(text, f"configs/{name}")
+    write_new(Path(config.folder), config.name, files)
+    return StageOutcome(summary(config, probe, list(files)))
+
+
+def _refuse_taken(config: NewTask) -> None:
+    if config.name in TAKEN:
+        raise BadInput(f"name = {config.name!r} is the name of a folder of configs; choose another")
+    for path in (Path(config.folder, TASKS, f"{config.name}.yaml"), Path(config.folder, config.name)):
+        if path.exists() or path.is_symlink():
+            raise BadInput(f"name = {config.name!r}: {str(path)!r} exists and is not overwritten; choose another name")
+
+
+def _provisional(config: NewTask) -> dict[str, Any]:
+    """A task with which the environment can be played; what success is, nobody knows yet."""
+    return {
+        "name": config.name,
+        "environment": {"id": config.env, "kwargs": config.kwargs, "wrappers": [to_data(w) for w in config.wrappers]},
+        "success": {"return_at_least": 0.0},
+        "thresholds": {},
+        "scenarios": {"default": {}},
+        "scenario_sets": {"train": {"default": 1.0}},
+    }
+
+
+def _checked(config: NewTask, files: Mapping[str, str]) -> TaskConfig:
+    """The task of the files; every one of them is read as the stages will read it, before any is written."""
+    task: TaskConfig | None = None
+    for name, text in files.items():
+        folder, _, stem = name.removesuffix(".yaml").rpartition("/")
+        cls = TaskConfig if folder == TASKS else STAGE_CONFIGS[stem]
+        read = validate(cls, parse_yaml(text, name), name)
+        task = read if isinstance(read, TaskConfig) else task
+    assert task is not None
+    Task(task).make_env(next(iter(task.scenarios))).close()  # with the wrappers that were chosen
+    return task
+
+
+def write_new(root: Path, name: str, files: Mapping[str, str]) -> None:
+    """Write all files of a task or none, and never over one that is there. Raises BadInput."""
+    task_file, folder = root / TASKS / f"{name}.yaml", root / name
+    try:
+        (root / TASKS).mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+    except OSError as error:
+        raise BadInput(f"folder = {str(root)!r} cannot be written: {error.strerror}; give another") from None
+    try:
+        for path, text in files.items():
+            (temporary / path).parent.mkdir(exist_ok=True)
+            (temporary / path).write_text(text, encoding="utf-8")
+        os.link(temporary / TASKS / f"{name}.yaml", task_file)  # fails where a file is
+        try:
+            os.rename(temporary / name, folder)  # fails where a folder with anything in it is
+        except OSError:
+            task_file.unlink()
+            raise
+    except OSError as error:
+        raise BadInput(f"name = {name!r}: {str(root)!r} takes no new task of this name: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,224 @@
+"""`new_task` measures an environment, writes configs that every stage reads, and writes nothing when it refuses."""
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from pipeline.cli import stage_main
+from pipeline.config.loading import load, load_task, parse_yaml, validate
+from pipeline.config.stages import STAGE_CONFIGS, NewTask
+from pipeline.config.task import TaskConfig
+from pipeline.errors import BadInput
+from pipeline.names import Tag
+from pipeline.probing import Probe, probe_environment, sizes
+from pipeline.report.new_task import success_of, summary, task_files
+from pipeline.stages.new_task import write_new
+from pipeline.tasks import Task
+from pipeline.tracking.runs import search
+from pipeline.tracking.store import connect
+
+KNOWN = "strange_environments:Known"
+LIMIT = "[{name: pipeline.envs.limits:LimitAction, kwargs: {low: -1.0, high: 1.0}}]"
+
+
+def probed(env: str = KNOWN, **kwargs) -> Probe:
+    data = {
+        "name": "probed",
+        "environment": {"id": env, "kwargs": kwargs},
+        "success": {"return_at_least": 0.0},
+        "thresholds": {},
+        "scenarios": {"default": {}},
+        "scenario_sets": {"train": {"default": 1}},
+    }
+    return probe_environment(Task(validate(TaskConfig, data, "test")), 4, 0)
+
+
+def written(probe: Probe, **settings) -> dict[str, str]:
+    config = NewTask(env=KNOWN, name="known", **settings)
+    return task_files(config, probe, sizes(probe))
+
+
+@pytest.fixture
+def folder(tmp_path, store, monkeypatch) -> Path:
+    """Where `configs/` is to appear."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "new_task.yaml").write_text("episodes: 4\n")
+    monkeypatch.chdir(project)
+    return project
+
+
+def new_task(capfd, *arguments: str) -> tuple[int, str, str]:
+    code = stage_main("new_task", ["--config", "new_task.yaml", *arguments])
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def everything_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_of_an_environment_that_can_be_worked_out_by_hand():
+    probe = probed()
+    assert probe.returns.tolist() == [4.0] * 4
+    assert probe.lengths.tolist() == [4] * 4
+    assert probe.rewards == (1.0, 1.0)
+    assert probe.ended == 4
+    assert probe.final_keys == {"success": (1.0, 1.0), "crash": (0.0, 0.0), "distance": (10.0, 10.0)}
+    assert (probe.limit, probe.reward_threshold, probe.renders, probe.repeatable) == (None, None, False, True)
+    # 100, 104, 100, 104, 100
+    assert probe.spreads[""].mean == pytest.approx([101.6])
+    assert probe.spreads[""].std == pytest.approx([np.sqrt(0.6 * 1.6**2 + 0.4 * 2.4**2)])
+
+
+def test_what_gymnasium_knows_of_its_own_is_taken_from_it():
+    probe = probed("CartPole-v1")
+    assert (probe.limit, probe.reward_threshold, probe.renders, probe.repeatable) == (500, 475.0, True, True)
+    assert success_of(probe) == {"info": None, "known": True, "return_at_least": 475.0}
+
+
+def test_an_environment_that_does_not_end_is_left_and_gets_a_horizon():
+    probe = probed(steps=10**9)
+    assert probe.ended == 0
+    assert set(probe.lengths) == {2000}
+    task = validate(TaskConfig, parse_yaml(written(probe)["tasks/known.yaml"], "task"), "task")
+    assert task.horizon == 1000
+
+
+def test_an_environment_that_does_not_repeat_itself_is_found_out_and_never_replayed():
+    probe = probed(kind="moody")
+    assert not probe.repeatable
+    files = written(probe)
+    assert parse_yaml(files["known/collect.yaml"], "c")["replay_episodes"] == 0
+    assert parse_yaml(files["known/validate.yaml"], "v")["replay_episodes"] == 0
+    assert any("WARNING" in line for line in summary(NewTask(env=KNOWN, name="known"), probe, list(files)))
+
+
+def test_somebody_elses_crash_is_one_line():
+    with pytest.raises(BadInput, match=r"cannot be played: ZeroDivisionError: a wheel came off"):
+        probed(kind="broken")
+    with pytest.raises(BadInput, match=r"cannot be made: AssertionError: no wheels"):
+        probed(kind="stillborn")
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("demonstrator", [None, "module:function"])
+@pytest.mark.parametrize("kind", ["sound", "silent"])
+def test_every_stage_reads_its_config_and_main_names_them(kind, demonstrator):
+    files = written(probed(kind=kind), demonstrator=demonstrator)
+    read = {Path(name).stem: parse_yaml(text, name) for name, text in files.items()}
+    task = validate(TaskConfig, read.pop("known"), "task")
+    for stage, data in read.items():
+        validate(STAGE_CONFIGS[stage], data, stage)
+        assert data.get("task", "configs/tasks/known.yaml") == "configs/tasks/known.yaml"
+    expert = [] if demonstrator else ["train_expert", "promote"]
+    assert list(read["main"]["stages"]) == [*expert, "collect", "pretrain", "finetune", "compare"]
+    assert set(read) == {
+        *expert,
+        "collect",
+        "validate",
+        "playback",
+        "pretrain",
+        "finetune",
+        "evaluate",
+        "compare",
+        "main",
+    }
+    seeds = [read[s]["training"]["evaluation"]["seed"] for s in ("train_expert", "finetune") if s in read]
+    assert len({*seeds, read["pretrain"]["evaluation"]["seed"]}) == len(seeds) + 1  # what main asks for
+    if kind == "sound":
+        assert (task.success.info, task.collision.info) == ("success", "crash")
+        assert "# metrics: {distance: {info: distance}}" in files["tasks/known.yaml"]
+    else:
+        assert task.success.return_at_least == pytest.approx(4.4)  # a tenth above the best random return
+        assert "A GUESS" in files["tasks/known.yaml"]
+
+
+def test_large_observations_are_scaled_by_what_was_measured_and_small_ones_only_shown():
+    large = validate(TaskConfig, parse_yaml(written(probed())["tasks/known.yaml"], "task"), "task")
+    (wrapper,) = large.environment.wrappers
+    assert wrapper.name == "pipeline.envs.scaling:ScaleObservation"
+    assert wrapper.kwargs == {"mean": [101.6], "std": [1.96], "clip": 10.0}
+    text = written(probed("CartPole-v1"))["tasks/known.yaml"]
+    assert validate(TaskConfig, parse_yaml(text, "task"), "task").environment.wrappers == ()
+    shown = text.replace("  # wrappers:", "  wrappers:").replace("  #   - {", "    - {")
+    (wrapper,) = validate(TaskConfig, parse_yaml(shown, "task"), "task").environment.wrappers
+    assert len(wrapper.kwargs["mean"]) == 4
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+def test_the_configs_appear_and_the_run_keeps_them(folder, capfd):
+    code, out, errors = new_task(capfd, "--env", KNOWN, "--name", "known")
+    assert code == 0, errors
+    assert "mlflow run . -e main --env-manager local -P config=configs/known/main.yaml" in out
+    assert "trains an expert" in out
+    assert load_task(folder / "configs/tasks/known.yaml").environment.id == KNOWN
+    load(STAGE_CONFIGS["main"], folder / "configs/known/main.yaml")
+    (run,) = search(connect(), {Tag.STAGE: "new_task", Tag.TASK: "known"})
+    kept = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/configs/tasks/known.yaml")
+    assert kept == (folder / "configs/tasks/known.yaml").read_text()
+    before = everything_in(folder)
+    again, _, errors = new_task(capfd, "--env", KNOWN, "--name", "known")
+    assert again == 2
+    assert "is not overwritten" in errors
+    assert everything_in(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--env", "CartPoel-v1", "--name", "a"], "Did you mean 'CartPole-v1'?"),
+        (["--env", "strange_environments:Knwon", "--name", "a"], "Did you mean 'Known'?"),
+        (["--env", "no_such_module:Known", "--name", "a"], "is it installed?"),
+        (["--env", KNOWN], "'name' is missing"),
+        (["--env", KNOWN, "--name", "Not a name"], "name = 'Not a name'"),
+        (["--env", KNOWN, "--name", "../../a"], "name = '../../a'"),
+        (["--env", KNOWN, "--name", "tasks"], "folder of configs"),
+        (["--env", KNOWN, "--name", "a", "--kwargs", "{kind: unbounded}"], "pipeline.envs.limits:LimitAction"),
+        (["--env", KNOWN, "--name", "a", "--kwargs", "{kidn: sound}"], "kidn"),
+        (["--env", KNOWN, "--name", "a", "--episods", "3"], "Did you mean 'episodes'?"),
+    ],
+)
+def test_a_refusal_is_one_line_and_leaves_nothing(folder, capfd, arguments, named):
+    code, _, errors = new_task(capfd, *arguments)
+    line = errors.strip().splitlines()[-1]
+    assert code == 2
+    assert line.startswith("error: ")
+    assert named in line
+    assert everything_in(folder) == ["new_task.yaml"]
+
+
+def test_bounds_that_are_given_are_in_the_task(folder, capfd):
+    arguments = ["--env", KNOWN, "--name", "held", "--kwargs", "{kind: unbounded}", "--wrappers", LIMIT]
+    code, _, errors = new_task(capfd, *arguments)
+    assert code == 0, errors
+    task = load_task(folder / "configs/tasks/held.yaml")
+    assert [w.name.rpartition(":")[2] for w in task.environment.wrappers] == ["LimitAction", "ScaleObservation"]
+    assert float(Task(task).action_space.high[0]) == 1.0
+
+
+def test_a_name_that_was_taken_meanwhile_leaves_both_or_none(tmp_path):
+    files = {"tasks/a.yaml": "task", "a/main.yaml": "main"}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine.yaml").write_text("mine")
+    with pytest.raises(BadInput, match="takes no new task"):
+        write_new(tmp_path, "a", files)
+    assert everything_in(tmp_path) == ["a/mine.yaml"]
+    (tmp_path / "a" / "mine.yaml").unlink()
+    (tmp_path / "a").rmdir()
+    (tmp_path / "tasks" / "a.yaml").write_text("mine")
+    with pytest.raises(BadInput, match="takes no new task"):
+        write_new(tmp_path, "a", files)
+    assert everything_in(tmp_path) == ["tasks/a.yaml"]
+    assert (tmp_path / "tasks" / "a.yaml").read_text() == "mine"
+    write_new(tmp_path, "b", {"tasks/b.yaml": "task", "b/main.yaml": "main"})
+    assert everything_in(tmp_path) == ["b/main.yaml", "tasks/a.yaml", "tasks/b.yaml"]
