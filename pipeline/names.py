@@ -53,6 +53,13 @@ class Tag:
     TRIAL_VIOLATION: Final = "trial.violation"  # largest excess over a constraint; 0 or less is feasible
 
 
+class Resume:
+    """Values of the tag `resume`."""
+
+    EXACT: Final = "exact"
+    NOT_EXACT: Final = "resumable, not exact"
+
+
 REUSED_PREFIX: Final = "reused."
 
 

@@ -82,3 +82,4 @@ class ReportContext:
     commit: str | None = None
     dirty: bool | None = None  # whether the tree differed from the commit
     machine: str | None = None
+    resume: str | None = None  # would a training that is killed come to the same; None: none had a checkpoint

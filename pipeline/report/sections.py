@@ -326,6 +326,8 @@ def _reproduce(context: ReportContext) -> tuple[Block, ...]:
     blocks.append(commit)
     if context.machine:
         blocks.append(Paragraph(f"Machine: {context.machine}."))
+    if context.resume:
+        blocks.append(Paragraph(f"A training that is killed and goes on from its checkpoint: {context.resume}."))
     if context.versions:
         rows = tuple(context.versions.items())
         blocks.append(Table(("package", "version"), rows, "Installed versions.", folded=True, numbers_from=2))

@@ -15,7 +15,7 @@ from pipeline.errors import BadInput
 from pipeline.evaluation import point_figures, run_episodes, summarise
 from pipeline.learning.callbacks import MINIMISED
 from pipeline.learning.ppo import final_episodes
-from pipeline.names import CONTROLS, Arm, Artifact, Metric, Tag, lineage_run_tag
+from pipeline.names import CONTROLS, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.playback import film_policy
 from pipeline.policies import act_function, load_policy
 from pipeline.report.comparison import build_report
@@ -179,7 +179,14 @@ def report_context(run: StageRun, task: Task, group: Group, trained: Finetune) -
         commit=record["git"]["commit"],
         dirty=record["git"]["dirty"],
         machine=record["platform"],
+        resume=_resume(group),
     )
+
+
+def _resume(group: Group) -> str | None:
+    """The weakest of what the trainings say of themselves."""
+    said = {member.run.data.tags.get(Tag.RESUME) for members in group.arms.values() for member in members}
+    return next((label for label in (Resume.NOT_EXACT, Resume.EXACT) if label in said), None)
 
 
 def _commands(run: StageRun, group: Group, commit: str) -> tuple[str, ...]:

@@ -14,14 +14,12 @@ from pipeline.evaluation import EpisodeRecords, point_figures, summarise, with_i
 from pipeline.learning.arms import ArmJob
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult, job_digest
 from pipeline.learning.workers import run_side_by_side
-from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag, reused_tag
+from pipeline.names import EVAL_PREFIX, Artifact, Metric, Resume, Tag, reused_tag
 from pipeline.tracking import operations
 from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.models import log_policy
 from pipeline.tracking.operations import Operation, tag_text
 from pipeline.tracking.runs import StageRun, checkpoint_folder, code_tags, get_run, search
-
-RESUME_WORDS = {True: "exact", False: "resumable, not exact"}
 
 
 class SeedRuns:
@@ -190,7 +188,7 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
             Tag.POLICY_DIGEST: result.best_digest,
             "policy.last_digest": result.last_digest,
             "policy.weights_digest": result.best_weights,
-            Tag.RESUME: None if result.exact_resume is None else RESUME_WORDS[result.exact_resume],
+            Tag.RESUME: {None: None, True: Resume.EXACT, False: Resume.NOT_EXACT}[result.exact_resume],
         }
     )
 
