@@ -4,7 +4,7 @@ from typing import Final
 
 STAGES: Final = (
     "train_expert", "promote", "collect", "validate", "playback", "pretrain", "finetune", "baseline",
-    "evaluate", "compare", "sweep", "new_task", "main",
+    "evaluate", "compare", "sweep", "new_task", "main", "reproduce",
 )  # fmt: skip
 
 # of the runs of single seeds, nested in those of their stage
@@ -22,19 +22,20 @@ class Tag:
     ALGORITHM: Final = "algorithm"  # that a clone was made by
     CODE_DIRTY: Final = "code.dirty"
     CODE_COMMIT: Final = "code.commit"
-    INPUTS_DIGEST: Final = "inputs.digest"
-    PLAN_DIGEST: Final = "plan.digest"  # of what `main` asked a stage to do: config, task, references
+    CONTENT_KEY: Final = "content.key"  # equal for two runs that come to the same (pipeline/content_key.py)
     COMMAND: Final = "command.digest"  # of what a run was asked to do, and of the code: the same goes on with it
     CONTINUES: Final = "continues"  # the run that goes on in place of this one
     PROCESS: Final = "process"  # machine, number and start of the process behind a run that has not ended in order
     ALIVE: Final = "process.alive"  # its last sign of life, seconds since 1970
     RESUME: Final = "resume"  # would a killed training come to the same: `exact`, or `resumable, not exact`
     TRAINING_DIGEST: Final = "training.digest"  # of the settings two arms must share
+    REPORT_DIGEST: Final = "report.digest"
     PROMOTABLE: Final = "promotable"
     VERDICT: Final = "verdict"
     SHIFT: Final = "distribution_shift"  # `shifted` or `alike`: fine-tuning against demonstrations
     REGRESSION: Final = "regression"  # figure that fine-tuning elsewhere made worse on the demonstrated scenarios
     POLICY_DIGEST: Final = "policy.digest"
+    LAST_POLICY_DIGEST: Final = "policy.last_digest"
     LINEAGE_EXPERT: Final = "lineage.expert"
     LINEAGE_EXPERT_DIGEST: Final = "lineage.expert_digest"
     LINEAGE_DATASET: Final = "lineage.dataset"
@@ -64,15 +65,16 @@ REUSED_PREFIX: Final = "reused."
 
 
 def reused_tag(arm: str, seed: int) -> str:
-    """`"scratch", 3` -> `"reused.scratch.seed_3"`: the run of an earlier attempt that a stage run took over."""
+    """`"scratch", 3` -> `"reused.scratch.seed_3"`: the finished training that a stage run took over."""
     return f"{REUSED_PREFIX}{arm}.seed_{seed}"
 
 
-OUTPUT_PREFIX: Final = "output."  # and a role: the reference that a stage of `main` handed on
+OUTPUT_PREFIX: Final = "output."  # and a role: the reference that a stage hands on
 
 
 LINEAGE_ROLES: Final = (
     "expert", "candidate", "gate", "dataset", "policy", "pretrain", "finetune", "baseline", "repaired",
+    "reproduced",
 )  # fmt: skip
 
 
@@ -143,7 +145,9 @@ class Artifact:
     """Paths inside a run's artifacts."""
 
     CONFIG: Final = "config.yaml"
+    CONTENT_KEY: Final = "content_key.json"  # what the tag `content.key` is the digest of
     TASK: Final = "task.yaml"
+    SNQI: Final = "snqi"  # folder: the files that the task names, weights.json and baseline.json
     POLICY: Final = "policy"
     DATASET: Final = "dataset"
     TRAJECTORIES: Final = "dataset/trajectories.npz"
@@ -157,6 +161,7 @@ class Artifact:
     SHIFT: Final = "distribution_shift.json"
     CERTIFICATE: Final = "transfer_certificate.json"
     EVALUATIONS: Final = "evaluations.json"  # every evaluation of a training, episode by episode
+    SUMMARY: Final = "summary.txt"  # the lines that a stage ends with
     ENVIRONMENT: Final = "environment.json"  # package versions, commit, machine
     SWEEP: Final = "sweep"  # folder: summary.md, summary.json, pictures
     SWEEP_MD: Final = "sweep/summary.md"

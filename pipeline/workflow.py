@@ -2,20 +2,24 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, TypeVar
 
 from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
 from pipeline.config.training import LearningRate
+from pipeline.content_key import content_key, digest_of, package_code
 from pipeline.errors import BadInput
-from pipeline.names import OUTPUT_PREFIX, Tag
+from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
+from pipeline.reproduction import reproduce
 from pipeline.stages import StageOutcome
 from pipeline.tracking.forwarder import deliver_leftovers
-from pipeline.tracking.operations import tag_text
-from pipeline.tracking.runs import StageRun, code_tags, digest_of, end_failed, open_run, search
+from pipeline.tracking.groups import common_group
+from pipeline.tracking.reuse import Found, find_finished
+from pipeline.tracking.runs import StageRun, end_failed, open_run, read_text_artifact
 from pipeline.tracking.store import ui_command
 
 C = TypeVar("C")
@@ -26,7 +30,8 @@ def run_stage(stage: str, config_path: str, upstream: Mapping[str, str], overrid
     deliver_leftovers()
     with open_run(stage) as run:
         config = load(STAGE_CONFIGS[stage], config_path, overrides)
-        outcome = run_main(run, config, upstream) if stage == "main" else _do(stage, run, config, upstream)
+        across: Mapping[str, Callable[..., StageOutcome]] = {"main": run_main, "reproduce": reproduce}
+        outcome = across.get(stage, partial(_do, stage))(run, config, upstream)
     if outcome.failed:
         end_failed(run)
     return outcome
@@ -41,7 +46,7 @@ def command_digest(stage: str, config: Any, upstream: Mapping[str, str]) -> str 
         return None
     stages = vars(plan(config)) if stage == "main" else {stage: config}
     work = {name: {"config": to_data(c), "task": to_data(load_task(c.task))} for name, c in stages.items()}
-    return digest_of([stage, to_data(config), work, dict(upstream), code_tags()])
+    return digest_of([stage, to_data(config), work, dict(upstream), dict(package_code())])
 
 
 def _do(stage: str, run: StageRun, config: Any, upstream: Mapping[str, str]) -> StageOutcome:
@@ -53,6 +58,8 @@ def _do(stage: str, run: StageRun, config: Any, upstream: Mapping[str, str]) -> 
     outcome: StageOutcome = module.run(run, config, upstream)
     if outcome.verdict is not None:
         run.tag({Tag.VERDICT: "yes" if outcome.verdict else "no"})
+    run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})
+    run.text("".join(f"{line}\n" for line in outcome.summary), Artifact.SUMMARY)
     return outcome
 
 
@@ -83,6 +90,7 @@ def plan(config: Main) -> Plan:
         )
     pretrain = load(Pretrain, paths.pretrain)
     finetune = load(Finetune, paths.finetune)
+    finetune = replace(finetune, reuse=finetune.reuse and config.reuse)
     seed, n_envs, camera = config.seed, config.parallel_environments, config.use_camera or None
     training = {
         "total_timesteps": config.ppo_timesteps or None,
@@ -190,13 +198,30 @@ class _Main:
         if self._config.ppo_timesteps == 0:
             outputs = {} if policy is None else {"policy": policy}
             return StageOutcome(("main: ppo_timesteps is 0: no fine-tuning, no comparison",), outputs=outputs)
-        group = {"group": self._group}
-        self._stage("baseline", self._stages.finetune, group)
         if policy is None:
+            self._stage("baseline", self._stages.finetune, {})
             return StageOutcome(("main: skip_pretrain without a policy: PPO from scratch only, no comparison",))
-        self._stage("finetune", self._stages.finetune, {**group, "policy": policy})
-        compared = self._stage("compare", self._stages.compare, group)
+        group = self._arms(policy)
+        compared = self._stage("compare", self._stages.compare, {"group": group})
         return StageOutcome((), verdict=compared.verdict, outputs=compared.outputs)
+
+    def _arms(self, policy: str) -> str:
+        """Both arms, and the name of their group: both are reused as one comparison, or both get a run in this one's.
+
+        The run of an arm that only misses its other half takes its trainings over and trains none.
+        """
+        config = self._stages.finetune
+        arms: dict[str, dict[str, str]] = {"baseline": {}, "finetune": {"policy": policy}}
+        found = {stage: self._finished(stage, config, upstream) for stage, upstream in arms.items()}
+        group = common_group(self._parent.client, [f.run for f in found.values()])
+        together = group is not None and self._config.group in (None, group)
+        for stage, upstream in arms.items():
+            run = found[stage].run
+            if run is not None and not together:
+                words = f"run for group {self._group!r}, whose other arm is not that of run {run.info.run_id}"
+                found[stage] = Found(None, words)
+            self._stage(stage, config, upstream, found[stage])
+        return group if group is not None and together else self._group
 
     def _clone(self) -> StageOutcome:
         """From the expert, if there is one, to the clone; the outcome of the last stage that ran."""
@@ -205,8 +230,7 @@ class _Main:
             trained = self._stage("train_expert", self._stages.train_expert, {})
             if "expert" not in trained.outputs:
                 raise BadInput(
-                    "main: the candidate waits for the store: python -m pipeline sync, then the same command again "
-                    f"with group={self._group}"
+                    "main: the candidate waits for the store: python -m pipeline sync, then the same command again"
                 )
             expert = trained.outputs["expert"]
             gate = self._stage("promote", self._stages.promote, {"expert": expert})
@@ -217,38 +241,47 @@ class _Main:
             return dataset
         return self._stage("pretrain", self._stages.pretrain, {"dataset": dataset.outputs["dataset"]})
 
-    def _stage(self, stage: str, config: Any, upstream: Mapping[str, str]) -> StageOutcome:
-        """Run a stage nested in main's run and show what it came to as soon as it stands."""
+    def _stage(self, stage: str, config: Any, upstream: Mapping[str, str], found: Found | None = None) -> StageOutcome:
+        """Take a finished stage over, or run it nested in main's run; show what it came to as soon as it stands."""
         started = time.monotonic()
         print(f"--- {stage}", flush=True)
-        task = to_data(load_task(config.task))
-        plan_digest = digest_of({"config": to_data(config), "task": task, "upstream": dict(upstream)})
-        before = self._finished(stage, plan_digest)
-        if before is not None:
-            return before
-        command = command_digest(stage, config, {**upstream, "main": self._parent.run_id})
-        with open_run(stage, nested=True, command=command) as run:
-            run.tag({Tag.GROUP: self._group, Tag.PLAN_DIGEST: plan_digest})
-            outcome = _do(stage, run, config, upstream)
-            run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})
-        if outcome.failed:
-            end_failed(run)
+        found = self._finished(stage, config, upstream) if found is None else found
+        print(f"{stage}: {found.words}", flush=True)
+        if found.run is not None:
+            self._parent.tag({f"{REUSED_PREFIX}{stage}": found.run.info.run_id})
+            outcome = self._taken_over(found.run.info.run_id, found.run.data.tags)
+        else:
+            outcome = self._run(stage, config, upstream)
         for line in outcome.summary:
             print(line)
         print(f"    ({time.monotonic() - started:.0f} s)", flush=True)
         return outcome
 
-    def _finished(self, stage: str, plan_digest: str) -> StageOutcome | None:
-        """What an earlier `main` of this group came to in the stage, with equal inputs and the same code."""
-        wanted = {Tag.GROUP: self._group, Tag.STAGE: stage, Tag.PLAN_DIGEST: plan_digest, **code_tags()}
-        found = search(self._parent.client, {key: tag_text(value) for key, value in wanted.items()}, limit=1)
-        if not found or Tag.TAINT in found[0].data.tags:
-            return None
-        run_id, tags = found[0].info.run_id, found[0].data.tags
-        print(f"{stage}: was finished before in group {self._group!r} (run {run_id}); taken over", flush=True)
+    def _taken_over(self, run_id: str, tags: Mapping[str, str]) -> StageOutcome:
+        """What a finished stage came to, from its record."""
+        summary = read_text_artifact(self._parent.client, run_id, Artifact.SUMMARY) or ""
         outputs = {key.removeprefix(OUTPUT_PREFIX): v for key, v in tags.items() if key.startswith(OUTPUT_PREFIX)}
         verdict = {"yes": True, "no": False}.get(tags.get(Tag.VERDICT, ""))
-        return StageOutcome((), verdict=verdict, outputs=outputs)
+        return StageOutcome(tuple(summary.splitlines()), verdict=verdict, outputs=outputs)
+
+    def _run(self, stage: str, config: Any, upstream: Mapping[str, str]) -> StageOutcome:
+        if "group" in import_module(f"pipeline.stages.{stage}").UPSTREAM:
+            upstream = {"group": self._group, **upstream}
+        command = command_digest(stage, config, {**upstream, "main": self._parent.run_id})
+        with open_run(stage, nested=True, command=command) as run:
+            run.tag({Tag.GROUP: self._group})
+            outcome = _do(stage, run, config, upstream)
+        if outcome.failed:
+            end_failed(run)
+        return outcome
+
+    def _finished(self, stage: str, config: Any, upstream: Mapping[str, str]) -> Found:
+        """An earlier run of the stage with an equal content key, unless `reuse` says no."""
+        if not self._config.reuse:
+            return Found(None, "run: reuse is false")
+        task = load_task(config.task)
+        inputs = import_module(f"pipeline.stages.{stage}").inputs(self._parent, config, upstream)
+        return find_finished(self._parent.client, stage, task.name, content_key(to_data(config), task, inputs))
 
 
 def _with(config: C, changes: Mapping[str, Any]) -> C:

@@ -253,6 +253,8 @@ class Finetune:
     """Budget of the learning-rate-0 controls (their weights cannot change); 0 leaves them out."""
     final_episodes: Count = 200
     workers: Count = 2
+    reuse: bool = True
+    """Take over trainings of this store that finished with an equal content key, instead of training them again."""
     group: str = "default"
 
     def __post_init__(self) -> None:
@@ -327,8 +329,9 @@ class Main:
     stages: StageConfigs
     experiment_name: str | None = None
     group: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,100}$")] | None = None
-    """Name of the comparison. Run again under the same name, `main` goes on where it was: stages and trainings that
-    finished with equal settings, inputs and code are taken over. None: a name of its own for every run."""
+    """Name of the comparison. None: that of the run, or of the comparison whose trainings are all reused."""
+    reuse: bool = True
+    """Take over stages and trainings of this store that finished with an equal content key; false does all anew."""
     seed: Seed | None = None
     """First of the consecutive seeds of every stage."""
     matched_seeds: Count | None = None
@@ -346,6 +349,14 @@ class Main:
     skip_pretrain: bool = False
 
 
+@configuration
+class Reproduce:
+    """`reproduce`: a finished training, cloning or recording again, from its record."""
+
+    keep: bool = False
+    """Store what was made again even when it is equal; when it is not, it is stored anyway."""
+
+
 STAGE_CONFIGS: dict[str, Any] = {
     "train_expert": TrainExpert,
     "promote": Promote,
@@ -360,4 +371,5 @@ STAGE_CONFIGS: dict[str, Any] = {
     "sweep": Sweep,
     "new_task": NewTask,
     "main": Main,
+    "reproduce": Reproduce,
 }

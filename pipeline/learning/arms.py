@@ -52,17 +52,6 @@ def arm_jobs(config: Finetune, task: Task, folder: Path, initial_policies: Mappi
     return jobs
 
 
-def training_inputs(config: Finetune, task: Task, arm: ArmJob, policy_digest: str | None) -> Mapping[str, Any]:
-    """Everything that decides what one training comes to, but the code: equal inputs need not be trained twice."""
-    return {
-        **shared_settings(config, task),
-        "arm": arm.arm,
-        "seed": arm.job.seed,
-        "warm_start": None if arm.job.warm_start is None else to_data(arm.job.warm_start),
-        "policy": policy_digest,
-    }
-
-
 def shared_settings(config: Finetune, task: Task) -> Mapping[str, Any]:
     """Everything that two arms must have in common: the task, the training and how its end is measured."""
     data = to_data(config)

@@ -1,7 +1,5 @@
 """What a training is asked to do and what it gives back: the types that cross process boundaries."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +7,7 @@ from typing import Literal
 from pipeline.config.loading import to_data
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Convergence, PPOTraining, WarmStart
+from pipeline.content_key import ContentKey, content_key
 from pipeline.evaluation import EpisodeRecords
 from pipeline.names import Metric
 from pipeline.policies import policy_digest
@@ -38,13 +37,14 @@ class TrainingJob:
         return self.training.total_timesteps if self.total_timesteps is None else self.total_timesteps
 
 
-def job_digest(job: TrainingJob) -> str:
-    """Equal for two jobs that train the same."""
+def training_key(job: TrainingJob) -> ContentKey:
+    """The content key of a training; a worker trains with one thread."""
     data = to_data(job)
-    for place in ("output", "checkpoints", "initial_policy"):
-        del data[place]
-    inputs = None if job.initial_policy is None else policy_digest(job.initial_policy)
-    return hashlib.sha256(json.dumps([data, inputs], sort_keys=True).encode()).hexdigest()[:36]
+    training = {key: value for key, value in data["training"].items() if key != "total_timesteps"}
+    elsewhere = ("task", "training", "output", "checkpoints", "initial_policy", "total_timesteps")
+    settings = {key: value for key, value in data.items() if key not in elsewhere}
+    inputs = {} if job.initial_policy is None else {"initial policy": policy_digest(job.initial_policy)}
+    return content_key({**settings, "training": training, "budget": job.budget}, job.task, inputs, threads=1)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pipeline.learning.jobs import (
     TrainingResult,
     TransferProof,
     WallSeconds,
-    job_digest,
+    training_key,
 )
 from pipeline.learning.repeatability import repeats_itself
 from pipeline.learning.training_state import (
@@ -117,7 +117,7 @@ def train(job: TrainingJob, emit: Emit) -> TrainingResult:
     emitter = Emitter(emit)
     check_job(job)
     task = Task(job.task, job.training.environment, job.training.use_camera)
-    folder = None if job.checkpoints is None else CheckpointFolder(Path(job.checkpoints), job_digest(job))
+    folder = None if job.checkpoints is None else CheckpointFolder(Path(job.checkpoints), training_key(job).digest)
     evaluation = _evaluation_callback(job, task, emitter)
     try:
         state = None if folder is None else _found(folder, emitter)

@@ -12,13 +12,13 @@ def trainings_summary(
 ) -> tuple[str, ...]:
     """`finetune: pretrained: 5 seeds, final success 0.97 (0.96 to 0.98 over seeds), 1,003,520 steps`.
 
-    `reused` names trainings that an earlier attempt had finished: `pretrained seed 1`.
+    `reused` names trainings that the store already had: `pretrained seed 1`.
     """
     lines = []
     if reused:
         lines.append(
-            f"{stage}: {len(reused)} trainings were finished before in this group, with equal inputs and the same "
-            f"code, and are not trained again: {', '.join(reused)}"
+            f"{stage}: {len(reused)} trainings with an equal content key were finished before and are not trained "
+            f"again: {', '.join(reused)}"
         )
     for arm in dict.fromkeys(arms):
         chosen = [result for name, result in zip(arms, results, strict=True) if name == arm]

@@ -4,6 +4,10 @@ Every module offers
 
     UPSTREAM: tuple[str, ...]     # the upstream references it takes: expert, dataset, policy, group
     def run(run: StageRun, config, upstream: Mapping[str, str]) -> StageOutcome
+
+and those that `main` runs, so that it can tell whether they were done before,
+
+    def inputs(run: StageRun, config, upstream) -> dict[str, str]   # role -> digest of what it reads; `run` is any run
 """
 
 from collections.abc import Mapping

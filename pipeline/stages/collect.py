@@ -26,7 +26,7 @@ from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
 from pipeline.tracking.datasets import dataset_tags, download_dataset, find_dataset_run, log_dataset_input
-from pipeline.tracking.models import RUN_ID, fetch_version, find_expert, find_version
+from pipeline.tracking.models import RUN_ID, StoredPolicy, fetch_version, find_expert, find_version
 from pipeline.tracking.provenance import git_state
 from pipeline.tracking.registry import approvals, moment_of_use, require_approved
 from pipeline.tracking.runs import StageRun, get_run
@@ -60,6 +60,18 @@ class Demonstrations:
     metadata: DatasetMetadata
     steps: int  # environment steps that were played for them, here and now
     act: ActFunction | None  # the policy that demonstrated, where it can be asked again
+
+
+def inputs(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> dict[str, str]:
+    task = Task(load_task(config.task), config.environment)
+    if config.minari is not None:
+        return {"minari": _read_minari(config, task, config.minari)[1].content_digest}
+    if config.repaired is not None:
+        return {"repaired": load_dataset(config.repaired.folder)[1].content_digest}
+    if config.scripted is not None:
+        chosen = scripted(config.scripted.demonstrator, config.scripted.kwargs)
+        return {"demonstrator": chosen.provenance["digest"]}
+    return {"demonstrator": _approved(run, task, upstream.get("expert", "latest")).digest}
 
 
 def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOutcome:
@@ -161,15 +173,21 @@ def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) ->
         if reference != "latest":
             raise BadInput(f"expert {reference!r} and scripted.demonstrator exclude each other; give one of them")
         return scripted(config.scripted.demonstrator, config.scripted.kwargs), _utc(datetime.now(UTC))
-    version = find_version(run.client, reference, task.config.name, Alias.APPROVED)
-    require_approved(version, "collect")
-    expert = fetch_version(version)
+    expert = _approved(run, task, reference)
+    version = expert.version
+    assert version is not None
     maker = {} if expert.run_id is None else get_run(run.client, expert.run_id, "expert").data.tags
     run.tag(
         {**lineage.from_policy(expert, "expert", maker), lineage_run_tag("gate"): version.tags[VersionTag.GATE_RUN_ID]}
     )
     demonstrator = from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
     return demonstrator, moment_of_use(run.client, version, "collect")
+
+
+def _approved(run: StageRun, task: Task, reference: str) -> StoredPolicy:
+    version = find_version(run.client, reference, task.config.name, Alias.APPROVED)
+    require_approved(version, "collect")
+    return fetch_version(version)
 
 
 def _metadata(
@@ -209,10 +227,7 @@ def _metadata(
 
 def _imported(run: StageRun, config: Collect, task: Task, source: Minari) -> Demonstrations:
     """A Minari dataset as one of ours. Whatever its file says of its demonstrator, to us it is `imported`."""
-    from pipeline.exchange import ImportTarget, import_minari  # late: Minari and HDF5 take a second
-
-    target = None if source.scenario is None else ImportTarget(task.config, source.scenario, config.scenario_set)
-    trajectories, described = import_minari(source.path, target)
+    trajectories, described = _read_minari(config, task, source)
     if described.task != task.config.name:
         raise BadInput(
             f"minari.path {source.path!r} is of task {shortened(described.task)}, this stage works on "
@@ -230,6 +245,13 @@ def _imported(run: StageRun, config: Collect, task: Task, source: Minari) -> Dem
         environment=_environment(task, set(described.scenario_coverage) & set(task.config.scenarios)),
     )
     return Demonstrations(trajectories, metadata, 0, None)
+
+
+def _read_minari(config: Collect, task: Task, source: Minari) -> tuple[Trajectories, DatasetMetadata]:
+    from pipeline.exchange import ImportTarget, import_minari  # late: Minari and HDF5 take a second
+
+    target = None if source.scenario is None else ImportTarget(task.config, source.scenario, config.scenario_set)
+    return import_minari(source.path, target)
 
 
 def _exported_from(run: StageRun, described: DatasetMetadata) -> dict[str, str]:

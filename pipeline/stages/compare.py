@@ -31,6 +31,7 @@ from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dat
 from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.provenance import environment_record
+from pipeline.tracking.reuse import report_digest
 from pipeline.tracking.runs import StageRun, get_run, read_config, read_text_artifact
 from pipeline.tracking.store import run_address
 
@@ -39,12 +40,16 @@ PLAYBACK_SEED = 77
 PLAYBACK_FPS = 10.0
 
 
+def inputs(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> dict[str, str]:
+    return _inputs(find_group(run.client, upstream.get("group", "latest"), load_task(config.task).name))
+
+
 def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOutcome:
     task_config = load_task(config.task)
     group = find_group(run.client, upstream.get("group", "latest"), task_config.name)
     trained = read_config(run.client, group.finetune, Finetune)
     task = Task(task_config, trained.training.environment, trained.training.use_camera)
-    run.record_config(config, task_config, {"group": group.name})
+    run.record_config(config, task_config, _inputs(group))
     run.tag({Tag.GROUP: group.name, **lineage.from_runs({"baseline": group.baseline, "finetune": group.finetune})})
     taints = taint.inherit(run)
     runs = arm_data(run, task, group, trained)
@@ -71,6 +76,14 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
         verdict=comparison.target_met,
         outputs={"report": run.run_id},
     )
+
+
+def _inputs(group: Group) -> dict[str, str]:
+    """What every training came to, and what came before them all."""
+    tags = group.finetune.data.tags
+    names: tuple[str, ...] = (Tag.LINEAGE_DATASET_DIGEST, Tag.LINEAGE_EXPERT_DIGEST)
+    behind = {name: tags[name] for name in names if name in tags}
+    return {f"{arm} seed {m.seed}": m.content for arm, members in group.arms.items() for m in members} | behind
 
 
 def comparison_settings(config: Compare, task: TaskConfig, group: Group, trained: Finetune) -> ComparisonSettings:
@@ -190,15 +203,16 @@ def _resume(group: Group) -> str | None:
 
 
 def _commands(run: StageRun, group: Group, commit: str) -> tuple[str, ...]:
-    """The trainings again, under a name of their own: under this one they would be taken over, not trained."""
+    """The trainings again, under a name of their own; without `reuse=false` they would be taken over, not trained."""
     policy, again = group.finetune.data.tags[lineage_run_tag("pretrain")], f"{group.name}-again"
     download = "mlflow artifacts download --artifact-path config.yaml"
     return (
         f"git checkout {commit}",
         f"{download} --run-id {group.finetune.info.run_id} --dst-path again/trainings",
         f"{download} --run-id {run.run_id} --dst-path again/compare",
-        f"mlflow run . -e baseline -P config=again/trainings/config.yaml -P group={again}",
-        f"mlflow run . -e finetune -P config=again/trainings/config.yaml -P policy={policy} -P group={again}",
+        f"mlflow run . -e baseline -P config=again/trainings/config.yaml -P group={again} -P reuse=false",
+        f"mlflow run . -e finetune -P config=again/trainings/config.yaml -P policy={policy} "
+        f"-P group={again} -P reuse=false",
         f"mlflow run . -e compare -P config=again/compare/config.yaml -P group={again}",
     )
 
@@ -295,6 +309,7 @@ def _log(run: StageRun, comparison: Comparison, context: ReportContext) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     run.file(run.folder / Artifact.REPORT, Artifact.REPORT)
+    run.tag({Tag.REPORT_DIGEST: report_digest(run.folder / Artifact.REPORT)})
     figures = {
         Metric.RATIO: comparison.ratio.value,
         f"{Metric.RATIO}_ci_low": comparison.ratio.low,

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Finetune
+from pipeline.content_key import digest_of
 from pipeline.errors import BadInput
 from pipeline.evaluation import record_episodes
-from pipeline.learning.arms import arm_jobs, shared_settings, training_inputs
+from pipeline.learning.arms import arm_jobs, shared_settings
 from pipeline.learning.certificates import TransferCertificate, verify_certificate
 from pipeline.names import Artifact, Tag, lineage_run_tag
 from pipeline.observations import flat_rows
@@ -19,43 +20,45 @@ from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import demonstrator_of, fetch_dataset
 from pipeline.tracking.models import StoredPolicy, clones_by_seed, find_policy
-from pipeline.tracking.runs import StageRun, digest_of, get_run, read_text_artifact
+from pipeline.tracking.runs import StageRun, get_run, read_text_artifact
 from pipeline.tracking.training import left_to_train, log_bill, train_logged
 
 UPSTREAM = ("policy", "group")
+SEED_STAGE = "finetune_seed"
 SHIFT_EPISODES = 100  # that the demonstrator plays in the fine-tuning scenarios
 SHIFT_SEED = 999
 
 
+def inputs(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> dict[str, str]:
+    policy = _policy(run, load_task(config.task).name, upstream)
+    return _inputs(run, policy, starting_policies(run, policy, config.seeds))
+
+
 def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
-    policy = find_policy(run.client, upstream.get("policy", "latest"), task.config.name, {Tag.STAGE: "pretrain"})
+    policy = _policy(run, task.config.name, upstream)
     taint.refuse_tainted(run.client, policy, "finetune")
     starts = starting_policies(run, policy, config.seeds)
     arms = arm_jobs(config, task, run.folder, {seed: start.folder for seed, start in starts.items()})
-    run.record_config(config, task.config, {f"policy_{seed}": start.digest for seed, start in starts.items()})
-    shared = {
-        Tag.STAGE: "finetune",
-        Tag.GROUP: upstream.get("group") or run.run_id,
-        Tag.TRAINING_DIGEST: digest_of(shared_settings(config, task)),
-        **lineage.from_policy(policy, "pretrain", get_run(run.client, str(policy.run_id), "policy").data.tags),
-    }
-    run.tag(shared)
-    shift = distribution_shift(run, Task(task.config, config.training.environment), config, shared)
+    run.record_config(config, task.config, _inputs(run, policy, starts))
+    group = upstream.get("group") or run.run_id
+    made_from = lineage.from_policy(policy, "pretrain", get_run(run.client, str(policy.run_id), "policy").data.tags)
+    run.tag({Tag.GROUP: group, Tag.TRAINING_DIGEST: digest_of(shared_settings(config, task)), **made_from})
+    shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
+    todo = left_to_train(run, arms, SEED_STAGE, config.reuse)
+    jobs = [arms[i].job for i in todo]
     tags = [
         {
-            **shared,
-            Tag.STAGE: "finetune_seed",
-            Tag.ARM: arm.arm,
-            Tag.INPUTS_DIGEST: digest_of(training_inputs(config, task, arm, starts[arm.job.seed].digest)),
-            lineage_run_tag("policy"): starts[arm.job.seed].run_id,
+            **made_from,
+            Tag.GROUP: group,
+            Tag.STAGE: SEED_STAGE,
+            Tag.ARM: arms[i].arm,
+            lineage_run_tag("policy"): starts[arms[i].job.seed].run_id,
         }
-        for arm in arms
+        for i in todo
     ]
-    todo = left_to_train(run, arms, tags)
-    jobs = [arms[i].job for i in todo]
     with TrainingProgress("finetune", jobs) as progress:
-        results = train_logged(run, jobs, [tags[i] for i in todo], config.workers, progress.on_event)
+        results = train_logged(run, jobs, tags, config.workers, progress.on_event)
     log_bill(run, results)
     reused = [f"{arm.arm} seed {arm.job.seed}" for i, arm in enumerate(arms) if i not in todo]
     lines = trainings_summary("finetune", [arms[i].arm for i in todo], results, reused)
@@ -66,7 +69,19 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
             f"  its scenarios are unlike the demonstrations: distance {shift.distance:.3f} "
             f"(alike would be {shift.expected_distance:.3f}), p = {shift.p_value:.3g}",
         )
-    return StageOutcome(lines, outputs={"group": str(shared[Tag.GROUP])})
+    return StageOutcome(lines, outputs={"group": group})
+
+
+def _policy(run: StageRun, task: str, upstream: Mapping[str, str]) -> StoredPolicy:
+    return find_policy(run.client, upstream.get("policy", "latest"), task, {Tag.STAGE: "pretrain"})
+
+
+def _inputs(run: StageRun, policy: StoredPolicy, starts: Mapping[int, StoredPolicy]) -> dict[str, str]:
+    """The clones, and what the shift of distribution is measured against."""
+    tags = get_run(run.client, str(policy.run_id), "policy").data.tags
+    names: tuple[str, ...] = (Tag.LINEAGE_DATASET_DIGEST, Tag.LINEAGE_EXPERT_DIGEST)
+    behind = {name: tags[name] for name in names if name in tags}
+    return {**{f"policy of seed {seed}": start.digest for seed, start in starts.items()}, **behind}
 
 
 def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mapping[str, str]) -> Shift | None:

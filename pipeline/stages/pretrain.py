@@ -4,14 +4,15 @@ By behavioural cloning, or by an algorithm that also plays in the environment; w
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from pipeline.config.loading import load_task
+from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Pretrain
+from pipeline.content_key import ContentKey, content_key
 from pipeline.demonstrators import Demonstrator
 from pipeline.errors import BadInput
 from pipeline.evaluation import EpisodeRecords, point_figures, run_episodes, summarise, with_intervals
@@ -39,13 +40,19 @@ BEST = {
 }
 
 
+def inputs(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> dict[str, str]:
+    return _inputs(
+        config, fetch_for_training(run.client, upstream.get("dataset", "latest"), load_task(config.task).name)
+    )
+
+
 def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task))
     dataset = fetch_for_training(run.client, upstream.get("dataset", "latest"), task.config.name)
     behind = dataset.metadata.environment.get("wrappers", [])
     task.refuse_other_wrappers(behind, f"dataset {dataset.metadata.dataset_id}")
     task.refuse_holdouts(config.scenario_set, "evaluating a training")
-    run.record_config(config, task.config, {"dataset": dataset.metadata.content_digest})
+    run.record_config(config, task.config, _inputs(config, dataset))
     made_from = lineage.from_dataset(dataset.run)
     run.tag({Tag.ALGORITHM: config.algorithm, **made_from})
     log_dataset_input(run, dataset.metadata, dataset.run_id, "training")
@@ -58,7 +65,9 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
             about = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed}
             tags = {**about, Tag.ALGORITHM: config.algorithm, **made_from}
             with child_run(forwarder, run, f"clone-seed-{seed}", tags) as child:
-                clones.append(clone_seed(child, task, config, dataset, seed, demonstrator))
+                child.record_key(clone_key(task, config, dataset, seed))
+                clones.append(make_clone(task, config, dataset, seed, demonstrator, child.folder, child.metrics))
+                _log_clone(child, clones[-1], config.algorithm)
     _log_stage(run, clones)
     success = [point_figures(clone.final)[Metric.SUCCESS_RATE] for clone in clones]
     explained = [clone.result.critic_explained_variance for clone in clones]
@@ -117,37 +126,52 @@ def answering(run: StageRun, task: Task, config: Pretrain, dataset: StoredDatase
     return demonstrator
 
 
-def clone_seed(
-    run: StageRun,
+def clone_key(task: Task, config: Pretrain, dataset: StoredDataset, seed: int) -> ContentKey:
+    """The content key of one clone."""
+    settings = {key: value for key, value in to_data(config).items() if key != "seeds"}
+    return content_key({**settings, "seed": seed}, task.config, _inputs(config, dataset))
+
+
+def _inputs(config: Pretrain, dataset: StoredDataset) -> dict[str, str]:
+    """The data; who answers to the clone, for the algorithm that asks."""
+    asked = {"demonstrator": str(dataset.metadata.demonstrator["digest"])} if config.algorithm == "dagger" else {}
+    return {"dataset": dataset.metadata.content_digest, **asked}
+
+
+def make_clone(
     task: Task,
     config: Pretrain,
     dataset: StoredDataset,
     seed: int,
-    demonstrator: Demonstrator | None = None,
+    demonstrator: Demonstrator | None,
+    folder: Path,
+    log: Callable[[Mapping[str, float], int], None],
 ) -> Clone:
-    """Clone actor and critic from one seed's fresh weights, certify the artifact and log all of it."""
+    """Clone actor and critic from one seed's fresh weights into a folder, certify the artifact and evaluate it.
+
+    `log` takes the points of its curves: metrics and their epoch.
+    """
     policy = build_policy(task.observation_space, task.action_space, config.network, seed)
-    result = _clone(run, task, config, policy, dataset, seed, demonstrator)
-    folder = run.folder / Artifact.POLICY
+    result = _clone(task, config, policy, dataset, seed, demonstrator, folder / "library", log)
+    place = folder / Artifact.POLICY
     data_digest = dataset.metadata.content_digest
     provenance = {"task": task.config.name, "seed": seed, "dataset_digest": data_digest, WRAPPERS: task.wrappers}
-    digest = save_policy(policy, folder, provenance)
+    digest = save_policy(policy, place, provenance)
     held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
-    certificate = certify(policy, str(folder), result.critic_explained_variance, held_out, gamma)
+    certificate = certify(policy, str(place), result.critic_explained_variance, held_out, gamma)
     episodes = final_episodes(task, config.scenario_set, config.evaluation, config.final_episodes)
-    clone = Clone(folder, digest, certificate, result, run_episodes(task, act_function(policy), episodes))
-    _log_clone(run, clone, config.algorithm)
-    return clone
+    return Clone(place, digest, certificate, result, run_episodes(task, act_function(policy), episodes))
 
 
 def _clone(
-    run: StageRun,
     task: Task,
     config: Pretrain,
     policy: ActorCriticPolicy,
     dataset: StoredDataset,
     seed: int,
     demonstrator: Demonstrator | None,
+    library: Path,
+    log: Callable[[Mapping[str, float], int], None],
 ) -> CloningResult:
     episodes = evaluation_episodes(task, config.scenario_set, config.evaluation)
 
@@ -155,17 +179,17 @@ def _clone(
         return run_episodes(task, act_function(clone_so_far), episodes)
 
     def on_point(point: EpochPoint | CriticPoint) -> None:
-        run.metrics(point.metrics, point.epoch)
+        log(point.metrics, point.epoch)
         if isinstance(point, EpochPoint) and point.records is not None:
             figures = with_intervals(summarise(point.records))
-            run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in figures.items()}, point.epoch)
+            log({f"{EVAL_PREFIX}{name}": value for name, value in figures.items()}, point.epoch)
 
     data = dataset.trajectories
     if config.algorithm == "bc":
         return clone(policy, data, config.cloning, seed, play, on_point=on_point)
     from pipeline.learning.imitators import imitate  # late: the library takes three seconds
 
-    return imitate(task, policy, data, config, seed, run.folder / "library", play, demonstrator, on_point)
+    return imitate(task, policy, data, config, seed, library, play, demonstrator, on_point)
 
 
 def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:

@@ -35,6 +35,12 @@ from pipeline.tracking.runs import StageRun, get_run
 UPSTREAM = ("expert",)
 
 
+def inputs(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> dict[str, str]:
+    """Of a registered version."""
+    version = find_version(run.client, upstream.get("expert", "latest"), load_task(config.task).name, Alias.CANDIDATE)
+    return {name: policy.digest for name, policy in _subjects(run, config, fetch_version(version)).items()}
+
+
 def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task))
     for rule in config.rules:
@@ -44,13 +50,18 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
         return _roll_back(run, config, task, reference)
     candidate = _candidate(run, task, reference)
     taint.refuse_tainted(run.client, candidate, "the gate")
-    run.record_config(config, task.config, {"expert": candidate.digest})
+    subjects = _subjects(run, config, candidate)
+    run.record_config(config, task.config, {name: policy.digest for name, policy in subjects.items()})
     run.tag(_lineage(run, candidate))
-    subjects = {"candidate": candidate, **(training_seeds(run.client, candidate) if config.training_seeds else {})}
     measured = measure(task, config, subjects)
     run.metrics({Metric.EVALUATION_STEPS: sum(m.records.steps for m in measured)})
     decision = decide(config.rules, measured)
     return _conclude(run, candidate, decision)
+
+
+def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
+    """Whom the gate plays: the candidate and, if so asked, every seed of its training."""
+    return {"candidate": candidate, **(training_seeds(run.client, candidate) if config.training_seeds else {})}
 
 
 def measure(task: Task, config: Promote, subjects: Mapping[str, StoredPolicy]) -> list[Measured]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.config.loading import to_data, to_yaml
 from pipeline.config.sweep import Sweep
+from pipeline.content_key import digest_of
 from pipeline.errors import BadInput
 from pipeline.evaluation import point_figures
 from pipeline.learning.callbacks import select_figure
@@ -38,7 +39,7 @@ from pipeline.report.sweep import SweepReport, kind, sweep_markdown, sweep_pictu
 from pipeline.stages import StageOutcome
 from pipeline.study import OpenTrial, SweepStudy, TakenOver, TrialRecord, ranking
 from pipeline.tracking.forwarder import Forwarder, forwarding
-from pipeline.tracking.runs import StageRun, digest_of
+from pipeline.tracking.runs import StageRun
 from pipeline.tracking.store import exclusive
 from pipeline.tracking.training import SeedRuns, evaluations_record
 from pipeline.tracking.trials import TrialRun, close_lost, refuse_tracking_store

@@ -30,10 +30,14 @@ from pipeline.tracking.training import log_bill, train_logged
 UPSTREAM = ()
 
 
+def inputs(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> dict[str, str]:
+    return {}
+
+
 def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
     jobs = training_jobs(config, task, run.folder)
-    run.record_config(config, task.config, {})
+    run.record_config(config, task.config, inputs(run, config, upstream))
     tags = [{Tag.STAGE: "train_expert_seed"} for _ in jobs]
     with TrainingProgress("train_expert", jobs) as progress:
         results = train_logged(run, jobs, tags, config.workers, progress.on_event)

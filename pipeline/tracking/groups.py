@@ -3,11 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from pipeline.content_key import digest_of
 from pipeline.errors import BadInput, shortened
 from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag, lineage_run_tag
 from pipeline.statistics.comparison import RunData, UpfrontCost
@@ -28,6 +31,12 @@ class ArmRun:
     steps: np.ndarray  # (n,) int64 environment steps of the evaluations
     figures: dict[str, np.ndarray]  # figure -> (n,) float64
     final: dict[str, float]  # figure -> mean over fresh episodes of the training set
+
+    @property
+    def content(self) -> str:
+        """A digest of what the training came to."""
+        measured = [self.steps.tolist(), {name: values.tolist() for name, values in self.figures.items()}, self.final]
+        return digest_of([self.run.data.tags[Tag.POLICY_DIGEST], repr(measured)])
 
     def data(self, budget: int, final: Mapping[str, Mapping[str, float]]) -> RunData:
         """For the statistics; `final` maps scenario sets to figures."""
@@ -52,16 +61,9 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
     if not reference.replace("-", "").replace("_", "").isalnum() or len(reference) > GROUP_NAME_LIMIT:
         raise BadInput(f"group {shortened(reference)}: a group is letters, digits, - and _; or 'latest'")
     stages = {stage: _stage_run(client, stage, reference, task) for stage in ("baseline", "finetune")}
-    runs = [
-        run
-        for stage in stages
-        for run in search(client, {Tag.GROUP: reference, Tag.STAGE: f"{stage}_seed", Tag.TASK: task}, status=None)
-    ]
-    # a failed attempt that was repeated under a newer stage run is not part of it, but for what that run took over
-    parents = {run.info.run_id for run in stages.values()}
-    reused = _reused(stages["baseline"]) | _reused(stages["finetune"])
-    runs = [run for run in runs if run.info.run_id in reused or run.data.tags.get("mlflow.parentRunId") in parents]
-    _refuse_unequal(reference, runs)
+    runs = [run for stage in stages.values() for run in trainings(client, stage)]
+    _refuse_unequal(reference, stages["baseline"], stages["finetune"])
+    _refuse_unfinished(reference, runs)
     arms = {
         arm: tuple(
             sorted((read_training(client, run) for run in runs if run.data.tags[Tag.ARM] == arm), key=lambda r: r.seed)
@@ -71,10 +73,22 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
     return Group(reference, {arm: members for arm, members in arms.items() if members}, **stages)
 
 
+def common_group(client: MlflowClient, stage_runs: Sequence[Run | None]) -> str | None:
+    """The group whose comparison would read exactly these runs of its stages; None when there is no such group."""
+    groups = set()
+    for run in stage_runs:
+        if run is None:
+            return None
+        tags = run.data.tags
+        newest = _stage_run(client, tags[Tag.STAGE], tags[Tag.GROUP], tags[Tag.TASK])
+        groups.add(tags[Tag.GROUP] if newest.info.run_id == run.info.run_id else None)
+    return groups.pop() if len(groups) == 1 else None
+
+
 def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost:
     """What was spent before the first fine-tuning, from the runs that the lineage names, and wall times of all stages.
 
-    A stage that took over trainings of an earlier attempt took its own time and theirs, one after the other.
+    A stage that took over trainings took its own time and theirs, one after the other.
     """
     tags = group.finetune.data.tags
     ids = {role: tags[lineage_run_tag(role)] for role in UPSTREAM_ROLES if lineage_run_tag(role) in tags}
@@ -98,8 +112,19 @@ def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost:
     )
 
 
+def trainings(client: MlflowClient, stage_run: Run) -> list[Run]:
+    """The trainings of a run of `baseline` or `finetune`: its own and those that it took over, whatever their status.
+
+    A failed attempt that was repeated under a newer stage run is not part of the newer one.
+    """
+    stage = f"{stage_run.data.tags[Tag.STAGE]}_seed"
+    own = search(client, {MLFLOW_PARENT_RUN_ID: stage_run.info.run_id, Tag.STAGE: stage}, status=None)
+    taken_over = (get_run(client, run_id, "training") for run_id in sorted(_reused(stage_run)))
+    return [*own, *(run for run in taken_over if run.info.lifecycle_stage == "active")]
+
+
 def _reused(run: Run) -> set[str]:
-    """Ids of the trainings that a stage run took over from earlier attempts."""
+    """Ids of the trainings that a stage run took over."""
     return {value for key, value in run.data.tags.items() if key.startswith(REUSED_PREFIX)}
 
 
@@ -123,48 +148,55 @@ def _stage_run(client: MlflowClient, stage: str, group: str, task: str) -> Run:
     return found[0]
 
 
-def _refuse_unequal(group: str, runs: Sequence[Run]) -> None:
-    """A comparison whose arms differ in anything but initial weights does not happen."""
+def _refuse_unfinished(group: str, runs: Sequence[Run]) -> None:
     for run in runs:
         if run.info.status != "FINISHED":
             raise BadInput(
                 f"group {group!r}: run {run.info.run_id} ({run.data.tags.get(Tag.ARM)} seed "
                 f"{run.data.tags.get(Tag.SEED)}) is {run.info.status}, not FINISHED; wait for it or train it again"
             )
-    digests: dict[str, Run] = {}
-    for run in runs:
-        digests.setdefault(run.data.tags.get(Tag.TRAINING_DIGEST, "none"), run)
-    if len(digests) > 1:
-        first, second = list(digests.values())[:2]
-        raise BadInput(
-            f"group {group!r}: its arms differ in more than initial weights: {_difference(first, second)}; "
-            "train both arms with one config"
-        )
 
 
-def _difference(first: Run, second: Run) -> str:
-    """Names the arms and, where their stage runs tell, the first setting that differs."""
-    names = [f"{run.data.tags.get(Tag.ARM)} seed {run.data.tags.get(Tag.SEED)}" for run in (first, second)]
-    client = MlflowClient()
-    params = []
-    for run in (first, second):
-        parent = run.data.tags.get("mlflow.parentRunId")
-        params.append(get_run(client, parent, "stage run").data.params if parent else {})
-    settings = [key for key in set(params[0]) | set(params[1]) if key.startswith(CONFIG_PARAM_PREFIX)]
-    different = sorted(key for key in settings if params[0].get(key) != params[1].get(key))
+def _refuse_unequal(group: str, baseline: Run, finetune: Run) -> None:
+    """A comparison whose arms differ in anything but initial weights does not happen."""
+    if baseline.data.tags.get(Tag.TRAINING_DIGEST) == finetune.data.tags.get(Tag.TRAINING_DIGEST):
+        return
+    ours, theirs = baseline.data.params, finetune.data.params
+    settings = [key for key in ours.keys() | theirs.keys() if key.startswith(CONFIG_PARAM_PREFIX)]
+    different = sorted(key for key in settings if ours.get(key) != theirs.get(key))
     where = different[0].removeprefix(CONFIG_PARAM_PREFIX) if different else "the task file"
-    values = f": {params[0].get(different[0])} and {params[1].get(different[0])}" if different else ""
-    return f"{names[0]} and {names[1]} differ in {where}{values}"
+    values = f": {ours.get(different[0])} and {theirs.get(different[0])}" if different else ""
+    raise BadInput(
+        f"group {group!r}: its arms differ in more than initial weights: baseline and finetune differ in "
+        f"{where}{values}; train both arms with one config"
+    )
+
+
+def read_evaluations(client: MlflowClient, run: Run) -> dict[str, Any]:
+    """What `evaluations_record` wrote down of a training. Raises BadInput when it is missing or no JSON mapping."""
+    text = read_text_artifact(client, run.info.run_id, Artifact.EVALUATIONS)
+    if text is None:
+        raise BadInput(
+            f"run {run.info.run_id} has no {Artifact.EVALUATIONS}: its training did not finish; train it again"
+        )
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise _unreadable(run, error) from None
+    if not isinstance(data, dict):
+        raise _unreadable(run, "it is no mapping")
+    return data
+
+
+def _unreadable(run: Run, error: object) -> BadInput:
+    said = f"{Artifact.EVALUATIONS} cannot be read: {shortened(str(error))}"
+    return BadInput(f"run {run.info.run_id}: {said}; train it again")
 
 
 def read_training(client: MlflowClient, run: Run) -> ArmRun:
     """The evaluations that a training left in its run. Raises BadInput when they are missing or unreadable."""
-    text = read_text_artifact(client, run.info.run_id, Artifact.EVALUATIONS)
-    name = f"run {run.info.run_id}"
-    if text is None:
-        raise BadInput(f"{name} has no {Artifact.EVALUATIONS}: its training did not finish; train it again")
+    data = read_evaluations(client, run)
     try:
-        data = json.loads(text)
         points = data["evaluations"]
         figures = {
             figure: np.array([point["figures"][figure] for point in points], np.float64)
@@ -173,7 +205,5 @@ def read_training(client: MlflowClient, run: Run) -> ArmRun:
         final = {figure: float(value) for figure, value in data["final_figures"].items()}
         steps = np.array([point["timestep"] for point in points], np.int64)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise BadInput(
-            f"{name}: {Artifact.EVALUATIONS} cannot be read: {shortened(str(error))}; train it again"
-        ) from None
+        raise _unreadable(run, error) from None
     return ArmRun(run, run.data.tags[Tag.ARM], int(run.data.tags[Tag.SEED]), steps, figures, final)

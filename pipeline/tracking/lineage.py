@@ -21,7 +21,7 @@ from pipeline.tracking.runs import experiment_ids, get_run, search
 RUN_TAGS = tuple(lineage_run_tag(role) for role in LINEAGE_ROLES)
 VERSION = re.compile(r"(?:models:/)?(?P<name>[A-Za-z0-9_.-]+)/(?P<version>\d{1,9})")
 # a group has dozens of trainings, and every role takes a search of its own: what cannot be upstream is not searched for
-NOTHING_COMES_FROM = frozenset({"validate", "playback", "evaluate", "compare", "main"})
+NOTHING_COMES_FROM = frozenset({"validate", "playback", "evaluate", "compare", "main", "reproduce"})
 POLICY_TAGS = tuple(lineage_run_tag(role) for role in ("expert", "candidate", "policy", "pretrain"))
 GENERATIONS = 100  # a chain longer than this is a loop in the tags
 

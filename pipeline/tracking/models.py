@@ -257,11 +257,16 @@ def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:
             f"policy {run_id}: that run (stage {run.data.tags.get(Tag.STAGE, 'unknown')!r}) holds no policy; "
             "give a run of pretrain, or one seed's run of finetune, baseline or train_expert"
         )
+    folder = download_policy(run_id)
+    return StoredPolicy(folder, _verified(folder, recorded, f"run {run_id}"), f"run {run_id}", run_id)
+
+
+def download_policy(run_id: str) -> Path:
+    """The policy folder of a run on this machine, whatever its bytes are. Raises BadInput."""
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=Artifact.POLICY))
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=Artifact.POLICY))
     except (MlflowException, OSError) as error:
         raise BadInput(f"policy of run {run_id} cannot be fetched: {shortened(str(error))}") from None
-    return StoredPolicy(folder, _verified(folder, recorded, f"run {run_id}"), f"run {run_id}", run_id)
 
 
 def _verified(folder: Path, recorded: str | None, reference: str) -> str:

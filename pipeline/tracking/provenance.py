@@ -3,9 +3,10 @@
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from pipeline.content_key import installed
 
 PACKAGES = ("gymnasium", "imitation", "mlflow", "numba", "numpy", "optuna", "scipy", "stable-baselines3", "torch")
 
@@ -27,16 +28,9 @@ def git_state() -> tuple[str, bool]:
     return commit, bool(changes)
 
 
-@cache
 def package_versions() -> dict[str, str]:
     """Name -> version of the packages that decide a result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {name: installed(name) or "not installed" for name in PACKAGES}
 
 
 def environment_record() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The run of a stage: opened with its configuration on record, closed with what became of it."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -9,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +16,11 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from pipeline.config.loading import flatten, parse_yaml, to_data, to_yaml, validate
-from pipeline.config.task import TaskConfig
+from pipeline.config.task import Snqi, TaskConfig
+from pipeline.content_key import ContentKey, content_key
 from pipeline.errors import BadInput, Interrupted, shortened
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
 from pipeline.tracking import liveness, operations
@@ -114,26 +114,30 @@ class StageRun:
         self.write(operations.close(status))
 
     def record_config(self, config: Any, task: TaskConfig, inputs: Mapping[str, str]) -> None:
-        """Put the resolved configuration and the identity of all inputs on record before the work starts.
+        """Put the resolved configuration and the content key on record before the work starts.
 
-        `inputs` maps a role to the digest of what was read. `inputs.digest` is equal for equal inputs and settings.
+        `inputs` maps a role to the digest of what was read.
         """
-        data, task_data = to_data(config), to_data(task)
+        data = to_data(config)
+        key = content_key(data, task, inputs)
         self.text(to_yaml(config), Artifact.CONFIG)
         self.text(to_yaml(task), Artifact.TASK)
+        for name, path in {} if task.snqi is None else vars(task.snqi).items():
+            self.text(Path(path).read_text(encoding="utf-8"), f"{Artifact.SNQI}/{name}.json")
         self.json(environment_record(), Artifact.ENVIRONMENT)
         self.params({f"{CONFIG_PARAM_PREFIX}{key}": value for key, value in flatten(data).items()})
-        self.tag({Tag.TASK: task.name, Tag.INPUTS_DIGEST: digest_of({"config": data, "task": task_data, **inputs})})
+        self.tag({Tag.TASK: task.name})
+        self.record_key(key)
+
+    def record_key(self, key: ContentKey) -> None:
+        """Put on record what decides the run's content: the key to find it by, its ingredients to explain it with."""
+        self.text(key.to_json(), Artifact.CONTENT_KEY)
+        self.tag({Tag.CONTENT_KEY: key.digest})
 
     def artifact_place(self, path: str) -> str:
         """Where an artifact lies: a path for a local store, a URI for any other."""
         uri = f"{self.client.get_run(self.run_id).info.artifact_uri}/{path}"
         return uri.removeprefix("file://")
-
-
-def digest_of(data: Any) -> str:
-    """sha256 over canonical JSON, 36 characters: as long as MLflow takes for a dataset."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, allow_nan=False).encode()).hexdigest()[:36]
 
 
 @contextlib.contextmanager
@@ -291,6 +295,32 @@ def read_config(client: MlflowClient, run: Run, cls: type[C]) -> C:
     if text is None:
         raise BadInput(f"{source} is missing; run that stage again")
     return validate(cls, parse_yaml(text, source), source)
+
+
+def read_task(run: StageRun, recorded: Run) -> TaskConfig:
+    """The task a run put on record, with the files that it names as they were then, in the folder of `run`.
+
+    Raises BadInput when any of it is gone.
+    """
+    task = validate(TaskConfig, parse_yaml(_recorded(run, recorded, Artifact.TASK), Artifact.TASK), Artifact.TASK)
+    if task.snqi is None:
+        return task
+    files = {name: run.folder / f"snqi_{name}.json" for name in vars(task.snqi)}
+    for name, file in files.items():
+        file.write_text(_recorded(run, recorded, f"{Artifact.SNQI}/{name}.json"), encoding="utf-8")
+    return replace(task, snqi=Snqi(**{name: str(file) for name, file in files.items()}))
+
+
+def stage_run_of(client: MlflowClient, run: Run) -> Run:
+    """The run of the stage that the run of one seed is nested in. Raises BadInput."""
+    return get_run(client, run.data.tags.get(MLFLOW_PARENT_RUN_ID, "(none)"), f"stage of run {run.info.run_id}")
+
+
+def _recorded(run: StageRun, recorded: Run, path: str) -> str:
+    text = read_text_artifact(run.client, recorded.info.run_id, path)
+    if text is None:
+        raise BadInput(f"run {recorded.info.run_id} has no {path}: its record is not complete")
+    return text
 
 
 def latest_run(client: MlflowClient, what: str, **tags: str) -> Run:

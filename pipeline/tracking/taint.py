@@ -15,7 +15,7 @@ from pipeline.tracking.lineage import derived, resolve, upstream
 from pipeline.tracking.models import StoredPolicy
 from pipeline.tracking.runs import StageRun, get_run
 
-JUDGES: Final = ("promote", "validate", "playback")  # stages that look at a thing and make nothing of it
+JUDGES: Final = ("promote", "validate", "playback", "reproduce")  # stages that look at a thing and make nothing of it
 
 
 def spread(client: MlflowClient, reference: str, reason: str) -> list[str]:

@@ -12,14 +12,15 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipeline.errors import Interrupted
 from pipeline.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
 from pipeline.learning.arms import ArmJob
-from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult, job_digest
+from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult, training_key
 from pipeline.learning.workers import run_side_by_side
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Resume, Tag, reused_tag
 from pipeline.tracking import operations
 from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.models import log_policy
-from pipeline.tracking.operations import Operation, tag_text
-from pipeline.tracking.runs import StageRun, checkpoint_folder, code_tags, get_run, search
+from pipeline.tracking.operations import Operation
+from pipeline.tracking.reuse import find_finished
+from pipeline.tracking.runs import StageRun, checkpoint_folder, get_run, search
 
 
 class SeedRuns:
@@ -103,23 +104,33 @@ def train_logged(
         return run_side_by_side(seeds.jobs, workers, on_event, seeds.finish)
 
 
-def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], tags: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Indices of the trainings that the group does not have yet; `tags` are those their runs would get.
+def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse: bool) -> list[int]:
+    """Indices of the trainings that the store does not have yet; `stage` is that of the runs they would get.
 
-    An earlier attempt's run stands for a training when it is FINISHED, has the same inputs (`inputs.digest`), was made
-    by the same commit with the same state of the tree, and nothing is known against it. The stage run then names it in
-    a tag; it is not touched.
+    A finished training with the same content key stands for one, whichever group it was made for, unless something is
+    known against it. The stage run then names it in a tag; it is not touched. Says why for the first that is missing.
+    A stage that goes on after an interruption goes on with the trainings that it had begun.
     """
-    shared = {key: str(tags[0][key]) for key in (Tag.GROUP, Tag.STAGE)}
-    here = {key: tag_text(value) for key, value in code_tags().items()}
-    finished = {
-        run.data.tags.get(Tag.INPUTS_DIGEST): run.info.run_id
-        for run in search(stage_run.client, {**shared, **here})
-        if Tag.TAINT not in run.data.tags and run.data.tags.get(MLFLOW_PARENT_RUN_ID) != stage_run.run_id
-    }
-    reused = {index: finished.get(str(tag[Tag.INPUTS_DIGEST])) for index, tag in enumerate(tags)}
-    stage_run.tag({reused_tag(arms[i].arm, arms[i].job.seed): run_id for i, run_id in reused.items()})
-    return [index for index, run_id in reused.items() if run_id is None]
+    if not reuse:
+        return list(range(len(arms)))
+    begun = (
+        search(stage_run.client, {MLFLOW_PARENT_RUN_ID: stage_run.run_id}, status=None) if stage_run.continued else []
+    )
+    keys_begun = {run.data.tags.get(Tag.CONTENT_KEY) for run in begun}
+    todo: list[int] = []
+    for index, arm in enumerate(arms):
+        key = training_key(arm.job)
+        if key.digest in keys_begun:
+            todo.append(index)
+            continue
+        found = find_finished(stage_run.client, stage, arm.job.task.name, key)
+        if found.run is not None:
+            stage_run.tag({reused_tag(arm.arm, arm.job.seed): found.run.info.run_id})
+            continue
+        if not todo:
+            print(f"{arm.arm} seed {arm.job.seed}: {found.words}", flush=True)
+        todo.append(index)
+    return todo
 
 
 def log_bill(run: StageRun, results: Sequence[TrainingResult]) -> None:
@@ -134,9 +145,13 @@ def log_bill(run: StageRun, results: Sequence[TrainingResult]) -> None:
 
 
 def _start_child(stage_run: StageRun, forwarder: Forwarder, job: TrainingJob, tags: Mapping[str, Any]) -> StageRun:
-    all_tags = {Tag.TASK: job.task.name, Tag.SEED: job.seed, Tag.COMMAND: job_digest(job), **tags}
+    key = training_key(job)
+    about = {Tag.TASK: job.task.name, Tag.SEED: job.seed}
+    all_tags = {**about, Tag.COMMAND: key.digest, Tag.CONTENT_KEY: key.digest, **tags}
     name = f"{all_tags.get(Tag.ARM, all_tags.get(Tag.STAGE))}-seed-{job.seed}"
-    return forwarder.child(stage_run, name, all_tags)
+    run = forwarder.child(stage_run, name, all_tags)
+    _aside(run, operations.text(key.to_json(), Artifact.CONTENT_KEY))
+    return run
 
 
 def _is_finished(run: StageRun) -> bool:
@@ -186,7 +201,7 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
     run.tag(
         {
             Tag.POLICY_DIGEST: result.best_digest,
-            "policy.last_digest": result.last_digest,
+            Tag.LAST_POLICY_DIGEST: result.last_digest,
             "policy.weights_digest": result.best_weights,
             Tag.RESUME: {None: None, True: Resume.EXACT, False: Resume.NOT_EXACT}[result.exact_resume],
         }

@@ -56,7 +56,7 @@ def test_a_stage_alone_ends_with_code_0_and_a_finished_run_of_its_name(staged, s
     assert run.info.status == "FINISHED"
     assert run.info.experiment_id == experiment_id(connect(), EXPERIMENT)
     assert run.data.tags[Tag.TASK] == TASK
-    assert len(run.data.tags[Tag.INPUTS_DIGEST]) == 36
+    assert len(run.data.tags[Tag.CONTENT_KEY]) == 36
     assert run.data.tags[Tag.CODE_DIRTY] in ("true", "false")
 
 

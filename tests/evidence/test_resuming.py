@@ -5,26 +5,17 @@ from dataclasses import replace
 import pytest
 from one_group import GROUP
 
+from pipeline import content_key
 from pipeline.cli import DONE, stage_main
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
 from pipeline.learning.arms import arm_jobs
-from pipeline.names import ARMS, SEED_STAGES, Tag
+from pipeline.names import ARMS, Tag
 from pipeline.tasks import Task
 from pipeline.tracking.groups import find_group
-from pipeline.tracking.runs import open_run
+from pipeline.tracking.runs import open_run, search
 from pipeline.tracking.store import connect
 from pipeline.tracking.training import train_logged
-from pipeline.workflow import run_stage
-
-
-def test_main_under_the_same_name_takes_over_every_finished_stage(copied, runs, capsys):
-    before = {stage: runs(stage) for stage in (*SEED_STAGES, "collect", "finetune", "compare")}
-    outcome = run_stage("main", str(copied.main_config), {}, {})
-    assert {stage: runs(stage) for stage in before} == before
-    assert outcome.verdict is not None
-    assert outcome.outputs == {"report": before["compare"][0]}
-    assert capsys.readouterr().out.count("was finished before in group 'trial'") == 7
 
 
 def test_an_interrupted_arm_trains_only_what_is_missing_and_gets_the_same_weights(copied, runs, capsys):
@@ -41,7 +32,7 @@ def test_an_interrupted_arm_trains_only_what_is_missing_and_gets_the_same_weight
     tags = client.get_run(again).data.tags
     assert (tags[Tag.SEED], tags[Tag.ARM]) == (lost.data.tags[Tag.SEED], lost.data.tags[Tag.ARM])
     assert tags["policy.weights_digest"] == lost.data.tags["policy.weights_digest"]
-    assert "5 trainings were finished before in this group" in capsys.readouterr().out
+    assert "5 trainings with an equal content key were finished before" in capsys.readouterr().out
     group = find_group(client, GROUP, "social_nav")
     assert {arm: [member.seed for member in members] for arm, members in group.arms.items()} == {
         arm: [1, 2, 3] for arm in ARMS
@@ -49,30 +40,41 @@ def test_an_interrupted_arm_trains_only_what_is_missing_and_gets_the_same_weight
     assert group.finetune.info.run_id != stopped
 
 
-def test_another_setting_a_taint_or_another_commit_is_trained_anew(copied, runs):
+def test_a_training_is_taken_over_from_any_group_unless_something_differs_or_is_known_against_it(
+    copied, runs, capsys, monkeypatch
+):
     client = connect()
-    config = [
-        "--config",
-        str(copied.configs["finetune"]),
-        "--group",
-        GROUP,
-        "--seeds",
-        "[1]",
-        "--control_timesteps",
-        "0",
-    ]
+    one = ["--seeds", "[1]", "--control_timesteps", "0", "--training.total_timesteps", "1024"]
+    config = ["--config", str(copied.configs["finetune"]), *one]
 
-    def newly_trained(*overrides: str) -> int:
-        before = len(runs("baseline_seed"))
-        assert stage_main("baseline", [*config, *overrides]) == DONE
-        return len(runs("baseline_seed")) - before
+    def newly_trained(*arguments: str) -> int:
+        before = len(search(client, {Tag.STAGE: "baseline_seed"}))
+        assert stage_main("baseline", [*config, *arguments]) == DONE
+        return len(search(client, {Tag.STAGE: "baseline_seed"})) - before
 
-    assert newly_trained() == 1  # the controls' budget belongs to what both arms share
-    assert newly_trained() == 0
+    assert newly_trained("--group", "first") == 1
+    (made,) = runs_of(client, "first")
+    assert newly_trained("--group", "second") == 0
+    (second,) = search(client, {Tag.STAGE: "baseline", Tag.GROUP: "second"})
+    assert second.data.tags["reused.scratch.seed_1"] == made
+    assert newly_trained("--reuse", "false") == 1
+    capsys.readouterr()
     assert newly_trained("--training.ppo.gamma", "0.9") == 1
-    client.set_tag(runs("baseline_seed", 1)[0], Tag.TAINT, "its data was quarantined")
-    client.set_tag(runs("baseline_seed", 1)[1], Tag.CODE_COMMIT, "0" * 40)
+    assert (
+        "scratch seed 1: run because config differs: training.ppo.gamma = 0.9 (was absent)" in capsys.readouterr().out
+    )
+    for run in search(client, {Tag.STAGE: "baseline_seed"}):
+        client.set_tag(run.info.run_id, Tag.TAINT, "its world was wrong")
     assert newly_trained() == 1
+    assert "equal in all, cannot be used: run" in capsys.readouterr().out
+    changed = {**content_key.package_code(), "pipeline/learning/ppo.py": "another"}
+    monkeypatch.setattr(content_key, "package_code", lambda: changed)
+    assert newly_trained() == 1
+    assert "scratch seed 1: run because code differs: pipeline/learning/ppo.py (closest: run" in capsys.readouterr().out
+
+
+def runs_of(client, group: str) -> list[str]:
+    return [run.info.run_id for run in search(client, {Tag.STAGE: "baseline_seed", Tag.GROUP: group})]
 
 
 def test_what_finished_before_an_interruption_stays_finished(store, repository, in_repository):

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.config.training import WarmStart
 from pipeline.learning.checkpoints import CheckpointFolder
-from pipeline.learning.jobs import TrainingJob, job_digest
+from pipeline.learning.jobs import TrainingJob, training_key
 from pipeline.learning.ppo import train
 from pipeline.learning.repeatability import repeats_itself
 from pipeline.policies import build_policy, save_policy
@@ -99,7 +99,7 @@ def whole(job, tmp_path_factory):
 
 
 def resumed(job, folder: Path, checkpoint):
-    CheckpointFolder(folder, job_digest(job)).save(checkpoint)
+    CheckpointFolder(folder, training_key(job).digest).save(checkpoint)
     return outcome(replace(job, checkpoints=str(folder)))
 
 
@@ -200,7 +200,7 @@ def test_a_kill_at_any_write_costs_nothing(job, whole, tmp_path):
 def test_torn_and_foreign_checkpoints_are_passed_over(job, whole, tmp_path):
     reached, taken = whole
     killed = replace(job, checkpoints=str(tmp_path))
-    folder = CheckpointFolder(tmp_path, job_digest(job))
+    folder = CheckpointFolder(tmp_path, training_key(job).digest)
     folder.save(taken[1])
     folder.save(taken[2])
     newest = max(tmp_path.iterdir())
@@ -212,7 +212,7 @@ def test_torn_and_foreign_checkpoints_are_passed_over(job, whole, tmp_path):
         f"checkpoint {newest.name} is damaged or of another training: passed over"
     ]
     assert outcome(killed) == reached
-    assert CheckpointFolder(tmp_path, job_digest(replace(job, seed=6))).newest() is None
+    assert CheckpointFolder(tmp_path, training_key(replace(job, seed=6)).digest).newest() is None
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
     assert outcome(killed) == reached  # from the beginning

@@ -8,10 +8,10 @@ from real_things import TASK
 from pipeline.config.loading import validate
 from pipeline.config.stages import Pretrain
 from pipeline.config.task import TaskConfig
+from pipeline.content_key import digest_of
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Tag
 from pipeline.tracking.runs import (
-    digest_of,
     end_failed,
     get_run,
     latest_run,
@@ -143,11 +143,11 @@ def test_the_resolved_config_is_on_record_and_reads_back_equal(store):
     )
 
 
-def test_equal_inputs_have_equal_digests_and_any_difference_another(store):
+def test_equal_work_has_equal_keys_and_any_difference_another(store):
     def digest(config, task, inputs) -> str:
         with open_run("pretrain") as run:
             run.record_config(config, task, inputs)
-        return str(run.client.get_run(run.run_id).data.tags[Tag.INPUTS_DIGEST])
+        return str(run.client.get_run(run.run_id).data.tags[Tag.CONTENT_KEY])
 
     base = digest(pretrain_config(), task_config(), {"dataset": "d1"})
     assert digest(pretrain_config(), task_config(), {"dataset": "d1"}) == base

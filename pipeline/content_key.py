@@ -1,0 +1,256 @@
+"""The content key: everything that decides what a stage or a training comes to, ingredient by ingredient.
+
+Equal keys need not be done twice; different ones say what differs. Where a file lies, when it was written, the order of
+its keys, comments, names of runs and groups, and how many processes work side by side decide nothing and are not in it.
+"""
+
+import ast
+import hashlib
+import json
+import platform
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
+from pathlib import Path
+from sys import stdlib_module_names
+from typing import Any, Final
+
+import gymnasium as gym
+import torch
+
+from pipeline.config.loading import flatten, to_data
+from pipeline.config.task import Snqi, TaskConfig
+from pipeline.snqi import load_baseline, load_weights
+from pipeline.tasks import REFERENCE
+
+ROOT: Final = Path(__file__).parent
+DIGEST_LENGTH: Final = 36  # as long as MLflow takes for a dataset
+# versions that can change the bits of a result; physics engines only where they are installed
+PACKAGES: Final = ("gymnasium", "imitation", "numba", "numpy", "safetensors", "scipy", "stable-baselines3", "torch")
+ENGINES: Final = ("box2d", "box2d-py", "mujoco")
+# settings that say where, when or how fast, not what: the content behind a path is an input
+NEUTRAL: Final = frozenset({"task", "group", "workers", "reuse", "minari.path", "repaired.folder"})
+DIGESTS: Final = ("input", "code")  # sections whose values no person wants to read
+ABSENT: Final = "absent"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One ingredient in which two keys differ."""
+
+    section: str
+    name: str
+    before: str
+    now: str
+
+    def sentence(self) -> str:
+        """`config differs: training.ppo.gamma = 0.9 (was 0.99)`, `code differs: pipeline/tasks.py`."""
+        if self.section not in DIGESTS:
+            return f"{self.section} differs: {self.name} = {_short(self.now)} (was {_short(self.before)})"
+        change = {self.before: " (new)", self.now: " (gone)"}.get(ABSENT, "")
+        return f"{self.section} differs: {self.name}{change}"
+
+
+@dataclass(frozen=True)
+class ContentKey:
+    """Section -> ingredient -> value or digest. Sections stand in the order in which a difference explains itself."""
+
+    ingredients: Mapping[str, Mapping[str, str]]
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.ingredients)
+
+    def to_json(self) -> str:
+        """For people and for `json.loads`."""
+        return json.dumps(self.ingredients, indent=2, sort_keys=True) + "\n"
+
+    def differences(self, before: "ContentKey") -> tuple[Difference, ...]:
+        """What is not as it was in an earlier key, likeliest cause first."""
+        found = []
+        for section in dict.fromkeys((*SECTIONS, *self.ingredients, *before.ingredients)):
+            ours, theirs = self.ingredients.get(section, {}), before.ingredients.get(section, {})
+            for name in sorted(ours.keys() | theirs.keys()):
+                was, now = theirs.get(name, ABSENT), ours.get(name, ABSENT)
+                if was != now:
+                    found.append(Difference(section, name, was, now))
+        return tuple(found)
+
+
+SECTIONS: Final = ("config", "task", "input", "code", "package", "machine")
+
+
+def content_key(
+    settings: Mapping[str, Any], task: TaskConfig, inputs: Mapping[str, str], threads: int | None = None
+) -> ContentKey:
+    """Of work with these settings (plain data) in this task on inputs given by digest.
+
+    `threads`: None takes this process's. Raises BadInput for a SNQI file that cannot be read.
+    """
+    described = {**to_data(task), "snqi": None}
+    references = [text for text in (*_texts(settings), *_texts(described)) if REFERENCE.fullmatch(text)]
+    code, packages = code_behind((*references, *_entry_point(task.environment.id)))
+    # subtle: the place of a scenario in its set decides which episodes play it
+    orders = {f"scenario_sets.{name}: order": ", ".join(shares) for name, shares in task.scenario_sets.items()}
+    return ContentKey(
+        {
+            "config": {key: text for key, text in flatten(settings).items() if key not in NEUTRAL},
+            "task": {**flatten(described), **orders},
+            "input": {**inputs, **({} if task.snqi is None else _snqi_files(task.snqi))},
+            "code": {**package_code(), **code},
+            "package": {**{name: text for name in (*PACKAGES, *ENGINES) if (text := installed(name))}, **packages},
+            "machine": _machine(torch.get_num_threads() if threads is None else threads),
+        }
+    )
+
+
+def digest_of(data: Any) -> str:
+    """sha256 over canonical JSON, 36 characters."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, allow_nan=False).encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def installed(package: str) -> str | None:
+    """The version of a distribution, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+# --- code ------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def package_code(root: Path = ROOT) -> Mapping[str, str]:
+    """File of this package -> digest. Comments and layout of Python files do not count."""
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".json", ".html", ".css"))
+    return {str(path.relative_to(root.parent)): _file_digest(path) for path in files}
+
+
+def code_behind(references: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Files and installed packages behind `module:Name` references outside this package: name -> digest, or version.
+
+    Follows the import statements of a user's own modules through their source; nothing is imported. Data files that
+    such a module reads are not seen.
+    """
+    files: dict[str, str] = {}
+    packages: dict[str, str] = {}
+    waiting, seen = [reference.partition(":")[0] for reference in references], set()
+    while waiting:
+        module = waiting.pop()
+        top = module.partition(".")[0]
+        if module in seen or top in stdlib_module_names or top == ROOT.name:
+            continue
+        seen.add(module)
+        source = _source_of(module)
+        if source is None:
+            continue
+        if any(source.is_relative_to(place) for place in _site_packages()):
+            packages.update({name: version(name) for name in _distributions().get(top, ())})
+            continue
+        files[module] = _file_digest(source)
+        if source.suffix == ".py":
+            waiting.extend(_imports(module, source))
+    return files, packages
+
+
+def _texts(data: Any) -> Iterator[str]:
+    """Every text in plain data, but for keys."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
+        yield from (text for value in data.values() for text in _texts(value))
+    elif isinstance(data, list):
+        yield from (text for value in data for text in _texts(value))
+
+
+def _entry_point(environment: str) -> tuple[str, ...]:
+    """What a registered Gymnasium id stands for; `module:Id-v0` names the module that registers it."""
+    if ":" in environment:
+        return (environment,)
+    spec = gym.registry.get(environment)
+    target = None if spec is None else spec.entry_point
+    if target is None:
+        return ()
+    return (target if isinstance(target, str) else f"{target.__module__}:{environment}",)
+
+
+def _source_of(module: str) -> Path | None:
+    """The file of a module, found without importing anything; None for what is no module or has no file."""
+    top, *rest = module.split(".")
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin).resolve() if spec.origin and Path(spec.origin).is_file() else None
+    for place in spec.submodule_search_locations or ():
+        path = Path(place).joinpath(*rest)
+        for file in (path / "__init__.py", path.with_suffix(".py")):
+            if file.is_file():
+                return file.resolve()
+    return None
+
+
+def _imports(module: str, source: Path) -> Iterator[str]:
+    """Names of modules, and of what may be modules, that a file imports."""
+    package = module.split(".") if source.name == "__init__.py" else module.split(".")[:-1]
+    yield from (".".join(package[:depth]) for depth in range(1, len(package) + 1))  # their `__init__` runs first
+    for node in ast.walk(_parsed(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            yield start
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def _file_digest(path: Path) -> str:
+    content = ast.dump(_parsed(path)).encode() if path.suffix == ".py" else path.read_bytes()
+    return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # whoever imports it says so in better words
+        return ast.Module([], [])
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+@cache
+def _site_packages() -> tuple[Path, ...]:
+    return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib"))
+
+
+# --- files and machine -----------------------------------------------------------------------------------------------
+
+
+def _snqi_files(setting: Snqi) -> dict[str, str]:
+    baseline = {metric: [spread.med, spread.p95] for metric, spread in load_baseline(Path(setting.baseline)).items()}
+    return {"snqi.weights": digest_of(load_weights(Path(setting.weights))), "snqi.baseline": digest_of(baseline)}
+
+
+def _machine(threads: int) -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": "cpu",
+        "threads": str(threads),
+    }
+
+
+def _short(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"

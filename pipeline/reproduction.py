@@ -1,0 +1,229 @@
+"""`reproduce`: a finished training, cloning or recording again, from its record: is it the same, bit for bit.
+
+The record is what the run left in the store: its configuration, its task, and the inputs that its lineage names. Of the
+working tree nothing is used but the code.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.config.loading import to_data
+from pipeline.config.stages import Collect, Finetune, Pretrain, Reproduce, TrainExpert
+from pipeline.content_key import ContentKey, Difference, content_key
+from pipeline.demonstrators import Demonstrator, from_policy, scripted
+from pipeline.errors import BadInput
+from pipeline.first_difference import between_evaluations, between_policies, between_trajectories
+from pipeline.learning.arms import arm_jobs
+from pipeline.learning.jobs import TrainingJob, training_key
+from pipeline.learning.workers import run_side_by_side
+from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
+from pipeline.policies import policy_digest
+from pipeline.report.progress import TrainingProgress
+from pipeline.stages import StageOutcome
+from pipeline.stages.collect import record
+from pipeline.stages.pretrain import answering, clone_key, make_clone, through_camera
+from pipeline.stages.train_expert import training_jobs
+from pipeline.tasks import Task
+from pipeline.tracking.datasets import fetch_dataset
+from pipeline.tracking.groups import read_evaluations
+from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version
+from pipeline.tracking.reuse import read_key
+from pipeline.tracking.runs import Run, StageRun, get_run, read_config, read_task, stage_run_of
+from pipeline.tracking.training import evaluations_record
+from pipeline.trajectories import content_digest, save_dataset
+
+UPSTREAM = ("run",)
+AGAIN = "again"  # artifact folder of what was made again
+SHOWN = 20  # differences of the record
+
+
+@dataclass(frozen=True)
+class Again:
+    """What was made again, and what is known of the first time."""
+
+    key: ContentKey  # of making it again
+    made: Mapping[str, str]  # what -> digest
+    recorded: Mapping[str, str | None]  # the same from the record
+    stored: Mapping[str, str]  # the same of the files that lie in the store now
+    first_difference: Callable[[], str | None]
+    folder: Path
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """Whose files in the store are not those on record."""
+        return tuple(name for name, digest in self.stored.items() if digest != self.recorded[name])
+
+
+def reproduce(run: StageRun, config: Reproduce, upstream: Mapping[str, str]) -> StageOutcome:
+    """Do it again; say whether it is equal and, if not, what differs first and why. Raises BadInput."""
+    before = _finished(run, upstream)
+    stage, run_id = before.data.tags[Tag.STAGE], before.info.run_id
+    run.tag({Tag.TASK: before.data.tags[Tag.TASK], lineage_run_tag("reproduced"): run_id})
+    again = DO_AGAIN[stage](run, before)
+    run.record_key(again.key)
+    known = read_key(run.client, before)
+    differences = () if known is None else again.key.differences(known)
+    equal = again.made == again.recorded and not again.damaged
+    lines = _verdict(f"reproduce: {stage} of run {run_id}", again, equal)
+    if not equal:
+        lines.append(f"  likely cause: {_cause(again, known, differences)}")
+    lines += [f"  {'although ' if equal else ''}{difference.sentence()}" for difference in differences[:SHOWN]]
+    digests = {"made": again.made, "recorded": again.recorded, "stored": again.stored}
+    run.json({"run_id": run_id, "equal": equal, "digests": digests, "lines": lines}, "reproduction.json")
+    run.describe(lines[0])
+    run.tag({Tag.VERDICT: "yes" if equal else "no"})
+    if config.keep or not equal:
+        run.file(again.folder, AGAIN)
+    return StageOutcome(tuple(lines), verdict=equal)
+
+
+def _finished(run: StageRun, upstream: Mapping[str, str]) -> Run:
+    """The run to do again. Raises BadInput for one that cannot be."""
+    unknown = sorted(set(upstream) - set(UPSTREAM))
+    if unknown:
+        raise BadInput(f"stage 'reproduce' takes no reference {unknown[0]!r}; it takes: run")
+    if "run" not in upstream:
+        raise BadInput("run is missing; give the id of a finished training, cloning or recording: -P run=<id>")
+    before = get_run(run.client, upstream["run"], "run")
+    name, stage = f"run {before.info.run_id}", before.data.tags.get(Tag.STAGE, "unknown")
+    if stage not in DO_AGAIN:
+        nested = f"{stage}_seed" in DO_AGAIN
+        inside = f"; a {stage} is reproduced seed by seed: give a run nested in it" if nested else ""
+        raise BadInput(f"{name} is of stage {stage!r}; only these can be done again: {', '.join(DO_AGAIN)}{inside}")
+    if before.info.status != "FINISHED":
+        raise BadInput(f"{name} is {before.info.status}, not FINISHED; only a finished one can be held against itself")
+    return before
+
+
+# --- doing it again --------------------------------------------------------------------------------------------------
+
+
+def _expert(run: StageRun, before: Run) -> Again:
+    stage_run = stage_run_of(run.client, before)
+    config = replace(read_config(run.client, stage_run, TrainExpert), seeds=(_seed(before),))
+    task = Task(read_task(run, stage_run), config.training.environment, config.training.use_camera)
+    return _train(run, before, training_jobs(config, task, run.folder)[0])
+
+
+def _arm(run: StageRun, before: Run) -> Again:
+    seed, tags, stage_run = _seed(before), before.data.tags, stage_run_of(run.client, before)
+    config = replace(read_config(run.client, stage_run, Finetune), seeds=(seed,))
+    task = Task(read_task(run, stage_run), config.training.environment, config.training.use_camera)
+    start = tags.get(lineage_run_tag("policy"))
+    clones = None if start is None else {seed: find_policy(run.client, start, task.config.name, {}).folder}
+    jobs = [arm.job for arm in arm_jobs(config, task, run.folder, clones) if arm.arm == tags[Tag.ARM]]
+    if not jobs:
+        raise BadInput(f"run {before.info.run_id}: the config on record has no arm {tags[Tag.ARM]!r}")
+    return _train(run, before, jobs[0])
+
+
+def _train(run: StageRun, before: Run, job: TrainingJob) -> Again:
+    tags = before.data.tags
+    with TrainingProgress("reproduce", [job]) as progress:
+        (result,) = run_side_by_side([job], 1, progress.on_event)
+    folder, stored = Path(job.output) / "best", download_policy(before.info.run_id)
+    evaluations = read_evaluations(run.client, before)
+
+    def first_difference() -> str | None:
+        return between_evaluations(evaluations, evaluations_record(result)) or between_policies(stored, folder)
+
+    return Again(
+        training_key(job),
+        {"best policy": result.best_digest, "last policy": result.last_digest},
+        {"best policy": tags.get(Tag.POLICY_DIGEST), "last policy": tags.get(Tag.LAST_POLICY_DIGEST)},
+        {"best policy": policy_digest(stored)},
+        first_difference,
+        folder,
+    )
+
+
+def _clone(run: StageRun, before: Run) -> Again:
+    tags, stage_run = before.data.tags, stage_run_of(run.client, before)
+    config, task = read_config(run.client, stage_run, Pretrain), Task(read_task(run, stage_run))
+    dataset = fetch_dataset(get_run(run.client, tags[lineage_run_tag("dataset")], "dataset run"))
+    key, demonstrator = clone_key(task, config, dataset, _seed(before)), answering(run, task, config, dataset)
+    if config.use_camera:
+        task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
+    clone = make_clone(task, config, dataset, _seed(before), demonstrator, run.folder, lambda metrics, epoch: None)
+    stored = download_policy(before.info.run_id)
+    return Again(
+        key,
+        {"policy": clone.digest},
+        {"policy": tags.get(Tag.POLICY_DIGEST)},
+        {"policy": policy_digest(stored)},
+        lambda: between_policies(stored, clone.folder),
+        clone.folder,
+    )
+
+
+def _recording(run: StageRun, before: Run) -> Again:
+    tags, config = before.data.tags, read_config(run.client, before, Collect)
+    if config.minari is not None or config.repaired is not None:
+        raise BadInput(f"run {before.info.run_id} took in a dataset from outside; only a recording can be done again")
+    task = Task(read_task(run, before), config.environment)
+    demonstrator = _demonstrator(run, config, task, tags)
+    trajectories, _ = record(task, config, demonstrator)
+    stored = fetch_dataset(before)
+    folder = run.folder / Artifact.DATASET
+    save_dataset(folder, trajectories, stored.metadata)
+    digest = demonstrator.provenance["digest"]
+    return Again(
+        content_key(to_data(config), task.config, {"demonstrator": digest}),
+        {"dataset": content_digest(trajectories)},
+        {"dataset": tags.get(Tag.DATASET_DIGEST)},
+        {"dataset": content_digest(stored.trajectories)},
+        lambda: between_trajectories(stored.trajectories, trajectories),
+        folder,
+    )
+
+
+def _demonstrator(run: StageRun, config: Collect, task: Task, tags: Mapping[str, str]) -> Demonstrator:
+    """Who demonstrated then, approved or not today."""
+    if config.scripted is not None:
+        return scripted(config.scripted.demonstrator, config.scripted.kwargs)
+    version = find_version(run.client, tags[Tag.LINEAGE_EXPERT], task.config.name, Alias.APPROVED)
+    expert = fetch_version(version)
+    return from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
+
+
+def _seed(before: Run) -> int:
+    return int(before.data.tags[Tag.SEED])
+
+
+DO_AGAIN: Mapping[str, Callable[[StageRun, Run], Again]] = {
+    "train_expert_seed": _expert,
+    "baseline_seed": _arm,
+    "finetune_seed": _arm,
+    "pretrain_seed": _clone,
+    "collect": _recording,
+}
+
+
+# --- saying what came of it ------------------------------------------------------------------------------------------
+
+
+def _verdict(what: str, again: Again, equal: bool) -> list[str]:
+    if equal:
+        digests = ", ".join(f"{name} {digest}" for name, digest in again.made.items())
+        return [f"{what} is EQUAL, bit for bit: {digests}"]
+    name = next(n for n in again.made if again.made[n] != again.recorded[n] or n in again.damaged)
+    return [
+        f"{what} is NOT equal: {name} {again.made[name]}, on record {again.recorded[name]}",
+        f"  first difference: {again.first_difference() or f'the {name} alone'}",
+    ]
+
+
+def _cause(again: Again, known: ContentKey | None, differences: tuple[Difference, ...]) -> str:
+    """What a person should look at first."""
+    if again.made == again.recorded:
+        return f"the files of the {again.damaged[0]} in the store were changed after they were recorded"
+    if known is None:
+        return "not known: the run has no record of what it was made from"
+    if not differences:
+        return "nothing on record differs: is the environment deterministic, is it the same kind of machine?"
+    section = differences[0].section
+    names = [difference.name for difference in differences if difference.section == section]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    where = " (its record was changed since)" if section in ("config", "task") else ""
+    return f"{section}: {names[0]}{more}{where}"

@@ -1,0 +1,165 @@
+"""Finished work that stands for new work: found by its content key, used only when nothing is known against it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from pipeline.content_key import ContentKey, digest_of
+from pipeline.errors import BadInput
+from pipeline.names import CONFIG_PARAM_PREFIX, LINEAGE_ROLES, OUTPUT_PREFIX, Alias, Artifact, Tag, VersionTag
+from pipeline.names import lineage_run_tag as lineage_tag
+from pipeline.tracking.datasets import fetch_for_training
+from pipeline.tracking.groups import read_training, trainings
+from pipeline.tracking.models import clones_by_seed, fetch_version, find_policy, find_version, training_seeds
+from pipeline.tracking.registry import require_approved
+from pipeline.tracking.runs import get_run, read_text_artifact, search
+
+CANDIDATES = 10  # runs that are looked at: newest first
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run that stands for new work, or None, and why: a person reads it behind the name of the stage."""
+
+    run: Run | None
+    words: str
+
+
+def find_finished(client: MlflowClient, stage: str, task: str, key: ContentKey) -> Found:
+    """The newest finished run of a stage with this content key that nothing is known against."""
+    tags = {Tag.STAGE: stage, Tag.TASK: task}
+    doubts = []
+    for run in search(client, {**tags, Tag.CONTENT_KEY: key.digest}, limit=CANDIDATES):
+        try:
+            refuse_unsound(client, run)
+        except BadInput as doubt:
+            doubts.append(f"run because run {run.info.run_id}, equal in all, cannot be used: {doubt}")
+        else:
+            return Found(run, f"reused (run {run.info.run_id})")
+    return Found(None, doubts[0] if doubts else _closest(client, search(client, tags, limit=CANDIDATES), key))
+
+
+def read_key(client: MlflowClient, run: Run) -> ContentKey | None:
+    """The content key that a run put on record with all its ingredients; None when it has none that can be read."""
+    try:
+        text = read_text_artifact(client, run.info.run_id, Artifact.CONTENT_KEY)
+        return None if text is None else ContentKey(json.loads(text))
+    except (MlflowException, OSError, ValueError):
+        return None
+
+
+def _closest(client: MlflowClient, runs: list[Run], key: ContentKey) -> str:
+    """In which ingredient the most similar of the runs differs."""
+    keys = [(run, read_key(client, run)) for run in runs]
+    differences = [(key.differences(other), run.info.run_id) for run, other in keys if other is not None]
+    different = sorted((found for found in differences if found[0]), key=lambda found: len(found[0]))
+    if not different:
+        return "run: nothing like it in this store"
+    found, run_id = different[0]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"run because {found[0].sentence()}{more} (closest: run {run_id})"
+
+
+# --- what speaks against a run ---------------------------------------------------------------------------------------
+
+
+def refuse_unsound(client: MlflowClient, run: Run) -> None:
+    """Raise BadInput when a finished run, or anything it came from, must not be relied on any more.
+
+    It is tainted or was deleted; its dataset was quarantined; its expert is approved no more; files are gone or are not
+    those on record.
+    """
+    tags = run.data.tags
+    _refuse_damaged(client, run)
+    for role in LINEAGE_ROLES:
+        if lineage_tag(role) in tags:
+            _refuse_damaged(client, get_run(client, tags[lineage_tag(role)], f"its {role} run"))
+    if Tag.LINEAGE_EXPERT in tags:
+        fetch_version(find_version(client, tags[Tag.LINEAGE_EXPERT], tags[Tag.TASK], Alias.APPROVED))
+    stage = tags[Tag.STAGE]
+    if stage in ("train_expert", "promote"):
+        _refuse_version(client, run)
+    elif stage == "pretrain":
+        policy = find_policy(client, run.info.run_id, tags[Tag.TASK], {})
+        _refuse_missing(run, sorted(clones_by_seed(client, policy)), "clones")
+    elif stage in ("baseline", "finetune"):
+        _refuse_trainings(client, run)
+    elif stage == "compare":
+        _refuse_report(run)
+    elif stage in ("baseline_seed", "finetune_seed"):
+        read_training(client, run)
+
+
+def report_digest(folder: Path) -> str:
+    """One digest of all files of a report."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest_of({str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files})
+
+
+def _refuse_damaged(client: MlflowClient, run: Run) -> None:
+    """What the run itself says and holds: marks against it, its dataset, its policy."""
+    tags, run_id = run.data.tags, run.info.run_id
+    name = f"run {run_id} ({tags.get(Tag.STAGE)})"
+    if run.info.lifecycle_stage != "active":
+        raise BadInput(f"{name} was deleted")
+    if Tag.TAINT in tags:
+        raise BadInput(f"{name} is tainted: {tags[Tag.TAINT]}")
+    if tags.get(Tag.STAGE) == "collect":
+        fetch_for_training(client, run_id, tags[Tag.TASK])
+    elif Tag.POLICY_DIGEST in tags:
+        find_policy(client, run_id, tags[Tag.TASK], {})
+
+
+def _refuse_version(client: MlflowClient, run: Run) -> None:
+    """The registered version that the run handed on, and for the gate its approval."""
+    tags = run.data.tags
+    if f"{OUTPUT_PREFIX}expert" not in tags:
+        raise BadInput(f"run {run.info.run_id} has no registered version: python -m pipeline sync")
+    version = find_version(client, tags[f"{OUTPUT_PREFIX}expert"], tags[Tag.TASK], Alias.CANDIDATE)
+    if VersionTag.TAINT in version.tags:
+        raise BadInput(f"expert {version.name}/{version.version} is tainted: {version.tags[VersionTag.TAINT]}")
+    candidate = fetch_version(version)
+    if tags[Tag.STAGE] == "train_expert":
+        _refuse_missing(run, [int(name.split()[-1]) for name in training_seeds(client, candidate)], "trainings")
+        return
+    require_approved(version, "main")
+    judge = version.tags.get(VersionTag.GATE_RUN_ID)
+    if judge != run.info.run_id:
+        raise BadInput(f"expert {version.name}/{version.version} was judged again by run {judge}")
+
+
+def _refuse_trainings(client: MlflowClient, run: Run) -> None:
+    members = trainings(client, run)
+    for training in members:
+        if training.info.status != "FINISHED":
+            raise BadInput(f"its training {training.info.run_id} is {training.info.status}")
+        refuse_unsound(client, training)
+    arms = sorted({training.data.tags[Tag.ARM] for training in members})
+    controls = run.data.params[f"{CONFIG_PARAM_PREFIX}control_timesteps"] != "0"
+    if len(arms) != 1 + controls:
+        raise BadInput(f"its trainings are of the arms {arms}, one is missing")
+    for arm in arms:
+        seeds = [int(t.data.tags[Tag.SEED]) for t in members if t.data.tags[Tag.ARM] == arm]
+        _refuse_missing(run, seeds, f"trainings of arm {arm}")
+
+
+def _refuse_missing(run: Run, seeds: list[int], what: str) -> None:
+    wanted = json.loads(run.data.params[f"{CONFIG_PARAM_PREFIX}seeds"])
+    if sorted(seeds) != sorted(wanted):
+        raise BadInput(f"its {what} are of seeds {sorted(seeds)}, not of {sorted(wanted)}")
+
+
+def _refuse_report(run: Run) -> None:
+    try:
+        folder = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=Artifact.REPORT)
+        digest = report_digest(Path(folder))
+    except (MlflowException, OSError) as error:
+        raise BadInput(f"its report cannot be fetched: {error}") from None
+    if digest != run.data.tags.get(Tag.REPORT_DIGEST):
+        raise BadInput("the files of its report changed")
