@@ -153,13 +153,17 @@ class Sizes:
     demonstrations: int
     noise: float
     large_returns: bool
+    minutes: float  # that `main` may take with them
 
 
-MINUTES = 6.0  # of the ten that trainings may take; loading, recording, evaluating and the report have the rest
+MINUTES = 6.0  # of the ten that trainings may take; loading, recording, cloning and the report have the rest
 TRAININGS = 6.5  # three experts and two arms of five seeds, two at a time
+EVALUATIONS = 15  # of a training
+FEWEST_EPISODES, FINAL_EPISODES = 20, 100  # of an evaluation, and of the last one
 UPDATES_PER_SECOND = 2_500.0  # steps of PPO's own work, two layers of 64, one core
 BUDGETS = (20_480, 307_200)
 LARGE_RETURN = 50.0  # beyond it rewards are normalised
+ROLLOUT = 2_048
 
 
 def sizes(probe: Probe) -> Sizes:
@@ -167,19 +171,21 @@ def sizes(probe: Probe) -> Sizes:
     horizon = None if probe.ended == len(probe.lengths) else 1_000
     # a policy that can do more may last longer than random play
     longest = horizon or probe.limit or 2 * int(probe.lengths.max())
-    rollout = 2_048
-    rate = 1 / (1 / probe.steps_per_second + 1 / UPDATES_PER_SECOND)
-    budget = np.clip(60 * MINUTES / TRAININGS * rate, *BUDGETS)
-    timesteps = int(budget) // rollout * rollout
-    every = max(rollout, timesteps // 15 // rollout * rollout)
+    speed = probe.steps_per_second
+    evaluating = (EVALUATIONS * FEWEST_EPISODES + FINAL_EPISODES) * longest / speed  # seconds of a training
+    step = 1 / speed + 1 / UPDATES_PER_SECOND
+    budget = np.clip((60 * MINUTES / TRAININGS - evaluating) / step, *BUDGETS)
+    timesteps = int(budget) // ROLLOUT * ROLLOUT
+    every = max(ROLLOUT, timesteps // EVALUATIONS // ROLLOUT * ROLLOUT)
     return Sizes(
         horizon=horizon,
         n_envs=8,
-        n_steps=rollout // 8,
+        n_steps=ROLLOUT // 8,
         timesteps=timesteps,
         every_steps=every,
-        evaluation_episodes=int(np.clip(2 * every / longest, 20, 100)),
+        evaluation_episodes=int(np.clip(2 * every / longest, FEWEST_EPISODES, 100)),
         demonstrations=int(np.clip(40_000 / longest, 40, 200)),
         noise=0.2 if isinstance(probe.action_space, spaces.Box) else 0.1,
         large_returns=bool(np.abs(probe.returns).mean() > LARGE_RETURN),
+        minutes=TRAININGS * (timesteps * step + evaluating) / 60 + 10 - MINUTES,
     )

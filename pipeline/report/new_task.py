@@ -27,7 +27,7 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
     """Path below the folder of configs -> text: `tasks/<name>.yaml` and `<name>/<stage>.yaml`."""
     expert = [] if config.demonstrator else ["train_expert", "promote"]
     collision = _first_of(probe, COLLISION_KEYS)
-    success = success_of(probe)
+    success, scaler = success_of(probe), _scaler(probe.spreads)
     text = _template().render(
         name=config.name,
         env=" ".join(config.env.split()),
@@ -38,7 +38,8 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
         wrappers=[to_data(wrapper) for wrapper in config.wrappers],
         probe=probe,
         sizes=sizes,
-        scaler=_scaler(probe.spreads),
+        scaler=scaler,
+        scale=scaler["needed"] and not config.demonstrator,  # a script acts on what policies see
         success=success,
         collision=collision,
         figures=_further_figures(probe, (success["info"], collision)),
@@ -61,7 +62,7 @@ def success_of(probe: Probe) -> dict[str, Any]:
     }
 
 
-def summary(config: NewTask, probe: Probe, files: Sequence[str]) -> tuple[str, ...]:
+def summary(config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str]) -> tuple[str, ...]:
     """What was found, what was written, and what to do now."""
     success = success_of(probe)
     means = f"info[{success['info']!r}]" if success["info"] else f"a return of {success['return_at_least']:g} or more"
@@ -78,7 +79,8 @@ def summary(config: NewTask, probe: Probe, files: Sequence[str]) -> tuple[str, .
         lines.append("  WARNING: the same seed and actions did not give the same episode; nothing will be replayed")
     first = f"records {config.demonstrator}" if config.demonstrator else "trains an expert and puts it through the gate"
     command = f"mlflow run . -e main --env-manager local -P config={config.folder}/{config.name}/main.yaml"
-    return (*lines, f"next: main {first} first, since cloning needs demonstrations", f"  {command}")
+    lines.append(f"next: main {first} first, since cloning needs demonstrations; about {sizes.minutes:.0f} minutes:")
+    return (*lines, f"  {command}")
 
 
 def _scaler(spreads: Mapping[str, Spread]) -> dict[str, Any]:

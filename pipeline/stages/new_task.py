@@ -26,13 +26,14 @@ def run(run: StageRun, config: NewTask, upstream: Mapping[str, str]) -> StageOut
     _refuse_taken(config)
     task = Task(validate(TaskConfig, _provisional(config), "new_task"))
     probe = probe_environment(task, config.episodes, config.seed)
-    files = task_files(config, probe, sizes(probe))
+    chosen = sizes(probe)
+    files = task_files(config, probe, chosen)
     written = _checked(config, files)
     run.record_config(config, written, {})
     for name, text in files.items():
         run.text(text, f"configs/{name}")
     write_new(Path(config.folder), config.name, files)
-    return StageOutcome(summary(config, probe, list(files)))
+    return StageOutcome(summary(config, probe, chosen, list(files)))
 
 
 def _refuse_taken(config: NewTask) -> None:

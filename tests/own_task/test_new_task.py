@@ -1,5 +1,6 @@
 """`new_task` measures an environment, writes configs that every stage reads, and writes nothing when it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -96,7 +97,9 @@ def test_an_environment_that_does_not_repeat_itself_is_found_out_and_never_repla
     files = written(probe)
     assert parse_yaml(files["known/collect.yaml"], "c")["replay_episodes"] == 0
     assert parse_yaml(files["known/validate.yaml"], "v")["replay_episodes"] == 0
-    assert any("WARNING" in line for line in summary(NewTask(env=KNOWN, name="known"), probe, list(files)))
+    assert any(
+        "WARNING" in line for line in summary(NewTask(env=KNOWN, name="known"), probe, sizes(probe), list(files))
+    )
 
 
 def test_somebody_elses_crash_is_one_line():
@@ -104,6 +107,19 @@ def test_somebody_elses_crash_is_one_line():
         probed(kind="broken")
     with pytest.raises(BadInput, match=r"cannot be made: AssertionError: no wheels"):
         probed(kind="stillborn")
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", KNOWN])
+def test_a_faster_environment_gets_more_steps_and_none_more_than_the_limits(env):
+    probe = probed(env)
+    budgets = [sizes(replace(probe, steps_per_second=speed)).timesteps for speed in (10.0, 1e4, 1e5, 1e9)]
+    assert budgets == sorted(budgets)
+    assert budgets[0] == 20_480  # a slow one is not left without any
+    assert budgets[-1] <= 307_200
+    assert all(budget % 2048 == 0 for budget in budgets)
+    minutes = [sizes(replace(probe, steps_per_second=speed)).minutes for speed in (10.0, 1e4, 1e9)]
+    assert minutes[0] > 60  # and it is said what that takes
+    assert minutes[2] == pytest.approx(10.0, abs=0.5)
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -146,6 +162,9 @@ def test_large_observations_are_scaled_by_what_was_measured_and_small_ones_only_
     (wrapper,) = large.environment.wrappers
     assert wrapper.name == "pipeline.envs.scaling:ScaleObservation"
     assert wrapper.kwargs == {"mean": [101.6], "std": [1.96], "clip": 10.0}
+    read_as_it_is = written(probed(), demonstrator="module:function")["tasks/known.yaml"]
+    assert "the demonstrator reads them as they are" in read_as_it_is
+    assert validate(TaskConfig, parse_yaml(read_as_it_is, "task"), "task").environment.wrappers == ()
     text = written(probed("CartPole-v1"))["tasks/known.yaml"]
     assert validate(TaskConfig, parse_yaml(text, "task"), "task").environment.wrappers == ()
     shown = text.replace("  # wrappers:", "  wrappers:").replace("  #   - {", "    - {")
