@@ -37,7 +37,7 @@ class LocalServer:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=self.folder
             )
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900  # of a machine that is busy with a dozen other things
         while not self._answers():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 self.close()
