@@ -26,10 +26,20 @@ C = TypeVar("C")
 
 
 def run_stage(stage: str, config_path: str, upstream: Mapping[str, str], overrides: Mapping[str, str]) -> StageOutcome:
-    """Open the run, load and check the configuration, and do the stage. Raises BadInput."""
+    """Load and check the configuration, open the run, and do the stage. Raises BadInput.
+
+    The same command again goes on with a run of it that was interrupted.
+    """
     deliver_leftovers()
-    with open_run(stage) as run:
+    try:
         config = load(STAGE_CONFIGS[stage], config_path, overrides)
+        command = command_digest(stage, config, upstream)
+    except BadInput:
+        with open_run(stage):  # it says what was wrong
+            raise
+    with open_run(stage, command=command) as run:
+        if run.continued:
+            print(f"{stage}: goes on with run {run.run_id}, which was interrupted", flush=True)
         across: Mapping[str, Callable[..., StageOutcome]] = {"main": run_main, "reproduce": reproduce}
         outcome = across.get(stage, partial(_do, stage))(run, config, upstream)
     if outcome.failed:
@@ -45,7 +55,7 @@ def command_digest(stage: str, config: Any, upstream: Mapping[str, str]) -> str 
     if stage not in RESUMED:
         return None
     stages = vars(plan(config)) if stage == "main" else {stage: config}
-    work = {name: {"config": to_data(c), "task": to_data(load_task(c.task))} for name, c in stages.items()}
+    work = {name: {"config": to_data(c), "task": to_data(load_task(c.task))} for name, c in stages.items() if c}
     return digest_of([stage, to_data(config), work, dict(upstream), dict(package_code())])
 
 
