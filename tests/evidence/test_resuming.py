@@ -94,6 +94,6 @@ def test_what_finished_before_an_interruption_stays_finished(store, repository, 
     children = client.search_runs([run.experiment_id], "tags.stage = 'baseline_seed'")
     assert {child.data.tags[Tag.SEED]: child.info.status for child in children} == {
         "1": "FINISHED",
-        "2": "FAILED",
-        "3": "FAILED",
+        "2": "KILLED",
+        "3": "KILLED",
     }
