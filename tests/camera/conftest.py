@@ -1,7 +1,7 @@
 """The task of the dot, and the same demonstrations as numbers and as pictures."""
 
 import pytest
-from dot_environment import Pointer
+from dot_environment import point_all
 
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
@@ -33,7 +33,7 @@ def make_task():
 def recorded():
     """60 episodes with noise in the actions and clean labels, as numbers."""
     task = dot_task()
-    return record_episodes(task, Pointer().act, task.episodes("train", 1, 60, Purpose.RECORD), 0.3, 1)
+    return record_episodes(task, point_all, task.episodes("train", 1, 60, Purpose.RECORD), 0.3, 1)
 
 
 @pytest.fixture(scope="session")

@@ -35,11 +35,12 @@ PPO = {
     "ppo": {"n_steps": 16, "batch_size": 32, "n_epochs": 1},
     "evaluation": {"segments": [{"every_steps": 64}], "episodes": 4},
 }
+EXPERT = {**PPO, "network": {"hidden": [8]}, "evaluation": {**PPO["evaluation"], "seed": 5}}
 RULE = {"scenario_set": "train", "metric": "success_rate", "min": 0.0}
 EVALUATION = {"episodes": 4, "seed": 6}
-SCRIPT = {"demonstrator": "dot_environment:Pointer"}
+SCRIPT = {"demonstrator": "dot_environment:point"}
 STAGES = {
-    "train_expert": {"seeds": [1], "training": {**PPO, "network": {"hidden": [8]}}, "final_episodes": 10},
+    "train_expert": {"seeds": [1], "training": EXPERT, "final_episodes": 10},
     "promote": {"episodes": 100, "seeds": [101], "rules": [RULE]},
     "collect": {"episodes": 20, "noise": {"std": 0.3}},
     "pretrain": {"network": NETWORK, "cloning": CLONING, "evaluation": EVALUATION, "final_episodes": 10},
