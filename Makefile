@@ -1,4 +1,4 @@
-# make demo   set up and run the whole pipeline on an embedded store (mlflow.db): social navigation, or TASK=lunar_lander
+# make demo   set up and run the whole pipeline on an embedded store (mlflow.db): social navigation, or TASK=lunar_lander, quadruped
 # make test   set up and run linters, type checks, the import contract and all tests
 # make setup  only the set-up; a second call reuses what is there
 # make check  linters, types, import contract
