@@ -79,7 +79,7 @@ def summary(config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str]) -
         lines.append("  WARNING: the same seed and actions did not give the same episode; nothing will be replayed")
     if probe.starts == 1:
         lines.append(
-            "  WARNING: every episode starts with the same observation; where it also goes on alike, demonstrations are "
+            "  WARNING: every episode starts with the same observation; if it goes on alike too, demonstrations are "
             "copies of each other, and validation refuses copies: let reset(seed=...) vary the start"
         )
     first = f"records {config.demonstrator}" if config.demonstrator else "trains an expert and puts it through the gate"
