@@ -45,6 +45,7 @@ class Probe:
     reward_threshold: float | None  # return that Gymnasium calls solved
     renders: bool
     repeatable: bool  # the same seed and actions gave the same bits again
+    starts: int  # different first observations
     steps_per_second: float
     spreads: dict[str, Spread]  # "" for a Box of floats, else keys of a Dict that are Boxes of floats
 
@@ -74,6 +75,7 @@ def probe_environment(task: Task, episodes: int, seed: int) -> Probe:
             reward_threshold=None if spec is None else spec.reward_threshold,
             renders=task.renders,
             repeatable=again.same_as(played[0]),
+            starts=len({one.rows[0].tobytes() for one in played}),
             steps_per_second=len(steps) / max(1e-9, sum(one.seconds for one in played)),
             spreads=_spreads(space, rows),
         )

@@ -77,6 +77,11 @@ def summary(config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str]) -
     ]
     if not probe.repeatable:
         lines.append("  WARNING: the same seed and actions did not give the same episode; nothing will be replayed")
+    if probe.starts == 1:
+        lines.append(
+            "  WARNING: every episode starts with the same observation; if it goes on alike too, demonstrations are "
+            "copies of each other, and validation refuses copies: let reset(seed=...) vary the start"
+        )
     first = f"records {config.demonstrator}" if config.demonstrator else "trains an expert and puts it through the gate"
     command = f"mlflow run . -e main --env-manager local -P config={config.folder}/{config.name}/main.yaml"
     lines.append(f"next: main {first} first, since cloning needs demonstrations; about {sizes.minutes:.0f} minutes:")

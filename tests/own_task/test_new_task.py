@@ -109,6 +109,14 @@ def test_somebody_elses_crash_is_one_line():
         probed(kind="stillborn")
 
 
+@pytest.mark.parametrize(("env", "starts"), [(KNOWN, 1), ("CartPole-v1", 4)])
+def test_an_environment_that_always_starts_alike_is_found_out(env, starts):
+    probe = probed(env)
+    assert probe.starts == starts
+    told = " ".join(summary(NewTask(env=env, name="known"), probe, sizes(probe), ["a"]))
+    assert ("starts with the same observation" in told) == (starts == 1)
+
+
 @pytest.mark.parametrize("env", ["CartPole-v1", KNOWN])
 def test_a_faster_environment_gets_more_steps_and_none_more_than_the_limits(env):
     probe = probed(env)

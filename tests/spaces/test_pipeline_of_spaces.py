@@ -14,6 +14,7 @@ from pipeline.demonstrators import Scripted
 from pipeline.envs.limits import LimitAction
 from pipeline.errors import BadInput
 from pipeline.evaluation import record_episodes, run_episodes
+from pipeline.exchange import export_minari
 from pipeline.learning.certificates import certify
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
@@ -149,6 +150,14 @@ def test_a_dataset_of_dict_observations_is_stored_validated_and_inspected(tmp_pa
     features = inspect_dataset(read, metadata).features
     assert [features[0].min, features[0].max, features[0].high] == [0.0, 2.0, 2.0]
     assert features[3].mean == pytest.approx(read.observations["where"][:, 0].mean())
+
+
+def test_dict_observations_are_not_exported_to_minari(tmp_path):
+    task = odd("dict", "discrete")
+    recorded = record_episodes(task, script("discrete"), task.episodes("train", 1, 3, Purpose.RECORD), 0.2, 1)
+    with pytest.raises(BadInput, match="FlattenObservation"):
+        export_minari(recorded, described(task, recorded), tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.parametrize(
