@@ -12,10 +12,12 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from sys import stdlib_module_names
+from types import CodeType
 from typing import Any, Final
 
 import gymnasium as gym
@@ -201,7 +203,11 @@ def _imports(module: str, source: Path) -> Iterator[str]:
     """Names of modules, and of what may be modules, that a file imports."""
     package = module.split(".") if source.name == "__init__.py" else module.split(".")[:-1]
     yield from (".".join(package[:depth]) for depth in range(1, len(package) + 1))  # their `__init__` runs first
-    for node in ast.walk(_parsed(source)):
+    try:
+        tree = ast.parse(source.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -212,15 +218,37 @@ def _imports(module: str, source: Path) -> Iterator[str]:
 
 
 def _file_digest(path: Path) -> str:
-    content = ast.dump(_parsed(path)).encode() if path.suffix == ".py" else path.read_bytes()
-    return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
-
-
-def _parsed(path: Path) -> ast.Module:
+    """Of what Python makes of a source file, which comments and layout do not change; of the bytes of any other."""
+    digest = hashlib.sha256()
     try:
-        return ast.parse(path.read_bytes())
+        # subtle: this is the bytecode that an import would run, from its cache where that is up to date
+        code = SourceFileLoader(path.stem, str(path)).get_code(path.stem) if path.suffix == ".py" else None
     except (SyntaxError, ValueError):  # whoever imports it says so in better words
-        return ast.Module([], [])
+        code = None
+    if code is None:
+        digest.update(path.read_bytes())
+    else:
+        _feed(digest, code)
+    return digest.hexdigest()[:DIGEST_LENGTH]
+
+
+def _feed(digest: Any, code: CodeType) -> None:
+    """All of a code object but where its lines stand."""
+    digest.update(code.co_code + code.co_exceptiontable)
+    arguments = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    digest.update(repr((arguments, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _feed(digest, constant)
+        else:
+            digest.update(_stable(constant).encode())
+
+
+def _stable(constant: Any) -> str:
+    """`repr`, with the items of sets in an order that every process agrees on."""
+    if isinstance(constant, frozenset):
+        return f"frozenset({sorted(map(_stable, constant))})"
+    return f"({', '.join(map(_stable, constant))},)" if isinstance(constant, tuple) else repr(constant)
 
 
 @cache
