@@ -1,11 +1,11 @@
-"""What makes a warm start fast: one setting at a time away from the shipped ones, over matched seeds, on the record.
+"""What makes a warm start good: one setting at a time away from the shipped ones, over matched seeds, on the record.
 
-    python benchmarks/warm_start_ablation.py --expert models:/social_nav-expert/1 [--seeds 5] [--steps 48000]
+    python benchmarks/warm_start_ablation.py --expert models:/social_nav-expert/1 [--seeds 5] [--steps 200000]
 
 Every level is recorded, cloned and fine-tuned by the stages `collect`, `pretrain` and `finetune` in runs of the
 experiment `warm-start-ablation`, in a group of its own; run again, it goes on where it was. Writes docs/ablation.md and
-its figures. Two targets are read: the task's, and a stricter one (success >= 0.95, collision <= 0.03), because most
-clones meet the first before any fine-tuning, so that it cannot tell levels apart.
+its figures. The full scenario set is the default: there, clones leave something to learn, so that levels differ. On the
+demo's scenarios nearly every clone meets the target before its first update.
 """
 
 import argparse
@@ -35,8 +35,7 @@ from pipeline.tracking.runs import open_run, search
 from pipeline.tracking.store import connect
 
 EXPERIMENT = "warm-start-ablation"
-STRICT: Mapping[str, Bound] = {Metric.SUCCESS_RATE: Bound(min=0.95), Metric.COLLISION_RATE: Bound(max=0.03)}
-PATIENCE, RESAMPLES = 3, 10_000
+PATIENCE, RESAMPLES, FINAL_EPISODES = 3, 10_000, 1_000
 Changes = Mapping[str, Any]
 
 
@@ -66,8 +65,8 @@ LEVELS = (
     Level("reward normalisation", "on", finetune={"training.normalize_reward": True}),
     Level(
         "clone penalty",
-        "1, fades in 32,000",
-        finetune={"warm_start.clone_penalty": 1.0, "warm_start.clone_penalty_fade_steps": 32_000},
+        "1, fades in 150,000",
+        finetune={"warm_start.clone_penalty": 1.0, "warm_start.clone_penalty_fade_steps": 150_000},
     ),
     *(
         Level(
@@ -92,6 +91,7 @@ class Bench:
             "finetune": {
                 "seeds": list(range(1, seeds + 1)),
                 "control_timesteps": 0,
+                "final_episodes": FINAL_EPISODES,
                 "training.total_timesteps": steps,
                 "workers": workers,
             },
@@ -145,44 +145,54 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
     return percentile_interval(float(table.mean()), table[resample_indices(len(table), RESAMPLES, 0)].mean(axis=1))
 
 
+def mean_success(run: ArmRun) -> float:
+    """The area under the learning curve over its length: each evaluation counts for the steps around it."""
+    curve = run.figures[Metric.SUCCESS_RATE]
+    return float(np.trapezoid(curve, run.steps) / (run.steps[-1] - run.steps[0]))
+
+
 def row(level: Level, runs: Sequence[ArmRun], shipped: Sequence[ArmRun], target: Mapping[str, Bound]) -> AblationRow:
-    strict = times(runs, STRICT)
-    saved = [a.steps - b.steps for a, b in zip(strict, times(shipped, STRICT), strict=True)]
+    def gain(values: Sequence[float], reference: Sequence[float]) -> Estimate | None:
+        return None if level.factor == SHIPPED else mean_over_seeds(np.subtract(values, reference).tolist())
+
+    met = times(runs, target)
     success = [run.figures[Metric.SUCCESS_RATE] for run in runs]
+    mean = [mean_success(run) for run in runs]
+    final = [run.final[Metric.SUCCESS_RATE] for run in runs]
     return AblationRow(
         factor=level.factor,
         level=level.name,
         seeds=len(runs),
         clone_success=float(np.mean([values[0] for values in success])),
         lowest_success=float(np.mean([values.min() for values in success])),
-        steps_to_target=restricted_mean(times(runs, target), 0),
-        strict_steps=restricted_mean(strict, 0),
-        strict_reached=sum(not time.censored for time in strict),
-        final_success=mean_over_seeds([run.final[Metric.SUCCESS_RATE] for run in runs]),
+        steps_to_target=restricted_mean(met, 0),
+        reached=sum(not time.censored for time in met),
+        mean_success=mean_over_seeds(mean),
+        final_success=mean_over_seeds(final),
         final_collision=mean_over_seeds([run.final[Metric.COLLISION_RATE] for run in runs]),
-        difference=None if level.factor == SHIPPED else mean_over_seeds(saved),
+        mean_gain=gain(mean, [mean_success(run) for run in shipped]),
+        final_gain=gain(final, [run.final[Metric.SUCCESS_RATE] for run in shipped]),
     )
 
 
-PAGE = """# What makes the warm start fast
+PAGE = """# What makes the warm start good
 
 One setting at a time away from the shipped ones (`{folder}`), {seeds} matched seeds a level, {steps:,} environment
 steps of fine-tuning each, on the record in the experiment `{experiment}`. Made by
 
-    python benchmarks/warm_start_ablation.py --expert {expert} --seeds {seeds} --steps {steps}
+    python benchmarks/warm_start_ablation.py --expert {expert} --configs {folder} --seeds {seeds} --steps {steps}
 
 Columns: `clone` and `lowest` are the success rate before the first update and of the lowest evaluation, means over
-seeds. The target is the task's ({target}), three evaluations in a row; the strict one is success >= 0.95 and collision
-<= 0.03: most clones meet the first before any fine-tuning, so it cannot tell levels apart. Runs that never met a target
-count at the budget. `met`: seeds that met the strict target. Final figures are of the best checkpoint on {episodes}
-fresh episodes. Square brackets: 95 % percentile bootstrap over seeds; with five seeds such intervals held the truth in
-84 % of simulated studies, so they are optimistic. The last column is paired by seed; below 0 is faster than the shipped
-settings.
+seeds; `steps to target` ({target}; three evaluations in a row) counts runs that never met it at the budget, `met` are
+the seeds that did; `mean success` is the area under the learning curve over its length; `final` figures are of the best
+checkpoint on {episodes:,} fresh episodes. Differences from the shipped settings are paired by seed. Square brackets:
+95 % percentile bootstrap over seeds; with five seeds such intervals held the truth in 84 % of simulated studies, so
+they are optimistic. {levels} differences a column are shown: one or two of them are expected to look clear by chance.
 
 {table}
 
-![environment steps to the strict target, by level](img/ablation_steps.svg)
-![success rate of the best checkpoint, by level](img/ablation_success.svg)
+![success rate of the best checkpoint, by level](img/ablation_final.svg)
+![mean success rate over the fine-tuning, by level](img/ablation_mean.svg)
 """
 
 
@@ -190,8 +200,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--expert", default="latest")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=48_000)
-    parser.add_argument("--configs", default="configs/social_nav")
+    parser.add_argument("--steps", type=int, default=200_000)
+    parser.add_argument("--configs", default="configs/social_nav/full")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--only", help="factors to run, separated by commas")
@@ -211,14 +221,14 @@ def main() -> None:
         rows.append(row(level, runs, shipped, target))
         page = PAGE.format(
             folder=arguments.configs, seeds=arguments.seeds, steps=arguments.steps, experiment=EXPERIMENT,
-            expert=arguments.expert, table=ablation_table(rows), episodes=config.final_episodes,
+            expert=arguments.expert, table=ablation_table(rows), episodes=FINAL_EPISODES, levels=len(rows) - 1,
             target=", ".join(f"{figure} {bound}" for figure, bound in target.items()),
         )  # fmt: skip
         (arguments.out / "img").mkdir(parents=True, exist_ok=True)
         (arguments.out / "ablation.md").write_text(page, encoding="utf-8")
         for name, figure, title in (
-            ("steps", "strict_steps", "Steps to the strict target"),
-            ("success", "final_success", "Final success rate"),
+            ("mean", "mean_success", "Mean success rate over the fine-tuning"),
+            ("final", "final_success", "Final success rate"),
         ):
             (arguments.out / "img" / f"ablation_{name}.svg").write_bytes(ablation_figure(rows, figure, title))
 

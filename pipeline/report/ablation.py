@@ -21,18 +21,19 @@ class AblationRow:
     clone_success: float  # deterministic clone before the first update, mean over seeds
     lowest_success: float  # lowest evaluation of a training, mean over seeds: did PPO unlearn the clone
     steps_to_target: Estimate  # environment steps, restricted mean over seeds
-    strict_steps: Estimate  # the same for the stricter target
-    strict_reached: int  # seeds that met the stricter target
+    reached: int  # seeds that met the target
+    mean_success: Estimate  # over the evaluations of the fine-tuning, each for the steps it stands for; mean over seeds
     final_success: Estimate  # best checkpoint on fresh episodes, mean over seeds
     final_collision: Estimate
-    difference: Estimate | None  # of strict_steps, level minus shipped, over matched seeds; None for the shipped level
+    mean_gain: Estimate | None  # of mean_success, level minus shipped, over matched seeds; None for the shipped level
+    final_gain: Estimate | None  # the same of final_success
 
 
 def ablation_table(rows: Sequence[AblationRow]) -> str:
     """Markdown, the shipped settings first."""
     header = (
-        "factor", "level", "clone", "lowest", "steps to target", "steps to strict target", "met", "final success",
-        "final collision", "strict steps against shipped",
+        "factor", "level", "clone", "lowest", "steps to target", "met", "mean success", "against shipped",
+        "final success", "against shipped", "final collision",
     )  # fmt: skip
     cells = [
         (
@@ -41,11 +42,12 @@ def ablation_table(rows: Sequence[AblationRow]) -> str:
             number(row.clone_success),
             number(row.lowest_success),
             interval(row.steps_to_target),
-            interval(row.strict_steps),
-            f"{row.strict_reached}/{row.seeds}",
+            f"{row.reached}/{row.seeds}",
+            interval(row.mean_success),
+            "" if row.mean_gain is None else signed(row.mean_gain),
             interval(row.final_success),
+            "" if row.final_gain is None else signed(row.final_gain),
             interval(row.final_collision),
-            "" if row.difference is None else signed(row.difference),
         )
         for row in rows
     ]

@@ -9,7 +9,7 @@ from statistics import fmean
 from pipeline.config.loading import flatten, load_task, to_data
 from pipeline.config.stages import Compare, Finetune
 from pipeline.config.task import TaskConfig
-from pipeline.demonstrators import Actor
+from pipeline.demonstrators import Actor, as_policy_sees
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.evaluation import point_figures, run_episodes, summarise
@@ -227,24 +227,26 @@ def _references(run: StageRun, task: Task, group: Group, trained: Finetune) -> t
     sets = {training_set: final_episodes(task, training_set, trained.training.evaluation, trained.final_episodes)}
     sets |= {name: _holdout_episodes(task, name, trained.final_episodes) for name in task.config.holdout_sets}
     found: list[ReferencePolicy] = []
-    for name, actor in _reference_actors(run, task, group).items():
+    for name, (seen, actor) in _reference_actors(run, task, group).items():
         for scenario_set, episodes in sets.items():
-            summary = summarise(run_episodes(task, actor, episodes))
+            summary = summarise(run_episodes(seen, actor, episodes))
             found.append(ReferencePolicy(name, scenario_set, summary, len(episodes)))
     return tuple(found)
 
 
-def _reference_actors(run: StageRun, task: Task, group: Group) -> dict[str, Actor]:
-    tags, actors = group.finetune.data.tags, dict[str, Actor]()
+def _reference_actors(run: StageRun, task: Task, group: Group) -> dict[str, tuple[Task, Actor]]:
+    """Who acts, and the task as they see it: demonstrators see numbers also where clones see pictures."""
+    tags, actors = group.finetune.data.tags, dict[str, tuple[Task, Actor]]()
+    without_camera = Task(task.config, task.environment_kwargs)
     metadata = _dataset(run, group).metadata
-    script = demonstrator_of(run.client, metadata, task) if metadata.demonstrator["kind"] == "scripted" else None
+    script = demonstrator_of(run.client, metadata, without_camera) if metadata.demonstrator["kind"] == "scripted" else None
     if script is not None:
-        actors["script that demonstrated"] = script.actor
+        actors["script that demonstrated"] = without_camera, script.actor
     if Tag.LINEAGE_EXPERT in tags:
         expert = find_policy(run.client, tags[Tag.LINEAGE_EXPERT], task.config.name, {})
-        actors["expert"] = act_function(load_policy(expert.folder))
+        actors["expert"] = as_policy_sees(without_camera, expert.folder), act_function(load_policy(expert.folder))
     first = group.arms[Arm.PRETRAINED][0].seed
-    actors[f"clone (seed {first})"] = act_function(load_policy(_clone(run, task, group).folder))
+    actors[f"clone (seed {first})"] = task, act_function(load_policy(_clone(run, task, group).folder))
     return actors
 
 

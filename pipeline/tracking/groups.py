@@ -206,4 +206,7 @@ def read_training(client: MlflowClient, run: Run) -> ArmRun:
         steps = np.array([point["timestep"] for point in points], np.int64)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise _unreadable(run, error) from None
-    return ArmRun(run, run.data.tags[Tag.ARM], int(run.data.tags[Tag.SEED]), steps, figures, final)
+    tags = run.data.tags
+    if Tag.ARM not in tags or Tag.SEED not in tags:
+        raise BadInput(f"run {run.info.run_id} has no tag {Tag.ARM} or {Tag.SEED}: no training of an arm; train it again")
+    return ArmRun(run, tags[Tag.ARM], int(tags[Tag.SEED]), steps, figures, final)

@@ -6,18 +6,26 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from project import ROOT, Project, run_everything, uri_of
 
 from pipeline.cli import stage_main
 
 
 @pytest.fixture(scope="session")
-def projects(tmp_path_factory) -> tuple[Project, Project]:
-    """(the stages one by one, `main`), each in a store of its own."""
-    folder = tmp_path_factory.mktemp("end-to-end")
-    staged, whole = Project(folder / "staged"), Project(folder / "whole")
-    run_everything(staged, whole)
-    return staged, whole
+def projects(tmp_path_factory, worker_id) -> tuple[Project, Project]:
+    """(the stages one by one, `main`), each in a store of its own; run once for all workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "end-to-end"
+    projects = Project(folder / "staged"), Project(folder / "whole")
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            run_everything(*projects)
+            for project in projects:
+                project.remember()
+        for project in projects:
+            project.recall()
+    return projects
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """The pipeline as a person runs it: `mlflow run . -e <stage>` on the smoke configs, in a store of its own."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ class Project:
             timeout=900,
         )
         self.ended[stage] = Ended(done.returncode, done.stdout, done.stderr)
+
+    def remember(self) -> None:
+        """Write down how the commands ended, for another process of the test session."""
+        (self.folder / "ended.json").write_text(json.dumps({stage: asdict(e) for stage, e in self.ended.items()}))
+
+    def recall(self) -> None:
+        self.ended = {s: Ended(**e) for s, e in json.loads((self.folder / "ended.json").read_text()).items()}
 
 
 def run_everything(staged: Project, whole: Project) -> None:

@@ -101,7 +101,7 @@ def test_a_server_that_never_returns_leaves_a_finished_training_that_sync_delive
 
     monkeypatch.setattr(TrainingProgress, "on_event", kill_in_the_middle)
     command = ["--config", "configs/smoke/finetune.yaml", "--seeds", "[1]", "--control_timesteps", "0"]
-    assert stage_main("baseline", [*command, "--final_episodes", "5"]) == DONE
+    assert stage_main("baseline", [*command, "--final_episodes", "5", "--reuse", "false"]) == DONE
     told = [line for line in capfd.readouterr().err.splitlines() if "does not answer" in line]
     assert len(told) == 1
     assert "deliver them with python -m pipeline sync" in told[0]
