@@ -239,8 +239,8 @@ def _reference_actors(run: StageRun, task: Task, group: Group) -> dict[str, tupl
     tags, actors = group.finetune.data.tags, dict[str, tuple[Task, Actor]]()
     without_camera = Task(task.config, task.environment_kwargs)
     metadata = _dataset(run, group).metadata
-    script = demonstrator_of(run.client, metadata, without_camera) if metadata.demonstrator["kind"] == "scripted" else None
-    if script is not None:
+    scripted = metadata.demonstrator["kind"] == "scripted"
+    if scripted and (script := demonstrator_of(run.client, metadata, without_camera)) is not None:
         actors["script that demonstrated"] = without_camera, script.actor
     if Tag.LINEAGE_EXPERT in tags:
         expert = find_policy(run.client, tags[Tag.LINEAGE_EXPERT], task.config.name, {})

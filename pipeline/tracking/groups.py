@@ -208,5 +208,5 @@ def read_training(client: MlflowClient, run: Run) -> ArmRun:
         raise _unreadable(run, error) from None
     tags = run.data.tags
     if Tag.ARM not in tags or Tag.SEED not in tags:
-        raise BadInput(f"run {run.info.run_id} has no tag {Tag.ARM} or {Tag.SEED}: no training of an arm; train it again")
+        raise BadInput(f"run {run.info.run_id} has no tag {Tag.ARM} or {Tag.SEED}: no training of an arm")
     return ArmRun(run, tags[Tag.ARM], int(tags[Tag.SEED]), steps, figures, final)

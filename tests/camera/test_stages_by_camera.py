@@ -90,7 +90,7 @@ def test_main_with_use_camera_goes_from_numbers_to_pictures_to_the_report(config
     finetuned = search(client, {Tag.STAGE: "finetune_seed"})[0].info.run_id
     gate = run_stage("promote", paths["promote"], {"expert": finetuned}, {})
     assert gate.verdict is True  # the gate looked through the camera: nothing said so but the policy itself
-    with pytest.raises(BadInput, match="CameraView.*task 'dot' has \\[\\]"):
+    with pytest.raises(BadInput, match=r"CameraView.*task 'dot' has \[\]"):
         run_stage("finetune", paths["finetune"], {"policy": pretrain.info.run_id}, {})
 
 
