@@ -17,15 +17,18 @@ export MLFLOW_DISABLE_TELEMETRY := true
 TASK ?= social_nav
 STORE := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: demo test setup check older browser race ui clean
+.PHONY: demo test tests setup check older browser race ui clean
 
 demo: setup
 	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) \
 		-P config=configs/$(TASK)/main.yaml
 
-test: setup check
+# the second environment is installed while the first is checked
+test: setup
+	$(MAKE) --jobs=2 tests older
+
+tests: check
 	pytest -n 2
-	$(MAKE) older
 
 check: setup
 	ruff check .
