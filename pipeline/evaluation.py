@@ -24,7 +24,7 @@ from pipeline.names import Metric
 from pipeline.observations import span_of
 from pipeline.policies import Observations
 from pipeline.snqi import Baseline, Weights, load_baseline, load_weights, snqi
-from pipeline.statistics import Estimate, bootstrap_means, bootstrap_quantiles
+from pipeline.statistics import Estimate, bootstrap_means, bootstrap_quantiles, column_means
 from pipeline.tasks import Task
 from pipeline.trajectories import Trajectories, TrajectoryBuilder
 
@@ -169,7 +169,8 @@ def concatenate_records(parts: Sequence[EpisodeRecords]) -> EpisodeRecords:
 
 def point_figures(records: EpisodeRecords) -> dict[str, float]:
     """The figures of `summarise` that are means or rates, without intervals: what thresholds are held against."""
-    return {_mean_name(name): float(values.mean()) for name, values in records.metrics.items()}
+    means = column_means(np.stack(list(records.metrics.values()), axis=1))
+    return {_mean_name(name): float(mean) for name, mean in zip(records.metrics, means, strict=True)}
 
 
 def summarise(records: EpisodeRecords, seed: int = 0) -> dict[str, Estimate]:

@@ -10,7 +10,15 @@ from pipeline.statistics.estimate import (
     bootstrap_mean,
     bootstrap_means,
     bootstrap_quantiles,
+    column_means,
     wilson_interval,
 )
 
-__all__ = ["Estimate", "bootstrap_mean", "bootstrap_means", "bootstrap_quantiles", "wilson_interval"]
+__all__ = [
+    "Estimate",
+    "bootstrap_mean",
+    "bootstrap_means",
+    "bootstrap_quantiles",
+    "column_means",
+    "wilson_interval",
+]

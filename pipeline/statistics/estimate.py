@@ -43,11 +43,19 @@ def bootstrap_means(
     _check(values.shape[0], resamples, confidence)
     # subtle: relative to the first row, so that a constant column gives an interval of exactly its value
     first = values[0]
-    # the mean itself as it is defined: 10 collisions in 200 episodes are exactly 0.05, and a rule may say <= 0.05
-    means = np.where((values == first).all(axis=0), first, values.mean(axis=0))
+    means = column_means(values)
     resampled = first + _resample_weights(values.shape[0], resamples, seed) @ (values - first)
     low, high = np.quantile(resampled, _tails(confidence), axis=0)
     return tuple(Estimate(float(m), float(a), float(b)) for m, a, b in zip(means, low, high, strict=True))
+
+
+def column_means(values: np.ndarray) -> np.ndarray:
+    """(columns,) means of `values` (n, columns), n > 0, each the same to the last bit whatever stands beside it.
+
+    As they are defined: 10 collisions in 200 episodes are exactly 0.05, and a rule may say <= 0.05.
+    """
+    columns = np.ascontiguousarray(np.asarray(values, dtype=np.float64).T)
+    return np.where((columns[:, 0] == columns.T).all(axis=0), columns[:, 0], columns.mean(axis=1))
 
 
 def bootstrap_quantiles(

@@ -104,10 +104,23 @@ def store_policy(client: MlflowClient, run_id: str, operation: Operation, again:
     known = client.get_run(run_id).outputs if again else None
     if known is None or all(output.model_id != model_id for output in known.model_outputs):
         client.log_outputs(run_id, [LoggedModelOutput(model_id, operation["step"])])
-    operations.perform(client, run_id, {"do": "metrics", "points": operation["points"], "model_id": model_id})
+    points = _as_the_run_has_them(client, run_id, operation["points"])
+    operations.perform(client, run_id, {"do": "metrics", "points": points, "model_id": model_id})
     if operation["artifact"] is not None:
         client.log_artifacts(run_id, str(folder), operation["artifact"])
     return f"models:/{model_id}"
+
+
+def _as_the_run_has_them(client: MlflowClient, run_id: str, points: list[list[Any]]) -> list[list[Any]]:
+    """The points of a policy at the moment of its evaluation, when the run has that.
+
+    MLflow gives a model's points to its run as well, and keeps one of two that agree in name, step, value and moment.
+    """
+    for name, value, step, _ in points[:1]:
+        for known in client.get_metric_history(run_id, name):
+            if (known.step, known.value) == (step, value):
+                return [[*point[:3], known.timestamp] for point in points]
+    return points
 
 
 def _begun(client: MlflowClient, run_id: str, operation: Operation, digest: str) -> str | None:

@@ -13,10 +13,9 @@ from mlflow.exceptions import MlflowException
 from pipeline.cli import DONE, ask, stage_main
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.evaluation import point_figures
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
-from pipeline.names import EVAL_PREFIX, Tag
+from pipeline.names import Tag
 from pipeline.report.progress import TrainingProgress
 from pipeline.tracking.models import find_policy
 from pipeline.tracking.runs import _asking_once, open_run
@@ -81,10 +80,8 @@ def test_a_server_that_hangs_for_two_seconds_costs_the_training_no_time_and_no_p
         assert run.outbox is None  # the store has everything, the stage writes to it directly
     assert max(waits) < 0.5, waits
     client = connect()
-    at = {point.timestep: point_figures(point.records) for point in result.evaluations}
-    of_models = [(f"{EVAL_PREFIX}{n}", v, s) for s in (result.best_timestep, 4096) for n, v in at[s].items()]
     names = {name for event in events for name in event.metrics}
-    assert stored(client, child.run_id, names) == said(events) + Counter(of_models)
+    assert stored(client, child.run_id, names) == said(events)
     assert client.get_run(child.run_id).info.status == "FINISHED"
 
 
@@ -116,10 +113,8 @@ def test_a_server_that_never_returns_leaves_a_finished_training_that_sync_delive
     (child,) = client.search_runs(everywhere, "tags.stage = 'baseline_seed' and tags.group != ''")
     (parent,) = client.search_runs(everywhere, f"attributes.run_id = '{child.data.tags['mlflow.parentRunId']}'")
     assert [child.info.status, parent.info.status] == ["FINISHED", "FINISHED"]
-    names = {name for event in events for name in event.metrics if not name.startswith(EVAL_PREFIX)}
-    assert stored(client, child.info.run_id, names) == Counter(
-        {point: count for point, count in said(events).items() if point[0] in names}
-    )
+    names = {name for event in events for name in event.metrics}
+    assert stored(client, child.info.run_id, names) == said(events)
     assert parent.data.metrics["bill/environment_steps"] == child.data.metrics["bill/environment_steps"]
     assert find_policy(client, child.info.run_id, "smoke", {}).run_id == child.info.run_id
     assert mlflow.active_run() is None
