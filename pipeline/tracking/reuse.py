@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.content_key import ContentKey, digest_of
 from pipeline.errors import BadInput
-from pipeline.names import CONFIG_PARAM_PREFIX, LINEAGE_ROLES, OUTPUT_PREFIX, Alias, Artifact, Tag, VersionTag
+from pipeline.names import CONFIG_PARAM_PREFIX, LINEAGE_ROLES, OUTPUT_PREFIX, STAGES, Alias, Artifact, Tag, VersionTag
 from pipeline.names import lineage_run_tag as lineage_tag
 from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.groups import read_training, trainings
@@ -94,6 +94,8 @@ def refuse_unsound(client: MlflowClient, run: Run) -> None:
         _refuse_report(run)
     elif stage in ("baseline_seed", "finetune_seed"):
         read_training(client, run)
+    if stage in STAGES and not any(key.startswith(OUTPUT_PREFIX) for key in tags):
+        raise BadInput(f"run {run.info.run_id} ({stage}) does not say what it hands on")
 
 
 def report_digest(folder: Path) -> str:

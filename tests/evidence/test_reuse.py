@@ -8,7 +8,7 @@ from one_group import GROUP
 
 from pipeline import query
 from pipeline.errors import BadInput
-from pipeline.names import ARMS, SEED_STAGES, Artifact, Quality, Tag, VersionTag
+from pipeline.names import ARMS, OUTPUT_PREFIX, SEED_STAGES, Artifact, Quality, Tag, VersionTag
 from pipeline.tracking.groups import find_group
 from pipeline.tracking.reuse import refuse_unsound
 from pipeline.tracking.runs import read_text_artifact, search
@@ -138,6 +138,10 @@ def change_report(client, tmp_path):
     client.set_tag(the_run("compare").info.run_id, Tag.REPORT_DIGEST, "0" * 36)
 
 
+def lose_output(client, tmp_path):
+    client.delete_tag(the_run("collect").info.run_id, f"{OUTPUT_PREFIX}dataset")
+
+
 def stop_training(client, tmp_path):
     client.update_run(the_run("baseline_seed").info.run_id, status="FAILED")
 
@@ -154,6 +158,7 @@ def stop_training(client, tmp_path):
         (lose_training, ("finetune",), "trainings of arm"),
         (stop_training, ("baseline",), "is FAILED"),
         (lose_dataset, ("collect", "pretrain"), "cannot be fetched"),
+        (lose_output, ("collect",), "does not say what it hands on"),
         (lose_report, ("compare",), "its report cannot be fetched"),
         (change_report, ("compare",), "the files of its report changed"),
     ],
