@@ -1,4 +1,4 @@
-"""An ablation as a table and a picture: what a fine-tuning came to when one setting differs from the shipped ones."""
+"""An ablation as a table and a picture: what a fine-tuning came to when one setting differs from a reference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pipeline.report.palette import GRID, INK, MUTED, PRETRAINED, for_file
 from pipeline.report.text import interval, markdown_table, number, signed
 from pipeline.statistics import Estimate
 
-SHIPPED = "shipped"
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class AblationRow:
     mean_success: Estimate  # over the evaluations of the fine-tuning, each for the steps it stands for; mean over seeds
     final_success: Estimate  # best checkpoint on fresh episodes, mean over seeds
     final_collision: Estimate
-    mean_gain: Estimate | None  # of mean_success, level minus shipped, over matched seeds; None for the shipped level
+    mean_gain: Estimate | None  # of mean_success, level minus reference, over matched seeds; None for the reference
     final_gain: Estimate | None  # the same of final_success
 
 
 def ablation_table(rows: Sequence[AblationRow]) -> str:
-    """Markdown, the shipped settings first."""
+    """Markdown, the reference first."""
     header = (
-        "factor", "level", "clone", "lowest", "steps to target", "met", "mean success", "against shipped",
-        "final success", "against shipped", "final collision",
+        "factor", "level", "clone", "lowest", "steps to target", "met", "mean success", "against reference",
+        "final success", "against reference", "final collision",
     )  # fmt: skip
     cells = [
         (
@@ -55,15 +55,17 @@ def ablation_table(rows: Sequence[AblationRow]) -> str:
 
 
 def ablation_figure(rows: Sequence[AblationRow], figure: str, title: str) -> bytes:
-    """SVG file: `figure` (a field of the rows with an interval) of every level; a line marks the shipped settings."""
+    """SVG file: `figure` (a field of the rows with an interval) of every level; a line marks the reference."""
     with canvas(f"ablation-{figure}", height=max(HEIGHT, 0.9 + 0.22 * len(rows))) as drawn:
         axes = drawn.axes
         for place, row in enumerate(rows):
             estimate: Estimate = getattr(row, figure)
-            shipped = row.factor == SHIPPED
+            reference = row.factor == REFERENCE
             axes.plot([estimate.low, estimate.high], [place, place], color=PRETRAINED, linewidth=2.2)
-            axes.plot([estimate.value], [place], marker="D" if shipped else "o", color=INK if shipped else PRETRAINED)
-            if shipped:
+            axes.plot(
+                [estimate.value], [place], marker="D" if reference else "o", color=INK if reference else PRETRAINED
+            )
+            if reference:
                 axes.axvline(estimate.value, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
             elif row.factor != rows[place - 1].factor:
                 axes.axhline(place - 0.5, color=GRID, linewidth=1)
