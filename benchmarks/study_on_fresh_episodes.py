@@ -4,7 +4,7 @@
 
 `compare` plays as many final episodes as the trainings were configured for (200), which tells a policy from another
 that succeeds 2 % more often only over many seeds. This plays more, and sets the fine-tuned policies against the expert
-they learned from as well. It reads finished trainings alone: a group whose controls are still training will do.
+they learned from as well.
 """
 
 import argparse
@@ -32,9 +32,8 @@ from pipeline.statistics.efficiency import (
 )
 from pipeline.statistics.estimate import resample_indices
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking.groups import ArmRun, policy_of, read_training
+from pipeline.tracking.groups import ArmRun, find_group, policy_of
 from pipeline.tracking.models import StoredPolicy, find_policy
-from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
 
 PATIENCE, RESAMPLES, FRESH = 3, 10_000, 4242
@@ -47,13 +46,6 @@ def over_seeds(values: np.ndarray) -> Estimate:
     return percentile_interval(float(values.mean()), resampled)
 
 
-def trainings(group: str, stage: str, arm: str) -> dict[int, ArmRun]:
-    """Seed -> finished training; the newest where there are several."""
-    client = connect()
-    found = search(client, {Tag.GROUP: group, Tag.STAGE: stage, Tag.ARM: arm})
-    return {int(run.data.tags[Tag.SEED]): read_training(client, run) for run in reversed(found)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--group", default="social-nav-study")
@@ -63,10 +55,8 @@ def main() -> None:
     one_thread()
     client, config = connect(), load(Finetune, arguments.config)
     task = Task(load_task(config.task), config.training.environment)
-    arms = {
-        Arm.SCRATCH: trainings(arguments.group, "baseline_seed", Arm.SCRATCH),
-        Arm.PRETRAINED: trainings(arguments.group, "finetune_seed", Arm.PRETRAINED),
-    }
+    group = find_group(client, arguments.group, task.config.name)
+    arms = {arm: {run.seed: run for run in group.arms[arm]} for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
     seeds = sorted(set(arms[Arm.SCRATCH]) & set(arms[Arm.PRETRAINED]))
     print_ratio(arms, seeds, task, config)
     sets = (config.training.scenario_set, *task.config.holdout_sets)
