@@ -67,13 +67,19 @@ class Emitter:
 
 
 class EventWriter(KVWriter):
-    """SB3 logger output that hands every dump, once a rollout, to `emit`, under SB3's own keys."""
+    """SB3 logger output that hands every dump, once a rollout, to `emit`, under SB3's own keys.
+
+    Not those that say again what every point has anyway, its step and its time, or what is a setting.
+    """
+
+    KNOWN = ("time/total_timesteps", "time/time_elapsed", "train/clip_range")
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        numbers = {k: float(v) for k, v in key_values.items() if not isinstance(v, str) and hasattr(v, "__float__")}
+        said = {k: v for k, v in key_values.items() if k not in self.KNOWN}
+        numbers = {k: float(v) for k, v in said.items() if not isinstance(v, str) and hasattr(v, "__float__")}
         self._emit(TrainingEvent("metrics", step, numbers))
 
     def close(self) -> None:
@@ -233,9 +239,10 @@ class EvaluationCallback(BaseCallback):
                 )
 
     def _announce(self, records: EpisodeRecords, figures: Mapping[str, float]) -> None:
-        # every point costs; what nobody judges a training by gets its interval at the end alone
+        # every point costs; what nobody judges a training by gets its interval, and lengths their spread, in the end
         watched = (*self._task.config.thresholds, "return_mean")
-        summary = with_intervals(summarise(records), of=watched)
+        now = {n: e for n, e in summarise(records).items() if n == "length_mean" or not n.startswith("length_")}
+        summary = with_intervals(now, of=watched)
         metrics = {f"{EVAL_PREFIX}{name}": value for name, value in summary.items()}
         self._emit(TrainingEvent("metrics", self.model.num_timesteps, metrics))
         shown = [f"{name} {figures[name]:.3g}" for name in watched]

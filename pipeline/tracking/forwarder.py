@@ -29,7 +29,7 @@ from pipeline.tracking.outbox import Outbox, Record, RunOutbox, outbox_folder
 from pipeline.tracking.runs import StageRun, code_tags, get_run, search
 from pipeline.tracking.store import connect, refuses
 
-PAUSE_SECONDS = 5.0  # between two rounds: fewer and larger requests cost less
+PAUSE_SECONDS = 10.0  # between two rounds: fewer and larger requests cost less
 RETRY_SECONDS = 1.0
 PATIENCE_VARIABLE = "PIPELINE_PATIENCE_SECONDS"
 PATIENCE_SECONDS = 60.0  # how long a finished training waits for a store that takes nothing
