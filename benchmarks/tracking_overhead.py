@@ -22,7 +22,7 @@ import mlflow
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.learning.jobs import TrainingEvent, TrainingJob
+from pipeline.learning.jobs import TrainingEvent, TrainingJob, training_key
 from pipeline.learning.ppo import train
 from pipeline.learning.threads import one_thread
 from pipeline.names import Tag
@@ -49,6 +49,7 @@ def main() -> None:
         with open_run("baseline"):
             pass  # creating the store is not part of a training
         bare(replace(job, output=f"{folder}/warm", training=replace(job.training, total_timesteps=20_000)))
+        training_key(job)  # reads all code once a process, to decide what was done before; logging reads it again
         rows = [
             (bare(replace(job, output=f"{folder}/bare")), tracked(job, Path(folder))) for _ in range(arguments.rounds)
         ]

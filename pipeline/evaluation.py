@@ -173,6 +173,12 @@ def point_figures(records: EpisodeRecords) -> dict[str, float]:
     return {_mean_name(name): float(mean) for name, mean in zip(records.metrics, means, strict=True)}
 
 
+def mean_intervals(records: EpisodeRecords, seed: int = 0) -> dict[str, Estimate]:
+    """The figures of `summarise` that are means or rates."""
+    table = np.stack(list(records.metrics.values()), axis=1)
+    return {_mean_name(n): e for n, e in zip(records.metrics, bootstrap_means(table, seed), strict=True)}
+
+
 def summarise(records: EpisodeRecords, seed: int = 0) -> dict[str, Estimate]:
     """Every figure with its 95 % bootstrap interval over episodes.
 
@@ -180,9 +186,7 @@ def summarise(records: EpisodeRecords, seed: int = 0) -> dict[str, Estimate]:
     length alike, any other metric by its own name (its mean). Standard deviation and extremes carry no interval:
     their ends equal their value.
     """
-    names = list(records.metrics)
-    table = np.stack([records.metrics[name] for name in names], axis=1)
-    summary = {_mean_name(n): e for n, e in zip(names, bootstrap_means(table, seed), strict=True)}
+    summary = mean_intervals(records, seed)
     for name in (Metric.RETURN, Metric.LENGTH):
         values = records.metrics[name]
         quantiles = bootstrap_quantiles(values, (0.5, 0.05, 0.95), seed)

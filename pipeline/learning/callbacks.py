@@ -15,7 +15,14 @@ from pipeline.config.base import Bound
 from pipeline.config.training import Convergence, EvaluationSchedule
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, did_you_mean
-from pipeline.evaluation import EpisodeRecords, evaluation_env, point_figures, run_episodes, summarise, with_intervals
+from pipeline.evaluation import (
+    EpisodeRecords,
+    evaluation_env,
+    mean_intervals,
+    point_figures,
+    run_episodes,
+    with_intervals,
+)
 from pipeline.learning.jobs import Emit, EvaluationPoint, TrainingEvent
 from pipeline.names import EVAL_PREFIX, Metric
 from pipeline.policies import act_function, tensors_of
@@ -239,10 +246,9 @@ class EvaluationCallback(BaseCallback):
                 )
 
     def _announce(self, records: EpisodeRecords, figures: Mapping[str, float]) -> None:
-        # every point costs; what nobody judges a training by gets its interval, and lengths their spread, in the end
+        # every point costs; what nobody judges a training by gets its interval, and all of it quantiles, in the end
         watched = (*self._task.config.thresholds, "return_mean")
-        now = {n: e for n, e in summarise(records).items() if n == "length_mean" or not n.startswith("length_")}
-        summary = with_intervals(now, of=watched)
+        summary = with_intervals(mean_intervals(records), of=watched)
         metrics = {f"{EVAL_PREFIX}{name}": value for name, value in summary.items()}
         self._emit(TrainingEvent("metrics", self.model.num_timesteps, metrics))
         shown = [f"{name} {figures[name]:.3g}" for name in watched]

@@ -265,9 +265,7 @@ def _regressions(context: ReportContext) -> list[Block]:
     if context.regressions is None:
         return [Missing("Whether fine-tuning cost performance on the demonstrated scenarios was not measured.")]
     if not context.regressions:
-        return [
-            Paragraph("Fine-tuning happened on the demonstrated scenarios: there are no others to forget.")
-        ]
+        return [Paragraph("Fine-tuning happened on the demonstrated scenarios: there are no others to forget.")]
     flagged = [r for r in context.regressions if r.regressed]
     rows = tuple(
         (words(r.figure), r.scenario_set, number(r.before), interval(r.after), signed(r.difference),
