@@ -23,7 +23,7 @@ from typing import Any, Final
 import gymnasium as gym
 import torch
 
-from pipeline.config.loading import flatten, to_data
+from pipeline.config.loading import flatten, parse_json, to_data, validate
 from pipeline.config.task import Snqi, TaskConfig
 from pipeline.snqi import load_baseline, load_weights
 from pipeline.tasks import REFERENCE
@@ -67,8 +67,13 @@ class ContentKey:
         return digest_of(self.ingredients)
 
     def to_json(self) -> str:
-        """For people and for `json.loads`."""
+        """For people and for `from_json`."""
         return json.dumps(self.ingredients, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "ContentKey":
+        """The inverse of `to_json`. Raises BadInput for anything it cannot have written."""
+        return validate(cls, {"ingredients": parse_json(text, "content key")}, "content key")
 
     def differences(self, before: "ContentKey") -> tuple[Difference, ...]:
         """What is not as it was in an earlier key, likeliest cause first."""

@@ -168,10 +168,11 @@ def scripted(reference: str, kwargs: Mapping[str, Any]) -> Demonstrator:
         make = functools.partial(_Function, functools.partial(target, **kwargs))
     elif not inspect.isclass(target):
         raise BadInput(f"{what} is neither a class nor a function; name one of those")
-    actor = make()
-    for method in ("reset()", "act(observation)"):
-        if not callable(getattr(actor, method.partition("(")[0], None)):
-            raise BadInput(f"{what} has no method {method}; give it one, or name a function of the observation")
+    else:
+        for method in ("reset()", "act(observation)"):
+            if not callable(getattr(target, method.partition("(")[0], None)):
+                raise BadInput(f"{what} has no method {method}; give it one, or name a function of the observation")
+    make()
     return Demonstrator(Scripted(reference, make), _provenance(reference, target, kwargs))
 
 

@@ -3,15 +3,20 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST_LINE = 1_500  # characters of an error
+
 
 class BadInput(Exception):
     """Something the user gave is wrong: one line naming what, the value, what is allowed and what to do.
 
-    The message is folded onto one line, so that values with newlines cannot forge a second one.
+    The message is folded onto one line, so that values with newlines cannot forge a second one; what a terminal would
+    act on is written out, and a line that values made endless is cut in its middle: what to do stands at its end.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(message).split()))
+        half = LONGEST_LINE // 2
+        super().__init__(line if len(line) <= LONGEST_LINE else f"{line[:half]} … {line[-half:]}")
 
 
 class Interrupted(Exception):

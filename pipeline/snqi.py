@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.config.loading import parse_json, read_text
 from pipeline.errors import BadInput, did_you_mean, shortened
 
 # Key in the weights file -> episode metric it weighs.
@@ -64,14 +65,7 @@ def load_baseline(path: Path) -> dict[str, Spread]:
 
 
 def _read(path: Path, keys: Sequence[str]) -> dict[str, object]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(
-            f"SNQI file {str(path)!r} cannot be read ({error.strerror}). Give the path of a JSON file."
-        ) from None
-    except ValueError as error:
-        raise BadInput(f"SNQI file {str(path)!r} is not valid JSON ({error}). Correct it.") from None
+    content = parse_json(read_text(path, "SNQI file"), f"SNQI file {str(path)!r}")
     if not isinstance(content, dict):
         raise BadInput(
             f"SNQI file {str(path)!r} holds {shortened(content)}; it must be an object with {', '.join(keys)}."

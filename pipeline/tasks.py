@@ -9,6 +9,7 @@ from enum import IntEnum
 from functools import cached_property
 from importlib import import_module
 from math import isfinite
+from sys import stdlib_module_names
 from typing import Any, Final
 
 import gymnasium as gym
@@ -206,12 +207,12 @@ class Task:
                 f"task {self.config.name!r}: a batched environment ends its episodes, sums its figures and shapes its "
                 "observations itself; remove `horizon`, `over` and `wrappers` from the task, or `environment.batched`"
             )
-        cls = import_object(batched, "environment.batched")
+        cls = _subclass(
+            import_object(batched, "environment.batched"), EpisodeVecEnv, f"environment.batched {batched!r}"
+        )
         env: EpisodeVecEnv = call_with_user_arguments(
             cls, f"environment of task {self.config.name!r}", self.config.scenarios, streams, **self.environment_kwargs
         )
-        if not isinstance(env, EpisodeVecEnv):
-            raise BadInput(f"environment.batched {batched!r} makes a {type(env).__name__}; it must be an EpisodeVecEnv")
         return env
 
     def outcome(self, info: Mapping[str, Any]) -> dict[str, float]:
@@ -288,10 +289,14 @@ class EpisodeMeasures(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def import_object(reference: str, what: str) -> Any:
-    """`"package.module:Name"` -> the object. Raises BadInput naming the reference."""
+    """`"package.module:Name"` -> the object. Raises BadInput naming the reference.
+
+    Whoever names a module runs its code. What may be named is decided by whoever calls, before it is called.
+    """
     if not REFERENCE.fullmatch(reference):
         raise BadInput(f"{what} {shortened(reference)}: write it as module:Name")
     module_name, _, attribute = reference.partition(":")
+    _refuse_standard_library(module_name, what)
     try:
         return getattr(import_module(module_name), attribute)
     except ImportError as error:
@@ -301,6 +306,20 @@ def import_object(reference: str, what: str) -> Any:
         raise BadInput(
             f"{what} {reference!r}: {module_name!r} has no {attribute!r}.{did_you_mean(attribute, names)}"
         ) from None
+
+
+def _subclass(found: Any, parent: type, what: str) -> Any:
+    """What was found, if it is such a class: nothing else that a module holds is called."""
+    if not (isinstance(found, type) and issubclass(found, parent)):
+        raise BadInput(
+            f"{what} is no {parent.__module__.partition('.')[0]}.{parent.__name__}; name a class that is one"
+        )
+    return found
+
+
+def _refuse_standard_library(module_name: str, what: str) -> None:
+    if module_name.partition(".")[0] in stdlib_module_names:
+        raise BadInput(f"{what} {shortened(module_name)}: Python's own modules hold none; name one of yours")
 
 
 def call_with_user_arguments(function: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:
@@ -317,12 +336,10 @@ def _make(reference: str, kwargs: Mapping[str, Any], render_mode: str | None, ho
         kwargs = {**kwargs, "render_mode": render_mode}
     module_name, _, name = reference.rpartition(":")
     if module_name and "-v" not in name:
-        env: gym.Env[Any, Any] = call_with_user_arguments(
-            import_object(reference, "environment.id"), f"environment {reference!r}", **kwargs
-        )
-        if not isinstance(env, gym.Env):
-            raise BadInput(f"environment.id {reference!r} makes a {type(env).__name__}, which is no gymnasium.Env")
+        cls = _subclass(import_object(reference, "environment.id"), gym.Env, f"environment.id {reference!r}")
+        env: gym.Env[Any, Any] = call_with_user_arguments(cls, f"environment {reference!r}", **kwargs)
         return TimeLimit(env, horizon) if horizon else env
+    _refuse_standard_library(module_name, "environment.id")
     try:
         made: gym.Env[Any, Any] = call_with_user_arguments(
             gym.make,
@@ -352,8 +369,7 @@ def _wrap(env: gym.Env[Any, Any], wrapper: Wrapper) -> gym.Env[Any, Any]:
     """The environment in a wrapper. Raises BadInput naming the wrapper and what is wrong with it."""
     what = "environment.wrappers"
     cls = import_object(wrapper.name if ":" in wrapper.name else f"gymnasium.wrappers:{wrapper.name}", what)
-    if not (isinstance(cls, type) and issubclass(cls, gym.Wrapper)):
-        raise BadInput(f"{what} {wrapper.name!r} is no gymnasium.Wrapper; name a class that is one")
+    _subclass(cls, gym.Wrapper, f"{what} {wrapper.name!r}")
     for name, reason in REFUSED_WRAPPERS.items():
         if issubclass(cls, getattr(gym.wrappers, name, ())):
             raise BadInput(f"{what} {wrapper.name!r} is not taken: {reason}")

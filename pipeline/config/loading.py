@@ -54,8 +54,18 @@ def parse_yaml(text: str, source: str) -> Any:
     """Safe YAML from text. Raises BadInput naming `source`."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+    except (  # what PyYAML lets through for tags whose values do not fit them
+        yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError, OverflowError
+    ) as error:  # fmt: skip
         raise BadInput(f"{source} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
+
+
+def parse_json(text: str, source: str) -> Any:
+    """JSON from text. Raises BadInput naming `source`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{source} is not valid JSON: {error}") from None
 
 
 def read_text(path: str | Path, what: str) -> str:
@@ -63,7 +73,7 @@ def read_text(path: str | Path, what: str) -> str:
     file = Path(path)
     try:
         if not file.is_file():
-            raise BadInput(f"{what}: no such file: {shortened(str(path))}; give the path of an existing YAML file")
+            raise BadInput(f"{what}: no such file: {shortened(str(path))}; give the path of an existing file")
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise BadInput(f"{what}: {str(path)!r} is larger than {MAX_CONFIG_BYTES} bytes; is it a config file?")
         return file.read_text(encoding="utf-8")
@@ -91,7 +101,7 @@ def load_task(path: str | Path) -> TaskConfig:
 
 
 def validate(cls: type[C], data: Any, source: str) -> C:
-    """Plain data -> `cls`. Raises BadInput with the first fault, and how many more there are."""
+    """Plain data -> `cls`, any dataclass. Raises BadInput with the first fault, and how many more there are."""
     try:
         text = json.dumps(data, allow_nan=True)
     except (TypeError, ValueError, RecursionError) as error:

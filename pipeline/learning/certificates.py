@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from pipeline.config.loading import parse_json
 from pipeline.errors import BadInput, shortened
 from pipeline.policies import (
     PROBE_COUNT,
@@ -47,10 +48,7 @@ class TransferCertificate:
     @classmethod
     def from_json(cls, text: str) -> "TransferCertificate":
         """The inverse of `to_json`. Raises BadInput for anything it cannot have written."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"transfer certificate is not valid JSON: {error}; run pretrain again") from None
+        data = parse_json(text, "transfer certificate")
         expected = {field.name: field.type for field in fields(cls)}
         if not isinstance(data, dict) or set(data) != set(expected):
             found = sorted(data) if isinstance(data, dict) else type(data).__name__

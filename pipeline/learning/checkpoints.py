@@ -84,8 +84,8 @@ class CheckpointFolder:
         self.damaged = []
         for path, _ in self._files():
             try:
-                if path.stat().st_size > MAX_BYTES:
-                    raise ValueError("too large")
+                if not path.is_file() or path.stat().st_size > MAX_BYTES:
+                    raise ValueError("no file, or too large")
                 content = path.read_bytes()
                 if _digest(content) not in path.name:
                     raise ValueError("its bytes are not those that were written")

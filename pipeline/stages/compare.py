@@ -1,12 +1,11 @@
 """`compare`: both arms of a group over matched seeds: statistics, verdict, report."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from statistics import fmean
 
-from pipeline.config.loading import flatten, load_task, to_data
+from pipeline.config.loading import flatten, load_task, parse_json, to_data, validate
 from pipeline.config.stages import Compare, Finetune
 from pipeline.config.task import TaskConfig
 from pipeline.demonstrators import Actor, as_policy_sees
@@ -24,7 +23,7 @@ from pipeline.report.playback import Clip, side_by_side, to_mp4
 from pipeline.stages import StageOutcome
 from pipeline.statistics.comparison import Comparison, ComparisonSettings, Regression, RunData, measure_regression
 from pipeline.statistics.comparison import compare as compare_arms
-from pipeline.statistics.shift import FeatureShift, Shift
+from pipeline.statistics.shift import Shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dataset
@@ -286,8 +285,8 @@ def _shift(run: StageRun, group: Group) -> Shift | None:
     text = read_text_artifact(run.client, group.finetune.info.run_id, Artifact.SHIFT)
     if text is None:
         return None
-    data = json.loads(text)
-    return Shift(**{**data, "features": tuple(FeatureShift(**feature) for feature in data["features"])})
+    source = f"{Artifact.SHIFT} of run {group.finetune.info.run_id}"
+    return validate(Shift, parse_json(text, source), source)
 
 
 def _differences(group: Group) -> tuple[SettingDifference, ...]:

@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -11,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Tag, VersionTag, registered_model
 from pipeline.tracking.runs import get_run, search, tag_value
+from pipeline.tracking.store import download
 from pipeline.trajectories import metadata_faults, read_metadata
 
 
@@ -43,8 +43,7 @@ def _dataset_row(run: Run) -> dict[str, Any]:
 def _metadata(run: Run) -> dict[str, Any]:
     """The metadata of a dataset; empty when they are gone or damaged: a list of datasets shows those as well."""
     try:
-        path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=Artifact.METADATA)
-        metadata = read_metadata(path)
+        metadata = read_metadata(download(f"runs:/{run.info.run_id}/{Artifact.METADATA}"))
     except (MlflowException, OSError, BadInput):
         return {}
     return {} if metadata_faults(metadata) else metadata

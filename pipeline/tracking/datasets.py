@@ -19,6 +19,7 @@ from pipeline.names import Artifact, Quality, Tag
 from pipeline.tasks import Task
 from pipeline.tracking.models import RUN_ID, find_policy
 from pipeline.tracking.runs import StageRun, get_run, latest_run, search
+from pipeline.tracking.store import download
 from pipeline.trajectories import DatasetMetadata, Trajectories, content_digest, load_dataset, metadata_digest
 
 DATASET_ID = re.compile(r"[a-z][a-z0-9_]*-[0-9a-z-]{4,64}")
@@ -148,7 +149,7 @@ def fetch_dataset(run: Run) -> StoredDataset:
 def download_dataset(run: Run) -> Path:
     """The dataset folder of a recording run on this machine."""
     try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=Artifact.DATASET))
+        return download(f"runs:/{run.info.run_id}/{Artifact.DATASET}")
     except (MlflowException, OSError) as error:
         raise BadInput(f"dataset of run {run.info.run_id} cannot be fetched: {shortened(str(error))}") from None
 

@@ -1,6 +1,5 @@
 """The trainings of a group, read back for comparison: finished, matched, and equal in all but their initial weights."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from pipeline.config.loading import parse_json, validate
 from pipeline.content_key import digest_of
 from pipeline.errors import BadInput, shortened
 from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag, lineage_run_tag
@@ -173,39 +173,47 @@ def _refuse_unequal(group: str, baseline: Run, finetune: Run) -> None:
 
 
 def read_evaluations(client: MlflowClient, run: Run) -> dict[str, Any]:
-    """What `evaluations_record` wrote down of a training. Raises BadInput when it is missing or no JSON mapping."""
+    """What `evaluations_record` wrote down of a training. Raises BadInput when it is missing or anything else."""
     text = read_text_artifact(client, run.info.run_id, Artifact.EVALUATIONS)
     if text is None:
         raise BadInput(
             f"run {run.info.run_id} has no {Artifact.EVALUATIONS}: its training did not finish; train it again"
         )
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise _unreadable(run, error) from None
-    if not isinstance(data, dict):
-        raise _unreadable(run, "it is no mapping")
+    source = f"{Artifact.EVALUATIONS} of run {run.info.run_id}"
+    data: dict[str, Any] = parse_json(text, source)
+    validate(_Record, data, source)
     return data
 
 
-def _unreadable(run: Run, error: object) -> BadInput:
-    said = f"{Artifact.EVALUATIONS} cannot be read: {shortened(str(error))}"
-    return BadInput(f"run {run.info.run_id}: {said}; train it again")
+@dataclass(frozen=True)
+class _Point:
+    timestep: int
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Record:
+    seed: int
+    evaluations: tuple[_Point, ...]
+    final_figures: dict[str, float]
+    final: dict[str, Any]
 
 
 def read_training(client: MlflowClient, run: Run) -> ArmRun:
     """The evaluations that a training left in its run. Raises BadInput when they are missing or unreadable."""
     data = read_evaluations(client, run)
+    points = data["evaluations"]
     try:
-        points = data["evaluations"]
         figures = {
             figure: np.array([point["figures"][figure] for point in points], np.float64)
             for figure in points[0]["figures"]
         }
-        final = {figure: float(value) for figure, value in data["final_figures"].items()}
         steps = np.array([point["timestep"] for point in points], np.int64)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise _unreadable(run, error) from None
+    except (LookupError, OverflowError) as error:
+        raise BadInput(
+            f"{Artifact.EVALUATIONS} of run {run.info.run_id} holds no curve: {shortened(str(error))}; train it again"
+        ) from None
+    final = {figure: float(value) for figure, value in data["final_figures"].items()}
     tags = run.data.tags
     if Tag.ARM not in tags or Tag.SEED not in tags:
         raise BadInput(f"run {run.info.run_id} has no tag {Tag.ARM} or {Tag.SEED}: no training of an arm")

@@ -28,6 +28,7 @@ from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking import operations
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.runs import StageRun, get_run, latest_run, search
+from pipeline.tracking.store import download
 
 MODEL_CODE = Path(__file__).with_name("policy_model.py")
 REQUIREMENTS = ["mlflow", "numpy", "safetensors", "stable-baselines3", "torch"]
@@ -216,7 +217,7 @@ def fetch_version(version: ModelVersion) -> StoredPolicy:
     """Download a registered version and verify its bytes against the digest on record. Raises BadInput."""
     reference = f"{version.name}/{version.version}"
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{reference}")) / "artifacts" / Artifact.POLICY
+        folder = download(f"models:/{reference}") / "artifacts" / Artifact.POLICY
     except (MlflowException, OSError) as error:
         raise BadInput(f"policy of {reference} cannot be fetched: {shortened(str(error))}") from None
     recorded = version.tags.get(VersionTag.POLICY_DIGEST)
@@ -277,7 +278,7 @@ def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:
 def download_policy(run_id: str) -> Path:
     """The policy folder of a run on this machine, whatever its bytes are. Raises BadInput."""
     try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=Artifact.POLICY))
+        return download(f"runs:/{run_id}/{Artifact.POLICY}")
     except (MlflowException, OSError) as error:
         raise BadInput(f"policy of run {run_id} cannot be fetched: {shortened(str(error))}") from None
 

@@ -94,7 +94,7 @@ class Outbox:
         query = "SELECT id, run_id, operation, tried FROM records WHERE refused IS NULL ORDER BY id LIMIT ?"
         with self._readable_errors():
             rows = self._database.execute(query, (limit,)).fetchall()
-        return [Record(id, run_id, json.loads(operation), bool(tried)) for id, run_id, operation, tried in rows]
+            return [Record(id, run_id, json.loads(operation), bool(tried)) for id, run_id, operation, tried in rows]
 
     def waiting(self, run_ids: Sequence[str] | None = None) -> int:
         """How many operations wait and are not refused, of these runs or of all."""
@@ -173,7 +173,7 @@ class Outbox:
     def _readable_errors(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise BadInput(
                 f"outbox {self.folder} cannot be used: {shortened(str(error))}; what trainings log waits there for the "
                 f"store: free the disk or make it writable (docs/reliability.md)"

@@ -5,7 +5,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -19,6 +18,7 @@ from pipeline.tracking.groups import read_training, trainings
 from pipeline.tracking.models import clones_by_seed, fetch_version, find_policy, find_version, training_seeds
 from pipeline.tracking.registry import require_approved
 from pipeline.tracking.runs import get_run, read_text_artifact, search
+from pipeline.tracking.store import download
 
 CANDIDATES = 10  # runs that are looked at: newest first
 
@@ -49,8 +49,8 @@ def read_key(client: MlflowClient, run: Run) -> ContentKey | None:
     """The content key that a run put on record with all its ingredients; None when it has none that can be read."""
     try:
         text = read_text_artifact(client, run.info.run_id, Artifact.CONTENT_KEY)
-        return None if text is None else ContentKey(json.loads(text))
-    except (MlflowException, OSError, ValueError):
+        return None if text is None else ContentKey.from_json(text)
+    except (MlflowException, OSError, BadInput):
         return None
 
 
@@ -159,8 +159,7 @@ def _refuse_missing(run: Run, seeds: list[int], what: str) -> None:
 
 def _refuse_report(run: Run) -> None:
     try:
-        folder = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=Artifact.REPORT)
-        digest = report_digest(Path(folder))
+        digest = report_digest(download(f"runs:/{run.info.run_id}/{Artifact.REPORT}"))
     except (MlflowException, OSError) as error:
         raise BadInput(f"its report cannot be fetched: {error}") from None
     if digest != run.data.tags.get(Tag.REPORT_DIGEST):

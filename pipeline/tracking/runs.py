@@ -27,7 +27,7 @@ from pipeline.tracking import liveness, operations
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.outbox import Outbox, RunOutbox
 from pipeline.tracking.provenance import environment_record, git_state
-from pipeline.tracking.store import chosen_experiment, connect, exclusive, local_folder, unanswered
+from pipeline.tracking.store import chosen_experiment, connect, download, exclusive, local_folder, unanswered
 
 C = TypeVar("C")
 
@@ -281,11 +281,16 @@ def get_run(client: MlflowClient, run_id: str, what: str) -> Run:
 
 
 def read_text_artifact(client: MlflowClient, run_id: str, path: str) -> str | None:
-    """A text artifact of a run; None when the run has no such artifact."""
+    """A text artifact of a run; None when the run has no such artifact. Raises BadInput for one that is no text."""
     folder = path.rpartition("/")[0]
     if not any(item.path == path for item in client.list_artifacts(run_id, folder or None)):
         return None
-    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path)).read_text(encoding="utf-8")
+    try:
+        return download(f"runs:/{run_id}/{path}").read_text(encoding="utf-8")
+    except (MlflowException, OSError, UnicodeDecodeError) as error:
+        if unanswered(error):
+            raise
+        raise BadInput(f"{path} of run {run_id} cannot be read: {shortened(str(error), 200)}") from None
 
 
 def read_config(client: MlflowClient, run: Run, cls: type[C]) -> C:

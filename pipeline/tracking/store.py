@@ -151,6 +151,18 @@ def exclusive(purpose: str) -> Iterator[None]:
 
 
 @functools.cache
+def _downloads() -> "tempfile.TemporaryDirectory[str]":
+    """Where the artifacts lie that this process read; gone with it, where MLflow would leave every copy behind."""
+    return tempfile.TemporaryDirectory(prefix="artifacts-")
+
+
+def download(uri: str) -> Path:
+    """A copy of an artifact or a folder of them, for as long as this process lives. Raises MlflowException, OSError."""
+    place = tempfile.mkdtemp(dir=_downloads().name)
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=place))
+
+
+@functools.cache
 def _engine(uri: str) -> Engine:
     return create_engine(uri, poolclass=NullPool)
 

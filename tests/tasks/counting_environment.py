@@ -3,6 +3,8 @@
 import gymnasium as gym
 import numpy as np
 
+from pipeline.envs.serial import SerialVecEnv
+
 
 class Counting(gym.Env):
     """Step t (1, 2, ...) observes t, is rewarded with t, and ends at `ends_at`; the seed only shows in the info."""
@@ -44,7 +46,7 @@ class NoEnvironment:
         pass
 
 
-class NeedsArguments:
+class NeedsArguments(SerialVecEnv):
     """A batched environment that cannot be made without an argument that no task file gave."""
 
     def __init__(self, scenarios, streams, *, size) -> None:
