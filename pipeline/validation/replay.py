@@ -47,7 +47,7 @@ def _play(env: gym.Env, seed: int, executed_actions: np.ndarray) -> ReplayedEpis
         observation, reward, terminated, truncated, _ = env.step(np.array(action))
         observations.append(one_row(space, observation).copy())
         rewards.append(float(reward))
-        ends.append((bool(terminated), bool(truncated)))
+        ends.append((bool(terminated), bool(truncated and not terminated)))  # as vectorised environments record it
         if terminated or truncated:
             break
     flags = np.array(ends, dtype=bool).reshape(-1, 2)

@@ -26,6 +26,7 @@ from pipeline.policies import act_function, build_policy
 from pipeline.snqi import load_baseline, load_weights, snqi
 from pipeline.tasks import Purpose, Task
 from pipeline.trajectories import content_digest
+from pipeline.validation.replay import TaskReplay, replay_episodes
 
 
 def make_task(env_id: str, **changes) -> Task:
@@ -183,6 +184,17 @@ def test_a_recording_does_not_depend_on_the_batch_and_replays_from_seeds_and_act
             assert np.array_equal(observation, data.observations[step + 1])
             assert np.float32(reward) == data.rewards[step]
         assert data.truncations[-1] and not data.terminations.any()
+
+
+def test_an_episode_that_fails_in_its_very_last_step_was_terminated_in_the_recording_and_in_its_replay(balance):
+    free = make_task("CartPole-v1")
+    (episode,) = free.episodes("train", 5, 1, Purpose.RECORD)
+    length = len(record_episodes(free, balance, [episode], noise_std=0.0, noise_seed=1).episode(0))
+    task = make_task("CartPole-v1", horizon=length)
+    recorded = record_episodes(task, balance, [episode], noise_std=0.0, noise_seed=1)
+    assert (bool(recorded.terminations[-1]), bool(recorded.truncations[-1])) == (True, False)
+    (replayed,) = replay_episodes(recorded, TaskReplay(task), [0])
+    assert replayed.identical, str(replayed)
 
 
 def test_labels_are_the_clean_actions_and_execution_is_noisy_inside_the_bounds(pendulum, swing):
