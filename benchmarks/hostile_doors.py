@@ -405,6 +405,8 @@ def sb3_zip(folder: Path) -> Path:
 
 
 def pack_sb3_zip(folder: Path) -> None:
+    if any((folder / name).is_symlink() or not (folder / name).is_file() for name in ("data.json", "policy.pth")):
+        return  # a link to /dev/zero would be packed for ever
     with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
         with zipfile.ZipFile(folder / "packed.zip", "w") as archive:
             archive.write(folder / "data.json", "data")

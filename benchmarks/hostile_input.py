@@ -33,6 +33,7 @@ from typing import Any
 SECONDS = 5.0  # of processor time a case
 PATIENCE = (20.0, 3)  # seconds on the clock, and how often they may pass: a stopped process misses all but one
 MEBIBYTES = 512  # of memory a case
+LARGEST_FILE = 256 << 20  # bytes that a case may write
 LONGEST_LINE = 2_000  # characters of a refusal
 PROCESSES = frozenset(
     {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"}
@@ -238,6 +239,8 @@ class Cases:
         self._kept = set(self._temporary.iterdir())  # goes when this process ends
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), resource.RLIM_INFINITY))
+        # a copy of /dev/zero must not fill the disk, whoever makes it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
         signal.signal(signal.SIGPROF, _too_long)
 
     def _warm_up(self) -> None:
