@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from pipeline.errors import BadInput, shortened
+from pipeline.errors import BadInput, disk_refusal, machine_fault, shortened
 from pipeline.names import STAGES
 
 DONE, VERDICT_NO, BAD_INPUT, FAULT = 0, 1, 2, 3
@@ -34,21 +34,27 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
 
         with _terminate_cleanly():
             outcome = run_stage(stage, config, upstream, overrides)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
     except KeyboardInterrupt:
         print(f"{stage}: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:
-        print(f"error: {stage} could not go on: {error}", file=sys.stderr)
-        return FAULT
-    except Exception:  # Python's own exit code for it is 1, which here means "the verdict is no"
-        traceback.print_exc()
-        return FAULT
+    except Exception as error:
+        return _told(stage, error)
     for line in outcome.summary:
         print(line)
     return VERDICT_NO if outcome.verdict is False else DONE
+
+
+def _told(doing: str, error: Exception) -> int:
+    """Say what went wrong; the exit code. A line for the user that a disk is behind of is no fault of the user's."""
+    if isinstance(error, BadInput):
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT if disk_refusal(error) is None else FAULT
+    line = machine_fault(doing, error)
+    if line is None:  # Python's own exit code for a defect is 1, which here means "the verdict is no"
+        traceback.print_exception(error)
+    else:
+        print(f"error: {line}", file=sys.stderr)
+    return FAULT
 
 
 def parse(stage: str, arguments: Sequence[str]) -> tuple[str, dict[str, str], dict[str, str]]:
@@ -117,9 +123,8 @@ def ask(arguments: Sequence[str] | None = None) -> int:
         if known.verb == "sync":
             return _sync()
         print(_answer(known))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+    except Exception as error:
+        return _told("the answer", error)
     return DONE
 
 

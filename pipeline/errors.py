@@ -1,9 +1,17 @@
-"""The errors a user can cause. Each is one line; the command line turns it into exit code 2 without a traceback."""
+"""The errors a user can cause, and those of the machine: one line each, without a traceback.
 
+The command line turns the first into exit code 2, the second into exit code 3.
+"""
+
+import errno
+import sqlite3
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONGEST_LINE = 1_500  # characters of an error
+# a disk that is full, read-only or broken, in the words of the system and of SQLite
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+SQLITE_ERRORS = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN")
 
 
 class BadInput(Exception):
@@ -33,3 +41,24 @@ def shortened(value: object, limit: int = 120) -> str:
     """The `repr` of a value from outside, cut to `limit` characters so that an error stays one readable line."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+def disk_refusal(error: BaseException) -> str | None:
+    """What the system says when a full, read-only or broken disk is at the bottom of an error; else None.
+
+    Looks through what other code made of it: an MLflow exception, a line for the user.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        refused = isinstance(found, OSError) and found.errno in DISK_ERRORS
+        name = getattr(found, "sqlite_errorname", "") if isinstance(found, sqlite3.Error) else ""
+        if refused or name.startswith(SQLITE_ERRORS):
+            return str(found)
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def machine_fault(doing: str, error: BaseException) -> str | None:
+    """The one line for what the system refused, `collect could not go on: ...`; None for a defect."""
+    reason = disk_refusal(error) or (str(error) if isinstance(error, OSError) else None)
+    return None if reason is None else str(BadInput(f"{doing} could not go on: {reason}"))  # folded like those

@@ -330,21 +330,30 @@ def _read_tensors(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str,
 
 
 def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder with these files in the place of `folder`; a crash leaves the old one or the new one complete."""
+    """Put a folder with these files in the place of `folder`; a failure leaves the old one, a crash one of the two.
+
+    Raises OSError.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
     stale = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir()
-    for name, content in files.items():
-        with open(fresh / name, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    if folder.exists():
-        folder.rename(stale)
-    fresh.rename(folder)
+    try:
+        fresh.mkdir()
+        for name, content in files.items():
+            with open(fresh / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(stale)
+        fresh.rename(folder)
+    except OSError:
+        if stale.exists():
+            stale.rename(folder)
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     descriptor = os.open(folder.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,7 +6,7 @@ or, when what is trained next depends on what came out, one by one:
 
     with TrainingPool() as pool:
         pool.start("a", job)
-        for key, news in pool.wait(): ...  # TrainingEvent, TrainingResult, BadInput or TrainingCrashed
+        for key, news in pool.wait(): ...  # TrainingEvent, TrainingResult, or an exception
 
 Each child has its own pipe, so that a killed one cannot damage what another says; it ends by itself when the parent
 does. The processes come from a fork server that has everything imported. Not here: what is done with the events.
@@ -25,7 +25,7 @@ from multiprocessing.context import ForkServerProcess
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.errors import BadInput, Interrupted
+from pipeline.errors import BadInput, Interrupted, disk_refusal
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -44,7 +44,7 @@ class TrainingKilled(TrainingCrashed, Interrupted):
 
 @dataclass(frozen=True)
 class _Failure:
-    kind: type[BadInput] | type[TrainingCrashed]
+    kind: type[BadInput] | type[OSError] | type[TrainingCrashed]
     text: str
 
 
@@ -55,7 +55,7 @@ class _Child:
     pipe: connection.Connection
 
 
-News = TrainingEvent | TrainingResult | BadInput | TrainingCrashed
+News = TrainingEvent | TrainingResult | BadInput | OSError | TrainingCrashed
 
 
 class TrainingPool:
@@ -93,7 +93,8 @@ class TrainingPool:
     def wait(self, seconds: float | None = None) -> list[tuple[Hashable, News]]:
         """At most one piece of news of every training, in order per training; empty when `seconds` pass without any.
 
-        A result, `BadInput` as the child raised it, and `TrainingCrashed` for any other end are a training's last.
+        A result, `BadInput` as the child raised it, `OSError` when its disk refuses, and `TrainingCrashed` for any
+        other end are a training's last.
         """
         ready = connection.wait([child.pipe for child in self._children.values()], seconds)
         news: list[tuple[Hashable, News]] = []
@@ -123,7 +124,8 @@ def run_side_by_side(
     """Train all jobs, `workers` at a time; `on_event(index of the job, event)` runs in this process, in order per job.
 
     `on_result` is called as soon as a job is done, so that what it came to outlives whatever ends the others. Raises
-    BadInput as the child raised it, `TrainingCrashed` for anything else; the other children are then ended.
+    BadInput as the child raised it, OSError when its disk refuses, `TrainingCrashed` for anything else; the other
+    children are then ended.
     """
     waiting = list(range(len(jobs)))
     results: dict[Hashable, TrainingResult] = {}
@@ -172,7 +174,8 @@ def _receive(child: _Child) -> News:
         return message
     if message.kind is BadInput:
         return BadInput(message.text)
-    return message.kind(f"training of seed {child.seed} crashed: {message.text}")
+    what = "could not go on" if message.kind is OSError else "crashed"
+    return message.kind(f"training of seed {child.seed} {what}: {message.text}")
 
 
 @contextmanager
@@ -203,8 +206,9 @@ def _child_main(job: TrainingJob, pipe: connection.Connection) -> None:
         message: Any = train(job, pipe.send)
     except BadInput as error:
         message = _Failure(BadInput, str(error))
-    except Exception:
-        message = _Failure(TrainingCrashed, traceback.format_exc())
+    except Exception as error:
+        refused = disk_refusal(error)
+        message = _Failure(OSError, refused) if refused else _Failure(TrainingCrashed, traceback.format_exc())
     pipe.send(message)
     pipe.close()
 

@@ -16,7 +16,7 @@ from pipeline.evaluation import point_figures
 from pipeline.learning.callbacks import select_figure
 from pipeline.learning.jobs import TrainingEvent, TrainingResult
 from pipeline.learning.trials import TrialPlan, fresh_job, reported_step, trial_config, trial_job, trial_plan
-from pipeline.learning.workers import News, TrainingCrashed, TrainingPool
+from pipeline.learning.workers import News, TrainingPool
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
 from pipeline.objectives import (
     Contender,
@@ -443,7 +443,7 @@ class FreshTrainings:
                 self._remember(*key, value=end.worth.value, excess=dict(end.excess), figures=dict(end.figures))
             except NotMeasured as error:
                 self._remember(*key, reason=str(error))
-        elif isinstance(news, BadInput | TrainingCrashed):
+        else:
             log.end("FAILED", reason_of(news))
             self._remember(*key, reason=reason_of(news))
 

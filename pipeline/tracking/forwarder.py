@@ -122,8 +122,11 @@ class Forwarder:
         while not self._stop.is_set():
             self._wake.wait(PAUSE_SECONDS)
             self._wake.clear()
-            self.trouble = forward(outbox, self._client)
-            outbox.to_disk()
+            try:
+                self.trouble = forward(outbox, self._client)
+                outbox.to_disk()
+            except BadInput as error:  # the outbox itself cannot be written: whoever appends next says so
+                self.trouble = str(error)
             if self.trouble is not None:
                 self._stop.wait(RETRY_SECONDS)
         outbox.close()

@@ -17,6 +17,7 @@ from pipeline.names import LINEAGE_ROLES, SEED_STAGES, Quality, Tag, VersionTag,
 from pipeline.tracking.datasets import DATASET_ID
 from pipeline.tracking.models import RUN_ID, StoredPolicy
 from pipeline.tracking.runs import experiment_ids, get_run, search
+from pipeline.tracking.store import refuses
 
 RUN_TAGS = tuple(lineage_run_tag(role) for role in LINEAGE_ROLES)
 VERSION = re.compile(r"(?:models:/)?(?P<name>[A-Za-z0-9_.-]+)/(?P<version>\d{1,9})")
@@ -105,7 +106,9 @@ def resolve(client: MlflowClient, reference: str) -> list[Run]:
     if match is not None:
         try:
             version = client.get_model_version(match["name"], match["version"])
-        except MlflowException:
+        except MlflowException as error:
+            if not refuses(error):
+                raise
             raise BadInput(f"lineage of {reference!r}: the registry has no such version") from None
         runs = [get_run(client, version.run_id, "lineage of")] if version.run_id else []
         gate = version.tags.get(VersionTag.GATE_RUN_ID)

@@ -28,7 +28,7 @@ from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking import operations
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.runs import StageRun, get_run, latest_run, search
-from pipeline.tracking.store import download
+from pipeline.tracking.store import download, refuses
 
 MODEL_CODE = Path(__file__).with_name("policy_model.py")
 REQUIREMENTS = ["mlflow", "numpy", "safetensors", "stable-baselines3", "torch"]
@@ -202,7 +202,9 @@ def find_version(client: MlflowClient, reference: str, task: str, latest_alias: 
         if match["alias"]:
             return client.get_model_version_by_alias(name, match["alias"])
         return client.get_model_version(name, match["version"])
-    except MlflowException:
+    except MlflowException as error:
+        if not refuses(error):
+            raise
         raise BadInput(
             f"expert {reference!r}: the registry has no such version of {name!r}; "
             + (

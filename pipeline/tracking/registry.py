@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from pipeline.errors import BadInput
 from pipeline.names import Alias, Gate, VersionTag, registered_model
-from pipeline.tracking.store import exclusive
+from pipeline.tracking.store import exclusive, refuses
 from pipeline.validation.rules import Approval
 
 
@@ -58,11 +58,7 @@ def register_candidate(
 
 def approved_version(client: MlflowClient, task: str) -> ModelVersion | None:
     """The version that holds the alias `approved`, or None."""
-    name = registered_model(task)
-    try:
-        return client.get_model_version_by_alias(name, Alias.APPROVED)
-    except MlflowException:
-        return None
+    return _holder(client, registered_model(task))
 
 
 def require_approved(version: ModelVersion, doing: str) -> None:
@@ -139,10 +135,11 @@ def taint(client: MlflowClient, name: str, version: str, reason: str) -> bool:
         tags = {VersionTag.TAINT: reason}
         approved = Alias.APPROVED in current.aliases
         if approved:
-            client.delete_registered_model_alias(name, Alias.APPROVED)
             history = json.dumps(_ended(current, _now()))
             tags |= {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, VersionTag.HISTORY: history}
         _tag(client, current, tags)
+        if approved:  # last: until then the same call does all of it again
+            client.delete_registered_model_alias(name, Alias.APPROVED)
     return approved
 
 
@@ -159,6 +156,7 @@ def approvals(client: MlflowClient, task: str) -> tuple[Approval, ...]:
 def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
     """Under the lock. The alias moves last but one: until then readers see the old approval, whole."""
     before = _holder(client, version.name)
+    _settle_interrupted(client, version.name, before)
     # a version's number is an int from a database and a str from a server
     replaced = str(before.version) if before is not None and str(before.version) != str(version.version) else None
     now = _now()
@@ -179,11 +177,32 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
     _tag(client, current, tags)
     client.set_registered_model_alias(version.name, Alias.APPROVED, version.version)
     if before is not None and replaced is not None:
-        tags = {VersionTag.REPLACED_BY: str(version.version), VersionTag.HISTORY: json.dumps(_ended(before, now))}
-        if before.tags.get(VersionTag.GATE) != Gate.REFUSED:  # a refusal stays on record
-            tags[VersionTag.GATE] = Gate.SUPERSEDED
-        _tag(client, before, tags)
+        _supersede(client, before, str(version.version), now)
     return Moved(str(version.version), replaced, now)
+
+
+def _supersede(client: MlflowClient, version: ModelVersion, by: str, at: str) -> None:
+    tags = {VersionTag.REPLACED_BY: by, VersionTag.HISTORY: json.dumps(_ended(version, at))}
+    if version.tags.get(VersionTag.GATE) != Gate.REFUSED:  # a refusal stays on record
+        tags[VersionTag.GATE] = Gate.SUPERSEDED
+    _tag(client, version, tags)
+
+
+def _settle_interrupted(client: MlflowClient, name: str, holder: ModelVersion | None) -> None:
+    """End what a process that was killed, or a store that took no more, left half done: the alias says what holds.
+
+    A version that says it is approved without the alias was either replaced by the holder, or never got that far.
+    """
+    for version in client.search_model_versions(f"name = '{name}' and tags.`{VersionTag.GATE}` = '{Gate.APPROVED}'"):
+        number = str(version.version)
+        if holder is None or str(holder.version) != number:
+            if holder is not None and holder.tags.get(VersionTag.REPLACED) == number:
+                _supersede(client, version, str(holder.version), holder.tags[VersionTag.APPROVED_AT])
+            else:
+                closed = [period for period in _history(version) if period[1] is not None]
+                reason = "its approval was interrupted: it never became the approved version"
+                tags = {VersionTag.HISTORY: json.dumps(closed), VersionTag.GATE_REASON: reason}
+                _tag(client, version, {**tags, VersionTag.GATE: Gate.PENDING})
 
 
 def _now() -> str:
@@ -202,7 +221,9 @@ def _ended(version: ModelVersion, now: str) -> list[tuple[str, str]]:
 def _holder(client: MlflowClient, name: str) -> ModelVersion | None:
     try:
         return client.get_model_version_by_alias(name, Alias.APPROVED)
-    except MlflowException:
+    except MlflowException as error:
+        if not refuses(error):  # only an answer says that nobody holds it
+            raise
         return None
 
 

@@ -21,13 +21,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFL
 from pipeline.config.loading import flatten, parse_yaml, to_data, to_yaml, validate
 from pipeline.config.task import Snqi, TaskConfig
 from pipeline.content_key import ContentKey, content_key
-from pipeline.errors import BadInput, Interrupted, shortened
+from pipeline.errors import BadInput, Interrupted, disk_refusal, machine_fault, shortened
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
 from pipeline.tracking import liveness, operations
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.outbox import Outbox, RunOutbox
 from pipeline.tracking.provenance import environment_record, git_state
-from pipeline.tracking.store import chosen_experiment, connect, download, exclusive, local_folder, unanswered
+from pipeline.tracking.store import chosen_experiment, connect, download, exclusive, local_folder, refuses, unanswered
 
 C = TypeVar("C")
 
@@ -173,7 +173,8 @@ def open_run(
             last = {MLFLOW_RUN_NOTE: f"interrupted{reason}", Tag.PROCESS: liveness.INTERRUPTED}
             raise
         except Exception as error:
-            last = {MLFLOW_RUN_NOTE: f"failed: {type(error).__name__}: {shortened(str(error), 500)}"}
+            defect = f"failed: {type(error).__name__}: {shortened(str(error), 500)}"
+            last = {MLFLOW_RUN_NOTE: machine_fault(stage, error) or defect}
             if unanswered(error):
                 raise BadInput(
                     f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} stopped answering "
@@ -182,7 +183,8 @@ def open_run(
             last[Tag.PROCESS] = ""
             raise
         finally:
-            _end(run, stage, status, last)
+            with _said_already(status):
+                _end(run, stage, status, last)
             if status == "FINISHED" or last.get(Tag.PROCESS) == "":
                 shutil.rmtree(checkpoint_folder(run), ignore_errors=True)
 
@@ -216,6 +218,16 @@ def _start(
         client.set_tag(made_outside, Tag.CONTINUES, earlier.info.run_id)
     mlflow.start_run(run_id=earlier.info.run_id, nested=nested)
     return StageRun(client, earlier.info.run_id, earlier.info.experiment_id, folder, continued=True)
+
+
+@contextlib.contextmanager
+def _said_already(status: str) -> Iterator[None]:
+    """A disk that does not even take the end of a run that failed: whoever opens a run next ends it."""
+    try:
+        yield
+    except Exception as error:
+        if status == "FINISHED" or disk_refusal(error) is None:
+            raise
 
 
 def _end(run: StageRun, stage: str, status: str, last: Mapping[str, str]) -> None:
@@ -276,7 +288,9 @@ def get_run(client: MlflowClient, run_id: str, what: str) -> Run:
     """The run of that id. Raises BadInput when there is none: an unknown id never stands for another run."""
     try:
         return client.get_run(run_id)
-    except MlflowException:
+    except MlflowException as error:
+        if not refuses(error):
+            raise
         raise BadInput(f"{what} {shortened(run_id)}: the store has no such run; give a run id or 'latest'") from None
 
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import logging
 import os
 import socket
 import sqlite3
@@ -20,7 +21,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from pipeline.errors import BadInput, shortened
+from pipeline.errors import BadInput, disk_refusal, shortened
 
 SQLITE = "sqlite:///"
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -37,7 +38,7 @@ def sqlite_file(uri: str) -> Path | None:
 def connect() -> MlflowClient:
     """A client of the configured store; a fresh SQLite one is created here, in WAL mode, with its folder.
 
-    Raises BadInput when the store cannot be reached.
+    Raises BadInput when the store cannot be reached, and what the system raises when it refuses to write.
     """
     uri = mlflow.get_tracking_uri()
     database = sqlite_file(uri)
@@ -45,8 +46,12 @@ def connect() -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # it writes a traceback of every failing statement, besides raising it: what is raised is told in one line
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         if database is not None:
+            if database.is_dir():
+                raise IsADirectoryError(f"{database} is a folder; name a file in it")
             database.parent.mkdir(parents=True, exist_ok=True)
         _require_listener(uri)
         with exclusive("create"):
@@ -56,6 +61,8 @@ def connect() -> MlflowClient:
                 with contextlib.closing(sqlite3.connect(database)) as connection:
                     connection.execute("PRAGMA journal_mode=WAL")
     except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error, ValueError, ImportError) as error:
+        if disk_refusal(error) is not None:
+            raise
         raise BadInput(
             f"tracking store {shortened(uri)} cannot be used: {shortened(str(error), 200)}; "
             "check MLFLOW_TRACKING_URI and that the server is running"
@@ -78,6 +85,8 @@ def refuses(error: Exception) -> bool:
 
 def unanswered(error: BaseException) -> bool:
     """The store gave no answer: it is stopped, hangs, or cannot be reached."""
+    if disk_refusal(error) is not None:  # of a SQLite store: that is an answer
+        return False
     if isinstance(error, OperationalError | ConnectionError):
         return True
     if not isinstance(error, MlflowException) or isinstance(error, RestException):

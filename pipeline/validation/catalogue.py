@@ -4,7 +4,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, disk_refusal
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 from pipeline.trajectories import DatasetMetadata, Trajectories, read_archive, read_metadata
 from pipeline.validation.alignment import ALIGNMENT
@@ -60,6 +60,8 @@ def _read(source: str | Path | tuple[Trajectories, DatasetMetadata], findings: l
         try:
             parts[name] = reader(Path(source) / name)
         except BadInput as error:
+            if disk_refusal(error) is not None:  # that says nothing of the data
+                raise
             findings.append(Finding(READABLE, None, None, name, READABLE_STATEMENT, str(error)))
     return None if findings else Dataset(parts[TRAJECTORIES_FILE], parts[METADATA_FILE])
 

@@ -27,9 +27,17 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Numba's, with its cache where it finds a place to write it; on a disk that takes nothing without."""
+    try:
+        return njit(cache=True, error_model="numpy")(function)
+    except RuntimeError:  # "no locator available"
+        return njit(error_model="numpy")(function)
+
+
 def _compile(version: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     # subtle: numba keys its cache by closure variables, so mentioning `version` invalidates it with the sources.
-    @njit(cache=True, error_model="numpy")
+    @compiled
     def start(
         slots: np.ndarray,
         i: int,
@@ -47,7 +55,7 @@ def _compile(version: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         ranges = np.empty(RAYS)
         observe(slot, settings[0].max_speed, observations[i], ranges)
 
-    @njit(cache=True, error_model="numpy")
+    @compiled
     def advance(
         slots: np.ndarray,
         actions: np.ndarray,

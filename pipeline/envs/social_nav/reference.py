@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from pipeline.envs.social_nav.kernels import source_digest
+from pipeline.envs.social_nav.kernels import compiled, source_digest
 from pipeline.envs.social_nav.layout import MAX_SPEED, MAX_TURN, PEDESTRIAN_RADIUS, ROBOT_RADIUS
 from pipeline.envs.social_nav.observation import (
     FEATURES,
@@ -112,7 +112,7 @@ def _arc_cost(
 
 
 def _compile(version: str) -> Callable[..., None]:
-    @njit(cache=True, error_model="numpy")  # see kernels.py on the closure variable
+    @compiled  # see kernels.py on the closure variable
     def plan(row: np.ndarray, max_speed: float, action: np.ndarray) -> None:
         version  # noqa: B018
         people, points, target = np.empty((NEAREST, 4)), np.empty((RAYS, 2)), np.empty(2)
