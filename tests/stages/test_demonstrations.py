@@ -75,9 +75,7 @@ def test_unreadable_metadata_quarantine_the_dataset_and_leave_it_in_the_list(
     shutil.copytree(download_dataset(client.get_run(story.collect)), damaged)
     (damaged / "metadata.json").write_text(content)
     monkeypatch.setattr("pipeline.stages.validate.download_dataset", lambda run: damaged)
-    monkeypatch.setattr(
-        "pipeline.tracking.catalogue.mlflow.artifacts.download_artifacts", lambda **_: str(damaged / "metadata.json")
-    )
+    monkeypatch.setattr("pipeline.tracking.catalogue.download", lambda _: damaged / "metadata.json")
     outcome = run_stage("validate", VALIDATE, {"dataset": story.dataset}, {})
     assert outcome.verdict is False
     listed = query.datasets(TASK).iloc[0]
