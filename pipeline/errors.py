@@ -46,13 +46,15 @@ def shortened(value: object, limit: int = 120) -> str:
 def disk_refusal(error: BaseException) -> str | None:
     """What the system says when a full, read-only or broken disk is at the bottom of an error; else None.
 
-    Looks through what other code made of it: an MLflow exception, a line for the user.
+    Looks through what other code made of it: an MLflow exception, a line for the user. Of what goes wrong while MLflow
+    downloads, or a folder is copied, only the text is left.
     """
     found: BaseException | None = error
     while found is not None:
         refused = isinstance(found, OSError) and found.errno in DISK_ERRORS
+        quoted = any(f"[Errno {number}]" in str(found) for number in DISK_ERRORS)
         name = getattr(found, "sqlite_errorname", "") if isinstance(found, sqlite3.Error) else ""
-        if refused or name.startswith(SQLITE_ERRORS):
+        if refused or quoted or name.startswith(SQLITE_ERRORS):
             return str(found)
         found = found.__cause__ or found.__context__
     return None

@@ -125,7 +125,7 @@ class Forwarder:
             try:
                 self.trouble = forward(outbox, self._client)
                 outbox.to_disk()
-            except BadInput as error:  # the outbox itself cannot be written: whoever appends next says so
+            except (BadInput, OSError) as error:  # the outbox itself cannot be written: whoever appends next says so
                 self.trouble = str(error)
             if self.trouble is not None:
                 self._stop.wait(RETRY_SECONDS)

@@ -191,7 +191,8 @@ def test_checkpoints_that_are_overwritten_are_found_lost(tmp_path):
 
 def test_what_the_outbox_took_stays_readable_and_reaches_the_store_once(store, tmp_path):
     bench = Bench(store)
-    (tmp_path / "film.gif").write_bytes(b"film")
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "film.gif").write_bytes(b"film")
 
     def story(folder: Path, run_id: str) -> list[str]:
         """Append, forward, forget; every step is tried again until it is done. Returns what was refused meanwhile."""
@@ -201,14 +202,14 @@ def test_what_the_outbox_took_stays_readable_and_reaches_the_store_once(store, t
             for _ in range(20):
                 try:
                     return step()
-                except BadInput as error:
+                except (BadInput, OSError) as error:
                     assert disk_refusal(error) is not None, error
                     refused.append(str(error))
             raise AssertionError("it never worked")
 
         outbox = until_done(lambda: Outbox(folder))
         until_done(lambda: outbox.append(run_id, operations.metrics([("a", 1.5, 3)]), 1))
-        until_done(lambda: outbox.append(run_id, operations.files(tmp_path / "film.gif", "films"), 2))
+        until_done(lambda: outbox.append(run_id, operations.files(tmp_path / "films", "films"), 2))
         until_done(lambda: outbox.append(run_id, operations.close("FINISHED"), 3))
 
         def deliver():

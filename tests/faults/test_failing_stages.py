@@ -70,6 +70,7 @@ def test_a_store_that_may_not_grow_is_one_line_and_code_3(store, in_repository):
 @pytest.mark.parametrize(
     ("stage", "error", "among", "share"),
     [
+        ("collect", errno.ENOSPC, "copy", 0.3),  # a file of the expert, fetched
         ("collect", errno.EIO, "write trajectories", 0.5),
         ("collect", errno.EROFS, "replace", 1.0),  # the last artifact
         ("collect", errno.EIO, "SELECT", 0.3),
