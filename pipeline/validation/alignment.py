@@ -5,7 +5,8 @@ observations, rewards and ends. So does the demonstrator where it can be asked a
 observation with the stored label. Where there is no environment, three traces of a shift are looked for instead:
 
 - an episode whose last row is the first row of one (what auto-resetting environments return with `done`);
-- first or last rows that are doubled, or that jump, in most episodes (what shifting an array leaves behind);
+- in most episodes, first or last rows that are doubled, or that jump and lie where episodes end or start (what shifting
+  an array leaves behind; a jump alone is none, many environments start with one);
 - execution noise as an instrument: noise at step t is independent of everything before it, so the first change of
   observation that it explains is the one from row t to row t + 1. This is the instrumental-variable argument of
   econometrics (Angrist and Pischke 2009, *Mostly harmless econometrics*, ch. 4), applied to lags.
@@ -14,6 +15,7 @@ observation with the stored label. Where there is no environment, three traces o
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from pipeline.errors import BadInput
 from pipeline.observations import flat_rows, from_rows
@@ -28,6 +30,8 @@ SOUND = ("fits_spaces", "ends", "observations_finite", "actions_finite", "reward
 EDGE_SHARE = 0.5  # of episodes with a doubled first or last row
 INTERIOR_SHARE = 0.02  # of doubled rows elsewhere: more, and standing still is normal here
 JUMP_RATIO = 8.0  # median first step over median step, in standard deviations of the features
+FOREIGN_RATIO = 0.5  # a row this much nearer to the other end of an episode than to its neighbour belongs there
+MAX_EDGES = 500  # episodes whose ends are compared
 LAGS = range(-3, 4)
 DECISIVE_Z = 8.0  # strongest response in standard errors; below it the noise says nothing
 RESPONSE_SHARE = 0.3  # of the strongest response: the first lag above it is when the action took effect
@@ -138,26 +142,38 @@ def _edges(dataset: Dataset, rows: np.ndarray) -> Iterator[Finding]:
                 return
     if rows.dtype.kind == "f":
         timed_out = dataset.arrays["truncations"][dataset.step_offsets[1:] - 1][long]
-        yield from _jumps(rows, first, last[timed_out] - 1, middle)
+        yield from _jumps(rows, first, last, middle, timed_out)
 
 
-def _jumps(rows: np.ndarray, first: np.ndarray, last: np.ndarray, middle: np.ndarray) -> Iterator[Finding]:
-    """Episodes that jump away from their first row, or to their last one though nothing but time ended them."""
+def _jumps(
+    rows: np.ndarray, first: np.ndarray, last: np.ndarray, middle: np.ndarray, timed_out: np.ndarray
+) -> Iterator[Finding]:
+    """Episodes that jump from a first row where others end, or, though only time ended them, to where others start."""
     spread = rows[np.concatenate([first, middle])].astype(np.float64).std(axis=0)
     moving = spread > 0
     if not moving.any():
         return
 
-    def size(at: np.ndarray) -> float:
-        steps = (rows[at + 1][:, moving].astype(np.float64) - rows[at][:, moving]) / spread[moving]
-        return float(np.median(np.linalg.norm(steps, axis=1)))
+    def scaled(at: np.ndarray) -> np.ndarray:
+        values: np.ndarray = rows[at][:, moving].astype(np.float64) / spread[moving]
+        return values
 
-    usual = size(middle)
-    for edge, at in (("first", first), ("last", last)):
-        if len(at) >= 3 and usual > 0 and size(at) > JUMP_RATIO * usual:
-            ratio = size(at) / usual
+    def step(at: np.ndarray, to: np.ndarray) -> float:
+        return float(np.median(np.linalg.norm(scaled(to) - scaled(at), axis=1)))
+
+    usual = step(middle, middle + 1)
+    ends = last[timed_out]
+    for edge, at, neighbour, others in (("first", first, first + 1, last), ("last", ends, ends - 1, first)):
+        if len(at) < 3 or usual == 0 or step(at, neighbour) <= JUMP_RATIO * usual:
+            continue
+        at, neighbour = at[:MAX_EDGES], neighbour[:MAX_EDGES]
+        apart = cdist(scaled(at), scaled(others[:MAX_EDGES]))
+        foreign = max(float(np.median(apart.min(axis=side))) for side in (0, 1))  # both ways: ends, not one odd end
+        if foreign < FOREIGN_RATIO * step(at, neighbour):
+            ratio, where = step(at, neighbour) / usual, "end" if edge == "first" else "start"
             message = (
-                f"the {edge} observation of episodes is {ratio:.1f} usual steps away from its neighbour: rolled over"
+                f"the {edge} observation of episodes is {ratio:.1f} usual steps away from its neighbour and lies where "
+                f"episodes {where}: rolled over"
             )
             yield Finding("time_alignment", None, None, ratio, f"<= {JUMP_RATIO:g}", message)
             return

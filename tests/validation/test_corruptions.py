@@ -180,6 +180,13 @@ def after_reset(arrays, metadata):
     rows[:-1, -1] = rows[1:, 0]
 
 
+def after_a_reset_elsewhere(arrays, metadata):
+    """The last row is that of a reset whose episode is not among the recorded ones."""
+    rows = rows_of(arrays)
+    rows[:, -1] = rows[:, 0] + np.float32(0.01) * np.cos(np.arange(len(rows), dtype=np.float32))[:, None]
+    np.clip(rows, [-1, -1, -8], [1, 1, 8], out=rows)
+
+
 def wrong_demonstrator(**changes) -> Callable:
     return lambda arrays, metadata: metadata["demonstrator"].update(changes)
 
@@ -305,6 +312,7 @@ CORRUPTIONS = [
     Corruption("observations stored late without a trace", "time_alignment", late_without_a_trace, value=-1,
                bound="first response of row t + 1"),
     Corruption("terminal observation of the next reset", "time_alignment", after_reset, 0, 40, "first of 1"),
+    Corruption("terminal observation of a reset elsewhere", "time_alignment", after_a_reset_elsewhere, bound="<= 8"),
     Corruption("observations stored late, re-simulated", "replay", late, 0, 0, replayed=True),
     Corruption("late without a trace, re-simulated", "replay", late_without_a_trace, 0, 0, replayed=True),
     Corruption("one bit of one observation, re-simulated", "replay",
@@ -358,6 +366,17 @@ def test_observations_stored_late_without_noise_or_environment_are_found_by_aski
     assert validate(tmp_path / "data", good_without_noise.context).passed  # nothing to tell it by
     report = validate(tmp_path / "data", replace(good_without_noise.context, act=act))
     assert report.failed_rules == ("labels",)
+
+
+def test_an_environment_that_jumps_from_its_first_observation_is_no_corruption(good, tmp_path):
+    """Traffic that brakes at once, a body that falls to the ground: no other episode ends where these start."""
+
+    def hurled(arrays, metadata):
+        rows_of(arrays)[:, 0] = np.stack([[-1, 0, 7.0 + 0.01 * episode] for episode in range(30)])
+
+    corrupted(good, Corruption("an honest jump", "none", hurled), tmp_path / "data")
+    report = validate(tmp_path / "data", good.context)
+    assert report.passed, report.summary()
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS, ids=str)
