@@ -161,13 +161,8 @@ class Outbox:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._readable_errors():
             self._database.execute("BEGIN IMMEDIATE")
-            try:
+            with self._database:  # commits, or rolls back
                 yield self._database
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
 
     @contextlib.contextmanager
     def _readable_errors(self) -> Iterator[None]:

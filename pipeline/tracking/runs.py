@@ -297,9 +297,9 @@ def get_run(client: MlflowClient, run_id: str, what: str) -> Run:
 def read_text_artifact(client: MlflowClient, run_id: str, path: str) -> str | None:
     """A text artifact of a run; None when the run has no such artifact. Raises BadInput for one that is no text."""
     folder = path.rpartition("/")[0]
-    if not any(item.path == path for item in client.list_artifacts(run_id, folder or None)):
-        return None
     try:
+        if not any(item.path == path for item in client.list_artifacts(run_id, folder or None)):
+            return None
         return download(f"runs:/{run_id}/{path}").read_text(encoding="utf-8")
     except (MlflowException, OSError, UnicodeDecodeError) as error:
         if unanswered(error):

@@ -1,5 +1,6 @@
 """A training killed at any moment goes on from its checkpoint and ends with the very bits of one that was not."""
 
+import hashlib
 import os
 import signal
 from dataclasses import replace
@@ -8,10 +9,12 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from pipeline.config.training import WarmStart
-from pipeline.learning.checkpoints import CheckpointFolder
+from pipeline.learning import checkpoints
+from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder, remove_checkpoints
 from pipeline.learning.jobs import TrainingJob, training_key
 from pipeline.learning.ppo import train
 from pipeline.learning.repeatability import repeats_itself
@@ -216,6 +219,48 @@ def test_torn_and_foreign_checkpoints_are_passed_over(job, whole, tmp_path):
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
     assert outcome(killed) == reached  # from the beginning
+
+
+def saved(folder: Path, number: int) -> Path:
+    """A checkpoint beside the one before it; the file."""
+    CheckpointFolder(folder, "job").save(Checkpoint(number, {"weights": torch.ones(2)}, {"ended": False}))
+    return max(folder.iterdir())
+
+
+def test_a_file_under_a_true_digest_that_is_no_checkpoint_of_this_job_is_passed_over(tmp_path):
+    saved(tmp_path, 1)
+    for content in (safetensors.torch.save({"weights": torch.ones(2)}), b"no safetensors"):
+        digest = hashlib.sha256(content).hexdigest()[:36]
+        (tmp_path / f"000002-{digest}.safetensors").write_bytes(content)
+        folder = CheckpointFolder(tmp_path, "job")
+        assert folder.newest().number == 1 and folder.damaged == [f"000002-{digest}.safetensors"]
+        (tmp_path / f"000002-{digest}.safetensors").unlink()
+    assert CheckpointFolder(tmp_path, "another job").newest() is None
+    assert CheckpointFolder(tmp_path / "nowhere", "job").newest() is None
+
+
+def test_what_is_no_file_or_too_large_is_passed_over_unread(tmp_path, monkeypatch):
+    path = saved(tmp_path, 2)
+    size = path.stat().st_size
+    monkeypatch.setattr(checkpoints, "MAX_BYTES", size)
+    assert CheckpointFolder(tmp_path, "job").newest().number == 2
+    monkeypatch.setattr(checkpoints, "MAX_BYTES", size - 1)
+    assert CheckpointFolder(tmp_path, "job").newest() is None
+    path.unlink()
+    os.mkfifo(path)  # nobody will ever write into it
+    assert CheckpointFolder(tmp_path, "job").newest() is None
+
+
+def test_the_last_two_checkpoints_stay_and_unfinished_files_go(tmp_path):
+    (tmp_path / f"000009-{'0' * 36}.safetensors.unfinished").write_text("torn")
+    for number in (1, 2, 3):
+        saved(tmp_path, number)
+    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["000002", "000003"]
+    saved(tmp_path, 1)  # a training that begins anew leaves nothing of the one before it
+    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["000001"]
+    remove_checkpoints(tmp_path)
+    remove_checkpoints(tmp_path)
+    assert not tmp_path.exists()
 
 
 def test_a_disk_that_takes_no_checkpoint_ends_no_training(job, whole, tmp_path):

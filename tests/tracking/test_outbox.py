@@ -247,5 +247,59 @@ def test_an_outbox_that_cannot_be_used_is_one_line(bench, outbox):
         sync()
 
 
+def test_an_outbox_whose_records_are_damaged_is_one_line(bench, outbox):
+    run_id = bench.run("baseline", status=None)
+    outbox.append(run_id, point(1.0, 1))
+    outbox._database.execute("UPDATE records SET operation = '{'")
+    with pytest.raises(BadInput, match=r"outbox .* cannot be used"):
+        outbox.next(10)
+
+
+def test_an_operation_that_cannot_be_kept_leaves_nothing_half_appended(bench, outbox):
+    run_id = bench.run("baseline", status=None)
+    with pytest.raises(ValueError, match="Out of range float"):
+        outbox.append(run_id, {"do": "metrics", "points": [float("nan")]}, 1)
+    assert (outbox.waiting(), outbox.last_number(run_id)) == (0, 0)
+    outbox._database.execute("DROP TABLE numbered")
+    with pytest.raises(BadInput, match="no such table"):
+        outbox.append(run_id, point(1.0, 1), 1)
+
+
+def test_files_and_folders_are_copied_when_they_are_appended(bench, outbox, tmp_path):
+    run_id = bench.run("baseline", status=None)
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file.txt", tmp_path / "folder" / "inside.txt"):
+        path.write_text("as it was")
+    outbox.append(run_id, operations.files(tmp_path / "file.txt", None))
+    outbox.append(run_id, operations.files(tmp_path / "folder", "place"))
+    (tmp_path / "file.txt").write_text("as it is now")
+    copies = [Path(record.operation["local"]) for record in outbox.next(10)]
+    assert [copy.name for copy in copies] == ["file.txt", "folder"]
+    assert copies[0].read_text() == (copies[1] / "inside.txt").read_text() == "as it was"
+    outbox.delivered(outbox.next(1))
+    assert not copies[0].exists() and copies[1].exists()
+    with pytest.raises(BadInput, match=r"cannot be used: .*No such file"):
+        outbox.append(run_id, operations.files(tmp_path / "gone", None))
+
+
+def test_what_waits_and_what_is_refused_is_told_by_run(bench, outbox):
+    for run_id, number in (("a", 1), ("a", 2), ("b", 1)):
+        outbox.append(run_id, point(float(number), number), number)
+    assert (outbox.waiting(), outbox.waiting(["a"]), outbox.waiting([])) == (3, 2, 0)
+    first = outbox.next(1)[0]
+    assert not first.tried
+    outbox.trying(first)
+    assert outbox.next(1)[0].tried
+    outbox.refuse(first, "no such run")
+    assert (outbox.waiting(), outbox.waiting(["a"])) == (2, 1)
+    assert (outbox.refusals(), outbox.refusals(["a"]), outbox.refusals(["b"])) == (["no such run"], ["no such run"], [])
+    outbox.try_refused_again()
+    assert outbox.waiting() == 3 and outbox.refusals() == []
+    assert not outbox.append("a", point(2.0, 2), 2) and outbox.append("a", point(3.0, 3), 3)
+    outbox.append("a", {"do": "close", "status": "FINISHED"})
+    outbox.delivered(outbox.next(100))
+    assert (outbox.waiting(), outbox.last_number("a"), outbox.last_number("b")) == (0, 0, 1)
+
+
 def in_store(bench: Bench) -> StageRun:
     return StageRun(bench.client, bench.run("baseline", status=None), bench.experiment, bench.folder)

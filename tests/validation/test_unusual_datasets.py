@@ -1,0 +1,330 @@
+"""What the pendulum never shows: discrete and unbounded actions, pictures, still worlds, and rules that stumble."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from pipeline.errors import BadInput
+from pipeline.spaces import space_to_json
+from pipeline.trajectories import UNKNOWN_SEED
+from pipeline.validation import Context, replay_episodes, validate
+from pipeline.validation.alignment import labels, replay, time_alignment
+from pipeline.validation.inspection import inspect_dataset
+from pipeline.validation.provenance import seeds_reserved, seeds_unique, shares
+from pipeline.validation.replay import ReplayedEpisode, first_difference
+from pipeline.validation.rules import Dataset
+from pipeline.validation.structure import declared_spaces, same_space
+from pipeline.validation.values import episodes_distinct, execution_noise, precision
+
+LINE = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+
+def dataset(
+    observations: np.ndarray,
+    actions: np.ndarray,
+    executed: np.ndarray | None = None,
+    *,
+    space: spaces.Space = LINE,
+    action_space: spaces.Space | None = None,
+    truncated: bool = True,
+    **metadata: Any,
+) -> Dataset:
+    """Observations (N, T + 1, *shape) and actions (N, T, *shape) of N episodes of T steps, without rewards."""
+    count, steps = len(actions), actions.shape[1]
+    ends = np.tile(np.arange(steps) == steps - 1, count)
+    flat = actions.reshape(count * steps, *actions.shape[2:])
+    arrays = {
+        "observations": observations.reshape(count * (steps + 1), *observations.shape[2:]),
+        "actions": flat,
+        "executed_actions": flat if executed is None else executed.reshape(flat.shape),
+        "rewards": np.zeros(count * steps, np.float32),
+        "terminations": ends & (not truncated),
+        "truncations": ends & truncated,
+        "lengths": np.full(count, steps),
+        "seeds": np.arange(count),
+        "scenarios": np.array(["plain"] * count),
+    }
+    said = {"observation_space": space_to_json(space), "noise_std": 0.0, "demonstrator": {"kind": "scripted"}}
+    if action_space is not None:
+        said["action_space"] = space_to_json(action_space)
+    return Dataset(arrays, {**said, **metadata})
+
+
+def findings(rule, data: Dataset, context: Context | None = None) -> list:
+    return list(rule.check(data, context or Context()))
+
+
+def walk(count: int, steps: int, late: int = 0, width: int = 1) -> Dataset:
+    """A point that moves by the executed action, -1, 0 or 1; a third of the actions are replaced by random ones.
+
+    With `late` 1, every row is the one before it: an observation is stored one step after it was seen.
+    """
+    rng = np.random.default_rng(5)
+    clean = rng.integers(0, 3, (count, steps))
+    executed = np.where(rng.random(clean.shape) < 0.4, rng.integers(0, 3, clean.shape), clean)
+    moved = np.concatenate([np.zeros((count, 1)), np.cumsum(executed - 1, axis=1)], axis=1)
+    place = rng.normal(size=(count, 1)) + moved + 0.001 * np.arange(steps + 1)  # a drift: it never comes back
+    if late:
+        place = np.concatenate([place[:, 1:], place[:, -1:] + 0.5], axis=1)
+    rest = rng.normal(size=(count, steps + 1, width - 1))
+    observations = np.concatenate([place[:, :, None], rest], axis=2).astype(np.float32)
+    space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
+    return dataset(observations, clean, executed, space=space, action_space=spaces.Discrete(3), noise_std=0.4)
+
+
+# --- alignment -------------------------------------------------------------------------------------------------------
+
+
+def test_replay_says_why_it_is_not_run():
+    data = walk(3, 20)
+    play = lambda scenario, seed, actions: None  # noqa: E731
+    assert replay.missing(data, Context(replay=play, replay_episodes=0)).startswith("no episode was to be simulated")
+    assert replay.missing(data, Context(replay=play)) is None
+    data.arrays["seeds"][:] = UNKNOWN_SEED
+    assert replay.missing(data, Context(replay=play)) == "no episode has a known seed"
+    data.arrays["seeds"][1] = 7
+    assert replay.missing(data, Context(replay=play)) is None
+
+
+def test_an_episode_that_cannot_be_simulated_is_a_finding_and_the_others_go_on(good):
+    def play(scenario, seed, actions):
+        if scenario == "light":
+            raise BadInput("no such scenario any more")
+        return good.replay(scenario, seed, actions)
+
+    data = Dataset(good.trajectories.to_arrays(), good.metadata.to_data())
+    found = findings(replay, data, replace(good.context, replay=play, replay_episodes=30))
+    light = np.flatnonzero(good.trajectories.scenarios == "light").tolist()
+    assert [finding.episode for finding in found] == light
+    assert {finding.message for finding in found} == {"no such scenario any more"}
+    assert data.notes == [f"re-simulation: {30 - len(light)} of 30 episodes bit-identical"]
+
+
+def test_discrete_noise_shows_in_the_next_row_or_the_data_is_shifted():
+    aligned = walk(20, 60)
+    assert findings(time_alignment, aligned) == []
+    assert "respond to noise at once" in aligned.notes[0]
+    (late,) = findings(time_alignment, walk(20, 60, late=1))
+    assert late.value == -1 and "stored 1 step late" in late.message
+
+
+def test_few_rows_decide_nothing():
+    data = walk(3, 20)
+    assert findings(time_alignment, data) == []
+    assert data.notes == ["alignment in time: not decided (strongest response 0.0 standard errors)"]
+
+
+def test_more_features_than_rows_can_explain_still_show_the_noise():
+    data = walk(5, 40, width=30)  # 61 columns and 200 rows
+    assert findings(time_alignment, data) == []
+    assert "respond to noise at once" in data.notes[0]
+
+
+def test_two_long_episodes_and_pictures_are_not_judged_by_their_edges():
+    rows = np.arange(18, dtype=np.float32).reshape(2, 9, 1)
+    rows[:, 1] = rows[:, 0]  # in three episodes this would say that they are shifted
+    data = dataset(rows, np.zeros((2, 8), np.int64))
+    assert findings(time_alignment, data) == []
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 9, 3), dtype=np.uint8)
+    data = dataset(pictures, np.zeros((4, 8), np.int64), space=spaces.Box(0, 255, (3,), np.uint8))
+    assert findings(time_alignment, data) == []
+    assert "not decided (no environment" in data.notes[0]
+    pictures[:, 1] = pictures[:, 0]
+    data = dataset(pictures, np.zeros((4, 8), np.int64), space=spaces.Box(0, 255, (3,), np.uint8))
+    assert ["first two observations are equal in 100%" in f.message for f in findings(time_alignment, data)] == [True]
+
+
+def test_standing_still_is_normal_where_nothing_ever_moves():
+    rows = np.repeat(np.full((4, 1, 1), 0.5), 9, axis=1).astype(np.float32)
+    assert findings(time_alignment, dataset(rows, np.zeros((4, 8), np.int64))) == []
+
+
+def test_two_discrete_labels_in_a_thousand_may_be_as_good_as_equal_and_no_more():
+    rows = np.zeros((4, 251, 1), np.float32)
+
+    def wrong(count: int) -> list:
+        actions = np.ones((4, 250), np.int64)
+        actions[2, :count] = 0
+        data = dataset(rows, actions, action_space=spaces.Discrete(2))
+        return findings(labels, data, Context(act=lambda o: np.ones(len(o), np.int64)))
+
+    assert wrong(1) == []
+    assert [(f.episode, f.step, f.value) for f in wrong(2)] == [(2, 0, "[0]"), (2, 1, "[0]")]
+
+
+def test_a_rule_that_stumbles_has_failed(good):
+    report = validate(
+        (good.trajectories, good.metadata), replace(good.context, act=lambda o: np.zeros((len(o), 7), np.float32))
+    )
+    wide = [f for f in report.findings if f.rule == "labels"]
+    assert wide and not report.passed
+    report = validate((good.trajectories, good.metadata), replace(good.context, act=lambda o: np.zeros(3, np.float32)))
+    assert report.failed_rules == ("labels",)
+    assert report.findings[0].message.startswith("the rule could not be answered: ValueError")
+    assert report.summary() == f"quarantined by labels; first: {report.findings[0]}"
+
+
+def test_a_dataset_that_passes_says_how_much_was_held_to_how_many_rules(good):
+    report = validate((good.trajectories, good.metadata), good.context)
+    rules = sum(outcome.state == "passed" for outcome in report.rules)
+    assert report.summary() == f"validated: 30 episodes, 1200 steps, {rules} rules hold" and rules > 20
+
+
+# --- replay ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_departs_by_kind_by_length_or_beyond_a_tolerance(good):
+    episode = good.trajectories.episode(0)
+    again = good.replay(episode.scenario, episode.seed, episode.executed_actions)
+    assert first_difference(episode, again) is None
+    wide = replace(again, observations=again.observations.astype(np.float64))
+    assert (
+        str(first_difference(episode, wide))
+        == "observation at step 0: recorded 'float32 (3,)', replayed 'float64 (3,)'"
+    )
+    short = good.replay(episode.scenario, episode.seed, episode.executed_actions[:10])
+    assert first_difference(episode, short).quantity == "length"
+    assert (first_difference(episode, short).recorded, first_difference(episode, short).replayed) == (40, 10)
+    rewards = again.rewards.copy()
+    rewards[4] += 0.5
+    moved: ReplayedEpisode = replace(again, rewards=rewards)
+    assert first_difference(episode, moved, tolerance=0.6) is None
+    assert (first_difference(episode, moved, 0.4).quantity, first_difference(episode, moved, 0.4).step) == ("reward", 4)
+    (same,) = replay_episodes(good.trajectories, good.replay, [0])
+    assert same.identical and str(same) == "episode 0: bit-identical"
+    (other,) = replay_episodes(good.trajectories, lambda *_: moved, [0])
+    assert not other.identical and str(other).startswith("episode 0: differs in reward at step 4: recorded")
+
+
+def test_a_closed_replay_makes_its_environments_again(good):
+    episode = good.trajectories.episode(1)
+    before = good.replay(episode.scenario, episode.seed, episode.executed_actions)
+    good.replay.close()
+    again = good.replay(episode.scenario, episode.seed, episode.executed_actions)
+    assert np.array_equal(before.observations, again.observations)
+
+
+# --- provenance ------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_that_nobody_wrote_down_are_for_imported_data_alone():
+    data = walk(3, 20)
+    data.arrays["seeds"][:] = [UNKNOWN_SEED, UNKNOWN_SEED, 4]
+    assert [f.episode for f in findings(seeds_unique, data)] == [0, 1]
+    assert [f.episode for f in findings(seeds_reserved, data)] == [0, 1, 2]
+    data.metadata["demonstrator"] = {"kind": "imported"}
+    assert findings(seeds_unique, data) == [] and findings(seeds_reserved, data) == []
+
+
+def test_a_scenario_that_nobody_asked_for_is_named():
+    data = walk(3, 20)
+    data.metadata["filter"] = {"min_return": None, "only_success": False}
+    for requested in ({"other": 1.0}, {"plain": 0.0}):
+        data.metadata["requested_shares"] = requested
+        assert [f.value for f in findings(shares, data) if f.bound == "= 0"][-1] == 3
+    data.metadata["requested_shares"] = {"plain": 2.0}
+    assert findings(shares, data) == []
+
+
+# --- structure -------------------------------------------------------------------------------------------------------
+
+
+def test_spaces_that_no_policy_takes_or_that_are_not_the_tasks_are_named():
+    data = walk(3, 20)
+    data.metadata["action_space"] = space_to_json(spaces.Dict({"a": spaces.Discrete(2)}))
+    (finding,) = findings(declared_spaces, data)
+    assert finding.bound == "a space that policies take" and finding.message.startswith("action_space: ")
+    data = walk(3, 20)
+    assert findings(declared_spaces, data, Context(observation_space=LINE, action_space=spaces.Discrete(3))) == []
+    (finding,) = findings(declared_spaces, data, Context(action_space=spaces.Discrete(4)))
+    assert finding.message == "action_space is not the one of the task's environment"
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (spaces.Dict({"a": spaces.Discrete(2), "b": LINE}), True),
+        (spaces.Dict({"a": spaces.Discrete(3), "b": LINE}), False),
+        (spaces.Dict({"a": spaces.Discrete(2)}), False),
+        (spaces.Discrete(2), False),
+    ],
+)
+def test_dict_spaces_are_the_same_when_all_their_parts_are(other, same):
+    assert same_space(spaces.Dict({"b": LINE, "a": spaces.Discrete(2)}), other) is same
+
+
+def test_boxes_are_the_same_to_the_last_bit_of_each_bound():
+    box = spaces.Box(-1, 1, (2,), np.float32)
+    assert same_space(box, spaces.Box(-1, 1, (2,), np.float32))
+    assert not same_space(box, spaces.Box(-1, np.nextafter(np.float32(1), np.float32(2)), (2,), np.float32))
+    assert not same_space(box, spaces.Box(np.nextafter(np.float32(-1), np.float32(-2)), 1, (2,), np.float32))
+    assert not same_space(box, spaces.Box(-1, 1, (2,), np.float64))
+    assert not same_space(box, spaces.Box(-1, 1, (3,), np.float32))
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_precision_is_asked_of_floats_that_need_their_digits():
+    pictures = np.zeros((2, 9, 3), np.uint8)
+    assert findings(precision, dataset(pictures, np.zeros((2, 8), np.int64))) == []
+    whole = np.arange(36, dtype=np.float32).reshape(2, 18, 1)  # no value needs its low bits
+    assert findings(precision, dataset(whole, np.zeros((2, 17), np.int64))) == []
+    exact = np.random.default_rng(0).normal(size=(12, 18, 1))
+    exact[3] = exact[3].astype(np.float32)
+    (finding,) = findings(precision, dataset(exact, np.zeros((12, 17), np.int64)))
+    assert (finding.episode, finding.value) == (3, "float32")
+
+
+def test_episodes_that_begin_and_end_alike_are_not_copies():
+    rows = np.random.default_rng(1).normal(size=(1, 9, 1)).repeat(3, axis=0).astype(np.float32)
+    rows[1, 4] += 1.0
+    found = findings(episodes_distinct, dataset(rows, np.zeros((3, 8), np.int64)))
+    assert [(f.episode, f.value) for f in found] == [(2, "copy of 0")]
+
+
+def test_random_actions_come_as_often_as_declared():
+    def said(replaced: int, chance: float) -> list:
+        clean = np.zeros((10, 100), np.int64)
+        executed = clean.copy()
+        executed.reshape(-1)[:replaced] = 1
+        data = dataset(np.zeros((10, 101, 1), np.float32), clean, executed, action_space=spaces.Discrete(2))
+        data.metadata["noise_std"] = chance
+        return [f.value for f in findings(execution_noise, data)]
+
+    assert said(100, 0.1) == [] and said(156, 0.1) == []  # 6 standard deviations of 0.0095 are 0.057
+    assert said(158, 0.1) == [0.158]
+    assert said(0, 0.05) == [0.0] and said(0, 0.049) == []  # 50 expected replacements must show, fewer need not
+    assert said(1000, 1.0) == [] and said(1000, 1.5) == []
+
+
+def test_noise_that_is_too_large_once_is_told_by_its_step():
+    rng, box = np.random.default_rng(2), spaces.Box(-2, 2, (1,), np.float32)
+    clean = np.zeros((3, 20, 1), np.float32)
+    executed = rng.normal(0, 0.2, clean.shape).clip(-1, 1).astype(np.float32)  # 0.1 half ranges of 2
+    data = dataset(np.zeros((3, 21, 1), np.float32), clean, executed, action_space=box, noise_std=0.1)
+    assert findings(execution_noise, data) == []
+    executed[1, 7] = 1.75
+    data = dataset(np.zeros((3, 21, 1), np.float32), clean, executed, action_space=box, noise_std=0.1)
+    assert [(f.episode, f.step, f.value) for f in findings(execution_noise, data)] == [(1, 7, 1.75)]
+
+
+def test_noise_of_unbounded_actions_has_no_scale_to_be_measured_by():
+    actions = np.zeros((3, 20, 1), np.float32)
+    data = dataset(np.zeros((3, 21, 1), np.float32), actions, actions + 9, action_space=LINE, noise_std=0.1)
+    assert findings(execution_noise, data) == []
+
+
+# --- inspection ------------------------------------------------------------------------------------------------------
+
+
+def test_discrete_actions_are_counted_value_by_value(good):
+    values = np.tile([3, 4, 4, 5], good.trajectories.steps // 4)
+    trajectories = replace(good.trajectories, actions=values, executed_actions=values)
+    metadata = replace(good.metadata, action_space=space_to_json(spaces.Discrete(4, start=3)))
+    (histogram,) = inspect_dataset(trajectories, metadata).actions
+    assert histogram.edges == (3.0, 4.0, 5.0, 6.0)
+    assert histogram.counts == (300, 600, 300, 0)
