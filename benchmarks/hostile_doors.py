@@ -319,7 +319,13 @@ def parse_arguments(folder: Path) -> None:
     """Overrides of any name and value: each is understood, and lands where it says or is refused."""
     argv = _object(folder / "argv.json").get("argv")
     given = [str(part) for part in argv] if isinstance(argv, list) else [str(argv)]
-    _, _, overrides = parse("finetune", given)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            _, _, overrides = parse("finetune", given)
+    except SystemExit as end:
+        if end.code not in (0, None):
+            raise
+        return  # help was asked for
     load(Finetune, ROOT / "configs/smoke/finetune.yaml", overrides)
 
 
