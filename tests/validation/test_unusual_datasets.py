@@ -328,3 +328,11 @@ def test_discrete_actions_are_counted_value_by_value(good):
     (histogram,) = inspect_dataset(trajectories, metadata).actions
     assert histogram.edges == (3.0, 4.0, 5.0, 6.0)
     assert histogram.counts == (300, 600, 300, 0)
+
+
+def test_a_disk_that_does_not_give_a_file_is_no_verdict_on_the_data(tmp_path):
+    (tmp_path / "trajectories.npz").symlink_to("/proc/self/mem")  # whoever reads its first byte gets EIO
+    with pytest.raises(BadInput, match="Input/output error"):
+        validate(tmp_path, Context())
+    (tmp_path / "trajectories.npz").unlink()
+    assert validate(tmp_path, Context()).failed_rules == ("readable",)
