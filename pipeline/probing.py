@@ -2,17 +2,22 @@
 
 probe = probe_environment(task, episodes=20, seed=0)
 probe.returns.max(), probe.lengths.mean(), probe.final_keys, probe.repeatable
+
+Where somebody demonstrates, he plays the same episodes.
 """
 
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from pipeline.demonstrators import ActorSlots, Scripted
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
@@ -47,11 +52,16 @@ class Probe:
     repeatable: bool  # the same seed and actions gave the same bits again
     starts: int  # different first observations
     steps_per_second: float
+    rewarded_at_end: bool  # no reward was negative, and none but the last of an episode was positive
+    shown: np.ndarray | None  # (N,) float64 returns of the demonstrator in the same episodes
     spreads: dict[str, Spread]  # "" for a Box of floats, else keys of a Dict that are Boxes of floats
 
 
-def probe_environment(task: Task, episodes: int, seed: int) -> Probe:
-    """Play random episodes of the task's first scenario. Raises BadInput when the environment cannot be played."""
+def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Scripted | None = None) -> Probe:
+    """Play episodes of the task's first scenario at random, and again with the demonstrator.
+
+    Raises BadInput when the environment, or the demonstrator in it, cannot be played.
+    """
     scenario = next(iter(task.config.scenarios))
     env = _made(task, scenario)
     try:
@@ -60,6 +70,7 @@ def probe_environment(task: Task, episodes: int, seed: int) -> Probe:
             for chosen in task.episodes("train", seed, episodes, Purpose.EVALUATE)
         ]
         again = _play(env, played[0].episode)
+        shown = [] if demonstrator is None else [_play(env, one.episode, demonstrator) for one in played]
         space, spec = env.observation_space, env.spec
         rows = np.concatenate([one.rows for one in played])
         steps = np.concatenate([one.rewards for one in played])
@@ -70,13 +81,15 @@ def probe_environment(task: Task, episodes: int, seed: int) -> Probe:
             lengths=np.array([len(one.rewards) for one in played]),
             rewards=(float(steps.min()), float(steps.max())),
             ended=sum(one.over for one in played),
-            final_keys=_common_keys([one.final for one in played if one.over]),
+            final_keys=_common_keys([one.final for one in played + shown if one.over]),
             limit=None if spec is None else spec.max_episode_steps,
             reward_threshold=None if spec is None else spec.reward_threshold,
             renders=task.renders,
             repeatable=again.same_as(played[0]),
             starts=len({one.rows[0].tobytes() for one in played}),
             steps_per_second=len(steps) / max(1e-9, sum(one.seconds for one in played)),
+            rewarded_at_end=all((one.rewards[:-1] == 0).all() and one.rewards[-1] >= 0 for one in played + shown),
+            shown=np.array([one.rewards.sum() for one in shown]) if shown else None,
             spreads=_spreads(space, rows),
         )
     finally:
@@ -90,8 +103,14 @@ def _made(task: Task, scenario: str) -> gym.Env[Any, Any]:
         raise
     except Exception as error:  # somebody else's code, as in `_play`
         raise BadInput(
-            f"environment {task.config.environment.id!r} cannot be made: {type(error).__name__}: {error}; mend it first"
+            f"environment {task.config.environment.id!r} cannot be made: {_told(error)}; mend it first"
         ) from None
+
+
+def _told(error: Exception) -> str:
+    """What somebody else's code raised, and where: its words alone may be none."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error or 'without a word'} ({Path(place.filename).name}:{place.lineno})"
 
 
 @dataclass(frozen=True)
@@ -107,21 +126,36 @@ class _Played:
         return self.rows.tobytes() == other.rows.tobytes() and self.rewards.tobytes() == other.rewards.tobytes()
 
 
-def _play(env: gym.Env[Any, Any], episode: Episode) -> _Played:
+def _play(env: gym.Env[Any, Any], episode: Episode, demonstrator: Scripted | None = None) -> _Played:
     env.action_space.seed(episode.seed)
+    choose = (lambda _: env.action_space.sample()) if demonstrator is None else _answers(demonstrator, env)
     started, rewards = time.perf_counter(), list[float]()
     try:
         observation, info = env.reset(seed=episode.seed)
         rows, over = [one_row(env.observation_space, observation).copy()], False
         while not over and len(rewards) < LONGEST:
-            observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+            observation, reward, terminated, truncated, info = env.step(choose(observation))
             rows.append(one_row(env.observation_space, observation).copy())
             rewards.append(float(reward))
             over = bool(terminated or truncated)
+    except BadInput:
+        raise
     except Exception as error:  # somebody else's code: whatever it raises, it cannot be played
-        raise BadInput(f"environment cannot be played: {type(error).__name__}: {error}; mend it first") from None
+        who = "" if demonstrator is None else f" with {demonstrator.name}"
+        raise BadInput(f"environment cannot be played{who}: {_told(error)}; mend it first") from None
     seconds = time.perf_counter() - started
     return _Played(episode, np.stack(rows), np.array(rewards), over, outcome_of(dict(info)), seconds)
+
+
+def _answers(demonstrator: Scripted, env: gym.Env[Any, Any]) -> Callable[[Any], Any]:
+    """The demonstrator as a function of one observation, at the start of an episode."""
+    slot = ActorSlots(demonstrator, 1, env.action_space)
+
+    def answer(observation: Any) -> Any:
+        batch = {k: v[None] for k, v in observation.items()} if isinstance(observation, Mapping) else observation[None]
+        return slot.act(batch, np.ones(1, bool))[0][0]
+
+    return answer
 
 
 def _common_keys(finals: list[dict[str, float]]) -> dict[str, tuple[float, float]]:

@@ -17,6 +17,8 @@ from pipeline.probing import Probe, Sizes, Spread
 SUCCESS_KEYS: Final = ("is_success", "success", "reached_goal", "goal_reached")
 COLLISION_KEYS: Final = ("collision", "is_collision", "collided", "crash", "crashed")
 SCALER: Final = "pipeline.envs.scaling:ScaleObservation"
+LEAST_RETURN: Final = 1e-3  # any reward, where most episodes have none
+SHOWN_SHARE: Final = 0.1  # of the demonstrator's episodes are below what is guessed to solve the task
 LARGE: Final = 10.0  # observations beyond this are scaled, smaller ones left as they are
 LEAST_STD: Final = 0.1  # a feature that random actions hardly move is never blown up more than tenfold
 MOST_FIGURES: Final = 8
@@ -27,7 +29,7 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
     """Path below the folder of configs -> text: `tasks/<name>.yaml` and `<name>/<stage>.yaml`."""
     expert = [] if config.demonstrator else ["train_expert", "promote"]
     collision = _first_of(probe, COLLISION_KEYS)
-    success, scaler = success_of(probe), _scaler(probe.spreads)
+    success, scaler = success_of(config, probe), _scaler(probe.spreads)
     text = _template().render(
         name=config.name,
         env=" ".join(config.env.split()),
@@ -42,30 +44,38 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
         scale=scaler["needed"] and not config.demonstrator,  # a script acts on what policies see
         success=success,
         collision=collision,
-        figures=_further_figures(probe, (success["info"], collision)),
+        figures=_further_figures(probe, (success.get("info"), collision)),
         stages=[*expert, "collect", "pretrain", "finetune", "compare"],
     )
     parts = re.split(r"^=== (\S+)\n", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def success_of(probe: Probe) -> dict[str, Any]:
-    """How success is told: a key of the final info, or a return that is known to solve the task, or a guess."""
-    threshold = probe.reward_threshold
+def success_of(config: NewTask, probe: Probe) -> dict[str, Any]:
+    """How success is told, and why: a key of the final info, or a return, which may be a guess (`known` is False)."""
     best, spread = float(probe.returns.max()), float(probe.returns.std())
-    guess = float(f"{best + max(spread, 0.1 * abs(best)):.4g}")
-    key = _first_of(probe, SUCCESS_KEYS)
-    return {
-        "info": key,
-        "known": key is not None or threshold is not None,
-        "return_at_least": guess if threshold is None else float(threshold),
-    }
+    key, threshold = _first_of(probe, SUCCESS_KEYS), probe.reward_threshold
+    if key is not None:
+        low, high = probe.final_keys[key]
+        return {"info": key, "known": True, "why": f"Of the final info; the probe had {low:.4g} to {high:.4g}."}
+    if threshold is not None:
+        return {"return_at_least": float(threshold), "known": True, "why": "Gymnasium's own threshold for this id."}
+    if probe.rewarded_at_end:
+        why = "Only ends of episodes were rewarded: any reward is taken for success. SET IT where that is too little."
+        return {"return_at_least": LEAST_RETURN, "known": False, "why": why}
+    if probe.shown is not None:
+        guess = float(np.quantile(probe.shown, SHOWN_SHARE))
+        why = f"A GUESS: what {config.demonstrator} reaches in nine of ten episodes. SET IT to what solves the task."
+    else:
+        guess = best + max(spread, 0.1 * abs(best))
+        why = f"A GUESS above the best random episode ({best:.4g}): SET IT to what solves the task."
+    return {"return_at_least": _rounded(guess), "known": False, "why": why}
 
 
 def summary(config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str]) -> tuple[str, ...]:
     """What was found, what was written, and what to do now."""
-    success = success_of(probe)
-    means = f"info[{success['info']!r}]" if success["info"] else f"a return of {success['return_at_least']:g} or more"
+    success = success_of(config, probe)
+    means = f"info[{success['info']!r}]" if "info" in success else f"a return of {success['return_at_least']:g} or more"
     guessed = "" if success["known"] else ": A GUESS; set success.return_at_least to what solves the task"
     lines = [
         f"new_task: {config.name} is {config.env}: {len(probe.returns)} random episodes, return "
@@ -75,6 +85,10 @@ def summary(config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str]) -
         f"  wrote {config.folder}/{files[0]} and {len(files) - 1} stage configs in {config.folder}/{config.name}/",
         f"  success is {means}{guessed}",
     ]
+    if probe.shown is not None:
+        least, mean, most = probe.shown.min(), probe.shown.mean(), probe.shown.max()
+        told = f"  {config.demonstrator} had a return of {mean:.4g} ({least:.4g} to {most:.4g}) in the same episodes"
+        lines.insert(2, told)
     if not probe.repeatable:
         lines.append("  WARNING: the same seed and actions did not give the same episode; nothing will be replayed")
     if probe.starts == 1:

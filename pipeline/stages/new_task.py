@@ -10,6 +10,7 @@ from typing import Any, Final
 from pipeline.config.loading import parse_yaml, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, NewTask
 from pipeline.config.task import TaskConfig
+from pipeline.demonstrators import Scripted, scripted
 from pipeline.errors import BadInput
 from pipeline.probing import probe_environment, sizes
 from pipeline.report.new_task import summary, task_files
@@ -25,7 +26,9 @@ TAKEN: Final = (TASKS, "smoke")  # folders of configs that belong to no task
 def run(run: StageRun, config: NewTask, upstream: Mapping[str, str]) -> StageOutcome:
     _refuse_taken(config)
     task = Task(validate(TaskConfig, _provisional(config), "new_task"))
-    probe = probe_environment(task, config.episodes, config.seed)
+    shows = None if config.demonstrator is None else scripted(config.demonstrator, {}).actor
+    assert shows is None or isinstance(shows, Scripted)
+    probe = probe_environment(task, config.episodes, config.seed, shows)
     chosen = sizes(probe)
     files = task_files(config, probe, chosen)
     written = _checked(config, files)

@@ -38,6 +38,20 @@ class Known(gym.Env):
             raise ZeroDivisionError("a wheel came off")
         over = self._at == self._steps
         info = {"success": over, "crash": False, "distance": 2.5 * self._at, "mood": "good"} if over else {}
-        if self._kind == "silent":
+        if self._kind in ("silent", "sparse", "obeyed"):
             info = {}
-        return self._observe(), 1.0, over, False, info
+        reward = {"sparse": 0.5 * over, "obeyed": float(np.sum(action))}.get(self._kind, 1.0)
+        return self._observe(), reward, over, False, info
+
+
+def odd(observation):
+    """Chooses 1 whenever it sees 104: two of four steps."""
+    return int(observation[0] == 104.0)
+
+
+def lost(observation):
+    raise KeyError("the way")
+
+
+def bold(observation):
+    return 2

@@ -11,6 +11,7 @@ from pipeline.cli import stage_main
 from pipeline.config.loading import load, load_task, parse_yaml, validate
 from pipeline.config.stages import STAGE_CONFIGS, NewTask
 from pipeline.config.task import TaskConfig
+from pipeline.demonstrators import scripted
 from pipeline.errors import BadInput
 from pipeline.names import Tag
 from pipeline.probing import Probe, probe_environment, sizes
@@ -24,7 +25,7 @@ KNOWN = "strange_environments:Known"
 LIMIT = "[{name: pipeline.envs.limits:LimitAction, kwargs: {low: -1.0, high: 1.0}}]"
 
 
-def probed(env: str = KNOWN, **kwargs) -> Probe:
+def probed(env: str = KNOWN, by: str | None = None, **kwargs) -> Probe:
     data = {
         "name": "probed",
         "environment": {"id": env, "kwargs": kwargs},
@@ -33,7 +34,8 @@ def probed(env: str = KNOWN, **kwargs) -> Probe:
         "scenarios": {"default": {}},
         "scenario_sets": {"train": {"default": 1}},
     }
-    return probe_environment(Task(validate(TaskConfig, data, "test")), 4, 0)
+    actor = None if by is None else scripted(f"strange_environments:{by}", {}).actor
+    return probe_environment(Task(validate(TaskConfig, data, "test")), 4, 0, actor)
 
 
 def written(probe: Probe, **settings) -> dict[str, str]:
@@ -80,7 +82,8 @@ def test_a_probe_of_an_environment_that_can_be_worked_out_by_hand():
 def test_what_gymnasium_knows_of_its_own_is_taken_from_it():
     probe = probed("CartPole-v1")
     assert (probe.limit, probe.reward_threshold, probe.renders, probe.repeatable) == (500, 475.0, True, True)
-    assert success_of(probe) == {"info": None, "known": True, "return_at_least": 475.0}
+    success = success_of(NewTask(env="CartPole-v1", name="pole"), probe)
+    assert (success["return_at_least"], success["known"]) == (475.0, True)
 
 
 def test_an_environment_that_does_not_end_is_left_and_gets_a_horizon():
@@ -105,8 +108,14 @@ def test_an_environment_that_does_not_repeat_itself_is_found_out_and_never_repla
 def test_somebody_elses_crash_is_one_line():
     with pytest.raises(BadInput, match=r"cannot be played: ZeroDivisionError: a wheel came off"):
         probed(kind="broken")
-    with pytest.raises(BadInput, match=r"cannot be made: AssertionError: no wheels"):
+    with pytest.raises(BadInput, match=r"cannot be made: AssertionError: no wheels \(strange_environments.py:\d+\)"):
         probed(kind="stillborn")
+    with pytest.raises(
+        BadInput, match=r"with strange_environments:lost: KeyError: 'the way' \(strange_env.*\); mend it"
+    ):
+        probed(by="lost")
+    with pytest.raises(BadInput, match=r"'strange_environments:bold' answered 2, which is not an action"):
+        probed(by="bold")
 
 
 @pytest.mark.parametrize(("env", "starts"), [(KNOWN, 1), ("CartPole-v1", 4)])
@@ -163,6 +172,29 @@ def test_every_stage_reads_its_config_and_main_names_them(kind, demonstrator):
     else:
         assert task.success.return_at_least == pytest.approx(4.4)  # a tenth above the best random return
         assert "A GUESS" in files["tasks/known.yaml"]
+
+
+def test_success_is_guessed_from_what_the_demonstrator_reaches():
+    config = NewTask(env=KNOWN, name="known", demonstrator="strange_environments:odd")
+    probe = probed(by="odd", kind="obeyed")
+    assert probe.shown.tolist() == [2.0] * 4  # it sees 100, 104, 100, 104
+    success = success_of(config, probe)
+    assert (success["return_at_least"], success["known"]) == (2.0, False)
+    assert "strange_environments:odd reaches in nine of ten episodes" in success["why"]
+    assert "strange_environments:odd had a return of 2 (2 to 2)" in summary(config, probe, sizes(probe), ["a"])[2]
+    text = task_files(config, probe, sizes(probe))["tasks/known.yaml"]
+    assert validate(TaskConfig, parse_yaml(text, "task"), "task").success.return_at_least == 2.0
+    assert "strange_environments:odd had 2 to 2" in text
+
+
+def test_where_only_ends_are_rewarded_any_reward_is_success():
+    config = NewTask(env=KNOWN, name="known")
+    probe = probed(kind="sparse")
+    assert probe.rewarded_at_end
+    assert success_of(config, probe)["return_at_least"] == 1e-3  # 0.55 would be out of reach
+    assert not probed(kind="silent").rewarded_at_end
+    never = replace(probe, returns=np.zeros(4))
+    assert success_of(config, never)["return_at_least"] > 0  # nothing at all is no success
 
 
 def test_large_observations_are_scaled_by_what_was_measured_and_small_ones_only_shown():
