@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ def kill(pid: int, alone: bool) -> None:
     psutil.wait_procs(family, timeout=120)
 
 
+def interrupted(store: Path) -> str:
+    """The stage that a kill fell into; `main` between two of them, and before the first."""
+    mlflow.set_tracking_uri(f"sqlite:///{store}/mlflow.db")
+    client = mlflow.MlflowClient()
+    open_runs = client.search_runs(experiment_ids(client), "attributes.status = 'RUNNING'")
+    stages = {run.data.tags.get(Tag.STAGE, "main") for run in open_runs}
+    return next((stage for stage in sorted(stages - {"main"}) if not stage.endswith("_seed")), "main")
+
+
 def left_behind(store: Path) -> dict[str, Any]:
     """What a store holds, without what differs from call to call: ids, times and places."""
     mlflow.set_tracking_uri(f"sqlite:///{store}/mlflow.db")
@@ -135,7 +145,8 @@ def main() -> None:
     duration = time.monotonic() - duration
     expected = left_behind(reference)
     print(f"never killed: {duration:.0f} s, {len(expected['trained'])} trainings", flush=True)
-    kills, campaigns = 0, []
+    kills, hit = 0, Counter[str]()
+    campaigns: list[dict[str, Any]] = []
     while kills < given.kills and time.monotonic() - began < 60 * given.minutes:
         store = given.folder / f"campaign-{len(campaigns) + 1}"
         store.mkdir()
@@ -150,6 +161,7 @@ def main() -> None:
                 break
             kill(pid, alone=chance.random() < 0.5)
             done += 1
+            hit[interrupted(store)] += 1
         kills += done
         found = left_behind(store)
         differs = sorted(key for key in expected if found[key] != expected[key])
@@ -159,6 +171,7 @@ def main() -> None:
             shutil.rmtree(store)
     good = sum(c["exit code"] == 0 and not c["differs"] for c in campaigns)
     print(f"{kills} kills in {len(campaigns)} campaigns: {good} ended as the one that was never killed")
+    print("kills by stage: " + ", ".join(f"{stage} {count}" for stage, count in hit.most_common()))
     sys.exit(good != len(campaigns))
 
 
