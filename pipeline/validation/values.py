@@ -5,9 +5,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from gymnasium import spaces
 
+from pipeline.errors import BadInput
 from pipeline.names import Metric
 from pipeline.observations import flat_rows
 from pipeline.spaces import space_bounds
+from pipeline.trajectories import UNKNOWN_SEED, EpisodeData
+from pipeline.validation.replay import first_difference
 from pipeline.validation.report import Finding
 from pipeline.validation.rules import Context, Dataset, chunks, plain, rule
 
@@ -201,26 +204,56 @@ def _bits_used(bits: np.ndarray, mask: np.unsignedinteger, row_offsets: np.ndarr
     return used, counts / len(bits)
 
 
-@rule("episodes_distinct", "No two episodes are the same.", SOUND)
+@rule("episodes_distinct", "No two episodes are the same, but where a small world leads there from both seeds.", SOUND)
 def episodes_distinct(dataset: Dataset, context: Context) -> Iterable[Finding]:
-    data, seen = dataset.trajectories, dict[tuple[bytes, ...], list[int]]()
-    names = ("observations", "executed_actions", "rewards")
-    for index, (start, row) in enumerate(zip(dataset.step_offsets[:-1], dataset.row_offsets[:-1], strict=True)):
-        stop = start + dataset.lengths[index]
+    copies = _copies(dataset)
+    enough = len(dataset.lengths) - len(copies) >= context.min_episodes  # else it is one demonstration, many times
+    honest = 0
+    for index, other in copies.items():
+        if enough and _leads_there(dataset, context, index):
+            honest += 1
+            continue
+        message = f"the episode is a copy of episode {other}, step for step"
+        yield Finding("episodes_distinct", index, None, f"copy of {other}", "distinct episodes", message)
+    if honest:
+        dataset.notes.append(f"{honest} episodes equal an earlier one; re-simulation leads there from their own seeds")
+
+
+def _copies(dataset: Dataset) -> dict[int, int]:
+    """Episode -> the earlier one that it is equal to in observations, executed actions and rewards."""
+    data, starts = dataset.trajectories, zip(dataset.step_offsets, dataset.row_offsets, dataset.lengths, strict=False)
+    copies, seen = dict[int, int](), dict[tuple[bytes, ...], list[int]]()
+    for index, (step, row, length) in enumerate(starts):
         # a cheap key first; only episodes that share it are compared in full
-        ends_of = (data.observations[row], data.observations[row + stop - start], data.rewards[start:stop])
-        key = tuple(np.ascontiguousarray(part).tobytes() for part in ends_of)
-        for other in seen.get(key, ()):
-            mine, theirs = data.episode(index), data.episode(other)
-            if all(np.array_equal(getattr(mine, n), getattr(theirs, n), equal_nan=_inexact(mine, n)) for n in names):
-                message = f"the episode is a copy of episode {other}, step for step"
-                yield Finding("episodes_distinct", index, None, f"copy of {other}", "distinct episodes", message)
-                break
-        else:
+        parts = (data.observations[row], data.observations[row + length], data.rewards[step : step + length])
+        key = tuple(np.ascontiguousarray(part).tobytes() for part in parts)
+        same = (other for other in seen.get(key, ()) if _equal(data.episode(index), data.episode(other)))
+        other = next(same, None)
+        if other is None:
             seen.setdefault(key, []).append(index)
+        else:
+            copies[index] = other
+    return copies
 
 
-def _inexact(episode: object, name: str) -> bool:
+def _equal(mine: EpisodeData, theirs: EpisodeData) -> bool:
+    names = ("observations", "executed_actions", "rewards")
+    return all(np.array_equal(getattr(mine, n), getattr(theirs, n), equal_nan=_inexact(mine, n)) for n in names)
+
+
+def _leads_there(dataset: Dataset, context: Context, index: int) -> bool:
+    """The environment plays the episode from its own seed, which no other episode has (rule seeds_unique)."""
+    episode = dataset.trajectories.episode(index)
+    if context.replay is None or context.replay_episodes == 0 or episode.seed == UNKNOWN_SEED:
+        return False
+    try:
+        again = context.replay(episode.scenario, episode.seed, episode.executed_actions)
+    except BadInput:
+        return False
+    return first_difference(episode, again, context.replay_tolerance) is None
+
+
+def _inexact(episode: EpisodeData, name: str) -> bool:
     return bool(getattr(episode, name).dtype.kind == "f")
 
 

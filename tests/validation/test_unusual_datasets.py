@@ -286,6 +286,39 @@ def test_episodes_that_begin_and_end_alike_are_not_copies():
     assert [(f.episode, f.value) for f in found] == [(2, "copy of 0")]
 
 
+def three_starts(scenario: str, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
+    """A world that starts at 0, 1 or 2, as the seed says, and adds up the actions."""
+    steps = len(executed_actions)
+    place = seed % 3 + np.concatenate([[0], np.cumsum(executed_actions)])
+    ends = np.arange(steps) == steps - 1
+    return ReplayedEpisode(place[:, None].astype(np.float32), np.zeros(steps, np.float32), ~ends & ends, ends)
+
+
+def test_copies_are_honest_where_their_own_seeds_lead_there():
+    rows = np.stack([three_starts("plain", seed, np.ones(8)).observations for seed in range(9)])
+    data = dataset(rows, np.ones((9, 8), np.int64))
+    small = Context(replay=three_starts, min_episodes=3)
+    assert findings(episodes_distinct, data, small) == []
+    assert data.notes == ["6 episodes equal an earlier one; re-simulation leads there from their own seeds"]
+    for context in (
+        Context(min_episodes=3),  # nobody can play them again
+        replace(small, replay_episodes=0),
+        replace(small, min_episodes=4),  # three demonstrations, each of them three times
+        replace(small, replay=lambda scenario, seed, actions: three_starts(scenario, 0, actions)),
+    ):
+        found = findings(episodes_distinct, data, context)
+        assert [(f.episode, f.value) for f in found][-1] == (8, "copy of 2"), context
+    data.arrays["seeds"][8] = 9  # from there the world starts at 0, not at 2
+    assert [f.episode for f in findings(episodes_distinct, data, small)] == [8]
+    data.arrays["seeds"][8] = UNKNOWN_SEED
+    assert [f.episode for f in findings(episodes_distinct, data, small)] == [8]
+
+    def refuses(scenario: str, seed: int, actions: np.ndarray) -> ReplayedEpisode:
+        raise BadInput("no such seed")
+
+    assert len(findings(episodes_distinct, data, replace(small, replay=refuses))) == 6
+
+
 def test_random_actions_come_as_often_as_declared():
     def said(replaced: int, chance: float) -> list:
         clean = np.zeros((10, 100), np.int64)
