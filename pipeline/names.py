@@ -186,6 +186,7 @@ class Metric:
     LENGTH: Final = "length"
     SUCCESS_RATE: Final = "success_rate"
     COLLISION_RATE: Final = "collision_rate"
+    LENGTH_MEAN: Final = "length_mean"  # steps; longer is worse where a goal is reached, better where one balances
     EPISODE_RETURN: Final = "eval_episode_return"
     TIMESTEPS_TO_TARGET: Final = "timesteps_to_target"
     CONVERGED_AT: Final = "converged_at_timestep"

@@ -26,7 +26,12 @@ SCHEMA_VERSION: Final = 1
 FIGURE_FOLDER: Final = "figures"
 
 _MOODS: Final = {Verdict.FASTER: "good", Verdict.NOT_SHOWN: "open", Verdict.SLOWER: "bad"}
-_FINAL_MOODS: Final = {FinalVerdict.BETTER: "good", FinalVerdict.NOT_SHOWN: "", FinalVerdict.WORSE: "bad"}
+_FINAL_MOODS: Final = {
+    FinalVerdict.BETTER: "good",
+    FinalVerdict.NOT_SHOWN: "",
+    FinalVerdict.WORSE: "bad",
+    FinalVerdict.DIFFERS: "",
+}
 
 
 def build_report(comparison: Comparison, context: ReportContext) -> dict[str, bytes]:
@@ -146,6 +151,7 @@ def _final_verdict(verdict: FinalVerdict) -> str:
         FinalVerdict.BETTER: "better than from scratch",
         FinalVerdict.NOT_SHOWN: "no difference shown",
         FinalVerdict.WORSE: "worse than from scratch",
+        FinalVerdict.DIFFERS: "other than from scratch",
     }
     return words[verdict]
 

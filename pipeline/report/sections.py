@@ -145,7 +145,7 @@ def _final_table(of_set: tuple[FinalFigure, ...]) -> Table:
             interval(f.means[Arm.SCRATCH]),
             interval(f.means[Arm.PRETRAINED]),
             signed(f.difference),
-            interval(f.probability_of_improvement),
+            "–" if f.probability_of_improvement is None else interval(f.probability_of_improvement),
             f.verdict.value,
         )
         for f in of_set

@@ -100,6 +100,7 @@ def comparison_settings(config: Compare, task: TaskConfig, group: Group, trained
         final_figure=Metric.SUCCESS_RATE,
         training_set=trained.training.scenario_set,
         minimised=frozenset({*MINIMISED, *(name for name, m in task.metrics.items() if m.lower_is_better)}),
+        undirected=frozenset({Metric.LENGTH_MEAN}),
     )
 
 

@@ -59,6 +59,7 @@ class FinalVerdict(StrEnum):
     BETTER = "better"
     NOT_SHOWN = "not shown"
     WORSE = "worse"
+    DIFFERS = "differs"  # of a figure of which neither more nor less is better
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class ComparisonSettings:
     final_figure: str  # of `RunData.final` that decides about final performance
     training_set: str  # scenario set of the fine-tuning, first of the final evaluations
     minimised: frozenset[str] = frozenset()  # figures of which less is better
+    undirected: frozenset[str] = frozenset()  # figures of which neither more nor less is
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class FinalFigure:
     means: Mapping[str, Estimate]  # arm -> mean over seeds
     interquartile_means: Mapping[str, Estimate]  # arm -> over seeds
     difference: Estimate  # pre-trained - scratch, mean over matched seeds
-    probability_of_improvement: Estimate  # that a pre-trained run is better than one from scratch
+    probability_of_improvement: Estimate | None  # that a pre-trained run is better than one from scratch
     verdict: FinalVerdict
 
 
@@ -266,7 +268,7 @@ def measure_regression(
     resampled = values[resample_indices(len(values), settings.resamples, settings.seed)].mean(axis=1)
     mean = percentile_interval(float(values.mean()), resampled)
     difference = Estimate(mean.value - before, mean.low - before, mean.high - before)
-    verdict = decide_final(difference, len(values), figure in settings.minimised)
+    verdict = decide_final(difference, len(values), figure, settings)
     return Regression(scenario_set, figure, before, mean, difference, verdict is FinalVerdict.WORSE)
 
 
@@ -412,18 +414,20 @@ def _final_figure(
             arm: interquartile_mean_estimate(v, settings.seed, settings.resamples) for arm, v in values.items()
         },
         difference=difference,
-        probability_of_improvement=probability_of_improvement(
-            sign * after, sign * before, settings.seed, settings.resamples
-        ),
-        verdict=decide_final(difference, len(before), figure in settings.minimised),
+        probability_of_improvement=None
+        if figure in settings.undirected
+        else probability_of_improvement(sign * after, sign * before, settings.seed, settings.resamples),
+        verdict=decide_final(difference, len(before), figure, settings),
     )
 
 
-def decide_final(difference: Estimate, pairs: int, minimised: bool) -> FinalVerdict:
+def decide_final(difference: Estimate, pairs: int, figure: str, settings: ComparisonSettings) -> FinalVerdict:
     """Better or worse when the interval of the difference excludes 0; too few pairs decide nothing."""
     if pairs < MINIMUM_PAIRS or difference.low <= 0 <= difference.high:
         return FinalVerdict.NOT_SHOWN
-    return FinalVerdict.BETTER if (difference.value > 0) != minimised else FinalVerdict.WORSE
+    if figure in settings.undirected:
+        return FinalVerdict.DIFFERS
+    return FinalVerdict.BETTER if (difference.value > 0) != (figure in settings.minimised) else FinalVerdict.WORSE
 
 
 def _profiles(decisive: FinalFigure, settings: ComparisonSettings) -> dict[str, Profile]:

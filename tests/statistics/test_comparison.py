@@ -131,10 +131,24 @@ def test_an_interval_that_touches_1_shows_nothing() -> None:
 
 
 def test_a_final_difference_is_shown_only_when_its_interval_excludes_0() -> None:
-    assert decide_final(Estimate(0.1, 0.0, 0.2), 5, minimised=False) is FinalVerdict.NOT_SHOWN
-    assert decide_final(Estimate(0.1, 0.01, 0.2), 5, minimised=False) is FinalVerdict.BETTER
-    assert decide_final(Estimate(0.1, 0.01, 0.2), 5, minimised=True) is FinalVerdict.WORSE
-    assert decide_final(Estimate(0.1, 0.01, 0.2), 2, minimised=False) is FinalVerdict.NOT_SHOWN
+    more = Estimate(0.1, 0.01, 0.2)
+    assert decide_final(Estimate(0.1, 0.0, 0.2), 5, "success_rate", SETTINGS) is FinalVerdict.NOT_SHOWN
+    assert decide_final(more, 5, "success_rate", SETTINGS) is FinalVerdict.BETTER
+    assert decide_final(more, 5, "collision_rate", SETTINGS) is FinalVerdict.WORSE
+    assert decide_final(more, 2, "success_rate", SETTINGS) is FinalVerdict.NOT_SHOWN
+
+
+def test_longer_episodes_are_neither_better_nor_worse() -> None:
+    settings = replace(SETTINGS, undirected=frozenset({"success_rate"}))
+    assert decide_final(Estimate(0.1, 0.01, 0.2), 5, "success_rate", settings) is FinalVerdict.DIFFERS
+    assert decide_final(Estimate(-0.2, -0.3, -0.1), 5, "success_rate", settings) is FinalVerdict.DIFFERS
+    assert decide_final(Estimate(0.1, 0.0, 0.2), 5, "success_rate", settings) is FinalVerdict.NOT_SHOWN
+    (success,) = [
+        f
+        for f in compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, settings).finals["train"]
+        if f.figure == "success_rate"
+    ]
+    assert (success.verdict, success.probability_of_improvement) == (FinalVerdict.DIFFERS, None)
 
 
 def test_a_figure_that_was_not_measured_meets_no_target() -> None:
