@@ -36,6 +36,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.config.training import Network
+from pipeline.disk import sync, sync_folder
 from pipeline.errors import BadInput, shortened
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
 from pipeline.observations import check_action_space, check_observation_space
@@ -344,8 +345,7 @@ def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             with open(fresh / name, "wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file)
         if folder.exists():
             folder.rename(stale)
         fresh.rename(folder)
@@ -354,11 +354,7 @@ def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             stale.rename(folder)
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder.parent)
     shutil.rmtree(stale, ignore_errors=True)
 
 

@@ -208,20 +208,24 @@ def sizes(probe: Probe) -> Sizes:
     # a policy that can do more may last longer than random play
     longest = horizon or probe.limit or 2 * int(probe.lengths.max())
     speed = probe.steps_per_second
-    evaluating = (EVALUATIONS * FEWEST_EPISODES + FINAL_EPISODES) * longest / speed  # seconds of a training
+
+    def evaluating(episodes: int) -> float:  # seconds of a training
+        return (EVALUATIONS * episodes + FINAL_EPISODES) * longest / speed
+
     step = 1 / speed + 1 / UPDATES_PER_SECOND
-    budget = np.clip((60 * MINUTES / TRAININGS - evaluating) / step, *BUDGETS)
+    budget = np.clip((60 * MINUTES / TRAININGS - evaluating(FEWEST_EPISODES)) / step, *BUDGETS)
     timesteps = int(budget) // ROLLOUT * ROLLOUT
     every = max(ROLLOUT, timesteps // EVALUATIONS // ROLLOUT * ROLLOUT)
+    evaluated = int(np.clip(every / longest / 2, FEWEST_EPISODES, 100))  # half of what is trained between two
     return Sizes(
         horizon=horizon,
         n_envs=8,
         n_steps=ROLLOUT // 8,
         timesteps=timesteps,
         every_steps=every,
-        evaluation_episodes=int(np.clip(2 * every / longest, FEWEST_EPISODES, 100)),
+        evaluation_episodes=evaluated,
         demonstrations=int(np.clip(40_000 / longest, 40, 200)),
         noise=0.2 if isinstance(probe.action_space, spaces.Box) else 0.1,
         large_returns=bool(np.abs(probe.returns).mean() > LARGE_RETURN),
-        minutes=TRAININGS * (timesteps * step + evaluating) / 60 + 10 - MINUTES,
+        minutes=TRAININGS * (timesteps * step + evaluating(evaluated)) / 60 + 10 - MINUTES,
     )

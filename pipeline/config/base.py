@@ -1,8 +1,9 @@
 """The decorator and the constrained types that every configuration dataclass uses."""
 
+import math
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
@@ -24,7 +25,20 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
-LibraryArguments = dict[str, Any]  # keyword arguments of a library call, checked against its signature by the caller
+
+
+def _finite(value: Any, place: str = "") -> Any:
+    """Plain data without inf and nan, which no record gives back as they were. Raises ValueError."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _finite(item, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place} = {value} is no finite number; give a large one")
+    return value
+
+
+# keyword arguments of a library call, checked against its signature by the caller
+LibraryArguments = Annotated[dict[str, Any], AfterValidator(_finite)]
 
 
 @configuration

@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from pipeline.disk import sync, sync_folder
+
 FILE_NAME: Final = re.compile(r"(\d{6})-([0-9a-f]{36})\.safetensors")
 UNFINISHED: Final = ".unfinished"
 STATE: Final = "state"  # tensor of bytes: the JSON beside the other tensors
@@ -120,11 +122,6 @@ def _write_whole(path: Path, content: bytes) -> None:
     unfinished = path.with_name(path.name + UNFINISHED)
     with unfinished.open("wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
     os.replace(unfinished, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)

@@ -21,12 +21,14 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from pipeline.disk import sync_folder
 from pipeline.errors import BadInput, disk_refusal, shortened
 
 SQLITE = "sqlite:///"
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 CONNECT_SECONDS = 10.0
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+HALF_MADE = ("already exists", "duplicate column")  # what SQLite says when MLflow begins with its tables anew
 DEFAULT_EXPERIMENT = "imitation-pretraining"
 
 
@@ -55,6 +57,8 @@ def connect() -> MlflowClient:
             database.parent.mkdir(parents=True, exist_ok=True)
         _require_listener(uri)
         with exclusive("create"):
+            if database is not None and not database.exists():
+                _create(database)
             client = MlflowClient()
             client.search_experiments(max_results=1)
             if database is not None:
@@ -63,11 +67,23 @@ def connect() -> MlflowClient:
     except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error, ValueError, ImportError) as error:
         if disk_refusal(error) is not None:
             raise
+        advice = "check MLFLOW_TRACKING_URI and that the server is running"
+        if any(words in str(error) for words in HALF_MADE):
+            advice = "MLflow was interrupted while it made this store; it holds no runs: delete the file"
         raise BadInput(
-            f"tracking store {shortened(uri)} cannot be used: {shortened(str(error), 200)}; "
-            "check MLFLOW_TRACKING_URI and that the server is running"
+            f"tracking store {shortened(uri)} cannot be used: {shortened(str(error), 200)}; {advice}"
         ) from None
     return client
+
+
+def _create(database: Path) -> None:
+    """A new SQLite store, whole or not at all: MLflow takes seconds to make its tables, and cannot go on with half."""
+    new = database.with_name(f"{database.name}.new")
+    for part in ("-journal", "-wal", "-shm", ""):  # of a process that was killed here; its journal before its file
+        Path(f"{new}{part}").unlink(missing_ok=True)
+    MlflowClient(f"{SQLITE}{new}").search_experiments(max_results=1)
+    os.replace(new, database)
+    sync_folder(database.parent)
 
 
 def _require_listener(uri: str) -> None:

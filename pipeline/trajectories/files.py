@@ -22,6 +22,7 @@ from typing import IO, Any, Final
 
 import numpy as np
 
+from pipeline.disk import sync, sync_folder
 from pipeline.errors import BadInput, shortened
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 from pipeline.observations import join_fields, split_fields
@@ -63,14 +64,14 @@ def write_dataset(folder: str | Path, arrays: Mapping[str, np.ndarray], metadata
     try:
         with open(temporary / TRAJECTORIES_FILE, "wb") as file:
             write_archive(file, arrays)
-            _sync(file)
+            sync(file)
         with open(temporary / METADATA_FILE, "wb") as file:
             file.write(json.dumps(metadata, indent=1, allow_nan=False).encode())
-            _sync(file)
+            sync(file)
         temporary.chmod(0o755)
-        _sync_folder(temporary)
+        sync_folder(temporary)
         os.rename(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -241,16 +242,3 @@ def _finite(text: str) -> float:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -173,6 +173,11 @@ EXPERT = "task: t\n"
             EXPERT + "training: {evaluation: {segments: [{until_step: 5}, {until_step: 5}, {}]}}",
             ["training.evaluation", "until_step must grow"],
         ),
+        (
+            TrainExpert,
+            EXPERT + "training: {ppo: {policy_kwargs: {sizes: [1, .inf]}}}",
+            ["training.ppo", "policy_kwargs.sizes.1 = inf is no finite number"],
+        ),
         (Promote, EXPERT + "rules: []", ["rules = []", "at least 1"]),
         (Promote, EXPERT + "rules: [{scenario_set: s, metric: m}]", ["rules.0", "exactly one of min and max"]),
         (

@@ -2,13 +2,19 @@
 
 import contextlib
 import json
+import shutil
 import sqlite3
+import subprocess
+import sys
+import time
 
 import pytest
 from real_things import TASK, Bench, Crowd
 
+from pipeline.errors import BadInput
 from pipeline.names import Alias, Gate, VersionTag
 from pipeline.tracking import registry
+from pipeline.tracking.store import connect
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +40,32 @@ def test_a_crowd_creates_one_store_one_experiment_and_loses_nothing(fresh, monke
     assert client.search_runs(["0"]) == []
     location = client.get_experiment(experiment).artifact_location
     assert location == (database.parent / "mlartifacts" / "crowded").as_uri()
+
+
+def test_a_kill_while_the_store_is_made_leaves_none(tmp_path, monkeypatch):
+    database, unfinished = tmp_path / "mlflow.db", tmp_path / "mlflow.db.new"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    process = subprocess.Popen([sys.executable, "-c", "from pipeline.tracking.store import connect; connect()"])
+    until = time.monotonic() + 60
+    while not (unfinished.exists() and unfinished.stat().st_size > 100_000):  # a whole one has 900 kB
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not database.exists()
+    assert [e.name for e in connect().search_experiments()] == ["Default"]
+    assert not list(tmp_path.glob("mlflow.db.new*"))
+
+
+def test_a_store_that_mlflow_made_only_half_is_named_as_one(tmp_path, empty_store, monkeypatch):
+    half = tmp_path / "mlflow.db"
+    shutil.copy(empty_store, half)
+    with contextlib.closing(sqlite3.connect(half)) as connection, connection:
+        connection.execute("DROP TABLE webhook_events")  # the last ones, and the word that everything is there
+        connection.execute("DELETE FROM alembic_version")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{half}")
+    with pytest.raises(BadInput, match="interrupted while it made this store; it holds no runs: delete the file"):
+        connect()
 
 
 def test_simultaneous_promotions_end_with_one_approved_version_and_a_full_record(fresh, monkeypatch):
