@@ -54,6 +54,7 @@ class Probe:
     steps_per_second: float
     rewarded_at_end: bool  # no reward was negative, and none but the last of an episode was positive
     shown: np.ndarray | None  # (N,) float64 returns of the demonstrator in the same episodes
+    shown_steps: float | None  # its mean number of steps
     spreads: dict[str, Spread]  # "" for a Box of floats, else keys of a Dict that are Boxes of floats
 
 
@@ -90,6 +91,7 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             steps_per_second=len(steps) / max(1e-9, sum(one.seconds for one in played)),
             rewarded_at_end=all((one.rewards[:-1] == 0).all() and one.rewards[-1] >= 0 for one in played + shown),
             shown=np.array([one.rewards.sum() for one in shown]) if shown else None,
+            shown_steps=float(np.mean([len(one.rewards) for one in shown])) if shown else None,
             spreads=_spreads(space, rows),
         )
     finally:
@@ -187,6 +189,7 @@ class Sizes:
     every_steps: int  # between evaluations
     evaluation_episodes: int
     demonstrations: int
+    cloning_epochs: int
     noise: float
     large_returns: bool
     minutes: float  # that `main` may take with them
@@ -200,6 +203,8 @@ UPDATES_PER_SECOND = 2_500.0  # steps of PPO's own work, two layers of 64, one c
 BUDGETS = (20_480, 307_200)
 LARGE_RETURN = 50.0  # beyond it rewards are normalised
 ROLLOUT = 2_048
+CLONING_BATCH = 256
+CLONING_UPDATES, CLONING_EPOCHS = 2_000, (30, 400)  # gradient steps, however few demonstrations there are
 
 
 def sizes(probe: Probe) -> Sizes:
@@ -216,6 +221,8 @@ def sizes(probe: Probe) -> Sizes:
     budget = np.clip((60 * MINUTES / TRAININGS - evaluating(FEWEST_EPISODES)) / step, *BUDGETS)
     timesteps = int(budget) // ROLLOUT * ROLLOUT
     every = max(ROLLOUT, timesteps // EVALUATIONS // ROLLOUT * ROLLOUT)
+    demonstrations = int(np.clip(40_000 / longest, 40, 200))
+    batches = max(1.0, demonstrations * (probe.shown_steps or longest) / CLONING_BATCH)  # of an epoch
     evaluated = int(np.clip(every / longest / 2, FEWEST_EPISODES, 100))  # half of what is trained between two
     return Sizes(
         horizon=horizon,
@@ -224,7 +231,8 @@ def sizes(probe: Probe) -> Sizes:
         timesteps=timesteps,
         every_steps=every,
         evaluation_episodes=evaluated,
-        demonstrations=int(np.clip(40_000 / longest, 40, 200)),
+        demonstrations=demonstrations,
+        cloning_epochs=int(np.clip(CLONING_UPDATES / batches, *CLONING_EPOCHS)),
         noise=0.2 if isinstance(probe.action_space, spaces.Box) else 0.1,
         large_returns=bool(np.abs(probe.returns).mean() > LARGE_RETURN),
         minutes=TRAININGS * (timesteps * step + evaluating(evaluated)) / 60 + 10 - MINUTES,

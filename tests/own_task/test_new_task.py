@@ -139,6 +139,15 @@ def test_a_faster_environment_gets_more_steps_and_none_more_than_the_limits(env)
     assert minutes[2] == pytest.approx(10.0, abs=0.5)
 
 
+def test_few_demonstrations_are_cloned_over_more_epochs_and_evaluations_stay_below_the_training():
+    probe = probed(by="odd", kind="obeyed")  # 200 demonstrations of 4 steps: 3.125 batches of 256
+    assert (sizes(probe).demonstrations, sizes(probe).cloning_epochs) == (200, 400)  # 640 would do
+    assert sizes(replace(probe, shown_steps=40.0)).cloning_epochs == 64  # 2,000 / (8,000 / 256)
+    assert sizes(replace(probe, shown_steps=400.0)).cloning_epochs == 30
+    slow = sizes(replace(probe, steps_per_second=20.0, limit=60))
+    assert (slow.every_steps, slow.evaluation_episodes) == (2048, 20)
+
+
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +187,7 @@ def test_success_is_guessed_from_what_the_demonstrator_reaches():
     config = NewTask(env=KNOWN, name="known", demonstrator="strange_environments:odd")
     probe = probed(by="odd", kind="obeyed")
     assert probe.shown.tolist() == [2.0] * 4  # it sees 100, 104, 100, 104
+    assert probe.shown_steps == 4.0
     success = success_of(config, probe)
     assert (success["return_at_least"], success["known"]) == (2.0, False)
     assert "strange_environments:odd reaches in nine of ten episodes" in success["why"]
