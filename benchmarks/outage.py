@@ -155,10 +155,10 @@ def said(events: list[TrainingEvent]) -> Counter[tuple[str, float, int]]:
 
 
 def compared(run_id: str, events: list[TrainingEvent], result: TrainingResult) -> int:
-    """Points that are missing, or rows too many. A logged policy's figures are points of its run as well."""
+    """Points that are missing, or rows too many. Figures of a logged policy are those of its evaluation, once."""
     at = {point.timestep: point_figures(point.records) for point in result.evaluations}
     steps = (result.best_timestep, result.evaluations[-1].timestep)
-    expected = said(events) + Counter((f"{EVAL_PREFIX}{n}", v, s) for s in steps for n, v in at[s].items())
+    expected = said(events) | Counter((f"{EVAL_PREFIX}{n}", v, s) for s in steps for n, v in at[s].items())
     client = mlflow.MlflowClient()
     found = Counter(
         (name, point.value, point.step)
