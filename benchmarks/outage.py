@@ -132,8 +132,7 @@ def delivered_in_pieces(run_id: str) -> None:
     outbox.append(run_id, operations.metrics([("torn", 1.0, 1)]))
     shutil.copytree(folder, folder.with_name("torn"))  # as if the machine had stopped here
     (folder.with_name("torn") / "outbox.db-shm").unlink()
-    log = folder.with_name("torn") / "outbox.db-wal"
-    os.truncate(log, log.stat().st_size - 100)
+    tear(folder.with_name("torn") / "outbox.db-wal")
     outbox.close()
     folder.rename(folder.with_name("whole"))
     folder.with_name("torn").rename(folder)
@@ -148,6 +147,14 @@ def delivered_in_pieces(run_id: str) -> None:
     print(f"forever: {before} records waited, {watch.waiting()} when sync was killed")
     watch.close()
     subprocess.run(command, check=True)
+
+
+def tear(log: Path) -> None:
+    """Cut the last record of a SQLite write-ahead log short; frames of an earlier round may lie behind it."""
+    content = log.read_bytes()
+    frame, salts = 24 + int.from_bytes(content[8:12], "big"), content[16:24]
+    last = max(at for at in range(32, len(content) - frame + 1, frame) if content[at + 8 : at + 16] == salts)
+    os.truncate(log, last + frame - 100)
 
 
 def said(events: list[TrainingEvent]) -> Counter[tuple[str, float, int]]:
