@@ -117,8 +117,11 @@ def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
 def _register(
     run: StageRun, task: Task, folder: Path, maker: str, digest: str, promotable: bool, description: str
 ) -> StoredPolicy:
-    source = store_policy(run.client, run.run_id, policy_operation(run, folder, "candidate", 0, {}, None))
-    version = registry.register_candidate(run.client, task.config.name, source, maker, digest, promotable, description)
+    operation = policy_operation(run, folder, "candidate", 0, {}, None)
+    source = store_policy(run.client, run.run_id, operation, again=run.continued)
+    version = registry.register_candidate(
+        run.client, task.config.name, source, maker, digest, promotable, description, again=run.continued
+    )
     return fetch_version(version)
 
 

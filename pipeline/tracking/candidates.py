@@ -6,7 +6,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from pipeline.names import OUTPUT_PREFIX, VersionTag, registered_model
+from pipeline.names import OUTPUT_PREFIX, registered_model
 from pipeline.tracking import models, operations, registry
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.runs import StageRun
@@ -29,21 +29,14 @@ def submit_candidate(
     if run.outbox is not None:
         run.outbox.append(operation)
         return None
-    return store_candidate(run.client, run.run_id, operation)
+    return store_candidate(run.client, run.run_id, operation, again=run.continued)
 
 
 def store_candidate(client: MlflowClient, run_id: str, operation: Operation, again: bool = False) -> ModelVersion:
     """Do it to the store; `again` when an earlier attempt may have come through."""
     task, record = operation["task"], operation["record"]
     source = models.store_policy(client, run_id, operation, again)
-    before = _registered(client, run_id, task, record["digest"]) if again else None
-    version = before or registry.register_candidate(client, task, source, run_id, **record)
+    version = registry.register_candidate(client, task, source, run_id, again=again, **record)
     reference = f"models:/{registered_model(task)}/{version.version}"
     operations.perform(client, run_id, operations.tags({f"{OUTPUT_PREFIX}expert": reference}))
     return version
-
-
-def _registered(client: MlflowClient, run_id: str, task: str, digest: str) -> ModelVersion | None:
-    name = registered_model(task)
-    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    return next((v for v in found if v.tags.get(VersionTag.POLICY_DIGEST) == digest), None)

@@ -65,7 +65,7 @@ def log_policy(
     if run.outbox is not None:
         run.outbox.append(operation)
         return None
-    return store_policy(run.client, run.run_id, operation)
+    return store_policy(run.client, run.run_id, operation, again=run.continued)
 
 
 def policy_operation(

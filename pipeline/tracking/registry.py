@@ -28,9 +28,19 @@ class Moved:
 
 
 def register_candidate(
-    client: MlflowClient, task: str, source: str, run_id: str, digest: str, promotable: bool, description: str
+    client: MlflowClient,
+    task: str,
+    source: str,
+    run_id: str,
+    digest: str,
+    promotable: bool,
+    description: str,
+    again: bool = False,
 ) -> ModelVersion:
-    """A new version of the task's expert with alias `candidate` and gate `pending`."""
+    """A new version of the task's expert with alias `candidate` and gate `pending`.
+
+    `again`: the run may have come this far before it was interrupted; then its version of this digest is the one.
+    """
     name = registered_model(task)
     with exclusive("registry"):
         try:
@@ -40,20 +50,22 @@ def register_candidate(
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
-        version = client.create_model_version(
-            name,
-            source,
-            run_id,
-            tags={
+        version = _registered(client, name, run_id, digest) if again else None
+        if version is None:
+            tags = {
                 VersionTag.GATE: Gate.PENDING,
                 VersionTag.POLICY_DIGEST: digest,
                 VersionTag.TASK: task,
                 VersionTag.PROMOTABLE: str(promotable).lower(),
-            },
-            description=description,
-        )
+            }
+            version = client.create_model_version(name, source, run_id, tags=tags, description=description)
         client.set_registered_model_alias(name, Alias.CANDIDATE, version.version)
     return client.get_model_version(name, version.version)
+
+
+def _registered(client: MlflowClient, name: str, run_id: str, digest: str) -> ModelVersion | None:
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return next((version for version in found if version.tags.get(VersionTag.POLICY_DIGEST) == digest), None)
 
 
 def approved_version(client: MlflowClient, task: str) -> ModelVersion | None:

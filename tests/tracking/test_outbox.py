@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from real_things import TASK, Bench
 
 from pipeline.cli import DONE, VERDICT_NO, ask
 from pipeline.errors import BadInput
-from pipeline.names import Artifact, Gate, VersionTag
+from pipeline.names import Alias, Artifact, Gate, VersionTag
 from pipeline.policies import policy_digest
 from pipeline.tracking import candidates, models, operations
 from pipeline.tracking.forwarder import deliver_leftovers, forward, forwarding, sync
@@ -176,6 +177,25 @@ def test_a_candidate_that_waited_is_registered_once_as_it_was(bench, outbox, mon
     assert version.tags[VersionTag.GATE] == Gate.PENDING
     assert models.fetch_version(version).digest == digest
     assert bench.client.get_run(run_id).data.tags["output.expert"] == f"models:/{TASK}-expert/1"
+
+
+@pytest.mark.parametrize("continued", [True, False])
+def test_a_stage_that_goes_on_after_it_had_registered_registers_no_second_version(bench, continued):
+    run_id, folder = bench.run("train_expert", status=None), bench.policy_folder()
+    record = {"digest": policy_digest(folder), "promotable": True, "description": "made for a test"}
+    killed = StageRun(bench.client, run_id, bench.experiment, bench.folder)
+    first = candidates.submit_candidate(killed, folder, TASK, 3, {"success_rate": 0.5}, Artifact.POLICY, **record)
+    bench.client.delete_registered_model_alias(first.name, Alias.CANDIDATE)  # the kill came before it was set
+    run = replace(killed, continued=continued)
+    version = candidates.submit_candidate(run, folder, TASK, 3, {"success_rate": 0.5}, Artifact.POLICY, **record)
+    found = bench.client.search_model_versions(f"name = '{TASK}-expert'")
+    models_made = bench.client.search_logged_models([bench.experiment])
+    assert (len(found), len(models_made)) == (
+        (1, 1) if continued else (2, 2)
+    )  # a new attempt of its own is a new version
+    assert int(version.version) == len(found)
+    assert bench.client.get_model_version_by_alias(version.name, Alias.CANDIDATE).version == version.version
+    assert len(bench.client.get_metric_history(run_id, "success_rate")) == 1
 
 
 def test_what_a_resumed_training_says_again_is_kept_once(bench, outbox):
