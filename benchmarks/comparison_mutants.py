@@ -27,7 +27,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-VALIDATION = ("test_unusual_datasets.py", "test_corruptions.py", "test_inspection.py", "test_random_corruption.py")
+VALIDATION = (
+    "test_thresholds.py", "test_unusual_datasets.py", "test_inspection.py", "test_corruptions.py",
+    "test_random_corruption.py",
+)  # fmt: skip
 ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> module, its tests: the quickest first
     "gate": ("pipeline.gate", ("tests/gate/test_gate.py",)),
     "checkpoints": ("pipeline.learning.checkpoints", ("tests/learning/test_checkpoints.py",)),
@@ -53,7 +56,16 @@ SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
-EQUIVALENT: dict[tuple[str, str], str] = {}  # (name, change) -> why nothing can tell it from the original
+EQUIVALENT = {  # (name, change) -> why nothing can tell it from the original
+    ("alignment", "onset < 0  ->  onset <= 0"): "an onset of 0 has returned before",
+    ("alignment", "onset < 0  ->  onset < 1"): "an onset of 0 has returned before",
+    ("alignment", "executed[:, column] == value  ->  executed[:, column] != value"): (
+        "noise of the other sign: only the size of its correlation counts"
+    ),
+    ("inspection", "values[episode] > median  ->  values[episode] >= median"): "what equals the median is no outlier",
+    ("values", "smallest >= low  ->  smallest > low"): "only chooses the columns that are looked at value by value",
+    ("values", "largest <= high  ->  largest < high"): "only chooses the columns that are looked at value by value",
+}
 
 
 @dataclass(frozen=True)
@@ -168,7 +180,10 @@ def main() -> int:
     known = parser.parse_args()
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT)]
-    import gymnasium  # noqa: F401
+    import gymnasium  # noqa: F401  # what the tests import and no mutant touches, once for all children
+    import hypothesis  # noqa: F401
+    import scipy.spatial  # noqa: F401
+    import stable_baselines3  # noqa: F401
 
     killed = total = 0
     for name in known.modules:

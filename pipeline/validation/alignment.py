@@ -12,7 +12,7 @@ observation with the stored label. Where there is no environment, three traces o
   econometrics (Angrist and Pischke 2009, *Mostly harmless econometrics*, ch. 4), applied to lags.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -186,11 +186,11 @@ def _noise_response(dataset: Dataset, rows: np.ndarray) -> Iterator[Finding]:
         dataset.notes.append("alignment in time: not decided (no environment, and no execution noise to tell by)")
         return
     strength = {lag: _response(dataset, rows, noise, lag) for lag in LAGS}
-    strongest = max(strength.values())
-    if strongest < DECISIVE_Z:
+    onset = onset_of(strength)
+    if onset is None:
+        strongest = max(strength.values())
         dataset.notes.append(f"alignment in time: not decided (strongest response {strongest:.1f} standard errors)")
         return
-    onset = min(lag for lag, z in strength.items() if z > max(DECISIVE_Z - 1, RESPONSE_SHARE * strongest))
     if onset == 0:
         dataset.notes.append(f"alignment in time: observations respond to noise at once ({strength[0]:.0f} std errors)")
         return
@@ -201,6 +201,14 @@ def _noise_response(dataset: Dataset, rows: np.ndarray) -> Iterator[Finding]:
         f"observations respond to the action of step t from row t + {onset + 1} on: stored {abs(onset)} {steps} {word}"
     )
     yield Finding("time_alignment", None, None, onset, "first response of row t + 1", message)
+
+
+def onset_of(strength: Mapping[int, float]) -> int | None:
+    """The first lag that responds, from responses in standard errors; None where none is strong enough to tell."""
+    strongest = max(strength.values())
+    if strongest < DECISIVE_Z:
+        return None
+    return min(lag for lag, z in strength.items() if z > max(DECISIVE_Z - 1, RESPONSE_SHARE * strongest))
 
 
 def _surprise(dataset: Dataset) -> np.ndarray | None:
@@ -255,7 +263,8 @@ def _unexplained(change: np.ndarray, before: np.ndarray) -> np.ndarray:
     """What a quadratic function of the row before does not explain of the change; noise cannot be in that row yet."""
     centred = before - before.mean(axis=0)
     spread = centred.std(axis=0)
-    scaled = centred[:, spread > 0] / spread[spread > 0]
+    moving = spread > 0
+    scaled = centred[:, moving] / spread[moving]
     design = np.concatenate([np.ones((len(before), 1)), scaled, scaled**2], axis=1)
     if design.shape[1] * 5 > len(design):
         return change - change.mean(axis=0)

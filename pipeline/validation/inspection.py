@@ -102,7 +102,7 @@ class Inspection:
 
 def inspect_dataset(trajectories: Trajectories, metadata: DatasetMetadata) -> Inspection:
     """Statistics and outliers of a sound dataset. Raises BadInput for one without episodes or with NaN in it."""
-    if not len(trajectories) or not trajectories.steps:
+    if not trajectories.steps:
         raise BadInput("the dataset holds no episode; there is nothing to inspect")
     figures = {
         Metric.RETURN: trajectories.metrics.get(Metric.RETURN, _returns(trajectories)),
@@ -152,7 +152,7 @@ def _mean_within(differences: np.ndarray, lengths: np.ndarray, order: int) -> np
     counts = np.maximum(0, lengths - order)
     first = np.minimum(starts, len(differences))
     total = sums[np.minimum(first + counts, len(differences))] - sums[first]
-    return np.where(counts > 0, total / np.maximum(1, counts), 0.0)
+    return total / np.maximum(1, counts)
 
 
 def _features(observations: np.ndarray, space: spaces.Space) -> tuple[FeatureStatistics, ...]:
@@ -250,7 +250,7 @@ def _outliers(trajectories: Trajectories, figures: dict[str, np.ndarray]) -> tup
     for figure, values in figures.items():
         scores, median = robust_scores(values), float(np.median(values))
         for episode in np.flatnonzero(np.abs(scores) > OUTLIER_SCORE):
-            side = "above" if scores[episode] > 0 else "below"
+            side = "above" if values[episode] > median else "below"
             reason = (
                 f"{figure} {values[episode]:.4g} is {abs(scores[episode]):.1f} robust standard deviations {side} "
                 f"the median {median:.4g}"

@@ -83,7 +83,7 @@ def shares(dataset: Dataset, context: Context) -> Iterable[Finding]:
             yield Finding("shares", None, None, actual[scenario], "= 0", message)
             continue
         wanted = count * requested[scenario] / total
-        lowest = (1 if requested[scenario] > 0 else 0) if filtered else wanted - 1
+        lowest = 1 if filtered else wanted - 1
         highest = np.inf if filtered else wanted + 1
         # a share below one episode may round to none
         if not min(lowest, wanted) <= actual[scenario] <= highest:

@@ -176,9 +176,11 @@ def same_space(a: spaces.Space, b: spaces.Space) -> bool:
     """Equal in kind, dtype, shape and every bound; gymnasium's `==` allows a tolerance."""
     if type(a) is not type(b) or a.dtype != b.dtype or a.shape != b.shape:
         return False
-    if isinstance(a, spaces.Dict) and isinstance(b, spaces.Dict):
+    if isinstance(a, spaces.Dict):
+        assert isinstance(b, spaces.Dict)  # for the type checker
         return set(a.spaces) == set(b.spaces) and all(same_space(a[key], b[key]) for key in a.spaces)
-    if isinstance(a, spaces.Box) and isinstance(b, spaces.Box):
+    if isinstance(a, spaces.Box):
+        assert isinstance(b, spaces.Box)
         return np.array_equal(a.low, b.low) and np.array_equal(a.high, b.high)
     return bool(a == b)
 

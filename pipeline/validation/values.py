@@ -178,7 +178,7 @@ def precision(dataset: Dataset, context: Context) -> Iterable[Finding]:
         "float32": (np.uint32, 13, "float16"),
         "float64": (np.uint64, 29, "float32"),
     }
-    if rows.dtype.name not in kinds or len(dataset.lengths) < 2:
+    if rows.dtype.name not in kinds:
         return
     kind, low_bits, name = kinds[rows.dtype.name]
     mask = kind((1 << low_bits) - 1)
