@@ -194,6 +194,14 @@ def checkpoint_folder(run: StageRun) -> Path:
     return local_folder("checkpoints") / run.run_id
 
 
+def _forget_checkpoints(client: MlflowClient) -> None:
+    """Those of runs that ended in order, and whose process was killed before it had removed them."""
+    for folder in local_folder("checkpoints").glob("*"):
+        with contextlib.suppress(MlflowException):  # a run of another store, or a deleted one: not ours to judge
+            if client.get_run(folder.name).info.status == "FINISHED":
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _start(
     client: MlflowClient, stage: str, experiment: str | None, nested: bool, command: str | None, folder: Path
 ) -> StageRun:
@@ -201,6 +209,7 @@ def _start(
     tags = {Tag.STAGE: stage, **code_tags(), **liveness.signs_of_life(), **({Tag.COMMAND: command} if command else {})}
     with exclusive("open"):
         liveness.close_stale(client, search(client, {}, status="RUNNING"))
+        _forget_checkpoints(client)
         asked = {} if command is None else {Tag.STAGE: stage, Tag.COMMAND: command}
         earlier = liveness.take_over(client, search(client, asked, limit=1, status=None) if asked else [])
     if earlier is None:

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import BadInput
 from pipeline.names import Tag
 from pipeline.tracking import liveness
-from pipeline.tracking.runs import open_run
+from pipeline.tracking.runs import checkpoint_folder, open_run
 from pipeline.tracking.store import connect
 
 NOTE = "mlflow.note.content"
@@ -101,6 +101,20 @@ def test_the_same_command_goes_on_with_a_run_that_was_interrupted(store):
     assert [point.step for point in connect().get_metric_history(run.run_id, "loss")] == [1, 2, 3]
     with open_run("baseline", command="a") as fresh:
         assert fresh.run_id != run.run_id
+
+
+def test_checkpoints_that_a_kill_left_of_a_finished_run_go_and_no_others(store):
+    with pytest.raises(KeyboardInterrupt), open_run("baseline", command="a") as interrupted:
+        raise KeyboardInterrupt
+    with open_run("baseline", command="b") as finished:
+        pass
+    needed, left, foreign = (
+        checkpoint_folder(interrupted), checkpoint_folder(finished), checkpoint_folder(finished).with_name("0" * 32)
+    )  # fmt: skip
+    for folder in (needed, left, foreign):
+        folder.mkdir(parents=True, exist_ok=True)
+    with open_run("baseline", command="c"):
+        assert (needed.exists(), left.exists(), foreign.exists()) == (True, False, True)
 
 
 def test_what_ended_in_order_or_lives_is_not_gone_on_with(store):
