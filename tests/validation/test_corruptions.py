@@ -352,6 +352,7 @@ def test_the_good_datasets_pass_every_rule(good, good_without_noise):
         for context in (data.context, replace(data.context, replay=data.replay, replay_episodes=30)):
             report = validate((data.trajectories, data.metadata), context)
             assert report.status == "validated", report.summary()
+            assert "demonstrations: expert swing-expert/3" in report.notes
             not_run = {outcome.rule for outcome in report.rules if outcome.state == "not run"}
             assert not_run == {"time_alignment" if context.replay else "replay", "labels"}
         asked = validate((data.trajectories, data.metadata), replace(data.context, act=act))
