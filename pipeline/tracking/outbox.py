@@ -161,8 +161,12 @@ class Outbox:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._readable_errors():
             self._database.execute("BEGIN IMMEDIATE")
-            with self._database:  # commits, or rolls back
+            try:
                 yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                self._database.rollback()  # nothing, where SQLite has done so itself
+                raise
 
     @contextlib.contextmanager
     def _readable_errors(self) -> Iterator[None]:

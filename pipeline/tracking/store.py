@@ -25,6 +25,7 @@ from pipeline.disk import sync_folder
 from pipeline.errors import BadInput, disk_refusal, shortened
 
 SQLITE = "sqlite:///"
+RUNS = "runs:/"
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 CONNECT_SECONDS = 10.0
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -184,6 +185,9 @@ def _downloads() -> "tempfile.TemporaryDirectory[str]":
 def download(uri: str) -> Path:
     """A copy of an artifact or a folder of them, for as long as this process lives. Raises MlflowException, OSError."""
     place = tempfile.mkdtemp(dir=_downloads().name)
+    if uri.startswith(RUNS):  # MLflow's own way of these tells a full disk that the path is not correct
+        run_id, _, path = uri.removeprefix(RUNS).partition("/")
+        uri = f"{MlflowClient().get_run(run_id).info.artifact_uri}/{path}"
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=place))
 
 

@@ -13,9 +13,10 @@ from real_things import Bench, tiny_dataset
 
 from pipeline.errors import BadInput, disk_refusal
 from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
-from pipeline.names import Alias, Gate, VersionTag
+from pipeline.names import Alias, Artifact, Gate, VersionTag
 from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking import forwarder, operations, registry
+from pipeline.tracking.datasets import fetch_dataset
 from pipeline.tracking.outbox import Outbox
 from pipeline.trajectories import load_dataset, save_dataset
 
@@ -104,6 +105,32 @@ def test_a_dataset_that_is_written_in_place_is_found_torn(tmp_path):
         (tmp_path / "dataset" / "metadata.json").write_text(json.dumps(metadata.to_data()))
 
     assert unwhole_datasets(save, tmp_path) != []
+
+
+def test_a_dataset_that_cannot_be_put_down_here_is_no_dataset_that_is_not_there(store, tmp_path):
+    bench = Bench(store)
+    trajectories, metadata = tiny_dataset(1)
+    save_dataset(tmp_path / "dataset", trajectories, metadata)
+    run_id = bench.run("collect")
+    bench.client.log_artifacts(run_id, str(tmp_path / "dataset"), Artifact.DATASET)
+    run = bench.client.get_run(run_id)
+
+    def fetch():
+        return fetch_dataset(run)
+
+    calls = calls_of(fetch)
+    assert any("trajectories.npz" in call for call in calls)
+    for error, at, for_good in each_fault(calls):
+        try:
+            with FaultyDisk(error, at, for_good):
+                assert fetch().metadata == metadata  # a copy that fails once is made in another way
+        except BadInput as refused:
+            assert disk_refusal(refused) is not None, refused
+    with FaultyDisk(FULL, 1, True), pytest.raises(BadInput):
+        fetch()
+    with pytest.raises(BadInput) as caught:
+        fetch_dataset(bench.client.get_run(bench.run("collect")))
+    assert disk_refusal(caught.value) is None
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------
