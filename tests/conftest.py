@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# rooms and files whose tests start processes and wait for them: first, so that no core is left alone with one at the end
+# whose tests start processes and wait for them: first, so that no core is left alone with one at the end
 LONG = {"end_to_end", "evidence", "sweep", "faults", "test_race.py", "test_outage.py", "test_simultaneous.py"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
