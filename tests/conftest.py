@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# whose tests start processes and wait for them: first, so that no core is left alone with one at the end
-LONG = {"end_to_end", "evidence", "sweep", "faults", "test_race.py", "test_outage.py", "test_simultaneous.py"}
+PROJECTS = {"end_to_end", "evidence"}  # rooms whose tests share one long run, which whoever comes first makes
+WAITING = {"sweep", "faults", "hostile", "cli", "test_race.py", "test_outage.py", "test_simultaneous.py"}  # for processes
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 # before anything imports numpy, torch or mlflow: they read these once
@@ -25,7 +25,19 @@ os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tempfile.mkdtemp(prefix='store-
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))
+    """Long tests first, and one worker makes a shared run while the others have something else to do."""
+    makers: dict[str, Path] = {}  # room -> its first file
+    for item in items:
+        for room in PROJECTS.intersection(item.path.parts):
+            makers.setdefault(room, item.path)
+    ranks = {makers.get("end_to_end"): 0, makers.get("evidence"): 2}
+
+    def rank(item: pytest.Item) -> int:
+        if item.path in ranks:
+            return ranks[item.path]
+        return 3 if PROJECTS.intersection(item.path.parts) else 1 if WAITING.intersection(item.path.parts) else 4
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
