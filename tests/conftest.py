@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = {"end_to_end", "evidence"}  # rooms whose tests share one long run, which whoever comes first makes
-WAITING = {"sweep", "faults", "hostile", "cli", "test_race.py", "test_outage.py", "test_simultaneous.py"}  # for processes
+# they start processes and wait for them
+WAITING = {"sweep", "faults", "hostile", "cli", "test_race.py", "test_outage.py", "test_simultaneous.py"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 # before anything imports numpy, torch or mlflow: they read these once
