@@ -32,7 +32,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipeline import query
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.learning.callbacks import MINIMISED
 from pipeline.names import CONTROLS, Arm, Artifact, Tag, lineage_run_tag
 from pipeline.statistics.comparison import Comparison, ComparisonSettings, compare
 from pipeline.tracking import lineage
@@ -157,7 +156,7 @@ def compare_group() -> Comparison:
     settings = ComparisonSettings(
         target=load_task(config.task).thresholds, patience=3, evaluation_interval=16_000, ratio_target=0.7,
         resamples=10_000, seed=0, final_figure="success_rate", training_set=config.training.scenario_set,
-        minimised=frozenset(MINIMISED),
+        minimised=load_task(config.task).minimised,
     )  # fmt: skip
     return compare(runs, settings, upfront_cost(client, group))
 

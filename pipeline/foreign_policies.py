@@ -33,6 +33,7 @@ from pipeline.policies import build_policy, load_tensors, network_of, policy_arg
 
 Activation = Literal["tanh", "relu"]
 
+SB3_POLICIES: Final = "stable_baselines3.common.policies"
 WEIGHTS: Final = "policy.pth"
 SETTINGS: Final = "data"
 MAX_ZIP_BYTES: Final = 1 << 30
@@ -57,7 +58,9 @@ def import_sb3_zip(path: str | Path, observation_space: gym.Space, action_space:
     file = Path(path)
     settings, weights = _read_zip(file)
     tensors = _tensors(weights, file.name)
-    network = Network(hidden=_hidden(tensors, file.name), activation=_activation(settings, file.name))
+    activation = _activation(settings, file.name)
+    hidden = _hidden(tensors, gym.spaces.utils.flatdim(observation_space), file.name)
+    network = Network(hidden=hidden, activation=activation)
     policy = build_policy(observation_space, action_space, network, seed=0)
     _compare(tensors, tensors_of(policy), file.name)
     load_tensors(policy, tensors)
@@ -161,6 +164,9 @@ def _tensors(weights: bytes, name: str) -> dict[str, torch.Tensor]:
             raise BadInput(f"SB3 zip {name!r}: {WEIGHTS} holds {shortened(key)}, which is no named tensor")
         if tensor.layout != torch.strided or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise BadInput(f"SB3 zip {name!r}: tensor {shortened(key)} is {tensor.dtype}, expected plain float32")
+    claimed = sum(tensor.nbytes for tensor in state.values())
+    if claimed > len(weights):  # a tensor of stride 0 shows one number as often as it likes
+        raise BadInput(f"SB3 zip {name!r}: the tensors of {WEIGHTS} claim {claimed} bytes, it holds {len(weights)}")
     return dict(state)
 
 
@@ -187,10 +193,12 @@ def _activation(settings: dict[str, Any], name: str) -> Activation:
     if (
         not isinstance(made_by, str)
         or not made_by.startswith("<function ActorCriticPolicy.__init__ ")
-        or module != "stable_baselines3.common.policies"
+        or module != SB3_POLICIES
     ):
+        made = re.match(r"<function (\w+)\.__init__ ", str(made_by))
+        shown = module if made is None else made[1] if module == SB3_POLICIES else f"{module}.{made[1]}"
         raise BadInput(
-            f"SB3 zip {name!r}: its policy class {shortened(module)} is not SB3's ActorCriticPolicy (the MlpPolicy "
+            f"SB3 zip {name!r}: its policy class {shortened(shown)} is not SB3's ActorCriticPolicy (the MlpPolicy "
             "of PPO and A2C); export its weights into one"
         )
     if settings.get("use_sde") is not False:
@@ -217,20 +225,38 @@ def _activation(settings: dict[str, Any], name: str) -> Activation:
     return _ACTIVATIONS[activation]
 
 
-def _hidden(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...]:
-    """Widths of the hidden layers, which actor and critic must share in shape but not in weights."""
-    found: dict[str, dict[int, int]] = {"policy": {}, "value": {}}
+def _hidden(tensors: Mapping[str, torch.Tensor], inputs: int, name: str) -> tuple[int, ...]:
+    """Widths of the hidden layers, which actor and critic must share in shape but not in weights.
+
+    A network of these widths is no larger than the tensors: each layer reads what the one before it gives.
+    """
+    found: dict[str, dict[int, str]] = {"policy": {}, "value": {}}
     for key, tensor in tensors.items():
         match = _LAYER.fullmatch(key)
         if match and tensor.ndim == 2:
-            found[match[1]][int(match[2])] = int(tensor.shape[0])
-    shapes = {role: tuple(width for _, width in sorted(layers.items())) for role, layers in found.items()}
+            found[match[1]][int(match[2])] = key
+    shapes: dict[str, tuple[int, ...]] = {}
+    for role, layers in found.items():
+        widths = [inputs]
+        for _, key in sorted(layers.items()):
+            shape = tuple(tensors[key].shape)
+            if shape[1] != widths[-1] or not shape[0]:
+                raise BadInput(_misfit(name, key, shape, (shape[0] or 1, widths[-1])))
+            widths.append(shape[0])
+        shapes[role] = tuple(widths[1:])
     if shapes["policy"] != shapes["value"]:
         raise BadInput(
             f"SB3 zip {name!r}: actor {list(shapes['policy'])} and critic {list(shapes['value'])} have different "
             "hidden layers; our policies have the same in both"
         )
     return shapes["policy"]
+
+
+def _misfit(name: str, key: str, shape: tuple[int, ...], needed: tuple[int, ...]) -> str:
+    return (
+        f"SB3 zip {name!r}: tensor {key!r} has the shape {shape}, the spaces of the task need {needed}; "
+        "was it trained on this environment?"
+    )
 
 
 def _compare(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], name: str) -> None:
@@ -241,9 +267,6 @@ def _compare(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.T
         if key not in tensors:
             raise BadInput(f"SB3 zip {name!r}: tensor {key!r} is missing; is it a PPO policy of this kind of actions?")
         if tensors[key].shape != expected[key].shape:
-            raise BadInput(
-                f"SB3 zip {name!r}: tensor {key!r} has the shape {tuple(tensors[key].shape)}, the spaces of the task "
-                f"need {tuple(expected[key].shape)}; was it trained on this environment?"
-            )
+            raise BadInput(_misfit(name, key, tuple(tensors[key].shape), tuple(expected[key].shape)))
         if not bool(torch.isfinite(tensors[key]).all()):
             raise BadInput(f"SB3 zip {name!r}: tensor {key!r} holds values that are not finite")

@@ -18,7 +18,6 @@ from pipeline.config.sweep import Objective
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput, did_you_mean
 from pipeline.evaluation import RATES, SNQI
-from pipeline.learning.callbacks import MINIMISED
 from pipeline.names import Metric
 from pipeline.snqi import TERMS, load_baseline, load_weights, snqi
 
@@ -123,20 +122,20 @@ def snqi_formula(task: TaskConfig) -> Snqi | None:
     return lambda episodes: snqi(episodes, weights, baseline)
 
 
-def worth(objective: Objective, measured: Measured, formula: Snqi | None) -> Worth:
+def worth(objective: Objective, measured: Measured, formula: Snqi | None, maximise: bool) -> Worth:
     """What a training is worth. Raises NotMeasured."""
     if objective.name == "episodic_snqi":
         if formula is None:
             raise NotMeasured("the task names no files of the quality index")
         return episodic_snqi(measured.final, measured.episodes, formula)
-    return Worth(running_value(objective, measured.curve), AGGREGATE)
+    return Worth(running_value(objective, measured.curve, maximise), AGGREGATE)
 
 
-def running_value(objective: Objective, curve: Sequence[Evaluation]) -> float:
+def running_value(objective: Objective, curve: Sequence[Evaluation], maximise: bool) -> float:
     """The objective over the evaluations so far, which a pruner compares. Raises NotMeasured."""
     figure = objective.figure
     if objective.name == "best_checkpoint":
-        return best_checkpoint(curve, figure, maximised(objective))
+        return best_checkpoint(curve, figure, maximise)
     if objective.name == "last_n_mean":
         return last_n_mean(curve, figure, objective.n or 1)
     if objective.name == "auc":
@@ -144,11 +143,11 @@ def running_value(objective: Objective, curve: Sequence[Evaluation]) -> float:
     return final_eval(curve, figure)  # final_eval, and the quality index, whose mean every evaluation holds
 
 
-def maximised(objective: Objective) -> bool:
+def maximised(objective: Objective, task: TaskConfig) -> bool:
     """Direction follows the metric unless the config says otherwise."""
     if objective.direction is not None:
         return objective.direction == "maximize"
-    return objective.figure not in MINIMISED
+    return objective.figure not in task.minimised
 
 
 def violations(constraints: Mapping[str, float], figures: Mapping[str, float]) -> dict[str, float]:

@@ -25,6 +25,7 @@ import numpy as np
 import optuna
 import psutil
 from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -115,7 +116,7 @@ class SweepStudy:
                 pruner=pruner,
                 load_if_exists=True,
             )
-            self._agree(settings)
+            self._agree(settings, maximise)
         except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, sqlite3.Error) as error:
             raise BadInput(
                 f"storage {shortened(config.storage)} cannot be used: {shortened(str(error), 200)}; give an SQLAlchemy "
@@ -123,7 +124,7 @@ class SweepStudy:
             ) from None
         self._sampler.study = self._study
 
-    def _agree(self, settings: Mapping[str, Any]) -> None:
+    def _agree(self, settings: Mapping[str, Any], maximise: bool) -> None:
         stored = self._study.user_attrs.get(SETTINGS)
         if stored is None:
             if self._study.get_trials(deepcopy=False):
@@ -133,6 +134,12 @@ class SweepStudy:
                 )
             self._study.set_user_attr(SETTINGS, dict(settings))
             return
+        made = self._study.direction == StudyDirection.MAXIMIZE  # Optuna keeps that of the study, whatever it is given
+        if made != maximise:
+            raise BadInput(
+                f"study {self._config.study_name!r} in {self._config.storage!r} was made to "
+                f"{'maximise' if made else 'minimise'} {self._config.objective.figure}; give another study_name"
+            )
         different = [key for key in settings if stored.get(key) != settings[key]]
         if different:
             key = different[0]

@@ -96,7 +96,7 @@ class Objective:
     n: Count | None = None
     """Evaluations of `last_n_mean`."""
     direction: Literal["maximize", "minimize"] | None = None
-    """None follows the metric: collision rate and comfort exposure are minimised, all others maximised."""
+    """None follows the metric: collision rate, comfort exposure and what is `lower_is_better` are minimised."""
 
     def __post_init__(self) -> None:
         if (self.n is not None) != (self.name == "last_n_mean"):

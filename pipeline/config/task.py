@@ -1,11 +1,14 @@
 """What a task is: an environment, how its final info maps to outcomes, thresholds and scenario sets."""
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from pipeline.config.base import Bound, Count, LibraryArguments, Name, Positive, configuration
+from pipeline.names import Metric
+
+MINIMISED: Final = (Metric.COLLISION_RATE, "comfort_exposure")  # in every task, whatever its file says
 
 
 @configuration
@@ -49,7 +52,7 @@ class MeasureInfo:
     info: str
     over: Literal["last", "sum", "max", "mean"] = "last"
     lower_is_better: bool = False
-    """How a report reads a difference."""
+    """Of two checkpoints, trials or policies the one with less is the better."""
 
 
 @configuration
@@ -108,6 +111,11 @@ class TaskConfig:
         for set_name in self.holdout_sets:
             if set_name not in self.scenario_sets:
                 raise ValueError(f"holdout_sets names {set_name!r}, which scenario_sets does not define")
+
+    @property
+    def minimised(self) -> frozenset[str]:
+        """Figures of an evaluation of which less is better: whoever ranks or compares asks here."""
+        return frozenset({*MINIMISED, *(name for name, measure in self.metrics.items() if measure.lower_is_better)})
 
     def holdout_scenarios(self) -> frozenset[str]:
         """Every scenario of a hold-out set."""

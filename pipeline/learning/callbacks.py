@@ -12,6 +12,7 @@ from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from pipeline.config.base import Bound
+from pipeline.config.task import TaskConfig
 from pipeline.config.training import Convergence, EvaluationSchedule
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, did_you_mean
@@ -27,8 +28,6 @@ from pipeline.learning.jobs import Emit, EvaluationPoint, TrainingEvent
 from pipeline.names import EVAL_PREFIX, Metric
 from pipeline.policies import act_function, tensors_of
 from pipeline.tasks import Task
-
-MINIMISED = (Metric.COLLISION_RATE, "comfort_exposure")
 
 
 class TrainingDone(Exception):
@@ -120,7 +119,7 @@ def next_evaluation(schedule: EvaluationSchedule, timestep: int) -> int:
     raise AssertionError("the last segment has no end")
 
 
-def select_figure(figures: Mapping[str, float], metric: str) -> float:
+def select_figure(figures: Mapping[str, float], metric: str, task: TaskConfig) -> float:
     """The value by which checkpoints are ranked, larger is better. Raises BadInput when it is not measured."""
     key = "return_mean" if metric == Metric.EPISODE_RETURN else metric
     if key not in figures:
@@ -129,7 +128,7 @@ def select_figure(figures: Mapping[str, float], metric: str) -> float:
             f"best_metric {metric!r} is not measured in this task.{did_you_mean(metric, known)} "
             f"It measures: {', '.join(known)}"
         )
-    return -figures[key] if metric in MINIMISED else figures[key]
+    return -figures[key] if key in task.minimised else figures[key]
 
 
 def _records(episodes: Sequence[Episode], metrics: dict[str, np.ndarray]) -> EpisodeRecords:
@@ -228,7 +227,7 @@ class EvaluationCallback(BaseCallback):
         records = run_episodes(self._task, act_function(self._policy), self._episodes, env=self._env)
         figures = point_figures(records)
         self._require_thresholds(figures)
-        value = select_figure(figures, self._best_metric)
+        value = select_figure(figures, self._best_metric, self._task.config)
         self.points.append(EvaluationPoint(self.model.num_timesteps, _records(self._episodes, records.metrics)))
         if value > self._best:
             self._best, self.best_timestep = value, self.model.num_timesteps

@@ -12,7 +12,6 @@ from pipeline.demonstrators import Actor, as_policy_sees
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.evaluation import point_figures, run_episodes, summarise
-from pipeline.learning.callbacks import MINIMISED
 from pipeline.learning.ppo import final_episodes
 from pipeline.names import CONTROLS, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.playback import film_policy
@@ -99,7 +98,7 @@ def comparison_settings(config: Compare, task: TaskConfig, group: Group, trained
         seed=config.seed,
         final_figure=Metric.SUCCESS_RATE,
         training_set=trained.training.scenario_set,
-        minimised=frozenset({*MINIMISED, *(name for name, m in task.metrics.items() if m.lower_is_better)}),
+        minimised=task.minimised,
         undirected=frozenset({Metric.LENGTH_MEAN}),
     )
 

@@ -114,7 +114,7 @@ class Judge:
 
     def __init__(self, config: Sweep, plan: TrialPlan) -> None:
         self.config, self.plan = config, plan
-        self.maximise = maximised(config.objective)
+        self.maximise = maximised(config.objective, plan.task)
         self._formula = snqi_formula(plan.task)
 
     @classmethod
@@ -132,19 +132,21 @@ class Judge:
         """Raises NotMeasured."""
         curve = tuple(Evaluation(p.timestep, point_figures(p.records)) for p in result.evaluations)
         figures = point_figures(result.final)
-        value = worth(self.config.objective, Measured(curve, figures, result.final.metrics), self._formula)
+        value = worth(
+            self.config.objective, Measured(curve, figures, result.final.metrics), self._formula, self.maximise
+        )
         return SeedEnd(result, value, violations(self.config.constraints, figures), figures)
 
     def running(self, done: Sequence[SeedEnd], curve: Sequence[Evaluation]) -> float:
         """Mean over the seeds so far, the one in training included. Raises NotMeasured."""
         values = [end.worth.value for end in done]
         if curve:
-            values.append(running_value(self.config.objective, curve))
+            values.append(running_value(self.config.objective, curve, self.maximise))
         return sum(values) / len(values)
 
     def running_excess(self, curve: Sequence[Evaluation]) -> dict[str, float]:
         """Excess of the best checkpoint so far. Raises NotMeasured."""
-        best = max(curve, key=lambda point: select_figure(point.figures, self.plan.base.best_metric))
+        best = max(curve, key=lambda p: select_figure(p.figures, self.plan.base.best_metric, self.plan.task))
         return violations(self.config.constraints, best.figures)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import TrainExpert
+from pipeline.config.task import TaskConfig
 from pipeline.evaluation import (
     concatenate_records,
     point_figures,
@@ -42,7 +43,7 @@ def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> Stag
     with TrainingProgress("train_expert", jobs) as progress:
         results = train_logged(run, jobs, tags, config.workers, progress.on_event)
     diagnosis = diagnose(results, task.config.thresholds)
-    best = best_result(results, config.best_metric)
+    best = best_result(results, config.best_metric, task.config)
     folder = Path(jobs[results.index(best)].output) / "best"
     pooled = summarise(concatenate_records([result.final for result in results]))
     _log(run, diagnosis, results, best)
@@ -88,9 +89,9 @@ def training_jobs(config: TrainExpert, task: Task, folder: Path) -> list[Trainin
     return jobs
 
 
-def best_result(results: Sequence[TrainingResult], best_metric: str) -> TrainingResult:
+def best_result(results: Sequence[TrainingResult], best_metric: str, task: TaskConfig) -> TrainingResult:
     """The seed whose best checkpoint does best on fresh episodes; ties go to the earlier seed."""
-    return max(results, key=lambda result: select_figure(point_figures(result.final), best_metric))
+    return max(results, key=lambda result: select_figure(point_figures(result.final), best_metric, task))
 
 
 def holdout_figures(task: Task, policy_folder: Path, episodes: int) -> dict[str, float]:

@@ -30,6 +30,10 @@ class StillDiscrete(Still):
     action_space = spaces.Discrete(3)
 
 
+class StillDict(Still):
+    observation_space = spaces.Dict({"a": OBSERVATIONS})
+
+
 class Custom(torch.nn.Module):
     pass
 
@@ -160,7 +164,7 @@ REFUSED = {
     "no policy_kwargs": ({"policy_kwargs": 3}, "policy_kwargs = 3"),
     "another class": (
         {"policy_class": {"__module__": "mine", "__init__": "<function Mine.__init__ at 0x1>"}},
-        "'mine'",
+        "'mine.Mine'",
     ),
     "no class": ({"policy_class": None}, "is not SB3's ActorCriticPolicy"),
 }
@@ -183,6 +187,7 @@ def test_settings_that_our_policies_do_not_have_are_refused_by_name(case, theirs
         ({"use_sde": True}, "use_sde"),
         ({"algorithm": DQN, "env": StillDiscrete, "buffer_size": 10}, "ActorCriticPolicy"),
         ({"env": StillDiscrete}, "has the shape|missing|no place"),
+        ({"env": StillDict, "policy": "MultiInputPolicy"}, "'MultiInputActorCriticPolicy' is not SB3's"),
     ],
 )
 def test_real_zips_of_other_kinds_are_refused_by_name(kwargs, message, tmp_path):
@@ -197,13 +202,12 @@ def test_a_policy_of_another_task_is_refused_by_the_tensor_that_does_not_fit(the
 
 def test_wrong_tensors_are_refused_by_name(theirs, tmp_path):
     good = weights_of(theirs)
-    huge = torch.zeros(1).expand(10**12)  # one number that claims to be 4 TB
     cases = {
         "not finite": {**good, "log_std": torch.full((2,), float("nan"))},
         "expected plain float32": {**good, "log_std": good["log_std"].double()},
         "no place": {**good, "extra": torch.zeros(1)},
         "missing": {name: tensor for name, tensor in good.items() if name != "value_net.bias"},
-        "has the shape": {**good, "log_std": huge},
+        "has the shape": {**good, "log_std": torch.zeros(3)},
         "no named tensor": {**good, "note": "text"},
         "expected named tensors": [1, 2],
         "different hidden": {n: t for n, t in good.items() if "value_net.2" not in n},
@@ -212,6 +216,30 @@ def test_wrong_tensors_are_refused_by_name(theirs, tmp_path):
         path = remade(theirs, tmp_path / "x.zip", policy_pth=packed(state))
         with pytest.raises(BadInput, match=message):
             import_sb3_zip(path, OBSERVATIONS, ACTIONS)
+
+
+def test_widths_that_the_bytes_cannot_fill_are_refused_before_a_network_of_them_is_built(theirs, tmp_path, monkeypatch):
+    """A tensor of stride 0 shows one number as often as it likes, one of no numbers may have any width."""
+    good, one = weights_of(theirs), torch.zeros(1, 1)
+    layers = [f"mlp_extractor.{role}_net.{n}.weight" for n in (0, 2) for role in ("policy", "value")]
+    cases = {
+        "claim 14400000308 bytes, it holds": {**good, **dict.fromkeys(layers, one.expand(30_000, 30_000))},
+        "claim 4000000.* bytes, it holds": {**good, "log_std": one.expand(1, 10**12).reshape(-1)},
+        r"'mlp_extractor.\w+_net.0.weight' has the shape \(1000000000, 0\)": {
+            **good, **dict.fromkeys(layers[:2], torch.zeros(10**9, 0)),
+        },
+        r"'mlp_extractor.\w+_net.2.weight' has the shape \(30000, 1\).* need \(30000, 30000\)": {
+            **good, **{name: torch.zeros(30_000, 4) for name in layers[:2]},
+            **{name: torch.zeros(30_000, 1) for name in layers[2:]},
+        },
+        r"has the shape \(0, 4\).* need \(1, 4\)": {**good, **dict.fromkeys(layers[:2], torch.zeros(0, 4))},
+    }  # fmt: skip
+    monkeypatch.setattr("pipeline.foreign_policies.build_policy", lambda *_, **__: pytest.fail("a network was built"))
+    for message, state in cases.items():
+        path = remade(theirs, tmp_path / "x.zip", policy_pth=packed(state))
+        with pytest.raises(BadInput, match=message) as error:
+            import_sb3_zip(path, OBSERVATIONS, ACTIONS)
+        assert "\n" not in str(error.value)
 
 
 def test_damaged_and_hostile_zips_are_refused_in_one_line(theirs, tmp_path):

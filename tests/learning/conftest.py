@@ -1,10 +1,15 @@
 """Small tasks with known environments that the tests of learning train on."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import PPOTraining
+
+sys.path.insert(0, str(Path(__file__).parent))  # trainings import the environments by name
 
 
 def task_config(env_id: str, **changes) -> TaskConfig:
@@ -41,6 +46,11 @@ def cartpole():
 @pytest.fixture(scope="session")
 def pendulum():
     return task_config("Pendulum-v1", horizon=50)
+
+
+@pytest.fixture(scope="session")
+def make_task():
+    return task_config
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config.base import Bound
 from pipeline.config.loading import validate
+from pipeline.config.task import MeasureInfo
 from pipeline.config.training import Convergence, EvaluationSchedule, LearningRate
 from pipeline.errors import BadInput
 from pipeline.evaluation import point_figures, run_episodes
@@ -21,6 +22,7 @@ from pipeline.learning.ppo import (
     train,
 )
 from pipeline.policies import act_function, build_policy, load_policy, policy_digest, weights_digest
+from pipeline.stages.train_expert import best_result
 from pipeline.tasks import Purpose, Task
 
 
@@ -201,14 +203,32 @@ def test_evaluations_follow_their_segments():
     ]  # fmt: skip
 
 
-def test_collisions_and_discomfort_are_minimised_and_all_else_maximised():
+def test_collisions_discomfort_and_what_the_task_calls_better_lower_are_minimised_and_all_else_maximised(cartpole):
+    measured = {"jerk": MeasureInfo(info="jerk", lower_is_better=True), "grace": MeasureInfo(info="grace")}
+    task = replace(cartpole, metrics=measured)
     figures = {"return_mean": 3.0, "success_rate": 0.5, "collision_rate": 0.2, "comfort_exposure": 0.1}
-    assert select_figure(figures, "eval_episode_return") == 3.0
-    assert select_figure(figures, "success_rate") == 0.5
-    assert select_figure(figures, "collision_rate") == -0.2
-    assert select_figure(figures, "comfort_exposure") == -0.1
+    figures |= {"jerk": 0.7, "grace": 0.6}
+    expected = {
+        "eval_episode_return": 3.0, "success_rate": 0.5, "grace": 0.6,
+        "collision_rate": -0.2, "comfort_exposure": -0.1, "jerk": -0.7,
+    }  # fmt: skip
+    assert {metric: select_figure(figures, metric, task) for metric in expected} == expected
     with pytest.raises(BadInput, match="Did you mean 'success_rate'"):
-        select_figure(figures, "sucess_rate")
+        select_figure(figures, "sucess_rate", task)
+
+
+def test_the_best_checkpoint_and_the_best_seed_have_the_least_of_what_is_better_lower(
+    make_task, make_training, tmp_path
+):
+    metrics = {"angle": {"info": "angle", "lower_is_better": True}}
+    task = make_task("learning_environments:Angles", horizon=20, metrics=metrics)
+    jobs = [TrainingJob(task, make_training(), seed, str(tmp_path / str(seed)), best_metric="angle") for seed in (1, 2)]
+    results = [train(job, ignore) for job in jobs]
+    for result in results:
+        angles = {point.timestep: point_figures(point.records)["angle"] for point in result.evaluations}
+        assert len(set(angles.values())) > 1 and result.best_timestep == min(angles, key=angles.get)
+    best = best_result(results, "angle", task)
+    assert point_figures(best.final)["angle"] == min(point_figures(result.final)["angle"] for result in results)
 
 
 def test_the_learning_rate_falls_linearly_over_the_budget():

@@ -139,16 +139,18 @@ def test_a_missing_average_is_named_and_never_counted_as_zero(social_nav):
 )
 def test_an_objective_is_computed_by_its_name(name, extra, expected):
     objective = Objective(name=name, metric="x", **extra)
-    assert worth(objective, Measured(tuple(REGULAR), {}), None) == Worth(pytest.approx(expected), "aggregate")
+    assert worth(objective, Measured(tuple(REGULAR), {}), None, True) == Worth(pytest.approx(expected), "aggregate")
 
 
-def test_the_direction_follows_the_metric():
-    assert maximised(Objective())
-    assert maximised(Objective(metric="success_rate"))
-    assert not maximised(Objective(metric="collision_rate"))
-    assert not maximised(Objective(metric="comfort_exposure"))
-    assert not maximised(Objective(metric="jerk_mean", direction="minimize"))
-    assert maximised(Objective(name="episodic_snqi"))
+def test_the_direction_follows_what_the_task_says_of_the_metric(social_nav):
+    assert maximised(Objective(), social_nav)
+    assert maximised(Objective(name="episodic_snqi"), social_nav)
+    for metric in ("success_rate", "path_efficiency"):
+        assert maximised(Objective(metric=metric), social_nav)
+    for metric in ("collision_rate", "comfort_exposure", "jerk_mean", "near_misses", "time_norm"):
+        assert not maximised(Objective(metric=metric), social_nav)
+    assert maximised(Objective(metric="jerk_mean", direction="maximize"), social_nav)
+    assert not maximised(Objective(metric="success_rate", direction="minimize"), social_nav)
 
 
 def test_an_objective_or_constraint_that_the_task_does_not_measure_is_refused(social_nav):

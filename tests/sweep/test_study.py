@@ -45,6 +45,12 @@ def play(study: SweepStudy, count: int) -> list[dict]:
     return drawn
 
 
+def test_a_study_is_never_continued_in_the_other_direction(make_study):
+    make_study()
+    with pytest.raises(BadInput, match="was made to maximise success_rate; give another study_name"):
+        make_study(maximise=False)
+
+
 def test_values_lie_in_their_ranges_and_nested_ones_exist_only_with_their_choice(make_study):
     for values in play(make_study(), 8):
         assert 1e-4 <= values["training.learning_rate.initial"] <= 1e-2
