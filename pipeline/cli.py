@@ -70,7 +70,9 @@ def parse(stage: str, arguments: Sequence[str]) -> tuple[str, dict[str, str], di
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="YAML file of the stage's settings")
-    for reference in REFERENCES:
+    # main's group is a setting of its config; the stages take it as a reference
+    references = [name for name in REFERENCES if (stage, name) != ("main", "group")]
+    for reference in references:
         parser.add_argument(f"--{reference}", default="", help=argparse.SUPPRESS)
     with _argparse_errors():
         known, rest = parser.parse_known_args(list(arguments))
@@ -85,7 +87,7 @@ def parse(stage: str, arguments: Sequence[str]) -> tuple[str, dict[str, str], di
                 raise BadInput(f"argument --{name} has no value; write --{name} value")
             value = rest.pop(0)
         overrides[name] = value
-    upstream = {name: value for name in REFERENCES if (value := getattr(known, name))}
+    upstream = {name: value for name in references if (value := getattr(known, name))}
     return known.config, upstream, overrides
 
 

@@ -34,7 +34,7 @@ DIGEST_LENGTH: Final = 36  # as long as MLflow takes for a dataset
 PACKAGES: Final = ("gymnasium", "imitation", "numba", "numpy", "safetensors", "scipy", "stable-baselines3", "torch")
 ENGINES: Final = ("box2d", "box2d-py", "mujoco")
 # settings that say where, when or how fast, not what: the content behind a path is an input
-NEUTRAL: Final = frozenset({"task", "group", "workers", "reuse", "minari.path", "repaired.folder"})
+NEUTRAL: Final = frozenset({"task", "workers", "reuse", "minari.path", "repaired.folder"})
 DIGESTS: Final = ("input", "code")  # sections whose values no person wants to read
 ABSENT: Final = "absent"
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 import gymnasium as gym
 import numpy as np
 
+from pipeline.demonstrators import Actor, ActorSlots
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.observations import flat_rows, one_row, row_dtype
-from pipeline.policies import ActFunction
 from pipeline.tasks import RENDER_MODE, Task
 from pipeline.trajectories import UNKNOWN_SEED, EpisodeData, Trajectories
 
@@ -46,9 +46,10 @@ def film_actions(task: Task, episode: Episode, actions: np.ndarray) -> Film:
     return _film(task, episode, lambda _: next(queue, None))
 
 
-def film_policy(task: Task, episode: Episode, act: ActFunction) -> Film:
-    """Let a policy play the episode to its end."""
-    return _film(task, episode, lambda observation: act(_batch(observation))[0])
+def film_actor(task: Task, episode: Episode, actor: Actor) -> Film:
+    """Let a policy or a script play the episode to its end. Raises BadInput when nothing renders."""
+    slot = ActorSlots(actor, 1, task.action_space)
+    return _film(task, episode, lambda observation: slot.act(_batch(observation), np.ones(1, bool))[0][0])
 
 
 def _film(task: Task, episode: Episode, choose: Callable[[Any], np.ndarray | None]) -> Film:

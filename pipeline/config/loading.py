@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -18,7 +18,10 @@ MAX_CONFIG_BYTES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `1e-4` as a number and refuses a key given twice, and aliases."""
+    """Safe YAML that reads plain words as YAML 1.2 does, and refuses a key given twice, and aliases.
+
+    PyYAML speaks YAML 1.1, in which `1:30` is 90, `010` is 8, `on` and `no` are booleans and `1e5` is a text.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -35,19 +38,40 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node).replace("_", "")
+        return int(text, {"0x": 16, "0o": 8}.get(text[:2], 10))
+
+    def construct_float(self, node: yaml.ScalarNode) -> float:
+        text = self.construct_scalar(node).replace("_", "").lower()
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
 
 class _Dumper(yaml.SafeDumper):
-    """Safe YAML without aliases, which `_Loader` does not read."""
+    """Safe YAML without aliases, which `_Loader` does not read, and with texts in quotes that are numbers to it."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*(?:[eE][-+]?\d+)|\.\d+(?:[eE][-+]?\d+)?)$"),
-    list("-+0123456789."),
+# the core schema of YAML 1.2, and `_` among the digits of a number: the first that fits decides
+_PLAIN: Final = (
+    ("null", r"(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"(?:0o[0-7]+|0x[0-9a-fA-F]+|[-+]?[0-9][0-9_]*)$", list("-+0123456789")),
+    (
+        "float",
+        r"(?:[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        list("-+0123456789."),
+    ),
 )
+_Loader.yaml_implicit_resolvers = {}
+for _name, _pattern, _first in _PLAIN:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_float)
+_QUOTED: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -91,7 +115,7 @@ def load(cls: type[C], path: str | Path, overrides: Mapping[str, str] | None = N
     if not isinstance(data, dict):
         raise BadInput(f"config {str(path)!r} must be a mapping of settings, got {type(data).__name__}")
     for key, text in (overrides or {}).items():
-        _override(data, key, text)
+        _override(cls, data, key, text)
     return validate(cls, data, f"config {str(path)!r}")
 
 
@@ -134,8 +158,12 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _override(data: dict[str, Any], key: str, text: str) -> None:
-    """Set `data["a"]["b"]` for the key `a.b`; the text is read as YAML, as it would be in the file."""
+def _override(cls: type, data: dict[str, Any], key: str, text: str) -> None:
+    """Set `data["a"]["b"]` for the key `a.b`.
+
+    A setting that is a text is given as it stands, quotes around the whole of it left away; any other is read as YAML,
+    as it would be in the file.
+    """
     parts = key.split(".")
     if not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", part) for part in parts):
         raise BadInput(f"override {shortened(key)}: not a dotted key; write -P section.setting=value")
@@ -146,7 +174,17 @@ def _override(data: dict[str, Any], key: str, text: str) -> None:
         here = here[part]
         if not isinstance(here, dict):
             raise BadInput(f"override {key!r}: {part!r} is a single value, it has no settings below it")
+    options = _schema_at(cls, parts)
+    kinds = {option.get("type") for option in options.get("anyOf", [options])}
+    none = "null" in kinds and text in ("", "~", "null")
+    if "string" in kinds and kinds <= {"string", "null"} and not none and not _QUOTED.fullmatch(text):
+        here[parts[-1]] = text
+        return
     here[parts[-1]] = parse_yaml(text, f"override {key!r}")
+    # subtle: what ends blocks and documents has no length
+    read = [t.end_mark.index for t in yaml.scan(text) if t.end_mark.index > t.start_mark.index]
+    if max(read, default=0) < len(text.rstrip()):
+        raise BadInput(f"override {key!r} = {shortened(text)}: what follows # is a comment in YAML; put it in quotes")
 
 
 def _explain(cls: type, error: ValidationError) -> str:
@@ -168,15 +206,23 @@ def _explain(cls: type, error: ValidationError) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     value = fault["input"]
+    if fault["type"] == "string_type" and not isinstance(value, dict | list):
+        message += "; put it in quotes"
+    elif fault["type"] == "bool_type" and isinstance(value, str):
+        message += "; write true or false"
     shown = "" if isinstance(value, dict) and fault["type"] == "value_error" else f" = {shortened(value)}"
     return f"{key}{shown}: {message}{more}"
 
 
-def _fields_at(cls: Any, location: tuple[int | str, ...]) -> list[str]:
-    """Names of the settings below a location, read from the JSON schema of `cls`."""
+def _fields_at(cls: Any, location: Sequence[int | str]) -> list[str]:
+    """Names of the settings below a location."""
+    return sorted(_schema_at(cls, location).get("properties", {}))
+
+
+def _schema_at(cls: Any, location: Sequence[int | str]) -> Any:
+    """What the JSON schema of `cls` says of a location; nothing where it knows none."""
     schema = TypeAdapter(cls).json_schema()
     definitions = schema.get("$defs", {})
-    node: Any = schema
 
     def resolve(entry: Any) -> Any:
         if "$ref" in entry:
@@ -186,11 +232,11 @@ def _fields_at(cls: Any, location: tuple[int | str, ...]) -> list[str]:
                 return resolve(option)
         return entry
 
+    node: Any = resolve(schema)
     for part in location:
-        node = resolve(node)
         if isinstance(part, int):
             node = node.get("items") or {}
         else:
             node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
-            node = node if isinstance(node, dict) else {}
-    return sorted(resolve(node).get("properties", {}))
+        node = resolve(node if isinstance(node, dict) else {})
+    return node

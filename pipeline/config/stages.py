@@ -51,7 +51,6 @@ class TrainExpert:
     """Episodes per seed of the final evaluation of the best checkpoint."""
     workers: Count = 2
     """Seeds trained side by side, one process and one thread each."""
-    group: str = "default"
 
     def __post_init__(self) -> None:
         _distinct(self.seeds)
@@ -255,7 +254,6 @@ class Finetune:
     workers: Count = 2
     reuse: bool = True
     """Take over trainings of this store that finished with an equal content key, instead of training them again."""
-    group: str = "default"
 
     def __post_init__(self) -> None:
         _distinct(self.seeds)
@@ -272,8 +270,12 @@ class Evaluate:
     seed: Seed = 1234
     deterministic: bool = True
     pictures: Steps = 0
-    """Episodes drawn as animated pictures."""
+    """The first so many episodes are played again and drawn as animated pictures."""
     environment: LibraryArguments = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.pictures > self.episodes:
+            raise ValueError(f"pictures = {self.pictures} is more than episodes = {self.episodes}")
 
 
 @configuration

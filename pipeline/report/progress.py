@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from pipeline.learning.jobs import TrainingEvent, TrainingJob
 from pipeline.names import EVAL_PREFIX, Metric
-from pipeline.report.films import check_films, film_of
+from pipeline.report.films import check_drawable, film_of
+from pipeline.tasks import Task
 
 LINE_EVERY_SECONDS = 15.0
 
@@ -24,7 +25,8 @@ class TrainingProgress:
 
     def __init__(self, title: str, jobs: Sequence[TrainingJob]) -> None:
         for job in jobs:
-            check_films(job)
+            task = Task(job.task, job.training.environment, job.training.use_camera)
+            check_drawable(task, "training.visualize_every", job.training.visualize_every)
         self._title, self._jobs = title, jobs
         self._steps = [0] * len(jobs)
         self._success: float | None = None

@@ -14,7 +14,7 @@ from pipeline.errors import BadInput
 from pipeline.evaluation import point_figures, run_episodes, summarise
 from pipeline.learning.ppo import final_episodes
 from pipeline.names import CONTROLS, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
-from pipeline.playback import film_policy
+from pipeline.playback import film_actor
 from pipeline.policies import act_function, load_policy
 from pipeline.report.comparison import build_report
 from pipeline.report.context import Animation, LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
@@ -154,7 +154,7 @@ def side_by_side_animations(
     chosen = task.episodes(trained.training.scenario_set, PLAYBACK_SEED, config.playback_episodes, Purpose.EVALUATE)
     animations = []
     for episode in chosen if config.playback_episodes else ():
-        films = {name: film_policy(task, episode, act) for name, act in acts.items()}
+        films = {name: film_actor(task, episode, act) for name, act in acts.items()}
         clips = [
             Clip(name, film.frames, {"return": f"{film.episode_return:.2f}"}, film.events)
             for name, film in films.items()

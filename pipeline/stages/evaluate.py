@@ -7,7 +7,8 @@ from pipeline.config.stages import Evaluate
 from pipeline.demonstrators import Actor, as_policy_sees, policy_actions, scripted
 from pipeline.errors import BadInput
 from pipeline.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
-from pipeline.names import EVAL_PREFIX, Tag
+from pipeline.names import EVAL_PREFIX, Artifact, Tag
+from pipeline.report.films import check_drawable, draw_episode
 from pipeline.report.tables import statistics_table
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
@@ -23,6 +24,7 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     task = Task(load_task(config.task), config.environment)
     episodes = task.episodes(config.scenario_set, config.seed, config.episodes, Purpose.EVALUATE)
     task, actor, name = _actor(run, config, task, upstream.get("policy", "latest"))
+    check_drawable(task, "pictures", config.pictures)
     warnings = tuple(f"TAINTED: {reason}" for reason in taint.inherit(run))
     records = run_episodes(task, actor, episodes)
     table = statistics_table(records)
@@ -33,8 +35,12 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     )
     run.json(records_data(records), "episodes.json")
     run.text("".join(f"> **{warning}**\n\n" for warning in warnings) + table, "statistics.md")
+    for number, episode in enumerate(episodes[: config.pictures]):
+        about = f"{name} in episode {number}: {episode.scenario}, seed {episode.seed}"
+        run.file(draw_episode(task, episode, actor, about, run.folder / f"episode-{number}"), Artifact.PLAYBACK)
+    drawn = f"  {config.pictures} drawn: {Artifact.PLAYBACK}/ of run {run.run_id}"
     title = f"evaluate: {name} on {len(episodes)} episodes of {config.scenario_set!r}"
-    return StageOutcome((title, *warnings, table))
+    return StageOutcome((title, *warnings, table, *([drawn] if config.pictures else [])))
 
 
 def _actor(run: StageRun, config: Evaluate, task: Task, reference: str) -> tuple[Task, Actor, str]:

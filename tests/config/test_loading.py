@@ -41,7 +41,7 @@ def test_a_config_written_as_yaml_reads_back_equal(tmp_path):
         {
             "task": "walk.yaml",
             "seeds": [4, 5],
-            "group": "a: 'quoted' # name",
+            "best_metric": "a: 'quoted' # name",
             "training": {
                 "learning_rate": {"initial": 1e-4, "final": 0.0},
                 "ppo": {"n_steps": 64, "target_kl": None, "clip_range": 0.1},
@@ -79,6 +79,27 @@ def test_words_that_only_look_like_numbers_stay_words():
     assert parse_yaml("[e4, 1e, v1e4, 1e-4x]", "test") == ["e4", "1e", "v1e4", "1e-4x"]
 
 
+def test_plain_words_are_read_as_yaml_1_2_reads_them():
+    words = "[1:30, 1:30.5, on, off, yes, No, y, 2001-01-01, 0b11, =, <<, 08x]"
+    assert parse_yaml(words, "test") == [word.strip() for word in words[1:-1].split(",")]
+    assert parse_yaml("[010, 08, 0o10, 0x1F, 1_000, -7, +7]", "test") == [10, 8, 8, 31, 1000, -7, 7]
+    assert parse_yaml("[1_000.5, 1., .5, -.inf, true, False, ~, null, ]", "test") == [
+        1000.5, 1.0, 0.5, float("-inf"), True, False, None, None
+    ]  # fmt: skip
+    assert parse_yaml("{no: 1, on: 2}", "test") == {"no": 1, "on": 2}
+    with pytest.raises(BadInput, match="not valid YAML"):
+        parse_yaml("!!int '1:30'", "test")
+
+
+@pytest.mark.parametrize(
+    "text", ["1e5", "0o17", "1:30", "yes", "010", "~", "", "#1", "b #2", "'q'", "2026", "1_0", "-"]
+)
+def test_a_text_stays_a_text_through_a_file_whatever_it_looks_like(text):
+    config = validate(Collect, {"task": text, "environment": {"a": [text], text: 1}}, "test")
+    assert parse_yaml(to_yaml(config), "test")["environment"] == {"a": [text], text: 1}
+    assert validate(Collect, parse_yaml(to_yaml(config), "test"), "test") == config
+
+
 # --- overrides -------------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +115,52 @@ def test_an_override_is_read_as_the_file_would_be(tmp_path):
     assert config.training.learning_rate.initial == 1e-4
     assert config.training.ppo == {"n_epochs": 3, "n_steps": 64}
     assert (config.training.n_envs, config.task) == (8, "u")
+
+
+MAIN = "stages: {collect: a, pretrain: b, finetune: c, compare: d}\n"
+
+
+@pytest.mark.parametrize("text", ["#1 idea", "b #2", "2026", "yes", "null island", "1e5", "a: b", "[1", "'a' # 'b'"])
+def test_a_setting_that_is_a_text_takes_the_text_as_it_stands(tmp_path, text):
+    (tmp_path / "main.yaml").write_text(MAIN)
+    assert load(Main, tmp_path / "main.yaml", {"experiment_name": text}).experiment_name == text
+    assert load(Main, tmp_path / "main.yaml", {"stages.collect": text}).stages.collect == text
+
+
+def test_quotes_around_the_whole_of_a_text_are_left_away_and_null_is_none_where_none_is_allowed(tmp_path):
+    (tmp_path / "main.yaml").write_text(f"{MAIN}experiment_name: old\n")
+    meanings = {"'2026'": "2026", '"a\\tb"': "a\tb", "null": None, "~": None, "": None, "'null'": "null"}
+    for text, meant in meanings.items():
+        assert load(Main, tmp_path / "main.yaml", {"experiment_name": text}).experiment_name == meant
+    assert load(Main, tmp_path / "main.yaml", {"stages.collect": "null"}).stages.collect == "null"
+
+
+@pytest.mark.parametrize("text", ["20 # twenty", "# twenty", "[1, 2] # two", "{a: b} #", "a #2", "#2"])
+@pytest.mark.parametrize("key", ["seeds", "training.environment.reward_name"])
+def test_what_yaml_would_drop_as_a_comment_is_refused_in_an_override(tmp_path, key, text):
+    message = refusal(tmp_path, TrainExpert, "task: t\n", {key: text})
+    assert key in message
+    assert "put it in quotes" in message
+
+
+def test_the_texts_among_library_arguments_may_be_quoted(tmp_path):
+    (tmp_path / "expert.yaml").write_text("task: t\n")
+    given = {"training.environment.a": "'b #2'", "training.environment.b": "c#3", "training.environment.c": "{d: e} "}
+    assert load(TrainExpert, tmp_path / "expert.yaml", given).training.environment == {
+        "a": "b #2", "b": "c#3", "c": {"d": "e"}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ({"episodes": "1:30"}, ["episodes = '1:30'", "integer"]),
+        ({"filter.only_success": "yes"}, ["filter.only_success = 'yes'", "write true or false"]),
+    ],
+)
+def test_what_yaml_1_1_would_have_read_as_another_thing_is_refused(tmp_path, overrides, parts):
+    message = refusal(tmp_path, Collect, "task: t\n", overrides)
+    assert all(part in message for part in parts), message
 
 
 @pytest.mark.parametrize(
@@ -202,6 +269,8 @@ EXPERT = "task: t\n"
         (Compare, EXPERT + "target: {success_rate: {}}", ["target.success_rate", "needs min or max"]),
         (Compare, EXPERT + "target: {success_rate: {mni: 1}}", ["'target.success_rate.mni'", "'min'?", "max, min"]),
         (Compare, EXPERT + "ratio_target: 0", ["ratio_target = 0", "greater than 0"]),
+        (Main, MAIN + "experiment_name: 2026", ["experiment_name = 2026", "put it in quotes"]),
+        (Main, MAIN + "reuse: no", ["reuse = 'no'", "write true or false"]),
         (Main, "stages: {train_expert: a}", ["'stages.", "is missing"]),
         (TaskConfig, TASK + "horizon: 0", ["horizon = 0", "greater than or equal to 1"]),
         (TaskConfig, TASK + "holdout_sets: [hold]", ["holdout_sets names 'hold'", "scenario_sets does not define"]),
@@ -244,7 +313,7 @@ def test_a_message_cannot_be_made_longer_or_broken_by_the_value(tmp_path):
         ("- a\n", "must be a mapping of settings, got list"),
         ("", "must be a mapping of settings, got NoneType"),
         ("a: [", "not valid YAML"),
-        ("task: t\nd: 2001-01-01\n", "no number, text, list or mapping"),
+        ("task: t\nd: !!timestamp 2001-01-01\n", "no number, text, list or mapping"),
         ("task: t\nd: !!binary aGk=\n", "no number, text, list or mapping"),
         ("task: t\n? [a, b]\n: 3\n", "not valid YAML"),
         ("task: t\na\0b: 3\n", "not valid YAML"),

@@ -108,6 +108,7 @@ def lamp(story, tmp_path, monkeypatch):
                 "noise": {"std": 0},
             },
             "playback": {"episodes": [0, 1]},
+            "evaluate": {"episodes": 6, "scripted": {"demonstrator": "blinking_environment:blink"}},
         }
         for stage, values in settings.items():
             (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump({"task": str(tmp_path / "task.yaml"), **values}))
@@ -148,6 +149,35 @@ def test_a_task_that_does_not_render_is_replayed_and_told_so(lamp, client):
     assert "no animation: the environment has no render mode rgb_array" in outcome.summary[-1]
     assert "episode 0: bit-identical" in outcome.summary[1]
     assert artifacts(client, last_run(), "playback") == {}
+
+
+def test_an_evaluation_draws_as_many_of_its_episodes_as_it_is_asked_to(lamp, client):
+    assert "drawn" not in "".join(run_stage("evaluate", lamp()["evaluate"], {}, {}).summary)
+    outcome = run_stage("evaluate", lamp()["evaluate"], {}, {"pictures": "2"})
+    run_id = query.runs(stage="evaluate").iloc[0].run_id
+    films = artifacts(client, run_id, "playback")
+    assert outcome.summary[-1] == f"  2 drawn: playback/ of run {run_id}"
+    assert sorted(films) == ["episode-0.gif", "episode-1.gif"]
+    played = json.loads(read_text_artifact(client, run_id, "episodes.json"))["metrics"]
+    for index in (0, 1):
+        picture = Image.open(io.BytesIO(films[f"episode-{index}.gif"]))
+        assert picture.n_frames == played["length"][index] + 1
+        brightness = []
+        for frame in range(picture.n_frames):
+            picture.seek(frame)
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+            brightness.append(pixels[60, pixels.shape[1] // 2].mean() > 150)
+        assert sum(brightness) == played["return"][index]  # a step is paid where the lamp is lit
+
+
+def test_a_policy_is_drawn_too_and_what_cannot_be_drawn_is_refused_before_it_is_played(story, lamp, client):
+    smoke = {"episodes": "2", "pictures": "1"}
+    run_stage("evaluate", "configs/smoke/evaluate.yaml", {"policy": story.pretrain}, smoke)
+    assert len(artifacts(client, query.runs(stage="evaluate").iloc[0].run_id, "playback")) == 1
+    with pytest.raises(BadInput, match=r"pictures = 2: the environment of task 'lamp' has no render mode rgb_array"):
+        run_stage("evaluate", lamp("DarkLamp")["evaluate"], {}, {"pictures": "2"})
+    with pytest.raises(BadInput, match="pictures = 7 is more than episodes = 6"):
+        run_stage("evaluate", lamp()["evaluate"], {}, {"pictures": "7"})
 
 
 def test_somebody_elses_minari_dataset_of_any_task_is_described_validated_and_looked_at(lamp, client, tmp_path):

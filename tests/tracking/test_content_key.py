@@ -57,7 +57,6 @@ def test_settings_that_decide_nothing_are_not_in_it(tmp_path):
         {"task": "elsewhere.yaml"},
         {"workers": 7},
         {"reuse": False},
-        {"group": "g"},
         {"final_episodes": 200},
     ):
         assert key_of({**BASE, **other}).digest == base.digest, other
