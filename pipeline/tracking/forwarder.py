@@ -229,7 +229,7 @@ def _deliver(outbox: Outbox, client: MlflowClient, run_id: str, chunk: list[Reco
                 _deliver(outbox, client, run_id, [record])
         else:
             reason = str(error) if may_pass or isinstance(error, BadInput) else traceback.format_exc(limit=-3)
-            outbox.refuse(chunk[0], f"{operation['do']} of run {run_id}: {' '.join(reason.split())}"[:1_000])
+            outbox.refuse(chunk[0].id, f"{operation['do']} of run {run_id}: {' '.join(reason.split())}"[:1_000])
     else:
         outbox.delivered(chunk)
 
@@ -264,6 +264,7 @@ def sync() -> Delivery:
     """Deliver what waits for the configured store, what it refused before included. Raises BadInput without a store."""
     client = connect()
     outbox = Outbox()
+    outbox.sweep()
     outbox.try_refused_again()
     before = outbox.waiting()
     trouble = forward(outbox, client)
@@ -280,6 +281,7 @@ def deliver_leftovers() -> None:
     if not (outbox_folder() / "outbox.db").exists():
         return
     outbox = Outbox()
+    outbox.sweep()
     if outbox.waiting():
         with contextlib.suppress(BadInput):  # whoever opens a run next says that the store cannot be used
             forward(outbox, connect())

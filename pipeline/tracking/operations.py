@@ -7,18 +7,88 @@ together with name, step and value identifies them in the store; tags, parameter
 import math
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from pipeline.config.base import configuration
+from pipeline.config.loading import parse_json, validate
+from pipeline.errors import BadInput, shortened
 
 Operation = dict[str, Any]  # JSON
 
 MAX_PARAM_LENGTH = 6_000
 BATCH = 100  # parameters or tags in one request
 METRIC_BATCH = 1_000
+
+Point = tuple[str, float, int, int]  # name, value, step, milliseconds since 1970
+
+
+@configuration
+class _Metrics:
+    points: tuple[Point, ...]
+    model_id: str | None
+
+
+@configuration
+class _Tags:
+    tags: dict[str, str]
+
+
+@configuration
+class _Params:
+    params: dict[str, str]
+
+
+@configuration
+class _Text:
+    content: str
+    path: str
+
+
+@configuration
+class _Files:
+    local: str
+    folder: str | None
+
+
+@configuration
+class _Close:
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+    time: int
+
+
+@configuration
+class _Policy:
+    local: str
+    name: str
+    step: int
+    points: tuple[Point, ...]
+    artifact: str | None
+    experiment_id: str
+
+
+@configuration
+class _Registration:
+    digest: str
+    promotable: bool
+    description: str
+
+
+@configuration
+class _Candidate(_Policy):
+    task: str
+    record: _Registration
+
+
+# what an operation holds besides the name of what it does
+SHAPES: Final[Mapping[str, Any]] = {
+    "metrics": _Metrics, "tags": _Tags, "params": _Params, "text": _Text, "files": _Files, "close": _Close,
+    "policy": _Policy, "candidate": _Candidate,
+}  # fmt: skip
 
 
 def metrics(points: Iterable[tuple[str, float, int]], model_id: str | None = None) -> Operation:
@@ -56,6 +126,22 @@ def files(local: Path, folder: str | None) -> Operation:
 def close(status: str) -> Operation:
     """The end of the run, now."""
     return {"do": "close", "status": status, "time": milliseconds()}
+
+
+def read(text: str) -> Operation:
+    """An operation from its JSON; its values are for the store to judge. Raises BadInput for anything else."""
+    operation = parse_json(text, "an operation")
+    do = operation.get("do") if isinstance(operation, dict) else None
+    if not isinstance(do, str) or do not in SHAPES:
+        raise BadInput(f"{shortened(operation)} is no operation; there are: {', '.join(SHAPES)}")
+    validate(SHAPES[do], {key: value for key, value in operation.items() if key != "do"}, do)
+    for key in ("path", "folder", "artifact"):  # MLflow refuses those outside a run's artifacts as if that might pass
+        place = operation.get(key)
+        if place is None:
+            continue
+        if place.startswith("/") or str(PurePosixPath(place)) != place or {".", ".."} & {*place.split("/")}:
+            raise BadInput(f"{do}: {key} = {shortened(place)} is no path inside the artifacts of a run")
+    return dict(operation)
 
 
 def perform(client: MlflowClient, run_id: str, operation: Operation) -> None:

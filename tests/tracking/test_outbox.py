@@ -1,5 +1,6 @@
 """The outbox: nothing that was appended is lost, nothing is delivered twice, and what is refused is kept."""
 
+import json
 import os
 import shutil
 import signal
@@ -267,12 +268,108 @@ def test_an_outbox_that_cannot_be_used_is_one_line(bench, outbox):
         sync()
 
 
-def test_an_outbox_whose_records_are_damaged_is_one_line(bench, outbox):
+def plant(outbox: Outbox, run_id: object, operation: object) -> int:
+    """A record that no append wrote; anything but text is written as JSON. Its id."""
+    text = operation if isinstance(operation, str | bytes) else json.dumps(operation)
+    return outbox._database.execute("INSERT INTO records (run_id, operation) VALUES (?, ?)", (run_id, text)).lastrowid
+
+
+def test_records_that_are_no_operations_are_refused_one_by_one_and_hold_nobody_up(bench, outbox, capsys):
     run_id = bench.run("baseline", status=None)
+    damaged = [
+        "{", "[]", "5", '"metrics"', "{}", '{"do": []}', '{"do": "explode"}', '{"do": "metrics"}', "[" * 100_000,
+        {"do": "metrics", "points": [["loss", "high", 1, 1]], "model_id": None},
+        {"do": "metrics", "points": [["loss", 1.0, 1]], "model_id": None},
+        {"do": "metrics", "points": [], "model_id": None, "local": "x"}, {"do": "tags", "tags": ["a"]},
+        {"do": "text", "path": "a.txt"}, {"do": "close", "status": "DONE", "time": 1}, {"do": "files", "folder": None},
+        {"do": "policy", "local": "x"}, b"\xff\xfe",
+    ]  # fmt: skip
+    for operation in damaged:
+        plant(outbox, run_id, operation)
+    plant(outbox, b"\xff", point(1.0, 1))
+    outbox.append(run_id, point(2.0, 2))
+    assert ask(["sync"]) == VERDICT_NO
+    told = capsys.readouterr()
+    assert f"1 records delivered, 0 wait, {len(damaged) + 1} refused" in told.out
+    assert "Traceback" not in told.out + told.err
+    assert points_of(bench, run_id) == [(2, 2.0)]
+
+
+def test_a_record_reads_and_removes_only_what_the_outbox_put_there_for_it(bench, outbox, tmp_path):
+    """Whatever it says of its file, a folder elsewhere is neither sent nor touched; nor is another record's file."""
+    run_id = bench.run("baseline", status=None)
+    victim, beside = tmp_path / "thesis", outbox.folder / "files" / "beside"
+    for folder in (victim, beside):
+        folder.mkdir()
+        (folder / "chapter.txt").write_text("years of work")
+    (tmp_path / "note.txt").write_text("a note")
+    outbox.append(run_id, operations.files(tmp_path / "note.txt", None))
+    (waiting,) = outbox.next(9)
+    kept = Path(waiting.operation["local"])
+    outbox.refuse(waiting.id, "kept, to be attacked")
+    names = [victim / "chapter.txt", victim, beside / "chapter.txt", "../beside/chapter.txt", kept, "../../../thesis",
+             f"../{waiting.id}/note.txt", "..", ".", "", "a\0b", "x" * 5_000, 5, None]  # fmt: skip
+    for local in names:
+        named = local if local is None or isinstance(local, int) else str(local)
+        plant(outbox, run_id, {"do": "files", "local": named, "folder": None})
+        plant(outbox, run_id, {**point(1.0, 1), "local": named})
+        policy = {"do": "policy", "name": "best", "step": 1, "points": [], "artifact": None, "experiment_id": "0"}
+        plant(outbox, run_id, {**policy, "local": named})
+    places = {
+        "the file a link": lambda place: (place.mkdir(), (place / "a.txt").symlink_to(victim / "chapter.txt")),
+        "a folder a link": lambda place: (place.mkdir(), (place / "a.txt").symlink_to(victim)),
+        "its place a link": lambda place: place.symlink_to(victim),
+        "a link inside": lambda place: ((place / "a.txt").mkdir(parents=True), (place / "a.txt/b").symlink_to(victim)),
+        "a pipe": lambda place: (place.mkdir(), os.mkfifo(place / "a.txt")),
+    }
+    for make in places.values():
+        make(outbox.folder / "files" / str(plant(outbox, run_id, {"do": "files", "local": "a.txt", "folder": None})))
+    assert forward(outbox, bench.client) is None
+    assert len(outbox.refusals()) == 1 + 3 * len(names) + len(places)
+    assert bench.client.list_artifacts(run_id) == []
+    for folder in (victim, beside):
+        assert (folder / "chapter.txt").read_text() == "years of work"
+    assert kept.read_text() == "a note"
+    outbox.try_refused_again()
+    forward(outbox, bench.client)
+    assert [item.path for item in bench.client.list_artifacts(run_id)] == ["note.txt"]
+    assert not kept.parent.exists() and victim.exists()
+
+
+def test_an_outbox_whose_files_are_a_link_elsewhere_is_not_used(bench, tmp_path):
+    (tmp_path / "victim" / "1").mkdir(parents=True)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "files").symlink_to(tmp_path / "victim")
+    with pytest.raises(BadInput, match=r"outbox .*linked cannot be used: .*is a link"):
+        Outbox(tmp_path / "linked")
+
+
+@pytest.mark.parametrize("path", ["../../outside", "/tmp/outside", "a/../../outside"])
+def test_a_record_writes_nothing_outside_its_runs_artifacts(bench, outbox, tmp_path, path):
+    run_id = bench.run("baseline", status=None)
+    (tmp_path / "a.txt").write_text("a")
+    plant(outbox, run_id, {"do": "text", "content": "x", "path": f"{path}/a.txt"})
+    outbox.append(run_id, operations.files(tmp_path / "a.txt", path))
+    outbox.append(run_id, models.policy_operation(in_store(bench), bench.policy_folder(), "b", 1, {}, path))
     outbox.append(run_id, point(1.0, 1))
-    outbox._database.execute("UPDATE records SET operation = '{'")
-    with pytest.raises(BadInput, match=r"outbox .* cannot be used"):
-        outbox.next(10)
+    assert forward(outbox, bench.client) is None  # they hold nobody up
+    assert len(outbox.refusals()) == 3
+    assert points_of(bench, run_id) == [(1, 1.0)]
+    assert not list(tmp_path.rglob("outside")) and not Path("/tmp/outside").exists()
+
+
+def test_files_that_a_kill_left_of_no_record_go_when_the_next_process_delivers(bench, outbox, tmp_path):
+    run_id = bench.run("baseline", status=None)
+    (tmp_path / "note.txt").write_text("a note")
+    outbox.append("0" * 32, operations.files(tmp_path / "note.txt", None))  # refused, and kept
+    (orphan := outbox.folder / "files" / "77").mkdir()
+    (orphan / "note.txt").write_text("its record was delivered")
+    assert not sync().done
+    assert not orphan.exists()
+    (kept,) = (outbox.folder / "files").iterdir()
+    outbox.append(run_id, point(1.0, 1))
+    deliver_leftovers()
+    assert (kept / "note.txt").read_text() == "a note"
 
 
 def test_an_operation_that_cannot_be_kept_leaves_nothing_half_appended(bench, outbox):
@@ -310,13 +407,13 @@ def test_what_waits_and_what_is_refused_is_told_by_run(bench, outbox):
     assert not first.tried
     outbox.trying(first)
     assert outbox.next(1)[0].tried
-    outbox.refuse(first, "no such run")
+    outbox.refuse(first.id, "no such run")
     assert (outbox.waiting(), outbox.waiting(["a"])) == (2, 1)
     assert (outbox.refusals(), outbox.refusals(["a"]), outbox.refusals(["b"])) == (["no such run"], ["no such run"], [])
     outbox.try_refused_again()
     assert outbox.waiting() == 3 and outbox.refusals() == []
     assert not outbox.append("a", point(2.0, 2), 2) and outbox.append("a", point(3.0, 3), 3)
-    outbox.append("a", {"do": "close", "status": "FINISHED"})
+    outbox.append("a", operations.close("FINISHED"))
     outbox.delivered(outbox.next(100))
     assert (outbox.waiting(), outbox.last_number("a"), outbox.last_number("b")) == (0, 0, 1)
 
