@@ -45,6 +45,11 @@ _ACTIVATIONS: Final[dict[str, Activation]] = {
     "<class 'torch.nn.modules.activation.Tanh'>": "tanh",
     "<class 'torch.nn.modules.activation.ReLU'>": "relu",
 }
+_READS: Final = {
+    "MultiInput": ", which reads Dict observations",
+    "ActorCriticCnn": ", which reads pictures",
+    "Cnn": ", which reads pictures",
+}
 _FLATTEN: Final = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
 _LAYER = re.compile(r"mlp_extractor\.(policy|value)_net\.(\d{1,3})\.weight")
 
@@ -196,10 +201,11 @@ def _activation(settings: dict[str, Any], name: str) -> Activation:
         or module != SB3_POLICIES
     ):
         made = re.match(r"<function (\w+)\.__init__ ", str(made_by))
-        shown = module if made is None else made[1] if module == SB3_POLICIES else f"{module}.{made[1]}"
+        what = "a policy whose class it does not tell" if made is None else f"a policy of class {module}.{made[1]}"
+        reads = next((words for start, words in _READS.items() if made and made[1].startswith(start)), "")
         raise BadInput(
-            f"SB3 zip {name!r}: its policy class {shortened(shown)} is not SB3's ActorCriticPolicy (the MlpPolicy "
-            "of PPO and A2C); export its weights into one"
+            f"SB3 zip {name!r} holds {what}{reads}; taken is {SB3_POLICIES}.ActorCriticPolicy alone, the MlpPolicy of "
+            "PPO and A2C, which reads one Box"
         )
     if settings.get("use_sde") is not False:
         raise BadInput(f"SB3 zip {name!r}: use_sde = {shortened(settings.get('use_sde'))}; gSDE policies are not read")

@@ -14,6 +14,7 @@ from typing import Any, Final
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 
 from pipeline.errors import BadInput, shortened
 
@@ -21,7 +22,10 @@ FIELD = re.compile(r"[A-Za-z0-9_]{1,64}")
 WIDEST_SPAN: Final = 1e6  # of an action: wider ones are bounded in name only
 LIMIT: Final = "pipeline.envs.limits:LimitAction"
 _TAKEN: Final = "Box, Discrete and MultiDiscrete that start at 0, and MultiBinary"
-_FLATTEN: Final = "FlattenObservation in environment.wrappers makes one Box of Dict and Tuple spaces of fixed size"
+_FLATTEN: Final = "FlattenObservation in environment.wrappers makes one flat Box of any space of fixed size"
+SMALLEST_PICTURE: Final = 36  # pixels a side that SB3's convolutional network can still read
+LARGEST_WHOLE: Final = 10  # numbers that a linear layer reads well as they are: whole ones, and any
+LARGEST_NUMBER: Final = 100.0
 
 
 def check_observation_space(space: gym.Space[Any]) -> None:
@@ -37,6 +41,23 @@ def check_observation_space(space: gym.Space[Any]) -> None:
             raise BadInput(f"observation space: {key!r} is {shortened(part)}, which is not taken: {fault}; {_FLATTEN}")
     if not space.spaces:
         raise BadInput("observation space: the Dict has no key")
+
+
+def unscaled(space: gym.Space[Any]) -> tuple[str, ...]:
+    """What reaches the first linear layer of a policy as large numbers, by what the space declares.
+
+    `Dict(a=Box(0, 255, (128,), uint8), b=Discrete(9))` -> `("a (uint8, up to 255)",)`
+    """
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    found = []
+    for key, part in parts.items():
+        if not isinstance(part, spaces.Box) or is_image_space(part):  # others are one-hot; a CNN divides by 255
+            continue
+        whole, ends = part.dtype.kind in "iu", np.abs(np.stack([part.low, part.high]).astype(np.float64))
+        largest = np.max(ends if whole else ends[ends < WIDEST_SPAN], initial=0.0)  # beyond are bounds in name only
+        if largest > (LARGEST_WHOLE if whole else LARGEST_NUMBER):
+            found.append(f"{key or 'observations'} ({part.dtype}, up to {largest:g})")
+    return tuple(found)
 
 
 def check_action_space(space: gym.Space[Any]) -> None:
@@ -62,6 +83,8 @@ def _fault_of_measured(space: spaces.Box) -> str:
 def _fault(space: gym.Space[Any]) -> str:
     """What is wrong with a space of plain arrays; empty: nothing."""
     if isinstance(space, spaces.Box):
+        if is_image_space(space) and min(space.shape[1:]) < SMALLEST_PICTURE:
+            return f"bytes with three axes are a picture, which has at least {SMALLEST_PICTURE} pixels a side"
         return "" if space.shape and np.prod(space.shape) else "it has no element, or no axis"
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         if len(space.shape or ()) > 1:

@@ -65,7 +65,6 @@ _INVARIANT_ROWS: Final = 4
 _INVARIANT_OUTPUTS: Final = 16
 PROBE_COUNT: Final = 256
 WRAPPERS: Final = "wrappers"  # in the provenance: what stood between the environment and the policy
-SMALLEST_IMAGE: Final = 36  # pixels a side that SB3's convolutional network can still read
 
 
 def policy_class(observation_space: gym.Space[Any]) -> type[ActorCriticPolicy]:
@@ -114,7 +113,6 @@ def build_policy(
     """A fresh policy on the CPU whose weights follow from `seed` alone: the one that PPO with this seed starts from."""
     check_observation_space(observation_space)
     check_action_space(action_space)
-    _refuse_small_images(observation_space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = policy_class(observation_space)(
@@ -122,15 +120,6 @@ def build_policy(
         )
     policy.set_training_mode(False)
     return policy
-
-
-def _refuse_small_images(observation_space: gym.Space[Any]) -> None:
-    for image in _images(observation_space):
-        if min(image.shape[1:]) < SMALLEST_IMAGE:  # type: ignore[index]
-            raise BadInput(
-                f"observation space {shortened(image)}: pictures are (channels, height, width) of at least "
-                f"{SMALLEST_IMAGE} pixels a side; make them larger"
-            )
 
 
 def network_of(policy: ActorCriticPolicy) -> Network:

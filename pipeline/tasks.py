@@ -15,11 +15,10 @@ from typing import Any, Final
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import TimeLimit
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
 from pipeline.config.loading import to_data
 from pipeline.config.task import MeasureInfo, Outcome, TaskConfig, Wrapper
-from pipeline.envs.camera import ChannelsFirst, draw_headless
+from pipeline.envs.camera import ChannelsFirst, draw_headless, turned
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.serial import SerialVecEnv, outcome_of
 from pipeline.errors import BadInput, did_you_mean, shortened
@@ -185,8 +184,7 @@ class Task:
         env = _make(self.config.environment.id, kwargs, mode, self.config.horizon)
         for wrapper in self._wrappers:
             env = _wrap(env, wrapper)
-        seen = env.observation_space
-        if isinstance(seen, gym.spaces.Box) and is_image_space(seen) and not is_image_space_channels_first(seen):
+        if turned(env.observation_space) != env.observation_space:
             env = ChannelsFirst(env)
         check_observation_space(env.observation_space)
         check_action_space(env.action_space)

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from PIL import Image
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
 from pipeline.errors import BadInput
 
@@ -106,14 +107,39 @@ def draw_plainly(env: gym.Env[Any, Any], size: int) -> None:
 
 
 class ChannelsFirst(gym.ObservationWrapper[Any, Any, Any]):
-    """Pictures (height, width, channels) as (channels, height, width), which is what networks read."""
+    """Pictures (height, width, channels) as (channels, height, width), which is what networks read.
+
+    Stacked ones (frames, height, width, channels) become (frames * channels, height, width), in their order. Of a Dict
+    every part that is a picture is turned.
+    """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
-        space = env.observation_space
-        assert isinstance(space, spaces.Box)
-        low, high = (bound.transpose(2, 0, 1) for bound in (space.low, space.high))
-        self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
+        self.observation_space = turned(env.observation_space)
 
     def observation(self, observation: Any) -> Any:
-        return np.asarray(observation).transpose(2, 0, 1)
+        return _turn(self.env.observation_space, observation)
+
+
+def turned(space: gym.Space[Any]) -> gym.Space[Any]:
+    """The space with its pictures as networks read them; an equal one where there is nothing to turn."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: turned(part) for key, part in space.spaces.items()})
+    if not isinstance(space, spaces.Box):
+        return space
+    return spaces.Box(_turn(space, space.low), _turn(space, space.high), dtype=space.dtype.type)
+
+
+def _turn(space: gym.Space[Any], values: Any) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _turn(part, values[key]) for key, part in space.spaces.items()}
+    if not isinstance(space, spaces.Box) or len(space.shape) not in (3, 4) or 0 in space.shape:
+        return values
+    stacked = len(space.shape) == 4
+    frame = spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type) if stacked else space
+    if not is_image_space(frame):
+        return values
+    pictures = np.asarray(values)
+    if not is_image_space_channels_first(frame):
+        pictures = np.moveaxis(pictures, -1, -3)
+    return pictures.reshape(-1, *pictures.shape[-2:])

@@ -16,9 +16,10 @@ _NOTHING: dict[str, Any] = {}  # shared by all slots that did not end an episode
 
 
 def outcome_of(info: dict[str, Any]) -> dict[str, float]:
-    """Every scalar of a final info as float: `{"success": True, "name": "a"}` -> `{"success": 1.0}`."""
+    """Every number of a final info as float: `{"success": array([True]), "name": "a"}` -> `{"success": 1.0}`."""
     scalars = (bool, int, float, np.bool_, np.integer, np.floating)
-    return {key: float(value) for key, value in info.items() if isinstance(value, scalars)}
+    plain = {k: v.item() if isinstance(v, np.ndarray) and v.size == 1 else v for k, v in info.items()}
+    return {key: float(value) for key, value in plain.items() if isinstance(value, scalars)}
 
 
 class SerialVecEnv(EpisodeVecEnv):

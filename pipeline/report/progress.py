@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pipeline.learning.jobs import TrainingEvent, TrainingJob
 from pipeline.names import EVAL_PREFIX, Metric
 from pipeline.report.films import check_drawable, film_of
+from pipeline.report.trainings import input_warnings
 from pipeline.tasks import Task
 
 LINE_EVERY_SECONDS = 15.0
@@ -27,6 +28,8 @@ class TrainingProgress:
         for job in jobs:
             task = Task(job.task, job.training.environment, job.training.use_camera)
             check_drawable(task, "training.visualize_every", job.training.visualize_every)
+        for line in input_warnings(task) if jobs else ():  # all are of one task
+            print(f"{title}:{line.removeprefix(' ')}", file=sys.stderr, flush=True)
         self._title, self._jobs = title, jobs
         self._steps = [0] * len(jobs)
         self._success: float | None = None

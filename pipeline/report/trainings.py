@@ -5,6 +5,17 @@ from collections.abc import Sequence
 from pipeline.evaluation import point_figures
 from pipeline.learning.jobs import TrainingResult
 from pipeline.names import Metric
+from pipeline.observations import unscaled
+from pipeline.tasks import Task
+
+
+def input_warnings(task: Task) -> tuple[str, ...]:
+    """What is to be said of observations that learning has a hard time with."""
+    return tuple(
+        f"  WARNING: {part} reaches the network as it is, in large numbers; scale it: "
+        "pipeline.envs.scaling:ScaleObservation in environment.wrappers of the task"
+        for part in unscaled(task.observation_space)
+    )
 
 
 def trainings_summary(

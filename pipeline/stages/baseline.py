@@ -8,7 +8,7 @@ from pipeline.content_key import digest_of
 from pipeline.learning.arms import arm_jobs, shared_settings
 from pipeline.names import Tag
 from pipeline.report.progress import TrainingProgress
-from pipeline.report.trainings import trainings_summary
+from pipeline.report.trainings import input_warnings, trainings_summary
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking.runs import StageRun
@@ -36,6 +36,6 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     log_bill(run, results)
     reused = [f"{arm.arm} seed {arm.job.seed}" for i, arm in enumerate(arms) if i not in todo]
     return StageOutcome(
-        trainings_summary("baseline", [arms[i].arm for i in todo], results, reused),
+        (*trainings_summary("baseline", [arms[i].arm for i in todo], results, reused), *input_warnings(task)),
         outputs={"group": group},
     )

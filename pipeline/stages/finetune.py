@@ -12,7 +12,7 @@ from pipeline.learning.certificates import TransferCertificate, verify_certifica
 from pipeline.names import Artifact, Tag, lineage_run_tag
 from pipeline.observations import flat_rows
 from pipeline.report.progress import TrainingProgress
-from pipeline.report.trainings import trainings_summary
+from pipeline.report.trainings import input_warnings, trainings_summary
 from pipeline.stages import StageOutcome
 from pipeline.statistics.plain import to_plain
 from pipeline.statistics.shift import Shift, measure_shift
@@ -61,7 +61,7 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
         results = train_logged(run, jobs, tags, config.workers, progress.on_event)
     log_bill(run, results)
     reused = [f"{arm.arm} seed {arm.job.seed}" for i, arm in enumerate(arms) if i not in todo]
-    lines = trainings_summary("finetune", [arms[i].arm for i in todo], results, reused)
+    lines = (*trainings_summary("finetune", [arms[i].arm for i in todo], results, reused), *input_warnings(task))
     if shift is None:
         lines += ("  its scenarios were not held against the demonstrations: nobody could play them as those were",)
     elif shift.shifted:

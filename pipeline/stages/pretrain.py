@@ -22,6 +22,7 @@ from pipeline.learning.ppo import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
 from pipeline.playback import view_again
 from pipeline.policies import WRAPPERS, act_function, build_policy, save_policy
+from pipeline.report.trainings import input_warnings
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
@@ -78,6 +79,7 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
             f"pretrain: {len(clones)} clones of {dataset.metadata.dataset_id}{how}: success on fresh episodes "
             f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); critics explain "
             f"{sum(explained) / len(explained):.2f} of the variance of held-out returns",
+            *input_warnings(task),
         ),
         outputs={"policy": run.run_id},
     )

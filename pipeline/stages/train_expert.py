@@ -22,6 +22,7 @@ from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag, registered_model
 from pipeline.policies import act_function, load_policy
 from pipeline.report.diagnostics import diagnosis_markdown
 from pipeline.report.progress import TrainingProgress
+from pipeline.report.trainings import input_warnings
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.candidates import submit_candidate
@@ -64,6 +65,7 @@ def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> Stag
             f"{', '.join(str(result.converged_at or 'never') for result in results)}",
             f"  candidate: {candidate}, " + ("promotable" if diagnosis.promotable else "NOT promotable:"),
             *(f"  - {shortfall.sentence()}" for shortfall in diagnosis.shortfalls),
+            *input_warnings(task),
         ),
         outputs={} if version is None else {"expert": f"models:/{name}/{version.version}"},
     )

@@ -4,12 +4,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from dot_environment import Dot
+from gymnasium import spaces
 
 import pipeline.playback
-from pipeline.envs.camera import CameraView
+from pipeline.envs.camera import CameraView, ChannelsFirst
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.playback import view_again
+from pipeline.policies import sees_images
 from pipeline.tasks import Purpose
 
 EPISODE = Episode("default", 5)
@@ -72,6 +74,36 @@ def test_pictures_of_the_environments_own_come_channels_first(make_task):
     env = own.make_env("default")
     observation, _ = env.reset(seed=5)
     assert np.array_equal(observation.transpose(1, 2, 0), env.unwrapped.render())
+
+
+def test_stacked_pictures_and_those_of_a_mapping_come_channels_first_too(make_task):
+    frames = [{"name": "FrameStackObservation", "kwargs": {"stack_size": 4}}]
+    dot = {"id": "dot_environment:Dot", "kwargs": {"pixels": True}, "wrappers": frames}
+    stacked = make_task(environment=dot)
+    assert stacked.observation_space.shape == (12, 80, 80)
+    env = stacked.make_env("default")
+    first, _ = env.reset(seed=5)
+    start = env.unwrapped.render()
+    second, *_ = env.step(env.action_space.sample())
+    now = env.unwrapped.render()
+    assert np.array_equal(first.reshape(4, 3, 80, 80), [start.transpose(2, 0, 1)] * 4)
+    assert np.array_equal(second.reshape(4, 3, 80, 80)[[2, 3]].transpose(0, 2, 3, 1), [start, now])
+    assert sees_images(stacked.observation_space)
+
+    seen = ChannelsFirst(WithASpeed(Dot(pixels=True)))
+    observation, _ = seen.reset(seed=5)
+    assert seen.observation_space["picture"].shape == (3, 80, 80) and observation["speed"].tolist() == [1.0]
+    assert np.array_equal(observation["picture"].transpose(1, 2, 0), seen.unwrapped.render())
+    assert seen.observation_space.contains(observation)
+
+
+class WithASpeed(gym.ObservationWrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = spaces.Dict(picture=env.observation_space, speed=spaces.Box(0, 2, (1,)))
+
+    def observation(self, observation):
+        return {"picture": observation, "speed": np.ones(1, np.float32)}
 
 
 def test_what_cannot_be_drawn_is_refused_before_anything_begins(make_task):

@@ -136,3 +136,5 @@ def test_without_any_episode_there_is_nothing_to_make() -> None:
 
 def test_only_scalars_become_outcomes() -> None:
     assert outcome_of({"a": True, "b": np.float32(2), "c": "x", "d": [1], "e": 3}) == {"a": 1.0, "b": 2.0, "e": 3.0}
+    arrays = {"a": np.array([True]), "b": np.array(2), "c": np.array([[3.5]]), "d": np.zeros(2), "e": np.array(["x"])}
+    assert outcome_of(arrays) == {"a": 1.0, "b": 2.0, "c": 3.5}  # an array of one is a number

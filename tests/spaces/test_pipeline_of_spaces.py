@@ -19,7 +19,7 @@ from pipeline.learning.certificates import certify
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
-from pipeline.observations import check_action_space, check_observation_space, flat_rows, from_rows
+from pipeline.observations import check_action_space, check_observation_space, flat_rows, from_rows, unscaled
 from pipeline.policies import WRAPPERS, act_function, build_policy, load_policy, probe_batch, save_policy
 from pipeline.spaces import space_to_json
 from pipeline.tasks import Purpose, Task
@@ -213,6 +213,8 @@ BOX = spaces.Box(0.0, 1.0, (2,))
         (spaces.Discrete(3, start=1), "must start at 0"),
         (spaces.MultiDiscrete([[2, 3], [2, 3]]), "more than one axis"),
         (spaces.Box(0.0, 1.0, ()), "no axis"),
+        (spaces.Box(0, 255, (3, 7, 7), np.uint8), "at least 36 pixels a side; FlattenObservation"),
+        (spaces.Dict({"view": spaces.Box(0, 255, (3, 35, 64), np.uint8)}), "'view' is Box"),
     ],
 )
 def test_other_observation_spaces_are_refused_by_name(space, named):
@@ -239,6 +241,24 @@ def test_other_action_spaces_are_refused_by_name(space, named):
     with pytest.raises(BadInput) as caught:
         check_action_space(space)
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "named"),
+    [
+        (spaces.Box(0, 255, (128,), np.uint8), ["observations (uint8, up to 255)"]),
+        (spaces.Box(-1, 11, (2,), np.int64), ["observations (int64, up to 11)"]),
+        (spaces.Box(0, np.iinfo(np.int64).max, (2,), np.int64), ["observations (int64, up to 9.22337e+18)"]),
+        (spaces.Box(-101.0, 1.0, (2,)), ["observations (float32, up to 101)"]),
+        (spaces.Dict({"a": BOX, "b": spaces.Box(0, 99, (1,), np.uint16)}), ["b (uint16, up to 99)"]),
+        (spaces.Box(0, 10, (2,), np.int64), []),
+        (spaces.Box(-np.inf, 1e9, (2,)), []),  # says nothing
+        (spaces.Box(0, 255, (3, 64, 64), np.uint8), []),  # a picture is divided by 255
+        (spaces.Dict({"a": spaces.Discrete(500), "b": spaces.MultiDiscrete([900])}), []),  # one-hot
+    ],
+)
+def test_large_numbers_that_would_reach_a_linear_layer_as_they_are_are_named(space, named):
+    assert list(unscaled(space)) == named
 
 
 def test_flattening_makes_a_nested_dict_one_box():
