@@ -20,6 +20,7 @@ from pipeline.policies import (
     act_function,
     action_distribution,
     build_policy,
+    dense,
     load_policy,
     network_of,
     policy_arguments,
@@ -27,6 +28,7 @@ from pipeline.policies import (
     probe_batch,
     read_spec,
     save_policy,
+    tanh,
     tensor_digests,
     tensors_of,
     weights_digest,
@@ -131,9 +133,30 @@ def test_what_a_row_does_depends_neither_on_the_batch_nor_on_its_place(hidden, d
         policy.action_net.weight.mul_(50)
     act, observations = act_function(policy), probe_batch(BOX, 110)
     whole = act(observations)
-    for rows in (1, 2, 3, 4, 5, 7, 8, 17, 31, 32, 63, 64, 65, 99, 100, 109):
+    for rows in range(1, 110):
         assert np.array_equal(act(observations[:rows]), whole[:rows]), rows
         assert np.array_equal(act(observations[-rows:]), whole[-rows:]), rows
+    shuffled = np.random.default_rng(0).permutation(110)
+    assert np.array_equal(act(observations[shuffled]), whole[shuffled])
+
+
+@pytest.mark.parametrize("inputs", [1, 7, 8, 21, 64])
+def test_a_dense_layer_is_the_sum_that_is_written_rounded_after_each_operation(inputs):
+    rng = np.random.default_rng(inputs)
+    rows, weight, bias = (rng.normal(size=s).astype(np.float32) for s in ((5, inputs), (inputs, 19), (19,)))
+    expected = np.tile(bias, (5, 1))
+    for k in range(inputs):
+        expected = expected + rows[:, k : k + 1] * weight[k]  # float32, one operation after the other
+    assert expected.dtype == np.float32
+    np.testing.assert_array_equal(dense(rows, weight, bias), expected)
+
+
+def test_tanh_is_within_4e_7_odd_and_keeps_what_is_no_number():
+    x = np.linspace(-12, 12, 100_001, dtype=np.float32).reshape(1, -1)
+    np.testing.assert_allclose(tanh(x), np.tanh(x.astype(np.float64)), rtol=0, atol=4e-7)
+    np.testing.assert_array_equal(tanh(-x), -tanh(x))
+    odd = tanh(np.array([[0.0, np.inf, -np.inf, 3e38, np.nan]], np.float32))[0]
+    assert odd[0] == 0 and np.isnan(odd[4]) and np.abs(odd[1:4] - [1, -1, 1]).max() <= 4e-7
 
 
 def test_the_act_function_is_the_policy_as_it_was(policy):
