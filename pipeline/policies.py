@@ -24,7 +24,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from numba import njit
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from stable_baselines3.common.policies import (
@@ -36,7 +35,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
 from pipeline.config.training import Network
-from pipeline.disk import sync, sync_folder
+from pipeline.disk import compiled, sync, sync_folder
 from pipeline.errors import BadInput, shortened
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
 from pipeline.observations import check_action_space, check_observation_space
@@ -422,7 +421,7 @@ def _frozen(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
 # place in it. Here sums are taken in the order that is written, product by product, nothing fused or reordered (no
 # fastmath): a row's bits are the same in any company and on any processor. Eight inputs at a time keep the sums in
 # registers, which makes it as fast as the libraries at the sizes of policies (benchmarks/acting_speed.py).
-@njit(cache=True, error_model="numpy")
+@compiled
 def dense(rows: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """`bias + rows @ weight`: (n, inputs), (inputs, outputs), (outputs,) -> (n, outputs), all float32.
 
@@ -460,7 +459,7 @@ _TANH_Q: Final = tuple(
 _TANH_BOUND: Final = np.float32(7.90531110763549805)  # beyond it float32's tanh is 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def tanh(rows: np.ndarray) -> np.ndarray:
     """float32 (n, outputs) -> its tanh within 4e-7, of sums, products and one division: the same bits everywhere.
 

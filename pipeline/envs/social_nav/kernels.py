@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from pipeline.disk import compiled
 from pipeline.envs.social_nav.dynamics import move
 from pipeline.envs.social_nav.layout import SLOT
 from pipeline.envs.social_nav.metrics import account
@@ -25,14 +25,6 @@ def source_digest() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Numba's, with its cache where it finds a place to write it; on a disk that takes nothing without."""
-    try:
-        return njit(cache=True, error_model="numpy")(function)
-    except RuntimeError:  # "no locator available"
-        return njit(error_model="numpy")(function)
 
 
 def _compile(version: str) -> tuple[Callable[..., Any], Callable[..., Any]]:

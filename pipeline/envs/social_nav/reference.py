@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from pipeline.envs.social_nav.kernels import compiled, source_digest
+from pipeline.disk import compiled
+from pipeline.envs.social_nav.kernels import source_digest
 from pipeline.envs.social_nav.layout import MAX_SPEED, MAX_TURN, PEDESTRIAN_RADIUS, ROBOT_RADIUS
 from pipeline.envs.social_nav.observation import (
     FEATURES,
