@@ -1,5 +1,7 @@
 # make demo   set up and run the whole pipeline on an embedded store (mlflow.db): social navigation, or TASK=lunar_lander, quadruped
-# make test   set up and run linters, type checks, the import contract and all tests
+# make test   set up and run linters, type checks, the import contract and the tests
+# make test-slow  what is long by nature: kills, outages, races, failing disks, hostile input, the versions of plain pip
+# make test-processors  the tests under each instruction set that this machine's libraries can be told to use
 # make setup  only the set-up; a second call reuses what is there
 # make check  linters, types, import contract
 # make older  the whole pipeline, tiny, on the older versions that plain pip resolves
@@ -17,18 +19,20 @@ export MLFLOW_DISABLE_TELEMETRY := true
 TASK ?= social_nav
 STORE := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: demo test tests setup check older browser race ui clean
+.PHONY: demo test test-slow test-processors setup check older browser race ui clean
 
 demo: setup
 	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) \
 		-P config=configs/$(TASK)/main.yaml
 
-# the second environment is installed while the first is checked
-test: setup
-	$(MAKE) --jobs=2 tests older
+test: check
+	pytest -n 2 -m "not slow"
 
-tests: check
-	pytest -n 2
+test-slow: setup older
+	pytest -n 2 -m slow
+
+test-processors: setup
+	python -m benchmarks.processors --tests
 
 check: setup
 	ruff check .

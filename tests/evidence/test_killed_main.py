@@ -7,11 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from pipeline.names import Tag
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.runs import experiment_ids
 from pipeline.tracking.store import connect
 from pipeline.workflow import run_stage
+
+pytestmark = pytest.mark.slow
 
 DIGESTS = (Tag.POLICY_DIGEST, "policy.weights_digest")
 

@@ -20,6 +20,8 @@ from pipeline.tracking.datasets import fetch_dataset
 from pipeline.tracking.outbox import Outbox
 from pipeline.trajectories import load_dataset, save_dataset
 
+pytestmark = pytest.mark.slow
+
 FULL, READ_ONLY, BROKEN = errno.ENOSPC, errno.EROFS, errno.EIO
 
 

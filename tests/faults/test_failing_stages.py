@@ -17,6 +17,8 @@ from pipeline.names import Tag
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
 
+pytestmark = pytest.mark.slow
+
 NOTE = "mlflow.note.content"
 
 

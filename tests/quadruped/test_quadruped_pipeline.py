@@ -11,6 +11,8 @@ from pipeline.tracking.runs import get_run, read_text_artifact, search
 from pipeline.tracking.store import connect
 from pipeline.workflow import run_stage
 
+pytestmark = pytest.mark.slow
+
 STEPS = 40
 SMALL = {
     # whoever stays on its feet for 40 steps meets this target: the path is tested, not the policy

@@ -22,6 +22,8 @@ from pipeline.tracking.runs import _asking_once, open_run
 from pipeline.tracking.store import connect, unanswered
 from pipeline.tracking.training import seed_runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, empty_store) -> LocalServer:

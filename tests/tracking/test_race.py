@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def race(repository, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "benchmarks/registry_race.py", "--processes", "4", "--operations", "100", *arguments]
