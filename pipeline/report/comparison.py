@@ -83,7 +83,7 @@ def summarise_verdict(comparison: Comparison, context: ReportContext) -> Summary
         sentences=tuple(_sentences(c)),
         tiles=tuple(_tiles(c)),
         warnings=tuple(f"Do not rely on this report: {reason}." for reason in context.taints),
-        gauge=ratio_gauge(c.ratio, c.settings.ratio_target),
+        gauge="" if c.unanswered else ratio_gauge(c.ratio, c.settings.ratio_target),
         gauge_alt=f"ratio of timesteps {interval(c.ratio)} against 1 and target {c.settings.ratio_target:g}",
         footer=f"{len(c.pairs)} matched seeds; 95 % percentile bootstrap over seed pairs, "
         f"{c.settings.resamples:,} resamples.{few} Group {context.group}, made {context.created_at}.",
@@ -92,6 +92,8 @@ def summarise_verdict(comparison: Comparison, context: ReportContext) -> Summary
 
 def _headline(c: Comparison) -> str:
     seeds = f"{len(c.pairs)} matched {'seed' if len(c.pairs) == 1 else 'seeds'}"
+    if c.unanswered:
+        return f"No run of either arm met the target: nothing is known of the timesteps that are saved ({seeds})."
     often = c.ratio.value >= 1.5
     amount = f"{number(c.ratio.value)} times" if often else f"{percent(c.ratio.value)} of"
     share = f"{amount} the timesteps that PPO from scratch needs"
@@ -131,9 +133,13 @@ def _tiles(c: Comparison) -> list[Tile]:
              f"{interval(decisive.means[Arm.PRETRAINED])} against {interval(decisive.means[Arm.SCRATCH])}",
              _FINAL_MOODS[c.final_verdict]),
     ]  # fmt: skip
+    if c.unanswered:
+        tiles[:2] = [Tile(tile.label, "–", "no run met the target") for tile in tiles[:2]]
     if c.bill is not None:
         reuses = c.bill.break_even.reuses
-        paid = "never" if reuses is None else f"{reuses:,} {'reuse' if reuses == 1 else 'reuses'}"
+        paid = (
+            "–" if c.unanswered else "never" if reuses is None else f"{reuses:,} {'reuse' if reuses == 1 else 'reuses'}"
+        )
         tiles.append(Tile("paid back after", paid, f"{c.bill.upfront.steps:,} environment steps spent before"))
     return tiles
 

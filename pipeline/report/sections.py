@@ -71,10 +71,10 @@ def _seeds(c: Comparison) -> tuple[Block, ...]:
         "restricted mean",
         number(fmean(pair.baseline.steps for pair in c.pairs)),
         number(fmean(pair.pretrained.steps for pair in c.pairs)),
-        interval(c.ratio),
-        "ratio of the means",
+        "–" if c.unanswered else interval(c.ratio),
+        "undetermined" if c.unanswered else "ratio of the means",
     )
-    median = ("median of ratios", "", "", interval(c.median.estimate), c.median.kind)
+    median = ("median of ratios", "", "", "–" if c.unanswered else interval(c.median.estimate), c.median.kind)
     caption = (
         "Environment steps to target. > marks a run that had not met it by then (censored): its ratio is a bound, "
         f"counted and never dropped. Meeting it at step 0 counts as one evaluation interval, "
@@ -198,11 +198,11 @@ def _bill(c: Comparison) -> tuple[Block, ...]:
         ("all of that", f"{upfront.steps:,}", "once"),
         ("pre-trained run, to target", interval(bill.pretrained_steps), "per run"),
         ("run from scratch, to target", interval(bill.baseline_steps), "per run"),
-        ("saving", interval(bill.saving), "per run"),
+        ("saving", "–" if c.unanswered else interval(bill.saving), "per run"),
     )
     blocks: list[Block] = [
         Table(("item", "environment steps", "paid"), rows),
-        Paragraph(_break_even(bill, len(c.pairs))),
+        Paragraph(_break_even(c, bill)),
         Figure("bill", figures.bill_lines(bill), "environment steps in all over the number of trainings"),
     ]
     if upfront.wall_seconds:
@@ -213,11 +213,13 @@ def _bill(c: Comparison) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _break_even(bill: Bill, runs: int) -> str:
+def _break_even(c: Comparison, bill: Bill) -> str:
     total = (
-        f"For these {runs} seeds, everything spent on expert, demonstrations and pre-trained runs came to "
+        f"For these {len(c.pairs)} seeds, everything spent on expert, demonstrations and pre-trained runs came to "
         f"{percent(bill.total_ratio, 0)} of the environment steps of the runs from scratch."
     )
+    if c.unanswered:
+        return f"{total} No run met the target, so it is not known whether anything is paid back."
     even = bill.break_even
     if even.reuses is None:
         return f"{total} There is no saving per run, so what was spent is never paid back."

@@ -62,10 +62,13 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     )
     _log(run, comparison, context)
     ratio = comparison.ratio
+    known = "is not known, since no run met the target,"
+    if not comparison.unanswered:
+        known = f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
     return StageOutcome(
         (
-            f"compare: {comparison.verdict}: ratio of timesteps to target {ratio.value:.3f} "
-            f"[{ratio.low:.3f}, {ratio.high:.3f}] over {len(comparison.pairs)} matched seeds; "
+            f"compare: {comparison.verdict}: ratio of timesteps to target {known} "
+            f"over {len(comparison.pairs)} matched seeds; "
             f"target {config.ratio_target:g} {'met' if comparison.target_met else 'NOT met'}",
             *(f"  {reason}" for reason in comparison.reasons),
             *(f"  TAINTED: {reason}" for reason in taints),
@@ -311,13 +314,14 @@ def _log(run: StageRun, comparison: Comparison, context: ReportContext) -> None:
         path.write_bytes(content)
     run.file(run.folder / Artifact.REPORT, Artifact.REPORT)
     run.tag({Tag.REPORT_DIGEST: report_digest(run.folder / Artifact.REPORT)})
-    figures = {
-        Metric.RATIO: comparison.ratio.value,
-        f"{Metric.RATIO}_ci_low": comparison.ratio.low,
-        f"{Metric.RATIO}_ci_high": comparison.ratio.high,
-        "sample_efficiency/median_ratio": comparison.median.estimate.value,
-        "sample_efficiency/matched_seeds": len(comparison.pairs),
-    }
+    figures = {"sample_efficiency/matched_seeds": float(len(comparison.pairs))}
+    if not comparison.unanswered:
+        figures |= {
+            Metric.RATIO: comparison.ratio.value,
+            f"{Metric.RATIO}_ci_low": comparison.ratio.low,
+            f"{Metric.RATIO}_ci_high": comparison.ratio.high,
+            "sample_efficiency/median_ratio": comparison.median.estimate.value,
+        }
     run.metrics({**figures, **bill_metrics(comparison), **final_metrics(comparison)})
     for pair in comparison.pairs:
         run.metrics(
@@ -327,7 +331,8 @@ def _log(run: StageRun, comparison: Comparison, context: ReportContext) -> None:
             },
             step=pair.seed,
         )
-    run.describe(f"{comparison.verdict}: ratio {comparison.ratio.value:.3f}")
+    ratio = "not known" if comparison.unanswered else f"{comparison.ratio.value:.3f}"
+    run.describe(f"{comparison.verdict}: ratio {ratio}")
 
 
 def bill_metrics(comparison: Comparison) -> dict[str, float]:

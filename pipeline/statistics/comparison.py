@@ -32,6 +32,7 @@ from pipeline.statistics.efficiency import (
     matched_pair,
     mean_saving,
     median_ratio,
+    never_met,
     percentile_interval,
     restricted_mean,
     restricted_mean_ratio,
@@ -198,6 +199,11 @@ class Comparison:
     settings: ComparisonSettings
 
     @property
+    def unanswered(self) -> bool:
+        """No run of either arm met the target, so that their times cannot be compared."""
+        return never_met(self.pairs)
+
+    @property
     def decisive(self) -> FinalFigure:
         """The figure that final performance is decided by, on the training scenarios."""
         return next(f for f in self.finals[self.settings.training_set] if f.figure == self.settings.final_figure)
@@ -221,6 +227,8 @@ def compare(
     )
     ratio = restricted_mean_ratio(pairs, settings.seed, settings.resamples)
     verdict, target_met = decide(ratio, len(pairs), settings.ratio_target)
+    if never_met(pairs):
+        verdict, target_met = Verdict.NOT_SHOWN, False
     finals = _finals(ordered, settings)
     decisive = next(f for f in finals[settings.training_set] if f.figure == settings.final_figure)
     undecided = verdict is Verdict.NOT_SHOWN
@@ -449,6 +457,9 @@ def _reasons(
         Verdict.NOT_SHOWN: "contains 1",
     }[verdict]
     interval = f"[{ratio.low:.3g}, {ratio.high:.3g}]"
+    if never_met(pairs):
+        longest = max(pair.pretrained.steps for pair in pairs)
+        return (f"no run of either arm met the target within {longest:,} steps, so their times cannot be compared",)
     if len(pairs) < MINIMUM_PAIRS:
         few = f"{len(pairs)} matched seeds are too few for an interval; at least {MINIMUM_PAIRS} are needed"
         return (few,)

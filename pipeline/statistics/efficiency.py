@@ -110,6 +110,11 @@ def matched_pair(seed: int, baseline: TimeToTarget, pretrained: TimeToTarget, ev
     return SeedPair(seed, baseline, pretrained, pretrained.steps / baseline.steps, kind)
 
 
+def never_met(pairs: Sequence[SeedPair]) -> bool:
+    """No run of either arm met the target: the ratio of their times is that of the budgets, and says nothing."""
+    return all(pair.kind == "undetermined" for pair in pairs)
+
+
 def restricted_mean(times: Sequence[TimeToTarget], seed: int, resamples: int = RESAMPLES) -> Estimate:
     """Mean of the times, censored ones counted at the budget (restricted mean, Royston and Parmar 2013), over seeds."""
     steps = np.array([t.steps for t in times], dtype=np.float64)

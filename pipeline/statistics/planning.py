@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.statistics.efficiency import SeedPair, paired_steps
+from pipeline.statistics.efficiency import SeedPair, never_met, paired_steps
 
 POWER = 0.8
 MOST_PAIRS = 1_024
@@ -44,6 +44,8 @@ def seeds_needed(pairs: Sequence[SeedPair], at_most: float | None, minimum: int,
     ratio = float(pretrained.sum() / baseline.sum())
     if len(pairs) < 2:
         return SeedsNeeded(None, 0.0, "one matched seed shows no spread to simulate from; train at least two more")
+    if never_met(pairs):
+        return SeedsNeeded(None, 0.0, "no run met the target: train longer, more seeds like these would not help")
     if at_most is not None and ratio > at_most:
         return SeedsNeeded(
             None,

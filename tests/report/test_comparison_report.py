@@ -5,12 +5,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from conftest import made_up_comparison
+from conftest import SETTINGS, made_up_comparison, runs
 
 from pipeline.report.comparison import build_report, report_data, summarise_verdict
 from pipeline.report.context import Animation, LineageNode, ReportContext, SettingDifference
 from pipeline.report.sections import build_sections
-from pipeline.statistics.comparison import Comparison
+from pipeline.statistics.comparison import Comparison, UpfrontCost, compare
 
 BARE = ReportContext(task="social_nav", group="g", created_at="2026-11-21T09:30:00Z")
 HOSTILE = '<script>alert(1)</script>"|\n# x'
@@ -86,6 +86,17 @@ def test_the_first_screen_holds_the_verdict_with_its_confidence(
     assert "5 matched seeds" in first
     assert "held the truth in 84\u00a0%" in first
     assert comparison.ratio.value == pytest.approx(0.0609, abs=1e-4)
+
+
+def test_a_comparison_in_which_no_run_met_the_target_shows_no_ratio(context: ReportContext) -> None:
+    never = {arm: [replace(r, figures={**r.figures, "success_rate": 0 * r.figures["success_rate"]}) for r in of_arm]
+             for arm, of_arm in runs("open").items()}  # fmt: skip
+    files = build_report(compare(never, SETTINGS, UpfrontCost(1_000, 100)), context)
+    for text in (files["report.html"].decode(), files["report.md"].decode()):
+        assert "No run of either arm met the target: nothing is known of the timesteps" in text
+        assert "not known whether anything is paid back" in text
+        assert not re.search(r"100[\u00a0 ]% of the timesteps|contains 1|never paid back|observed ratio", text)
+    assert '<figure class="gauge"' not in files["report.html"].decode()
 
 
 def test_every_seed_is_shown_with_its_censoring(files: dict[str, bytes], comparison: Comparison) -> None:

@@ -119,6 +119,19 @@ def test_censored_runs_are_shown_as_bounds_and_never_dropped() -> None:
     assert any("1 of 4 runs from scratch did not meet" in reason for reason in result.reasons)
 
 
+def test_where_no_run_met_the_target_nothing_is_compared_and_no_target_is_met() -> None:
+    none = {arm: [run(seed, None) for seed in range(1, 5)] for arm in ("scratch", "pretrained")}
+    result = compare(none, replace(SETTINGS, ratio_target=1.5))  # which the ratio of the budgets, 1, would meet
+    assert result.unanswered
+    assert (result.verdict, result.target_met) == ("not shown", False)
+    assert result.reasons == (
+        "no run of either arm met the target within 100,000 steps, so their times cannot be compared",
+    )
+    assert result.seeds_for_verdict is not None and "train longer" in result.seeds_for_verdict.explanation
+    one = compare({**none, "scratch": [*none["scratch"][:3], run(4, 50)]}, SETTINGS)
+    assert not one.unanswered
+
+
 @pytest.mark.parametrize(("high", "met"), [(0.7, True), (0.7000001, False)])
 def test_exactly_at_the_ratio_target_it_is_met_and_just_above_not(high: float, met: bool) -> None:
     assert decide(Estimate(0.5, 0.4, high), 5, 0.7) == (Verdict.FASTER, met)
