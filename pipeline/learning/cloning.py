@@ -30,6 +30,7 @@ from torch.nn import functional
 from pipeline.config.training import Cloning
 from pipeline.errors import BadInput, shortened
 from pipeline.evaluation import EpisodeRecords, point_figures
+from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.observations import from_rows, row_dtype
 from pipeline.policies import load_tensors, tensors_of
 from pipeline.trajectories import Trajectories
@@ -88,7 +89,8 @@ def clone(
 
     `evaluate` plays the policy on the first point, every `evaluate_every_epochs` and after the last epoch;
     `best_metric` ranks its figures (`point_figures`), larger is better; None ranks by success rate, then mean return.
-    Raises BadInput when the demonstrations do not fit the policy or there are too few to hold any out.
+    Raises BadInput when the demonstrations do not fit the policy or there are too few to hold any out; Diverged, the
+    policy being the best one seen, when a loss is no number any more.
     """
     started = time.perf_counter()
     check_demonstrations(policy, trajectories)
@@ -353,9 +355,18 @@ def _clone_actor(
         if epoch > 0:
             _one_epoch(actor, optimizer, data, settings.batch_size, generator)
         seconds += time.perf_counter() - started if epoch > 0 else 0.0
+        metrics = _actor_metrics(actor, data)
+        weights, losses = not_finite(policy), metrics["bc/train_loss"] + metrics["bc/val_loss"]
+        if weights is not None or not math.isfinite(losses):
+            if best is not None:
+                load_tensors(policy, best[2])
+            raise Diverged(
+                f"cloning of seed {seed} diverged in epoch {epoch}: {weights or 'its loss'} is not finite; lower "
+                f"cloning.learning_rate (now {settings.learning_rate:g})"
+            )
         due = epoch % settings.evaluate_every_epochs == 0 or epoch == settings.epochs
         records = evaluate(policy) if evaluate is not None and due else None
-        point = EpochPoint(epoch, _actor_metrics(actor, data), records)
+        point = EpochPoint(epoch, metrics, records)
         points.append(point)
         on_point(point)
         value = _selection_value(point, settings, best_metric)
@@ -457,6 +468,15 @@ def train_critic(
     generator = torch.Generator().manual_seed(seed)
     points: list[CriticPoint] = []
     best: tuple[float, dict[str, torch.Tensor]] = (math.inf, {})
+    untrained = copy.deepcopy(critic.parts.state_dict())
+
+    def diverged(epoch: int) -> Diverged:
+        critic.parts.load_state_dict(untrained)
+        return Diverged(
+            f"the critic of seed {seed} diverged in epoch {epoch}: its loss is not finite; lower "
+            f"cloning.critic_learning_rate (now {settings.critic_learning_rate:g})"
+        )
+
     for epoch in range(1, settings.critic_epochs + 1):
         final = critic.values(train.last) if epoch > 1 else np.full(len(train.data), mean)
         targets = torch.as_tensor(
@@ -470,12 +490,17 @@ def train_critic(
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-        points.append(CriticPoint(epoch, _critic_metrics(critic, held_out, settings.gamma, losses)))
+        metrics = _critic_metrics(critic, held_out, settings.gamma, losses)
+        if not math.isfinite(metrics["critic/train_loss"] + metrics["critic/val_loss"]):
+            raise diverged(epoch)
+        points.append(CriticPoint(epoch, metrics))
         on_point(points[-1])
         if points[-1].metrics["critic/val_loss"] < best[0]:
             best = (points[-1].metrics["critic/val_loss"], copy.deepcopy(critic.parts.state_dict()))
     critic.parts.load_state_dict(best[1])
     critic.rescale()
+    if not_finite(critic.parts) is not None:
+        raise diverged(settings.critic_epochs)
     return tuple(points)
 
 

@@ -55,6 +55,7 @@ from pipeline.learning.cloning import (
     split_by_episode,
     train_critic,
 )
+from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job, make_model, training_env
 from pipeline.policies import ActFunction, act_function, load_tensors, tensors_of
@@ -79,7 +80,8 @@ def imitate(
 
     A point's `epoch` counts environment steps for gail and airl. For dagger it is the round: 0 the untrained policy, 1
     the dataset alone, then one more for each round of driving. The best evaluated actor is kept. `folder` is for what
-    the library writes: nothing but empty folders. Raises BadInput for what it cannot do, before the first step.
+    the library writes: nothing but empty folders. Raises BadInput for what it cannot do, before the first step;
+    Diverged, the policy being the best one seen, when its numbers run away.
     """
     started = time.perf_counter()
     check_demonstrations(policy, trajectories)
@@ -94,13 +96,17 @@ def imitate(
     )
     data, untrained = trajectories.select(train_rows), tensors_of(policy)
     course = _Course(evaluate, on_point)
-    if config.training is not None:
-        steps = _adversarial(task, policy, data, config, config.training, seed, folder, course)
-    else:
-        assert config.dagger is not None
-        if demonstrator is None:
-            raise BadInput("algorithm 'dagger' needs a demonstrator that answers; use 'bc', 'gail' or 'airl'")
-        steps = _dagger(task, policy, data, config, config.dagger, seed, folder, demonstrator, course)
+    try:
+        if config.training is not None:
+            steps = _adversarial(task, policy, data, config, config.training, seed, folder, course)
+        else:
+            assert config.dagger is not None
+            if demonstrator is None:
+                raise BadInput("algorithm 'dagger' needs a demonstrator that answers; use 'bc', 'gail' or 'airl'")
+            steps = _dagger(task, policy, data, config, config.dagger, seed, folder, demonstrator, course)
+    except Diverged as error:
+        load_tensors(policy, course.best)
+        raise Diverged(f"{config.algorithm} of seed {seed} {error}") from None
     actor = {name: untrained[name] if "value_net" in name else tensor for name, tensor in course.best.items()}
     load_tensors(policy, actor)
     critic: tuple[CriticPoint, ...] = ()
@@ -207,6 +213,8 @@ def _adversarial(
                 f"training.total_timesteps = {training.total_timesteps}: less than one rollout of "
                 f"{model.n_steps} steps in {training.n_envs} environments"
             )
+        rows = data.step_rows[: training.discriminator.batch_size]
+        probe = data.observations[rows], data.actions[: len(rows)], data.observations[rows + 1], np.zeros(len(rows))
         writer, due = _Writer(), next_evaluation(config.evaluation, 0)
         trainer = ADVERSARIES[config.algorithm](
             demonstrations=_transitions(data),
@@ -221,15 +229,27 @@ def _adversarial(
         )
         course.evaluate(0, model.policy)
 
+        def refuse_divergence() -> None:
+            if not np.isfinite(trainer.reward_train.predict(*probe)).all():
+                raise Diverged(
+                    f"diverged at step {model.num_timesteps:,}: what the discriminator gives is not finite; lower "
+                    f"training.discriminator.learning_rate (now {training.discriminator.learning_rate:g})"
+                )
+
         def after_round(index: int) -> None:
             nonlocal due
             trainer.logger.dump()
+            refuse_divergence()
             course.log(model.num_timesteps, _renamed(writer.take(), config.algorithm))
             if model.num_timesteps >= due or index == rounds - 1:
                 course.evaluate(model.num_timesteps, model.policy)
                 due = next_evaluation(config.evaluation, model.num_timesteps)
 
-        trainer.train(training.total_timesteps, callback=after_round)
+        try:
+            trainer.train(training.total_timesteps, callback=after_round)
+        except ValueError:  # torch's, of a distribution
+            refuse_divergence()
+            raise
     finally:
         env.close()
     return model.num_timesteps
@@ -367,8 +387,11 @@ def _dagger(
             trainer.set_demonstrations(Transitions(**joined))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")  # the library's own logging
-                trainer.train(
-                    n_epochs=cloning.epochs, progress_bar=False, log_interval=1, on_batch_end=lambda: _clamp(policy)
+                weights = _train(trainer, policy, cloning.epochs)
+            if weights is not None:
+                raise Diverged(
+                    f"diverged in round {round_}: {weights} is not finite; lower cloning.learning_rate "
+                    f"(now {cloning.learning_rate:g})"
                 )
             spent = {
                 "dagger/environment_steps": steps,
@@ -380,6 +403,17 @@ def _dagger(
     finally:
         env.close()
     return steps
+
+
+def _train(trainer: bc.BC, policy: ActorCriticPolicy, epochs: int) -> str | None:
+    """What is not finite afterwards, if anything is."""
+    try:
+        trainer.train(n_epochs=epochs, progress_bar=False, log_interval=1, on_batch_end=lambda: _clamp(policy))
+    except ValueError as error:  # torch's, of a distribution
+        if not str(error).startswith("Expected parameter"):
+            raise
+        return not_finite(policy) or "what it gives"
+    return not_finite(policy)
 
 
 LOGGED: Final = ("bc/loss", "bc/neglogp", "bc/entropy", "bc/prob_true_act", "bc/l2_norm")

@@ -23,6 +23,7 @@ from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.evaluation import EpisodeRecords, run_episodes
 from pipeline.learning.callbacks import Emitter, EvaluationCallback, EventWriter, TrainingDone
 from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
+from pipeline.learning.divergence import Diverged
 from pipeline.learning.exact_budget import ExactPPO
 from pipeline.learning.jobs import (
     Emit,
@@ -112,7 +113,8 @@ def _check_value(name: str, value: Any) -> None:
 def train(job: TrainingJob, emit: Emit) -> TrainingResult:
     """Run a training to its end, from its newest checkpoint if it has one.
 
-    Raises BadInput for what the user can mend, before the first environment step.
+    Raises BadInput for what the user can mend, before the first environment step; Diverged, with the best policy so far
+    in `output/best`, when learning rate or rewards were too large.
     """
     emitter = Emitter(emit)
     check_job(job)
@@ -127,6 +129,11 @@ def train(job: TrainingJob, emit: Emit) -> TrainingResult:
                 _keep(folder, state, emitter)
         restore_evaluation(state, evaluation)
         return _conclude(job, task, state, evaluation, emitter)
+    except Diverged as error:
+        policy = build_policy(task.observation_space, task.action_space, job.training.network, job.seed)
+        _save_best(job, task, evaluation, policy)
+        best = f"its best policy, of step {evaluation.best_timestep:,}, is kept"
+        raise Diverged(f"training of seed {job.seed} {error}; {best}") from None
     finally:
         evaluation.close()
 
@@ -317,16 +324,14 @@ def _conclude(
 ) -> TrainingResult:
     """Save the last and the best policy, measure the best on fresh episodes, and put everything together."""
     folder = Path(job.output)
-    provenance = {"task": job.task.name, "seed": job.seed, WRAPPERS: task.wrappers}
     timestep = state.state["num_timesteps"]
     origin = Origin.of(state)
     policy = build_policy(task.observation_space, task.action_space, job.training.network, job.seed)
     load_tensors(policy, last_policy(state))
     last_weights = weights_digest(policy)
     _refuse_changed_control(job, origin.weights, last_weights)
-    last_digest = save_policy(policy, folder / LAST_FOLDER, {**provenance, "timestep": timestep})
-    load_tensors(policy, evaluation.best_tensors)
-    best_digest = save_policy(policy, folder / BEST_FOLDER, {**provenance, "timestep": evaluation.best_timestep})
+    last_digest = save_policy(policy, folder / LAST_FOLDER, _provenance(job, task, timestep))
+    best_digest = _save_best(job, task, evaluation, policy)
     before_final = emitter.elapsed()
     final = _final_evaluation(job, task, policy)
     now = emitter.elapsed()
@@ -347,6 +352,16 @@ def _conclude(
         final=final,
         exact_resume=origin.repeats,
     )
+
+
+def _save_best(job: TrainingJob, task: Task, evaluation: EvaluationCallback, policy: ActorCriticPolicy) -> str:
+    """Fill `policy` with the best checkpoint and save it; its digest."""
+    load_tensors(policy, evaluation.best_tensors)
+    return save_policy(policy, Path(job.output) / BEST_FOLDER, _provenance(job, task, evaluation.best_timestep))
+
+
+def _provenance(job: TrainingJob, task: Task, timestep: int) -> dict[str, Any]:
+    return {"task": job.task.name, "seed": job.seed, WRAPPERS: task.wrappers, "timestep": timestep}
 
 
 def _final_evaluation(job: TrainingJob, task: Task, policy: ActorCriticPolicy) -> EpisodeRecords:

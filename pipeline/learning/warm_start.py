@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from pipeline.config.training import Network, WarmStart
 from pipeline.errors import BadInput
+from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.learning.jobs import TransferProof
 from pipeline.policies import (
     act_function,
@@ -133,8 +134,54 @@ class WarmPPO(PPO):
         fade = self.warm_start.clone_penalty_fade_steps
         return self.warm_start.clone_penalty * (max(0.0, 1 - elapsed / fade) if fade else 1.0)
 
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        """Play one rollout. Raises BadInput for an environment that shows what is no number."""
+        try:
+            return super().collect_rollouts(*args, **kwargs)
+        except ValueError:  # torch's, of a distribution
+            self._refuse_what_is_not_finite()
+            raise
+
     def train(self) -> None:
-        """One update on the rollout buffer: the critic alone in burn-in, then PPO with the penalty, then plain PPO."""
+        """One update on the rollout buffer, after which the policy still computes with numbers. Raises Diverged."""
+        try:
+            self._update()
+        except ValueError:  # torch's, of a distribution, in the middle of the update
+            self._refuse_what_is_not_finite()
+            raise
+        self._refuse_what_is_not_finite()
+
+    def _refuse_what_is_not_finite(self) -> None:
+        assert self._last_obs is not None
+        seen = self._last_obs.values() if isinstance(self._last_obs, dict) else [self._last_obs]
+        for what, arrays in (("an observation", seen), ("a reward", [self.rollout_buffer.rewards])):
+            if not all(np.isfinite(array).all() for array in arrays):
+                raise BadInput(f"until step {self.num_timesteps:,} {what} was not finite; look at the environment")
+        weights = not_finite(self.policy)
+        if weights is None and self._acts():
+            return
+        rate, setting = self._now(self.lr_schedule), "training.learning_rate"
+        if self.critic_optimizer is not None:
+            rate, setting = self.critic_optimizer.param_groups[0]["lr"], "warm_start.critic_burn_in_learning_rate"
+        raise Diverged(
+            f"diverged at step {self.num_timesteps:,}: {weights or 'what it gives'} is not finite; lower "
+            f" {setting} (now {rate:g}), or divide large rewards by their spread (training.normalize_reward)"
+        )
+
+    @torch.no_grad()
+    def _acts(self) -> bool:
+        """Does the policy give numbers: finite weights may still be too large to compute with."""
+        assert self._last_obs is not None
+        observations = self.policy.obs_to_tensor(self._last_obs)[0]
+        try:
+            distribution = self.policy.get_distribution(observations)
+        except ValueError:
+            return False
+        given = distribution.mode(), distribution.entropy(), self.policy.predict_values(observations)
+        return all(bool(torch.isfinite(tensor).all()) for tensor in given if tensor is not None)
+
+    def _update(self) -> None:
+        """The critic alone in burn-in, then PPO with the penalty, then plain PPO."""
         if self.critic_optimizer is not None and self.warm_start is not None:
             if self.num_timesteps <= self.warm_start.critic_burn_in_steps:
                 self._train_critic(self.critic_optimizer)

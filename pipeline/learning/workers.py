@@ -172,8 +172,8 @@ def _receive(child: _Child) -> News:
     if not isinstance(message, _Failure):
         assert isinstance(message, TrainingEvent | TrainingResult)
         return message
-    if message.kind is BadInput:
-        return BadInput(message.text)
+    if issubclass(message.kind, BadInput):
+        return message.kind(message.text)
     what = "could not go on" if message.kind is OSError else "crashed"
     return message.kind(f"training of seed {child.seed} {what}: {message.text}")
 
@@ -205,7 +205,7 @@ def _child_main(job: TrainingJob, pipe: connection.Connection) -> None:
 
         message: Any = train(job, pipe.send)
     except BadInput as error:
-        message = _Failure(BadInput, str(error))
+        message = _Failure(type(error), str(error))
     except Exception as error:
         refused = disk_refusal(error)
         message = _Failure(OSError, refused) if refused else _Failure(TrainingCrashed, traceback.format_exc())

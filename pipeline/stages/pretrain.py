@@ -18,6 +18,7 @@ from pipeline.errors import BadInput
 from pipeline.evaluation import EpisodeRecords, point_figures, run_episodes, summarise, with_intervals
 from pipeline.learning.certificates import TransferCertificate, certify
 from pipeline.learning.cloning import CloningResult, CriticPoint, EpochPoint, clone
+from pipeline.learning.divergence import Diverged
 from pipeline.learning.ppo import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
 from pipeline.playback import view_again
@@ -67,7 +68,11 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
             tags = {**about, Tag.ALGORITHM: config.algorithm, **made_from}
             with child_run(forwarder, run, f"clone-seed-{seed}", tags) as child:
                 child.record_key(clone_key(task, config, dataset, seed))
-                clones.append(make_clone(task, config, dataset, seed, demonstrator, child.folder, child.metrics))
+                try:
+                    clones.append(make_clone(task, config, dataset, seed, demonstrator, child.folder, child.metrics))
+                except Diverged:
+                    child.file(child.folder / Artifact.POLICY, Artifact.POLICY)
+                    raise
                 _log_clone(child, clones[-1], config.algorithm)
     _log_stage(run, clones)
     success = [point_figures(clone.final)[Metric.SUCCESS_RATE] for clone in clones]
@@ -151,14 +156,16 @@ def make_clone(
 ) -> Clone:
     """Clone actor and critic from one seed's fresh weights into a folder, certify the artifact and evaluate it.
 
-    `log` takes the points of its curves: metrics and their epoch.
+    `log` takes the points of its curves: metrics and their epoch. Raises Diverged, the best policy seen in the folder.
     """
     policy = build_policy(task.observation_space, task.action_space, config.network, seed)
-    result = _clone(task, config, policy, dataset, seed, demonstrator, folder / "library", log)
     place = folder / Artifact.POLICY
     data_digest = dataset.metadata.content_digest
     provenance = {"task": task.config.name, "seed": seed, "dataset_digest": data_digest, WRAPPERS: task.wrappers}
-    digest = save_policy(policy, place, provenance)
+    try:
+        result = _clone(task, config, policy, dataset, seed, demonstrator, folder / "library", log)
+    finally:  # also the best one seen before it diverged
+        digest = save_policy(policy, place, provenance)
     held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
     certificate = certify(policy, str(place), result.critic_explained_variance, held_out, gamma)
     episodes = final_episodes(task, config.scenario_set, config.evaluation, config.final_episodes)

@@ -14,6 +14,7 @@ from pipeline.content_key import digest_of
 from pipeline.errors import BadInput
 from pipeline.evaluation import point_figures
 from pipeline.learning.callbacks import select_figure
+from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import TrainingEvent, TrainingResult
 from pipeline.learning.trials import TrialPlan, fresh_job, reported_step, trial_config, trial_job, trial_plan
 from pipeline.learning.workers import News, TrainingPool
@@ -263,6 +264,8 @@ class Trials:
                 self._prune(trial, reason)
         elif isinstance(news, TrainingResult):
             self._seed_done(pool, trial, self._judge.end(news))
+        elif isinstance(news, Diverged):  # known to be bad: unlike one that failed, samplers learn from it
+            self._prune(trial, reason_of(news))
         else:
             self._fail(trial, reason_of(news))
 

@@ -60,8 +60,11 @@ class SeedRuns:
             self._open.discard(index)
 
     def end(self, status: str, reason: str) -> None:
-        """Close every run that is still open."""
+        """Close every run that is still open, with the best policy that its training left behind."""
         for index in sorted(self._open):
+            best = Path(self.jobs[index].output) / "best"
+            if status == "FAILED" and best.is_dir():  # of a training that diverged
+                _aside(self._runs[index], operations.files(best, Artifact.POLICY))
             _aside(self._runs[index], operations.note(reason))
             _aside(self._runs[index], operations.close(status))
 

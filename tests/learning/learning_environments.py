@@ -1,8 +1,9 @@
-"""Pendulums for the tests of learning: one says how far it hangs over, one gives a reward that is no number."""
+"""Pendulums for the tests of learning: one says how far it hangs over, one shows after a while what is no number."""
 
 import math
 from typing import Any
 
+import numpy as np
 from gymnasium.envs.classic_control import PendulumEnv
 
 
@@ -14,11 +15,18 @@ class Angles(PendulumEnv):
         return observation, reward, terminated, truncated, {**info, "angle": abs(math.atan2(*observation[1::-1]))}
 
 
-class Unrewarding(PendulumEnv):
-    """Its reward is NaN in training only: evaluations, which refuse such a reward by themselves, see none."""
+class Failing(PendulumEnv):
+    """From its 50th step on, over all its episodes, what is `broken` is NaN."""
 
-    broken = False
+    def __init__(self, broken: str) -> None:
+        super().__init__()
+        self._broken, self._steps = broken, 0
 
     def step(self, action: Any) -> Any:
         observation, reward, terminated, truncated, info = super().step(action)
-        return observation, math.nan if self.broken else reward, terminated, truncated, info
+        self._steps += 1
+        if self._steps >= 50 and self._broken == "an observation":
+            observation = np.full_like(observation, np.nan)
+        if self._steps >= 50 and self._broken == "a reward":
+            reward = math.nan
+        return observation, reward, terminated, truncated, info

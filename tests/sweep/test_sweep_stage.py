@@ -157,6 +157,18 @@ def test_infeasible_trials_are_stopped_in_training_when_asked_for(files, store_o
         assert trial["reason"].startswith("infeasible at step 160: collision_rate")
 
 
+def test_a_trial_that_diverges_ends_with_its_reason_and_the_study_goes_on(files, store_of):
+    space = {"training.learning_rate.initial": {"type": "categorical", "choices": [1e-3, 1e37]}}
+    outcome = sweep(files, trials=5, workers=1, search_space=space, best_k=1, sampler={"name": "random"}, seed=1)
+    summary = summary_of(store_of())
+    assert {(t["kind"], t["values"]["training.learning_rate.initial"]) for t in trials(summary)} == {
+        ("feasible", 1e-3), ("pruned", 1e37),
+    }  # fmt: skip
+    for trial in trials(summary, "pruned"):
+        assert trial["reason"].startswith("training of seed 1 diverged at step")
+    assert outcome.verdict is True
+
+
 def test_trials_behind_the_median_are_stopped_in_training(files, store_of):
     space = {"training.environment.skill": {"type": "float", "low": 0.0, "high": 1.0}}
     sweep(

@@ -1,0 +1,30 @@
+"""A stage whose training diverges: one line, exit code 2, and the best policy so far in the run of the seed."""
+
+import pytest
+
+from pipeline.cli import stage_main
+from pipeline.names import Artifact
+from pipeline.policies import load_policy
+from pipeline.tracking.models import download_policy
+from pipeline.tracking.runs import read_text_artifact, search
+
+QUICK = ["--seeds", "[3]", "--training.total_timesteps", "512"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "child", "arguments"),
+    [
+        ("train_expert", "train_expert_seed", ["--training.learning_rate.initial", "1e37", *QUICK]),
+        ("finetune", "finetune_seed", ["--training.learning_rate.initial", "1e37", "--control_timesteps", "0", *QUICK]),
+        ("pretrain", "pretrain_seed", ["--cloning.learning_rate", "1e37", "--seeds", "[3]"]),
+    ],
+)
+def test_a_diverged_training_is_one_line_and_its_best_policy_stays(story, client, capfd, stage, child, arguments):
+    known = {run.info.run_id for run in search(client, {"stage": child}, status=None)}
+    assert stage_main(stage, ["--config", f"configs/smoke/{stage}.yaml", *arguments]) == 2
+    (line,) = [text for text in capfd.readouterr().err.splitlines() if text.startswith("error: ")]
+    assert "of seed 3 diverged" in line and "is not finite; lower " in line and "(now 1e+37)" in line
+    (run,) = [run for run in search(client, {"stage": child}, status=None) if run.info.run_id not in known]
+    assert run.info.status == "FAILED" and "diverged" in run.data.tags["mlflow.note.content"]
+    load_policy(download_policy(run.info.run_id))
+    assert read_text_artifact(client, run.info.run_id, Artifact.CERTIFICATE) is None
