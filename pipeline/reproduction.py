@@ -29,7 +29,7 @@ from pipeline.tracking.datasets import fetch_dataset
 from pipeline.tracking.groups import read_evaluations
 from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version
 from pipeline.tracking.reuse import read_key
-from pipeline.tracking.runs import Run, StageRun, get_run, read_config, read_task, stage_run_of
+from pipeline.tracking.runs import Run, StageRun, get_run, read_config, read_task, seed_of, stage_run_of, tag_of
 from pipeline.tracking.training import evaluations_record
 from pipeline.trajectories import content_digest, save_dataset
 
@@ -59,7 +59,7 @@ def reproduce(run: StageRun, config: Reproduce, upstream: Mapping[str, str]) -> 
     """Do it again; say whether it is equal and, if not, what differs first and why. Raises BadInput."""
     before = _finished(run, upstream)
     stage, run_id = before.data.tags[Tag.STAGE], before.info.run_id
-    run.tag({Tag.TASK: before.data.tags[Tag.TASK], lineage_run_tag("reproduced"): run_id})
+    run.tag({Tag.TASK: tag_of(before, Tag.TASK), lineage_run_tag("reproduced"): run_id})
     again = DO_AGAIN[stage](run, before)
     run.record_key(again.key)
     known = read_key(run.client, before)
@@ -101,18 +101,18 @@ def _finished(run: StageRun, upstream: Mapping[str, str]) -> Run:
 
 def _expert(run: StageRun, before: Run) -> Again:
     stage_run = stage_run_of(run.client, before)
-    config = replace(read_config(run.client, stage_run, TrainExpert), seeds=(_seed(before),))
+    config = replace(read_config(run.client, stage_run, TrainExpert), seeds=(seed_of(before),))
     task = Task(read_task(run, stage_run), config.training.environment, config.training.use_camera)
     return _train(run, before, training_jobs(config, task, run.folder)[0])
 
 
 def _arm(run: StageRun, before: Run) -> Again:
-    seed, tags, stage_run = _seed(before), before.data.tags, stage_run_of(run.client, before)
+    seed, tags, stage_run = seed_of(before), before.data.tags, stage_run_of(run.client, before)
     config = replace(read_config(run.client, stage_run, Finetune), seeds=(seed,))
     task = Task(read_task(run, stage_run), config.training.environment, config.training.use_camera)
     start = tags.get(lineage_run_tag("policy"))
     clones = None if start is None else {seed: find_policy(run.client, start, task.config.name, {}).folder}
-    jobs = [arm.job for arm in arm_jobs(config, task, run.folder, clones) if arm.arm == tags[Tag.ARM]]
+    jobs = [arm.job for arm in arm_jobs(config, task, run.folder, clones) if arm.arm == tag_of(before, Tag.ARM)]
     if not jobs:
         raise BadInput(f"run {before.info.run_id}: the config on record has no arm {tags[Tag.ARM]!r}")
     return _train(run, before, jobs[0])
@@ -141,11 +141,11 @@ def _train(run: StageRun, before: Run, job: TrainingJob) -> Again:
 def _clone(run: StageRun, before: Run) -> Again:
     tags, stage_run = before.data.tags, stage_run_of(run.client, before)
     config, task = read_config(run.client, stage_run, Pretrain), Task(read_task(run, stage_run))
-    dataset = fetch_dataset(get_run(run.client, tags[lineage_run_tag("dataset")], "dataset run"))
-    key, demonstrator = clone_key(task, config, dataset, _seed(before)), answering(run, task, config, dataset)
+    dataset = fetch_dataset(get_run(run.client, tag_of(before, lineage_run_tag("dataset")), "dataset run"))
+    key, demonstrator = clone_key(task, config, dataset, seed_of(before)), answering(run, task, config, dataset)
     if config.use_camera:
         task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
-    clone = make_clone(task, config, dataset, _seed(before), demonstrator, run.folder, lambda metrics, epoch: None)
+    clone = make_clone(task, config, dataset, seed_of(before), demonstrator, run.folder, lambda metrics, epoch: None)
     stored = download_policy(before.info.run_id)
     return Again(
         key,
@@ -162,7 +162,7 @@ def _recording(run: StageRun, before: Run) -> Again:
     if config.minari is not None or config.repaired is not None:
         raise BadInput(f"run {before.info.run_id} took in a dataset from outside; only a recording can be done again")
     task = Task(read_task(run, before), config.environment)
-    demonstrator = _demonstrator(run, config, task, tags)
+    demonstrator = _demonstrator(run, config, task, before)
     trajectories, _ = record(task, config, demonstrator)
     stored = fetch_dataset(before)
     folder = run.folder / Artifact.DATASET
@@ -178,17 +178,13 @@ def _recording(run: StageRun, before: Run) -> Again:
     )
 
 
-def _demonstrator(run: StageRun, config: Collect, task: Task, tags: Mapping[str, str]) -> Demonstrator:
+def _demonstrator(run: StageRun, config: Collect, task: Task, before: Run) -> Demonstrator:
     """Who demonstrated then, approved or not today."""
     if config.scripted is not None:
         return scripted(config.scripted.demonstrator, config.scripted.kwargs)
-    version = find_version(run.client, tags[Tag.LINEAGE_EXPERT], task.config.name, Alias.APPROVED)
+    version = find_version(run.client, tag_of(before, Tag.LINEAGE_EXPERT), task.config.name, Alias.APPROVED)
     expert = fetch_version(version)
     return from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
-
-
-def _seed(before: Run) -> int:
-    return int(before.data.tags[Tag.SEED])
 
 
 DO_AGAIN: Mapping[str, Callable[[StageRun, Run], Again]] = {

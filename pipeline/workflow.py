@@ -16,8 +16,10 @@ from pipeline.errors import BadInput
 from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
 from pipeline.reproduction import reproduce
 from pipeline.stages import StageOutcome
+from pipeline.tracking import registry
 from pipeline.tracking.forwarder import deliver_leftovers
 from pipeline.tracking.groups import common_group
+from pipeline.tracking.models import find_version
 from pipeline.tracking.reuse import Found, find_finished
 from pipeline.tracking.runs import StageRun, end_failed, open_run, read_text_artifact
 from pipeline.tracking.store import ui_command
@@ -246,10 +248,20 @@ class _Main:
             gate = self._stage("promote", self._stages.promote, {"expert": expert})
             if gate.verdict is False:
                 return gate
+            expert = self._approved(expert, gate.outputs["expert"])
         dataset = self._stage("collect", self._stages.collect, {"expert": expert} if expert else {})
         if dataset.verdict is False:
             return dataset
         return self._stage("pretrain", self._stages.pretrain, {"dataset": dataset.outputs["dataset"]})
+
+    def _approved(self, trained: str, approved: str) -> str:
+        """Whom the gate approved: the expert trained here, or an earlier version of the same bytes."""
+        if trained != approved:
+            version = find_version(self._parent.client, trained, load_task(self._stages.collect.task).name, "")
+            mine, same = f"{version.name}/{version.version}", approved.removeprefix("models:/")
+            print(f"main: {mine} has the bytes of {same}, which is approved: that one goes on", flush=True)
+            registry.give_way(self._parent.client, version, same.rpartition("/")[2])
+        return approved
 
     def _stage(self, stage: str, config: Any, upstream: Mapping[str, str], found: Found | None = None) -> StageOutcome:
         """Take a finished stage over, or run it nested in main's run; show what it came to as soon as it stands."""

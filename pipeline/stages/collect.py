@@ -177,9 +177,8 @@ def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) ->
     version = expert.version
     assert version is not None
     maker = {} if expert.run_id is None else get_run(run.client, expert.run_id, "expert").data.tags
-    run.tag(
-        {**lineage.from_policy(expert, "expert", maker), lineage_run_tag("gate"): version.tags[VersionTag.GATE_RUN_ID]}
-    )
+    gate = get_run(run.client, version.tags[VersionTag.GATE_RUN_ID], f"{VersionTag.GATE_RUN_ID} of {expert.reference}")
+    run.tag({**lineage.from_policy(expert, "expert", maker), lineage_run_tag("gate"): gate.info.run_id})
     demonstrator = from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
     return demonstrator, moment_of_use(run.client, version, "collect")
 
@@ -338,7 +337,7 @@ def _context(run: StageRun, config: Collect, task: Task, given: Demonstrations) 
         observation_space=task.observation_space,
         action_space=task.action_space,
         min_episodes=config.min_episodes,
-        approvals=approvals(run.client, task.config.name),
+        approvals=approvals(run.client, task.config.name, given.metadata.demonstrator),
         expected_digest=given.metadata.content_digest,
         expected_metadata_digest=metadata_digest(given.metadata.to_data()),
         replay=TaskReplay(task),

@@ -30,7 +30,7 @@ from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.provenance import environment_record
 from pipeline.tracking.reuse import report_digest
-from pipeline.tracking.runs import StageRun, get_run, read_config, read_text_artifact
+from pipeline.tracking.runs import StageRun, get_run, read_config, read_text_artifact, tag_of
 from pipeline.tracking.store import run_address
 
 UPSTREAM = ("group",)
@@ -206,7 +206,7 @@ def _resume(group: Group) -> str | None:
 
 def _commands(run: StageRun, group: Group, commit: str) -> tuple[str, ...]:
     """The trainings again, under a name of their own; without `reuse=false` they would be taken over, not trained."""
-    policy, again = group.finetune.data.tags[lineage_run_tag("pretrain")], f"{group.name}-again"
+    policy, again = tag_of(group.finetune, lineage_run_tag("pretrain")), f"{group.name}-again"
     download = "mlflow artifacts download --artifact-path config.yaml"
     return (
         f"git checkout {commit}",
@@ -259,14 +259,14 @@ def _clone(run: StageRun, task: Task, group: Group) -> StoredPolicy:
 
 def _clones(run: StageRun, task: Task, group: Group) -> tuple[StoredPolicy, ...]:
     """What every pre-trained seed started from: a clone of its own, or the one of the pretrain run."""
-    shared = group.finetune.data.tags[lineage_run_tag("pretrain")]
+    shared = tag_of(group.finetune, lineage_run_tag("pretrain"))
     started = [member.run.data.tags.get(lineage_run_tag("policy"), shared) for member in group.arms[Arm.PRETRAINED]]
     found = {run_id: find_policy(run.client, run_id, task.config.name, {}) for run_id in dict.fromkeys(started)}
     return tuple(found[run_id] for run_id in started)
 
 
 def _dataset(run: StageRun, group: Group) -> StoredDataset:
-    return fetch_dataset(get_run(run.client, group.finetune.data.tags[lineage_run_tag("dataset")], "dataset run"))
+    return fetch_dataset(get_run(run.client, tag_of(group.finetune, lineage_run_tag("dataset")), "dataset run"))
 
 
 def _dataset_facts(dataset: StoredDataset) -> dict[str, str]:
@@ -297,7 +297,7 @@ def _differences(group: Group) -> tuple[SettingDifference, ...]:
     scratch, pretrained = group.baseline.data.params, group.finetune.data.params
     keys = sorted(key for key in scratch.keys() | pretrained.keys() if scratch.get(key) != pretrained.get(key))
     rows = [SettingDifference(key, scratch.get(key, "–"), pretrained.get(key, "–")) for key in keys]
-    policy = group.finetune.data.tags[lineage_run_tag("pretrain")]
+    policy = tag_of(group.finetune, lineage_run_tag("pretrain"))
     return (SettingDifference("initial weights", "fresh, from the seed", f"clone of run {policy}"), *rows)
 
 

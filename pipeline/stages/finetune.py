@@ -44,6 +44,8 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     group = upstream.get("group") or run.run_id
     made_from = lineage.from_policy(policy, "pretrain", get_run(run.client, str(policy.run_id), "policy").data.tags)
     run.tag({Tag.GROUP: group, Tag.TRAINING_DIGEST: digest_of(shared_settings(config, task)), **made_from})
+    if lineage_run_tag("dataset") not in made_from:
+        raise BadInput(f"policy {policy.reference} was not made from demonstrations; give a run of pretrain")
     shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
     todo = left_to_train(run, arms, SEED_STAGE, config.reuse)
     jobs = [arms[i].job for i in todo]

@@ -163,10 +163,12 @@ def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) ->
     approval = registry.approve(run.client, version, run.run_id, reason)
     run.describe(f"{candidate.reference} approved: {reason}")
     replaced = f", replaces version {approval.replaced}" if approval.replaced else ""
+    if approval.version != str(version.version):
+        replaced = f"; it has the bytes of version {approval.version}, which stays the approved one"
     return StageOutcome(
         (f"promote: {candidate.reference} approved: {reason}{replaced}",),
         verdict=True,
-        outputs={"expert": f"models:/{candidate.reference}"},
+        outputs={"expert": f"models:/{version.name}/{approval.version}"},
     )
 
 

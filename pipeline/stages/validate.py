@@ -15,7 +15,7 @@ from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import download_dataset, find_dataset_run
 from pipeline.tracking.models import find_expert
 from pipeline.tracking.registry import approvals
-from pipeline.tracking.runs import StageRun
+from pipeline.tracking.runs import StageRun, tag_of
 from pipeline.trajectories import metadata_faults, read_metadata
 from pipeline.validation import Context, TaskReplay, validate
 
@@ -25,9 +25,9 @@ UPSTREAM = ("dataset",)
 def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOutcome:
     task_config = load_task(config.task)
     recorded = find_dataset_run(run.client, upstream.get("dataset", "latest"), task_config.name)
-    tags = recorded.data.tags
+    tags, digest = recorded.data.tags, tag_of(recorded, Tag.DATASET_DIGEST)
     folder = download_dataset(recorded)
-    run.record_config(config, task_config, {"dataset": tags[Tag.DATASET_DIGEST]})
+    run.record_config(config, task_config, {"dataset": digest})
     run.tag(lineage.from_dataset(recorded))
     metadata = _sound_metadata(folder)
     task = Task(task_config, {} if metadata is None else metadata["environment"]["kwargs"])
@@ -37,8 +37,8 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
         observation_space=task.observation_space,
         action_space=task.action_space,
         min_episodes=config.min_episodes,
-        approvals=approvals(run.client, task_config.name),
-        expected_digest=tags[Tag.DATASET_DIGEST],
+        approvals=approvals(run.client, task_config.name, {} if metadata is None else metadata["demonstrator"]),
+        expected_digest=digest,
         expected_metadata_digest=tags.get(Tag.DATASET_METADATA_DIGEST),
         replay=TaskReplay(task),
         replay_episodes=config.replay_episodes,

@@ -18,7 +18,7 @@ from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Quality, Tag
 from pipeline.tasks import Task
 from pipeline.tracking.models import RUN_ID, find_policy
-from pipeline.tracking.runs import StageRun, get_run, latest_run, search
+from pipeline.tracking.runs import StageRun, get_run, latest_run, search, tag_of
 from pipeline.tracking.store import download
 from pipeline.trajectories import DatasetMetadata, Trajectories, content_digest, load_dataset, metadata_digest
 
@@ -167,11 +167,9 @@ def fetch_for_training(client: MlflowClient, reference: str, task: str | None) -
     if Tag.TAINT in tags:
         raise BadInput(f"{name} is tainted: {tags[Tag.TAINT]}; record a new one")
     stored = fetch_dataset(run)
-    digest = content_digest(stored.trajectories)
-    if digest != tags[Tag.DATASET_DIGEST] or stored.metadata.content_digest != digest:
-        raise BadInput(
-            f"{name}: its files changed: digest {digest}, on record {tags[Tag.DATASET_DIGEST]}; record it anew"
-        )
+    digest, recorded = content_digest(stored.trajectories), tag_of(run, Tag.DATASET_DIGEST)
+    if digest != recorded or stored.metadata.content_digest != digest:
+        raise BadInput(f"{name}: its files changed: digest {digest}, on record {recorded}; record it anew")
     described = metadata_digest(stored.metadata.to_data())
     if described != tags.get(Tag.DATASET_METADATA_DIGEST):
         raise BadInput(

@@ -15,7 +15,7 @@ from pipeline.errors import BadInput, shortened
 from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag, lineage_run_tag
 from pipeline.statistics.comparison import RunData, UpfrontCost
 from pipeline.tracking.models import StoredPolicy, find_policy
-from pipeline.tracking.runs import get_run, latest_run, read_text_artifact, search
+from pipeline.tracking.runs import get_run, latest_run, read_text_artifact, search, seed_of, tag_of
 
 GROUP_NAME_LIMIT = 200
 UPSTREAM_ROLES = ("expert", "gate", "dataset", "pretrain")  # what was done before the first fine-tuning
@@ -36,7 +36,7 @@ class ArmRun:
     def content(self) -> str:
         """A digest of what the training came to."""
         measured = [self.steps.tolist(), {name: values.tolist() for name, values in self.figures.items()}, self.final]
-        return digest_of([self.run.data.tags[Tag.POLICY_DIGEST], repr(measured)])
+        return digest_of([tag_of(self.run, Tag.POLICY_DIGEST), repr(measured)])
 
     def data(self, budget: int, final: Mapping[str, Mapping[str, float]]) -> RunData:
         """For the statistics; `final` maps scenario sets to figures."""
@@ -57,7 +57,7 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
     """The group of that name, or of the newest finished fine-tuning for `latest`. Raises BadInput."""
     if reference == "latest":
         newest = latest_run(client, "group", **{Tag.STAGE: "finetune", Tag.TASK: task})
-        reference = newest.data.tags[Tag.GROUP]
+        reference = tag_of(newest, Tag.GROUP)
     if not reference.replace("-", "").replace("_", "").isalnum() or len(reference) > GROUP_NAME_LIMIT:
         raise BadInput(f"group {shortened(reference)}: a group is letters, digits, - and _; or 'latest'")
     stages = {stage: _stage_run(client, stage, reference, task) for stage in ("baseline", "finetune")}
@@ -66,7 +66,7 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
     _refuse_unfinished(reference, runs)
     arms = {
         arm: tuple(
-            sorted((read_training(client, run) for run in runs if run.data.tags[Tag.ARM] == arm), key=lambda r: r.seed)
+            sorted((read_training(client, run) for run in runs if tag_of(run, Tag.ARM) == arm), key=lambda r: r.seed)
         )
         for arm in ARMS
     }
@@ -79,9 +79,9 @@ def common_group(client: MlflowClient, stage_runs: Sequence[Run | None]) -> str 
     for run in stage_runs:
         if run is None:
             return None
-        tags = run.data.tags
-        newest = _stage_run(client, tags[Tag.STAGE], tags[Tag.GROUP], tags[Tag.TASK])
-        groups.add(tags[Tag.GROUP] if newest.info.run_id == run.info.run_id else None)
+        stage, group, task = (tag_of(run, key) for key in (Tag.STAGE, Tag.GROUP, Tag.TASK))
+        newest = _stage_run(client, stage, group, task)
+        groups.add(group if newest.info.run_id == run.info.run_id else None)
     return groups.pop() if len(groups) == 1 else None
 
 
@@ -135,7 +135,7 @@ def _duration(run: Run) -> float:
 
 def policy_of(client: MlflowClient, run: Run) -> StoredPolicy:
     """The best checkpoint of a training, verified."""
-    return find_policy(client, run.info.run_id, run.data.tags[Tag.TASK], {})
+    return find_policy(client, run.info.run_id, tag_of(run, Tag.TASK), {})
 
 
 def _stage_run(client: MlflowClient, stage: str, group: str, task: str) -> Run:
@@ -214,7 +214,4 @@ def read_training(client: MlflowClient, run: Run) -> ArmRun:
             f"{Artifact.EVALUATIONS} of run {run.info.run_id} holds no curve: {shortened(str(error))}; train it again"
         ) from None
     final = {figure: float(value) for figure, value in data["final_figures"].items()}
-    tags = run.data.tags
-    if Tag.ARM not in tags or Tag.SEED not in tags:
-        raise BadInput(f"run {run.info.run_id} has no tag {Tag.ARM} or {Tag.SEED}: no training of an arm")
-    return ArmRun(run, tags[Tag.ARM], int(tags[Tag.SEED]), steps, figures, final)
+    return ArmRun(run, tag_of(run, Tag.ARM), seed_of(run), steps, figures, final)

@@ -16,7 +16,7 @@ from pipeline.errors import BadInput, shortened
 from pipeline.names import LINEAGE_ROLES, SEED_STAGES, Quality, Tag, VersionTag, lineage_run_tag
 from pipeline.tracking.datasets import DATASET_ID
 from pipeline.tracking.models import RUN_ID, StoredPolicy
-from pipeline.tracking.runs import experiment_ids, get_run, search
+from pipeline.tracking.runs import experiment_ids, get_run, search, tag_of
 from pipeline.tracking.store import refuses
 
 RUN_TAGS = tuple(lineage_run_tag(role) for role in LINEAGE_ROLES)
@@ -80,8 +80,8 @@ def from_dataset(run: Run) -> dict[str, str]:
     """Lineage tags of a run that uses the dataset which `run` recorded."""
     return {
         **_inherited(run.data.tags),
-        Tag.LINEAGE_DATASET: run.data.tags[Tag.DATASET_ID],
-        Tag.LINEAGE_DATASET_DIGEST: run.data.tags[Tag.DATASET_DIGEST],
+        Tag.LINEAGE_DATASET: tag_of(run, Tag.DATASET_ID),
+        Tag.LINEAGE_DATASET_DIGEST: tag_of(run, Tag.DATASET_DIGEST),
         lineage_run_tag("dataset"): run.info.run_id,
     }
 

@@ -27,7 +27,7 @@ from pipeline.observations import row_dtype
 from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking import operations
 from pipeline.tracking.operations import Operation
-from pipeline.tracking.runs import StageRun, get_run, latest_run, search
+from pipeline.tracking.runs import StageRun, get_run, latest_run, search, seed_of
 from pipeline.tracking.store import download, refuses
 
 MODEL_CODE = Path(__file__).with_name("policy_model.py")
@@ -252,7 +252,7 @@ def _policies_by_seed(client: MlflowClient, run_id: str | None, stage: str) -> d
     if run_id is None:
         return {}
     children = search(client, {MLFLOW_PARENT_RUN_ID: run_id, Tag.STAGE: stage})
-    by_seed = {int(child.data.tags[Tag.SEED]): child.info.run_id for child in children}
+    by_seed = {seed_of(child): child.info.run_id for child in children}
     return {seed: _policy_of_run(client, by_seed[seed]) for seed in sorted(by_seed)}
 
 
@@ -290,6 +290,11 @@ def _verified(folder: Path, recorded: str | None, reference: str) -> str:
         digest = policy_digest(folder)
     except BadInput as error:
         raise BadInput(f"policy of {reference}: its files changed: {error}") from None
+    if recorded is None:
+        raise BadInput(
+            f"policy of {reference}: it has no digest on record (tag {VersionTag.POLICY_DIGEST}), so nothing says that "
+            "these are its files; register the policy anew"
+        )
     if recorded != digest:
         raise BadInput(
             f"policy of {reference}: its files changed: digest {digest}, on record {recorded}; "

@@ -1,18 +1,23 @@
 """The registry's state machine: candidate -> approved | refused, approved -> superseded | refused, and roll back.
 
 Every change runs under one lock per store, reads before it writes, and leaves tags that say what was replaced by what.
+Tags are input like any other: whoever may write to the store may have written them. A record that cannot be read is
+told in one line to whoever asks for that version, and concerns no other.
 """
 
+import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, shortened
 from pipeline.names import Alias, Gate, VersionTag, registered_model
 from pipeline.tracking.store import exclusive, refuses
 from pipeline.validation.rules import Approval
@@ -84,6 +89,14 @@ def require_approved(version: ModelVersion, doing: str) -> None:
             f"expert {reference} is not approved (gate: {state}); {doing} takes only the approved version: "
             "mlflow run . -e promote"
         )
+    missing = [tag for tag in (VersionTag.GATE_RUN_ID, VersionTag.POLICY_DIGEST) if tag not in version.tags]
+    if not missing and all(until is not None for _, until in _history(version)):
+        missing = [f"{VersionTag.HISTORY} with an open period"]
+    if missing:
+        raise BadInput(
+            f"expert {reference} is not approved: its tags say so without {missing[0]}, which the gate writes; "
+            f"{doing} takes only what the gate approved: mlflow run . -e promote -P expert={version.version}"
+        )
 
 
 def moment_of_use(client: MlflowClient, version: ModelVersion, doing: str) -> str:
@@ -97,9 +110,42 @@ def moment_of_use(client: MlflowClient, version: ModelVersion, doing: str) -> st
 
 
 def approve(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
-    """Move the alias `approved` to this version; the one that held it becomes `superseded`, on record in both."""
+    """Move the alias `approved` to this version; the one that held it becomes `superseded`, on record in both.
+
+    When the approved version has the same bytes, it is approved anew instead, and this one gives way to it: two that
+    train the same expert at the same time do not take the approval from each other.
+    """
     with exclusive("registry"):
-        return _move_approval(client, version, run_id, reason)
+        holder = _holder(client, version.name)
+        if holder is None or not _equal_and_sound(holder, version):
+            return _move_approval(client, version, run_id, reason)
+        moved = _move_approval(client, holder, run_id, reason)
+        _give_way(client, version, moved.version)
+    return moved
+
+
+def give_way(client: MlflowClient, version: ModelVersion, to: str) -> None:
+    """A version that nobody judged, and that has the bytes of the approved version `to`, is superseded by it."""
+    with exclusive("registry"):
+        current = client.get_model_version(version.name, version.version)
+        if current.tags.get(VersionTag.GATE) == Gate.PENDING:
+            _give_way(client, current, to)
+
+
+def _give_way(client: MlflowClient, version: ModelVersion, to: str) -> None:
+    reason = f"it has the bytes of version {to}, which is approved"
+    tags = {VersionTag.GATE_REASON: reason, VersionTag.REPLACED_BY: to, VersionTag.GATE: Gate.SUPERSEDED}
+    _tag(client, version, tags)
+
+
+def _equal_and_sound(holder: ModelVersion, version: ModelVersion) -> bool:
+    """Whether the approved version is another one of the same bytes, with nothing against it."""
+    try:
+        require_approved(holder, "promote")
+    except BadInput:
+        return False
+    digests = [v.tags.get(VersionTag.POLICY_DIGEST) for v in (holder, version)]
+    return str(holder.version) != str(version.version) and digests[0] == digests[1]
 
 
 def refuse(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> bool:
@@ -112,7 +158,7 @@ def refuse(client: MlflowClient, version: ModelVersion, run_id: str, reason: str
         tags = {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id}
         approved_before = VersionTag.APPROVED_AT in current.tags
         if approved_before:
-            tags[VersionTag.HISTORY] = json.dumps(_ended(current, _now()))
+            tags |= _ended(current, _now())
         _tag(client, current, tags)
     return approved_before
 
@@ -132,7 +178,8 @@ def roll_back(client: MlflowClient, version: ModelVersion, run_id: str, reason: 
         if VersionTag.TAINT in current.tags:
             raise BadInput(f"roll back to {reference}: it is tainted: {current.tags[VersionTag.TAINT]}")
         if current.tags.get(VersionTag.GATE) == Gate.REFUSED:
-            raise BadInput(f"roll back to {reference}: it was refused since: {current.tags[VersionTag.GATE_REASON]}")
+            reason_then = current.tags.get(VersionTag.GATE_REASON, "without a reason on record")
+            raise BadInput(f"roll back to {reference}: it was refused since: {reason_then}")
         moved = _move_approval(client, current, run_id, reason)
         if moved.replaced is not None:
             left = client.get_model_version(version.name, moved.replaced)
@@ -147,26 +194,33 @@ def taint(client: MlflowClient, name: str, version: str, reason: str) -> bool:
         tags = {VersionTag.TAINT: reason}
         approved = Alias.APPROVED in current.aliases
         if approved:
-            history = json.dumps(_ended(current, _now()))
-            tags |= {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, VersionTag.HISTORY: history}
+            tags |= {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, **_ended(current, _now())}
         _tag(client, current, tags)
         if approved:  # last: until then the same call does all of it again
             client.delete_registered_model_alias(name, Alias.APPROVED)
     return approved
 
 
-def approvals(client: MlflowClient, task: str) -> tuple[Approval, ...]:
-    """Every period during which a version of the task's expert was approved, oldest first."""
-    periods = [
-        Approval(str(version.version), version.tags[VersionTag.POLICY_DIGEST], since, until)
-        for version in client.search_model_versions(f"name = '{registered_model(task)}'")
-        for since, until in _history(version)
-    ]
+def approvals(client: MlflowClient, task: str, demonstrator: Mapping[str, Any]) -> tuple[Approval, ...]:
+    """Every period during which a version of the task's expert was approved, oldest first.
+
+    For judging what `demonstrator` (of a dataset's metadata) recorded: when the record of that version cannot be read,
+    nothing can be judged, and BadInput is raised; other versions without a sound record are left out.
+    """
+    periods: list[Approval] = []
+    for version in client.search_model_versions(f"name = '{registered_model(task)}'"):
+        digest = version.tags.get(VersionTag.POLICY_DIGEST, "not on record")
+        try:
+            periods += [Approval(str(version.version), digest, *period) for period in _history(version)]
+        except BadInput:
+            if demonstrator.get("version") == str(version.version):
+                raise
     return tuple(sorted(periods, key=lambda period: period.since))
 
 
 def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
     """Under the lock. The alias moves last but one: until then readers see the old approval, whole."""
+    _history(client.get_model_version(version.name, version.version))  # before anything changes: can it be read
     before = _holder(client, version.name)
     _settle_interrupted(client, version.name, before)
     # a version's number is an int from a database and a str from a server
@@ -194,7 +248,7 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
 
 
 def _supersede(client: MlflowClient, version: ModelVersion, by: str, at: str) -> None:
-    tags = {VersionTag.REPLACED_BY: by, VersionTag.HISTORY: json.dumps(_ended(version, at))}
+    tags = {VersionTag.REPLACED_BY: by, **_ended(version, at)}
     if version.tags.get(VersionTag.GATE) != Gate.REFUSED:  # a refusal stays on record
         tags[VersionTag.GATE] = Gate.SUPERSEDED
     _tag(client, version, tags)
@@ -209,12 +263,13 @@ def _settle_interrupted(client: MlflowClient, name: str, holder: ModelVersion | 
         number = str(version.version)
         if holder is None or str(holder.version) != number:
             if holder is not None and holder.tags.get(VersionTag.REPLACED) == number:
-                _supersede(client, version, str(holder.version), holder.tags[VersionTag.APPROVED_AT])
+                _supersede(client, version, str(holder.version), holder.tags.get(VersionTag.APPROVED_AT) or _now())
             else:
-                closed = [period for period in _history(version) if period[1] is not None]
+                with contextlib.suppress(BadInput):  # a record that cannot be read stays, for people to mend
+                    closed = [period for period in _history(version) if period[1] is not None]
+                    _tag(client, version, {VersionTag.HISTORY: json.dumps(closed)})
                 reason = "its approval was interrupted: it never became the approved version"
-                tags = {VersionTag.HISTORY: json.dumps(closed), VersionTag.GATE_REASON: reason}
-                _tag(client, version, {**tags, VersionTag.GATE: Gate.PENDING})
+                _tag(client, version, {VersionTag.GATE_REASON: reason, VersionTag.GATE: Gate.PENDING})
 
 
 def _now() -> str:
@@ -222,12 +277,33 @@ def _now() -> str:
 
 
 def _history(version: ModelVersion) -> list[tuple[str, str | None]]:
-    return [(since, until) for since, until in json.loads(version.tags.get(VersionTag.HISTORY, "[]"))]
+    """Its periods of approval. Raises BadInput for a tag that holds anything else."""
+    text = version.tags.get(VersionTag.HISTORY, "[]")
+    try:
+        data = json.loads(text)
+        periods = [(since, until) for since, until in data]
+        moments = [datetime.fromisoformat(moment) for period in periods for moment in period if moment is not None]
+        sound = (
+            isinstance(data, list)
+            and all(moment.tzinfo is not None for moment in moments)
+            and all(since for since, _ in periods)
+        )
+    except (ValueError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise BadInput(
+            f"{version.name}/{version.version}: its tag {VersionTag.HISTORY} is no list of periods of approval: "
+            f"{shortened(text)}; set it back to what it was, or let the gate approve another version"
+        )
+    return periods
 
 
-def _ended(version: ModelVersion, now: str) -> list[tuple[str, str]]:
-    """Its periods of approval, the open one closed."""
-    return [(since, until or now) for since, until in _history(version)]
+def _ended(version: ModelVersion, now: str) -> dict[str, str]:
+    """The tag of its periods of approval, the open one closed; nothing when it cannot be read: it stays as it is."""
+    try:
+        return {VersionTag.HISTORY: json.dumps([(since, until or now) for since, until in _history(version)])}
+    except BadInput:
+        return {}
 
 
 def _holder(client: MlflowClient, name: str) -> ModelVersion | None:

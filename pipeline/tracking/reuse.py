@@ -1,14 +1,15 @@
 """Finished work that stands for new work: found by its content key, used only when nothing is known against it."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from pipeline.config.loading import parse_json
 from pipeline.content_key import ContentKey, digest_of
 from pipeline.errors import BadInput
 from pipeline.names import CONFIG_PARAM_PREFIX, LINEAGE_ROLES, OUTPUT_PREFIX, STAGES, Alias, Artifact, Tag, VersionTag
@@ -17,7 +18,7 @@ from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.groups import read_training, trainings
 from pipeline.tracking.models import clones_by_seed, fetch_version, find_policy, find_version, training_seeds
 from pipeline.tracking.registry import require_approved
-from pipeline.tracking.runs import get_run, read_text_artifact, search
+from pipeline.tracking.runs import get_run, read_text_artifact, search, seed_of, tag_of
 from pipeline.tracking.store import download
 
 CANDIDATES = 10  # runs that are looked at: newest first
@@ -81,12 +82,12 @@ def refuse_unsound(client: MlflowClient, run: Run) -> None:
         if lineage_tag(role) in tags:
             _refuse_damaged(client, get_run(client, tags[lineage_tag(role)], f"its {role} run"))
     if Tag.LINEAGE_EXPERT in tags:
-        fetch_version(find_version(client, tags[Tag.LINEAGE_EXPERT], tags[Tag.TASK], Alias.APPROVED))
+        fetch_version(find_version(client, tags[Tag.LINEAGE_EXPERT], tag_of(run, Tag.TASK), Alias.APPROVED))
     stage = tags[Tag.STAGE]
     if stage in ("train_expert", "promote"):
         _refuse_version(client, run)
     elif stage == "pretrain":
-        policy = find_policy(client, run.info.run_id, tags[Tag.TASK], {})
+        policy = find_policy(client, run.info.run_id, tag_of(run, Tag.TASK), {})
         _refuse_missing(run, sorted(clones_by_seed(client, policy)), "clones")
     elif stage in ("baseline", "finetune"):
         _refuse_trainings(client, run)
@@ -113,9 +114,9 @@ def _refuse_damaged(client: MlflowClient, run: Run) -> None:
     if Tag.TAINT in tags:
         raise BadInput(f"{name} is tainted: {tags[Tag.TAINT]}")
     if tags.get(Tag.STAGE) == "collect":
-        fetch_for_training(client, run_id, tags[Tag.TASK])
+        fetch_for_training(client, run_id, tag_of(run, Tag.TASK))
     elif Tag.POLICY_DIGEST in tags:
-        find_policy(client, run_id, tags[Tag.TASK], {})
+        find_policy(client, run_id, tag_of(run, Tag.TASK), {})
 
 
 def _refuse_version(client: MlflowClient, run: Run) -> None:
@@ -123,7 +124,7 @@ def _refuse_version(client: MlflowClient, run: Run) -> None:
     tags = run.data.tags
     if f"{OUTPUT_PREFIX}expert" not in tags:
         raise BadInput(f"run {run.info.run_id} has no registered version: python -m pipeline sync")
-    version = find_version(client, tags[f"{OUTPUT_PREFIX}expert"], tags[Tag.TASK], Alias.CANDIDATE)
+    version = find_version(client, tags[f"{OUTPUT_PREFIX}expert"], tag_of(run, Tag.TASK), Alias.CANDIDATE)
     if VersionTag.TAINT in version.tags:
         raise BadInput(f"expert {version.name}/{version.version} is tainted: {version.tags[VersionTag.TAINT]}")
     candidate = fetch_version(version)
@@ -142,19 +143,25 @@ def _refuse_trainings(client: MlflowClient, run: Run) -> None:
         if training.info.status != "FINISHED":
             raise BadInput(f"its training {training.info.run_id} is {training.info.status}")
         refuse_unsound(client, training)
-    arms = sorted({training.data.tags[Tag.ARM] for training in members})
-    controls = run.data.params[f"{CONFIG_PARAM_PREFIX}control_timesteps"] != "0"
+    arms = sorted({tag_of(training, Tag.ARM) for training in members})
+    controls = _setting(run, "control_timesteps") != 0
     if len(arms) != 1 + controls:
         raise BadInput(f"its trainings are of the arms {arms}, one is missing")
     for arm in arms:
-        seeds = [int(t.data.tags[Tag.SEED]) for t in members if t.data.tags[Tag.ARM] == arm]
+        seeds = [seed_of(t) for t in members if tag_of(t, Tag.ARM) == arm]
         _refuse_missing(run, seeds, f"trainings of arm {arm}")
 
 
 def _refuse_missing(run: Run, seeds: list[int], what: str) -> None:
-    wanted = json.loads(run.data.params[f"{CONFIG_PARAM_PREFIX}seeds"])
-    if sorted(seeds) != sorted(wanted):
-        raise BadInput(f"its {what} are of seeds {sorted(seeds)}, not of {sorted(wanted)}")
+    wanted = _setting(run, "seeds")
+    if not isinstance(wanted, list) or set(seeds) != set(wanted) or len(seeds) != len(wanted):
+        raise BadInput(f"its {what} are of seeds {sorted(seeds)}, not of {wanted}")
+
+
+def _setting(run: Run, key: str) -> Any:
+    """A setting of a run, from its parameters. Raises BadInput when that is gone."""
+    name = f"{CONFIG_PARAM_PREFIX}{key}"
+    return parse_json(run.data.params.get(name, ""), f"parameter {name} of run {run.info.run_id}")
 
 
 def _refuse_report(run: Run) -> None:

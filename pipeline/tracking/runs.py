@@ -303,6 +303,22 @@ def get_run(client: MlflowClient, run_id: str, what: str) -> Run:
         raise BadInput(f"{what} {shortened(run_id)}: the store has no such run; give a run id or 'latest'") from None
 
 
+def tag_of(run: Run, key: str) -> str:
+    """A tag that the run's stage has set. Raises BadInput when it is gone: a tag is input like any other."""
+    if key not in run.data.tags:
+        stage = shortened(run.data.tags.get(Tag.STAGE, "unknown"))
+        raise BadInput(f"run {run.info.run_id} (stage {stage}) has no tag {key}: its record is not complete")
+    return str(run.data.tags[key])
+
+
+def seed_of(run: Run) -> int:
+    """The seed of the run of a single seed. Raises BadInput when its tag is no whole number."""
+    text = tag_of(run, Tag.SEED)
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise BadInput(f"run {run.info.run_id}: its tag {Tag.SEED} is {shortened(text)}, which is no whole number")
+    return int(text)
+
+
 def read_text_artifact(client: MlflowClient, run_id: str, path: str) -> str | None:
     """A text artifact of a run; None when the run has no such artifact. Raises BadInput for one that is no text."""
     folder = path.rpartition("/")[0]

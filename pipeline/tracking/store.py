@@ -188,7 +188,12 @@ def download(uri: str) -> Path:
     if uri.startswith(RUNS):  # MLflow's own way of these tells a full disk that the path is not correct
         run_id, _, path = uri.removeprefix(RUNS).partition("/")
         uri = f"{MlflowClient().get_run(run_id).info.artifact_uri}/{path}"
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=place))
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=place))
+    except (MlflowException, SQLAlchemyError, OSError):
+        raise
+    except Exception as error:  # a place of any other kind, or a malformed one, raises whatever its reader happens to
+        raise MlflowException(f"{shortened(uri)}: {type(error).__name__}: {error}") from error
 
 
 @functools.cache

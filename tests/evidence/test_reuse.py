@@ -8,7 +8,7 @@ from one_group import GROUP
 
 from pipeline import query
 from pipeline.errors import BadInput
-from pipeline.names import ARMS, OUTPUT_PREFIX, SEED_STAGES, Artifact, Quality, Tag, VersionTag
+from pipeline.names import ARMS, OUTPUT_PREFIX, SEED_STAGES, Artifact, Gate, Quality, Tag, VersionTag
 from pipeline.tracking.groups import find_group
 from pipeline.tracking.reuse import refuse_unsound
 from pipeline.tracking.runs import read_text_artifact, search
@@ -52,6 +52,25 @@ def test_what_a_changed_setting_does_not_touch_is_reused_and_the_reason_is_named
     assert out.count("reused (run") == 6
     assert "compare: run because config differs: patience = 2 (was 3) (closest: run" in out
     assert counted() == {**before, "compare": before["compare"] + 1}
+
+
+def test_an_expert_with_the_bytes_of_the_approved_one_goes_on_as_that_one(copied, tmp_path, capsys):
+    before = counted()
+    config = tmp_path / "train_expert.yaml"  # more final episodes, the same policy
+    text = copied.configs["train_expert"].read_text()
+    config.write_text(text.replace("final_episodes: 20", "final_episodes: 25"))
+    assert config.read_text() != text
+    outcome = run_stage("main", str(copied.main_config), {}, {"stages.train_expert": str(config)})
+    assert outcome.outputs["report"] == the_run("compare").info.run_id
+    assert counted() == {**before, "train_expert": before["train_expert"] + 1, "train_expert_seed": 2}
+    out = capsys.readouterr().out
+    assert "social_nav-expert/2 has the bytes of social_nav-expert/1, which is approved: that one goes on" in out
+    assert "collect: reused" in out
+    first, second = (connect().get_model_version("social_nav-expert", number) for number in "12")
+    assert first.tags[VersionTag.POLICY_DIGEST] == second.tags[VersionTag.POLICY_DIGEST]
+    assert second.tags[VersionTag.GATE] == Gate.SUPERSEDED
+    assert second.tags[VersionTag.REPLACED_BY] == "1"
+    assert (first.tags[VersionTag.GATE], "approved" in first.aliases) == (Gate.APPROVED, True)
 
 
 def test_an_arm_without_its_other_half_is_put_together_anew_from_the_trainings_there_are(copied, capsys):

@@ -310,7 +310,7 @@ def saying_so(bench: Bench) -> list[str]:
 
 
 def overlaps(bench: Bench) -> bool:
-    periods = registry.approvals(bench.client, "walk")
+    periods = registry.approvals(bench.client, "walk", {})
     return any(a.until is None or a.until > b.since for a, b in itertools.pairwise(periods))
 
 

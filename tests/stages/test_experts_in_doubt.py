@@ -89,6 +89,41 @@ def test_a_zip_that_misses_a_rule_stays_a_refused_candidate(story, client, tmp_p
     assert taint_of(client, story.collect) is None
 
 
+def test_two_that_promote_the_same_bytes_do_not_take_the_approval_from_each_other(story, client):
+    """As two `main` at once do, that trained the same expert: whoever is second is told whose bytes they are."""
+    first = run_stage("promote", PROMOTE, {"expert": "1"}, {})
+    second = run_stage("promote", PROMOTE, {"expert": str(story.zip)}, {})
+    assert first.outputs == second.outputs == {"expert": f"models:/{EXPERT}/1"}
+    assert (
+        "/2 approved: all 2 checks hold; it has the bytes of version 1, which stays the approved one"
+        in second.summary[0]
+    )
+    assert version(client, 2).tags[VersionTag.GATE] == Gate.SUPERSEDED
+    for outcome in (first, second):
+        assert run_stage("collect", "configs/smoke/collect.yaml", dict(outcome.outputs), {}).verdict is True
+
+
+def test_what_somebody_wrote_into_the_registry_is_one_line_for_who_asks_for_that_version(story, client, tmp_path):
+    promote_clone(story)
+    tag = client.set_model_version_tag
+    tag(EXPERT, "2", VersionTag.GATE_RUN_ID, "0" * 32)
+    assert f"gate.run_id of {EXPERT}/2 '{'0' * 32}': the store has no such run" in refusal("collect", {})
+    client.delete_model_version_tag(EXPERT, "2", VersionTag.GATE_RUN_ID)
+    assert f"{EXPERT}/2 is not approved: its tags say so without gate.run_id" in refusal("collect", {})
+    tag(EXPERT, "1", VersionTag.HISTORY, "no JSON")
+    said = f"{EXPERT}/1: its tag gate.history is no list of periods of approval: 'no JSON'"
+    assert said in refusal("validate", {"dataset": story.dataset})  # recorded from version 1: it is not quarantined
+    assert client.get_run(story.collect).data.tags[Tag.DATASET_QUALITY] == "validated"
+    client.create_model_version(EXPERT, "http://127.0.0.1:9/x", tags={VersionTag.POLICY_DIGEST: "0" * 36})
+    for stage in ("promote", "collect"):
+        part = "cannot be fetched" if stage == "promote" else "is not approved (gate: no gate record)"
+        assert part in refusal(stage, {"expert": "3"})
+    # the rest of the task goes on: version 2 is judged again, and recorded from
+    assert run_stage("promote", PROMOTE, {"expert": "2"}, EASY).verdict is True
+    dataset = run_stage("collect", "configs/smoke/collect.yaml", {}, {}).outputs["dataset"]
+    assert run_stage("validate", "configs/smoke/validate.yaml", {"dataset": dataset}, {}).verdict is True
+
+
 class Trap:
     """Unpickling it leaves a file behind."""
 

@@ -50,7 +50,20 @@ def test_one_changed_byte_of_a_registered_policy_is_refused_by_name(bench, file)
 def test_a_version_without_a_digest_on_record_is_refused(bench):
     version = bench.candidate()
     bench.client.delete_model_version_tag(version.name, version.version, VersionTag.POLICY_DIGEST)
-    assert "walk-expert/1" in refusal(lambda: fetch_version(bench.version(version)))
+    said = refusal(lambda: fetch_version(bench.version(version)))
+    assert "walk-expert/1: it has no digest on record (tag policy.digest)" in said
+    assert "changed" not in said
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["http://127.0.0.1:9/x", "https://nowhere.invalid/x", "sftp://127.0.0.1/x", "s3://bucket/x", "b2://", "no://x"],
+)
+def test_a_version_whose_files_lie_where_nobody_can_read_them_is_refused_by_name(bench, source):
+    bench.candidate()
+    version = bench.client.create_model_version("walk-expert", source, tags={VersionTag.POLICY_DIGEST: "0" * 36})
+    said = refusal(lambda: fetch_version(version))
+    assert said.startswith("policy of walk-expert/2 cannot be fetched: ")
 
 
 def test_a_version_whose_files_are_gone_is_refused_by_name(bench):

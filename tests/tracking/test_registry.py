@@ -37,7 +37,7 @@ def test_without_an_approval_nothing_is_approved(bench):
     assert registry.approved_version(bench.client, TASK) is None
     bench.candidate()
     assert registry.approved_version(bench.client, TASK) is None
-    assert registry.approvals(bench.client, TASK) == ()
+    assert registry.approvals(bench.client, TASK, {}) == ()
 
 
 def test_approval_moves_the_alias_and_records_run_reason_and_time(bench):
@@ -89,7 +89,7 @@ def test_a_refusal_changes_nothing_but_the_tags_of_the_gate(bench):
     assert after.aliases == before.aliases
     assert approved_number(bench) == int(approved.version)
     assert state(bench, approved)[0] == Gate.APPROVED
-    assert len(registry.approvals(bench.client, TASK)) == 1
+    assert len(registry.approvals(bench.client, TASK, {})) == 1
 
 
 def test_an_approved_version_that_now_fails_keeps_its_alias_but_demonstrates_no_more(bench):
@@ -131,6 +131,102 @@ def test_a_refused_version_may_be_approved_later(bench):
     registry.refuse(bench.client, version, bench.run("promote"), "bad rules")
     registry.approve(bench.client, version, bench.run("promote"), "good rules")
     assert state(bench, version)[0] == Gate.APPROVED
+
+
+def test_a_version_with_the_bytes_of_the_approved_one_gives_way_to_it(bench):
+    first, second = bench.candidate(), bench.candidate()
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    before, gate = history(bench, first), bench.run("promote")
+    moved = registry.approve(bench.client, second, gate, "good")
+    assert (moved.version, moved.replaced) == ("1", None)
+    assert state(bench, first)[0] == Gate.APPROVED and approved_number(bench) == 1
+    assert (history(bench, first), bench.version(first).tags[VersionTag.GATE_RUN_ID]) == (before, gate)
+    assert state(bench, second) == (Gate.SUPERSEDED, {Alias.CANDIDATE})
+    assert bench.version(second).tags[VersionTag.GATE_REASON] == "it has the bytes of version 1, which is approved"
+    assert bench.version(second).tags[VersionTag.REPLACED_BY] == "1"
+
+
+def test_a_version_with_the_bytes_of_one_that_was_refused_takes_its_place(bench):
+    first, second = bench.candidate(), bench.candidate()
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    registry.refuse(bench.client, first, bench.run("promote"), "hits walls")
+    assert registry.approve(bench.client, second, bench.run("promote"), "other rules").version == "2"
+    assert approved_number(bench) == 2
+
+
+# --- what somebody wrote into the tags -------------------------------------------------------------------------------
+
+NO_HISTORY = [
+    "no JSON",
+    "{}",
+    "7",
+    "[7]",
+    '[["x", null]]',
+    "[[null, null]]",
+    '[["2026-01-01T00:00:00", null]]',
+    "[" * 4_999,
+]
+
+
+def spoil(bench, version, tag: str, value: str | None) -> None:
+    if value is None:
+        bench.client.delete_model_version_tag(version.name, version.version, tag)
+    else:
+        bench.client.set_model_version_tag(version.name, version.version, tag, value)
+
+
+def test_a_history_that_is_none_concerns_its_own_version_alone(bench):
+    spoilt, sound = bench.candidate(), bench.candidate(seed=2)
+    registry.approve(bench.client, spoilt, bench.run("promote"), "good")
+    line = "walk-expert/1: its tag gate.history is no list of periods of approval"
+    for text in NO_HISTORY:
+        spoil(bench, spoilt, VersionTag.HISTORY, text)
+        assert line in refused_expert(bench, spoilt), text[:30]
+        with pytest.raises(BadInput, match=line):
+            registry.approve(bench.client, spoilt, bench.run("promote"), "again")
+        with pytest.raises(BadInput, match=line):
+            registry.approvals(bench.client, TASK, {"version": "1"})
+        assert registry.approvals(bench.client, TASK, {"version": "2"}) == (), text[:30]
+    # the next one takes its place, and can be rolled back to; that one cannot
+    for version in (sound, bench.candidate(seed=3)):
+        registry.approve(bench.client, version, bench.run("promote"), "better")
+    assert registry.roll_back(bench.client, sound, bench.run("promote"), "x").replaced == "3"
+    with pytest.raises(BadInput, match=line):
+        registry.roll_back(bench.client, spoilt, bench.run("promote"), "x")
+    registry.require_approved(bench.version(sound), "collect")
+    assert state(bench, spoilt) == (Gate.SUPERSEDED, frozenset())
+    assert bench.version(spoilt).tags[VersionTag.HISTORY] == text
+
+
+def test_a_version_whose_history_cannot_be_read_can_be_refused_and_tainted(bench):
+    version = bench.candidate()
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    spoil(bench, version, VersionTag.HISTORY, "no JSON")
+    assert registry.refuse(bench.client, version, bench.run("promote"), "hits walls") is True
+    assert registry.taint(bench.client, version.name, version.version, "cheated") is True
+    assert state(bench, version)[0] == Gate.REFUSED
+
+
+@pytest.mark.parametrize("tag", [VersionTag.GATE_RUN_ID, VersionTag.POLICY_DIGEST, VersionTag.HISTORY])
+def test_an_approval_that_lacks_what_the_gate_writes_is_none(bench, tag):
+    version = bench.candidate()
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    spoil(bench, version, tag, None)
+    assert f"walk-expert/1 is not approved: its tags say so without {tag}" in refused_expert(bench, version)
+
+
+def test_an_approval_without_its_moment_is_still_ended_and_one_without_its_reason_still_refused(bench):
+    first, second, third = (bench.candidate(seed=seed) for seed in (1, 2, 3))
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    registry.approve(bench.client, second, bench.run("promote"), "better")
+    spoil(bench, first, VersionTag.GATE, Gate.APPROVED)  # as a process leaves it that was killed in between
+    spoil(bench, second, VersionTag.APPROVED_AT, None)
+    registry.approve(bench.client, third, bench.run("promote"), "best")
+    assert [state(bench, version)[0] for version in (first, second)] == [Gate.SUPERSEDED] * 2
+    registry.refuse(bench.client, first, bench.run("promote"), "bad")
+    spoil(bench, first, VersionTag.GATE_REASON, None)
+    with pytest.raises(BadInput, match="walk-expert/1: it was refused since: without a reason on record"):
+        registry.roll_back(bench.client, first, bench.run("promote"), "why not")
 
 
 # --- only an approved version may demonstrate ------------------------------------------------------------------------
@@ -208,7 +304,7 @@ def test_the_history_of_approvals_has_no_overlap_and_no_gap(bench):
     registry.approve(bench.client, second, bench.run("promote"), "b")
     registry.roll_back(bench.client, first, bench.run("promote"), "c")
     registry.approve(bench.client, third, bench.run("promote"), "d")
-    periods = registry.approvals(bench.client, TASK)
+    periods = registry.approvals(bench.client, TASK, {})
     assert [p.version for p in periods] == ["1", "2", "1", "3"]
     assert [p.until for p in periods[:-1]] == [p.since for p in periods[1:]]
     assert periods[-1].until is None
@@ -232,7 +328,7 @@ def test_the_approved_version_is_no_target_of_a_roll_back(bench):
     registry.approve(bench.client, version, bench.run("promote"), "good")
     with pytest.raises(BadInput, match="walk-expert/1: it is the approved version already"):
         registry.roll_back(bench.client, version, bench.run("promote"), "why not")
-    assert len(registry.approvals(bench.client, TASK)) == 1
+    assert len(registry.approvals(bench.client, TASK, {})) == 1
 
 
 def test_a_tainted_version_is_no_target_of_a_roll_back(bench):
@@ -262,11 +358,11 @@ def test_a_taint_takes_the_approval_away_and_ends_its_period(bench):
     assert registry.taint(bench.client, second.name, second.version, "cheated") is False
     assert registry.approved_version(bench.client, TASK) is None
     assert state(bench, first)[0] == Gate.REFUSED
-    assert [period.until is None for period in registry.approvals(bench.client, TASK)] == [False]
+    assert [period.until is None for period in registry.approvals(bench.client, TASK, {})] == [False]
 
 
 def test_tasks_do_not_share_experts(bench):
     version = bench.candidate()
     registry.approve(bench.client, version, bench.run("promote"), "good")
     assert registry.approved_version(bench.client, "swim") is None
-    assert registry.approvals(bench.client, "swim") == ()
+    assert registry.approvals(bench.client, "swim", {}) == ()
