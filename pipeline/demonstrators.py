@@ -101,7 +101,7 @@ def rows_of(observations: Observations, rows: Any, copy: bool = False) -> Any:
     """Some rows, or one, of observations that may be a mapping of arrays."""
     if isinstance(observations, Mapping):
         return {key: rows_of(part, rows, copy) for key, part in observations.items()}
-    return np.array(observations[rows], copy=True) if copy else observations[rows]
+    return observations[rows].copy() if copy else observations[rows]
 
 
 def _as_actions(name: str, answers: list[Any], space: gym.Space[Any]) -> np.ndarray:

@@ -8,6 +8,7 @@ Which episodes, and what the figures must be, is decided elsewhere.
 
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.demonstrators import Actor, ActorSlots
+from pipeline.envs.calling import not_ended
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
 from pipeline.errors import BadInput
 from pipeline.names import Metric
@@ -29,7 +31,10 @@ from pipeline.tasks import Task
 from pipeline.trajectories import Trajectories, TrajectoryBuilder
 
 HISTOGRAM_BINS: Final = 20
-CAMERAS: Final = 8  # environments drawn side by side in an evaluation: each holds a drawing context of its own
+SLOTS: Final = 8  # environments side by side where each is an object: they hold memory, a simulator, a drawing context
+LONGEST_BATCHED: Final = (
+    1_000_000  # steps of an episode; what is not batched ends far earlier (`tasks.LONGEST_EPISODE`)
+)
 RATES: Final = {Metric.SUCCESS: Metric.SUCCESS_RATE, Metric.COLLISION: Metric.COLLISION_RATE}
 SNQI: Final = "snqi"
 _FLUSH_STEPS: Final = 512  # steps of a batch after which kept actions are counted, so that memory stays bounded
@@ -65,9 +70,13 @@ class EpisodeRecords:
 
 
 def evaluation_env(task: Task, n_envs: int = 100) -> EpisodeVecEnv:
-    """An environment for `run_episodes` to reuse; what it plays is given there."""
-    if task.use_camera:
-        n_envs = min(n_envs, CAMERAS)
+    """An environment for `run_episodes` to reuse; what it plays is given there.
+
+    At most `SLOTS` environments play side by side unless they are rows of a batched one. How many there are changes no
+    figure.
+    """
+    if not task.batched:
+        n_envs = min(n_envs, SLOTS)
     # a stream must hold an episode for spaces to be known; it is never played
     anything = Episode(next(iter(task.config.scenarios)), 0)
     return task.make_vec_env([iter((anything,)) for _ in range(n_envs)])
@@ -79,25 +88,17 @@ def run_episodes(
     """Play every episode to its end, `n_envs` at a time, or in the slots of an `env` that is to be reused.
 
     A slot that is done takes the next episode that nobody played yet, so short episodes are not favoured.
-    Raises BadInput when the environment lacks a figure that the task names or reports one that is not finite.
+    Raises BadInput when the environment lacks a figure that the task names or reports one that is not finite, and when
+    an episode does not end.
     """
     _refuse_unplayable(episodes)
-    own = env is None
-    env = evaluation_env(task, min(n_envs, len(episodes))) if env is None else env
-    counter, slots = _ActionCounter(task.action_space), ActorSlots(actor, env.num_envs, task.action_space)
-    finished: dict[Episode, dict[str, float]] = {}
-    try:
-        observations: Observations = _start(env, episodes)
-        while env.running.any():
-            clean, actions = slots.act(observations, env.running)
-            counter.add(clean)
-            observations, _, dones, infos = env.step(actions)
-            slots.ended(dones)
-            for slot in np.flatnonzero(dones):
-                finished[infos[slot]["episode_spec"]] = task.outcome(infos[slot])
-    finally:
-        if own:
-            env.close()
+    counter, finished = _ActionCounter(task.action_space), dict[Episode, dict[str, float]]()
+    own = closing(evaluation_env(task, min(n_envs, len(episodes)))) if env is None else nullcontext(env)
+    with own as chosen:
+        for step in _steps(task, chosen, actor, episodes):
+            counter.add(step.clean)
+            for slot in np.flatnonzero(step.dones).tolist():
+                finished[step.infos[slot]["episode_spec"]] = task.outcome(step.infos[slot])
     metrics = _with_snqi(task, _columns(episodes, finished))
     return EpisodeRecords(tuple(episodes), metrics, counter.histogram(), int(metrics[Metric.LENGTH].sum()))
 
@@ -112,36 +113,70 @@ def record_episodes(
     Laskey et al. 2017, *DART: Noise injection for robust imitation learning*.
     """
     _refuse_unplayable(episodes)
-    env = evaluation_env(task, min(n_envs, len(episodes)))
-    builder = TrajectoryBuilder(episodes, task.observation_space, task.action_space, env.num_envs)
-    noise = _ExecutionNoise(task.action_space, noise_std, noise_seed, env.num_envs)
-    slots = ActorSlots(actor, env.num_envs, task.action_space)
-    try:
-        queue = iter(episodes)
-        env.set_streams([noise.watch(queue, slot) for slot in range(env.num_envs)])
-        observations: Observations = env.reset()
-        while env.running.any():
-            running = env.running.copy()
-            clean, actions = slots.act(observations, running)
-            executed = actions.copy()
-            executed[running] = noise.disturb(clean, np.flatnonzero(running))
-            after, rewards, dones, infos = env.step(executed)
-            slots.ended(dones)
-            builder.step(running, observations, actions, executed, rewards)
-            for slot in np.flatnonzero(dones):
-                info = infos[slot]
+    with closing(evaluation_env(task, min(n_envs, len(episodes)))) as env:
+        builder = TrajectoryBuilder(episodes, task.observation_space, task.action_space, env.num_envs)
+        noise = _ExecutionNoise(task.action_space, noise_std, noise_seed, env.num_envs)
+        for step in _steps(task, env, actor, episodes, noise):
+            builder.step(step.running, step.observations, step.actions, step.executed, step.rewards)
+            for slot in np.flatnonzero(step.dones).tolist():
+                info = step.infos[slot]
                 builder.finish(
-                    int(slot),
+                    slot,
                     info["episode_spec"],
                     info["terminal_observation"],
                     truncated=info["TimeLimit.truncated"],
                     metrics=task.outcome(info),
                 )
-            observations = after
-    finally:
-        env.close()
     recorded = builder.build()
     return replace(recorded, metrics=_with_snqi(task, recorded.metrics))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step of all n slots; `observations` are those that were acted on."""
+
+    running: np.ndarray  # (n,) bool
+    observations: Observations  # (n, *obs_shape)
+    clean: np.ndarray  # (r, *act_shape) of the running slots
+    actions: np.ndarray  # (n, *act_shape) the same, zeros for idle slots
+    executed: np.ndarray  # (n, *act_shape) what the environments were given
+    rewards: np.ndarray  # (n,) float32
+    dones: np.ndarray  # (n,) bool
+    infos: Sequence[dict[str, Any]]
+
+
+def _steps(
+    task: Task, env: EpisodeVecEnv, actor: Actor, episodes: Sequence[Episode], noise: "_ExecutionNoise | None" = None
+) -> Iterator[_Step]:
+    """Play every episode to its end, step by step; whichever slot is free takes the next."""
+    queue, slots = iter(episodes), ActorSlots(actor, env.num_envs, task.action_space)
+    played: list[Episode] = [episodes[0]] * env.num_envs
+    lengths = np.zeros(env.num_envs, np.int64)
+
+    def taken_by(slot: int) -> Iterator[Episode]:
+        for episode in queue:
+            played[slot], lengths[slot] = episode, 0
+            if noise is not None:
+                noise.begin(slot, episode)
+            yield episode
+
+    env.set_streams([taken_by(slot) for slot in range(env.num_envs)])
+    observations: Observations = env.reset()
+    while env.running.any():
+        running = env.running.copy()
+        clean, actions = slots.act(observations, running)
+        executed = actions
+        if noise is not None:
+            executed = actions.copy()
+            executed[running] = noise.disturb(clean, np.flatnonzero(running))
+        lengths += running
+        if lengths.max() > LONGEST_BATCHED:
+            endless = played[int(lengths.argmax())]
+            raise BadInput(not_ended(task.config.name, endless.scenario, endless.seed, LONGEST_BATCHED))
+        after, rewards, dones, infos = env.step(executed)
+        slots.ended(dones)
+        yield _Step(running, observations, clean, actions, executed, rewards, dones, infos)
+        observations = after
 
 
 def records_of(trajectories: Trajectories, action_space: gym.Space) -> EpisodeRecords:
@@ -230,12 +265,6 @@ def _refuse_unplayable(episodes: Sequence[Episode]) -> None:
         raise ValueError("the episodes are not distinct")
 
 
-def _start(env: EpisodeVecEnv, episodes: Sequence[Episode]) -> Observations:
-    queue = iter(episodes)  # one iterator for all slots: whoever is free takes the next
-    env.set_streams([queue] * env.num_envs)
-    return env.reset()
-
-
 def _columns(episodes: Sequence[Episode], finished: dict[Episode, dict[str, float]]) -> dict[str, np.ndarray]:
     missing = [episode for episode in episodes if episode not in finished]
     if missing:
@@ -313,12 +342,10 @@ class _ExecutionNoise:
         self._space, self._std, self._seed = space, std, seed
         self._blocks: list[Iterator[np.ndarray]] = [iter(())] * n_envs
 
-    def watch(self, queue: Iterator[Episode], slot: int) -> Iterator[Episode]:
-        """The episodes that a slot takes from the queue; its noise starts anew with each of them."""
-        for episode in queue:
-            words = [self._seed, episode.seed, zlib.crc32(episode.scenario.encode())]
-            self._blocks[slot] = self._draws(np.random.default_rng(words))
-            yield episode
+    def begin(self, slot: int, episode: Episode) -> None:
+        """An episode begins in a slot, and its noise with it."""
+        words = [self._seed, episode.seed, zlib.crc32(episode.scenario.encode())]
+        self._blocks[slot] = self._draws(np.random.default_rng(words))
 
     def _draws(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """One step's noise after the other: a Gaussian vector, or (uniform number, *random action)."""

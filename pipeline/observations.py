@@ -125,6 +125,13 @@ def one_row(space: gym.Space[Any], observation: Any) -> np.ndarray:
     return row
 
 
+def batch_of_one(observation: Any) -> Any:
+    """What policies and demonstrators are asked with: one observation with the axis of slots."""
+    if isinstance(observation, Mapping):
+        return {key: batch_of_one(part) for key, part in observation.items()}
+    return np.asarray(observation)[None]
+
+
 def from_rows(rows: np.ndarray) -> Any:
     """What a policy reads: the array itself, or a mapping of one array a field."""
     if rows.dtype.names is None:

@@ -8,7 +8,7 @@
 Any environment with `render_mode="rgb_array"` will do. Drawing on the frames and encoding them is not done here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,8 +17,9 @@ import numpy as np
 
 from pipeline.demonstrators import Actor, ActorSlots
 from pipeline.envs.episodes import Episode
+from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
-from pipeline.observations import flat_rows, one_row, row_dtype
+from pipeline.observations import batch_of_one, flat_rows, one_row, row_dtype
 from pipeline.tasks import RENDER_MODE, Task
 from pipeline.trajectories import UNKNOWN_SEED, EpisodeData, Trajectories
 
@@ -49,7 +50,7 @@ def film_actions(task: Task, episode: Episode, actions: np.ndarray) -> Film:
 def film_actor(task: Task, episode: Episode, actor: Actor) -> Film:
     """Let a policy or a script play the episode to its end. Raises BadInput when nothing renders."""
     slot = ActorSlots(actor, 1, task.action_space)
-    return _film(task, episode, lambda observation: slot.act(_batch(observation), np.ones(1, bool))[0][0])
+    return _film(task, episode, lambda observation: slot.act(batch_of_one(observation), np.ones(1, bool))[0][0])
 
 
 def _film(task: Task, episode: Episode, choose: Callable[[Any], np.ndarray | None]) -> Film:
@@ -71,7 +72,7 @@ def _film(task: Task, episode: Episode, choose: Callable[[Any], np.ndarray | Non
                 counters[name] = grown
     finally:
         env.close()
-    return Film(tuple(frames), np.array(rewards), {name: tuple(at) for name, at in events.items()}, _scalars(info))
+    return Film(tuple(frames), np.array(rewards), {name: tuple(at) for name, at in events.items()}, outcome_of(info))
 
 
 def view_again(task: Task, recorded: Trajectories, on_episode: Callable[[int], None] = lambda _: None) -> Trajectories:
@@ -122,7 +123,7 @@ def _view_episode(env: gym.Env[Any, Any], index: int, episode: EpisodeData, fram
             )
         if step == len(episode):
             return
-        observation, _, terminated, truncated, _ = env.step(np.array(episode.executed_actions[step]))
+        observation, _, terminated, truncated, _ = env.step(episode.executed_actions[step])
         if (terminated or truncated) != (step + 1 == len(episode)):
             raise BadInput(f"use_camera: episode {index}, simulated again, does not end after step {len(episode)}")
 
@@ -132,14 +133,3 @@ def _frame(env: gym.Env[Any, Any]) -> np.ndarray:
     if not isinstance(frame, np.ndarray):
         raise BadInput(f"environment {env} gives no picture with render_mode {RENDER_MODE!r}; playback needs one")
     return frame
-
-
-def _batch(observation: Any) -> Any:
-    if isinstance(observation, Mapping):
-        return {key: np.asarray(value)[None] for key, value in observation.items()}
-    return np.asarray(observation)[None]
-
-
-def _scalars(info: Mapping[str, Any]) -> dict[str, float]:
-    kinds = (bool, int, float, np.bool_, np.integer, np.floating)
-    return {key: float(value) for key, value in info.items() if isinstance(value, kinds)}

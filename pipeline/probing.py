@@ -21,7 +21,7 @@ from pipeline.demonstrators import ActorSlots, Scripted
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
-from pipeline.observations import one_row
+from pipeline.observations import batch_of_one, one_row
 from pipeline.tasks import Purpose, Task
 
 LONGEST = 2_000  # steps after which a probed episode is left where it is
@@ -45,6 +45,8 @@ class Probe:
     lengths: np.ndarray  # (N,) int64 steps
     rewards: tuple[float, float]  # smallest and largest of a step
     ended: int  # episodes that the environment itself ended or truncated within `LONGEST` steps
+    longest: int  # steps of the longest of those, the demonstrator's included; 0: none ended
+    truncates: bool  # one was truncated, or Gymnasium says that it would be
     final_keys: dict[str, tuple[float, float]]  # numbers in every final info: key -> smallest and largest
     limit: int | None  # steps after which Gymnasium says it truncates
     reward_threshold: float | None  # return that Gymnasium calls solved
@@ -82,6 +84,9 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             lengths=np.array([len(one.rewards) for one in played]),
             rewards=(float(steps.min()), float(steps.max())),
             ended=sum(one.over for one in played),
+            longest=max((len(one.rewards) for one in played + shown if one.over), default=0),
+            truncates=any(one.truncated for one in played + shown)
+            or (spec is not None and bool(spec.max_episode_steps)),
             final_keys=_common_keys([one.final for one in played + shown if one.over]),
             limit=None if spec is None else spec.max_episode_steps,
             reward_threshold=None if spec is None else spec.reward_threshold,
@@ -121,6 +126,7 @@ class _Played:
     rows: np.ndarray  # (T + 1,) or (T + 1, *obs_shape) observations
     rewards: np.ndarray  # (T,) float64
     over: bool
+    truncated: bool
     final: dict[str, float]
     seconds: float
 
@@ -134,7 +140,7 @@ def _play(env: gym.Env[Any, Any], episode: Episode, demonstrator: Scripted | Non
     started, rewards = time.perf_counter(), list[float]()
     try:
         observation, info = env.reset(seed=episode.seed)
-        rows, over = [one_row(env.observation_space, observation).copy()], False
+        rows, over, truncated = [one_row(env.observation_space, observation).copy()], False, False
         while not over and len(rewards) < LONGEST:
             observation, reward, terminated, truncated, info = env.step(choose(observation))
             rows.append(one_row(env.observation_space, observation).copy())
@@ -146,18 +152,14 @@ def _play(env: gym.Env[Any, Any], episode: Episode, demonstrator: Scripted | Non
         who = "" if demonstrator is None else f" with {demonstrator.name}"
         raise BadInput(f"environment cannot be played{who}: {_told(error)}; mend it first") from None
     seconds = time.perf_counter() - started
-    return _Played(episode, np.stack(rows), np.array(rewards), over, outcome_of(dict(info)), seconds)
+    return _Played(episode, np.stack(rows), np.array(rewards), over, bool(truncated), outcome_of(dict(info)), seconds)
 
 
 def _answers(demonstrator: Scripted, env: gym.Env[Any, Any]) -> Callable[[Any], Any]:
     """The demonstrator as a function of one observation, at the start of an episode."""
     slot = ActorSlots(demonstrator, 1, env.action_space)
 
-    def answer(observation: Any) -> Any:
-        batch = {k: v[None] for k, v in observation.items()} if isinstance(observation, Mapping) else observation[None]
-        return slot.act(batch, np.ones(1, bool))[0][0]
-
-    return answer
+    return lambda observation: slot.act(batch_of_one(observation), np.ones(1, bool))[0][0]
 
 
 def _common_keys(finals: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
@@ -182,7 +184,7 @@ def _spreads(space: gym.Space[Any], rows: np.ndarray) -> dict[str, Spread]:
 class Sizes:
     """Settings that a whole job of about ten minutes on two cores leaves room for, estimated from a probe."""
 
-    horizon: int | None  # where the environment has no end of its own
+    horizon: int | None  # where nothing truncates an episode
     n_envs: int
     n_steps: int
     timesteps: int  # of every training, expert and arms alike
@@ -209,9 +211,10 @@ CLONING_UPDATES, CLONING_EPOCHS = 2_000, (30, 400)  # gradient steps, however fe
 
 def sizes(probe: Probe) -> Sizes:
     """The settings that follow from a probe."""
-    horizon = None if probe.ended == len(probe.lengths) else 1_000
     # a policy that can do more may last longer than random play
-    longest = horizon or probe.limit or 2 * int(probe.lengths.max())
+    horizon = None if probe.truncates else max(1_000, 2 * probe.longest)
+    longest = 2 * probe.longest if probe.ended == len(probe.lengths) else horizon or LONGEST
+    longest = probe.limit or longest
     speed = probe.steps_per_second
 
     def evaluating(episodes: int) -> float:  # seconds of a training

@@ -5,6 +5,7 @@ Nothing here knows a task by name: everything comes from a `TaskConfig`. What a 
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from enum import IntEnum
 from functools import cached_property
 from importlib import import_module
@@ -18,6 +19,7 @@ from gymnasium.wrappers import TimeLimit
 
 from pipeline.config.loading import to_data
 from pipeline.config.task import MeasureInfo, Outcome, TaskConfig, Wrapper
+from pipeline.envs.calling import Called, Fresh
 from pipeline.envs.camera import ChannelsFirst, draw_headless, turned
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.serial import SerialVecEnv, outcome_of
@@ -30,6 +32,7 @@ PURPOSE_BITS = 2
 REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:Name
 RENDER_MODE: Final = "rgb_array"
 CAMERA: Final = "pipeline.envs.camera:CameraView"
+LONGEST_EPISODE: Final = 20_000  # steps, unless a horizon or Gymnasium's own limit says more
 MEASURED = "measured over the episode: "  # before a metric's name: it cannot shadow a key of the environment's info
 
 
@@ -73,10 +76,9 @@ class Task:
                 f"use_camera: environment {self.config.environment.id!r} has no render mode {RENDER_MODE!r}; leave the "
                 "camera out, or give the environment one"
             )
-        env = self.make_env(next(iter(self.config.scenarios)))
-        if self.use_camera:
-            env.reset(seed=0)
-        env.close()
+        with closing(self.make_env(next(iter(self.config.scenarios)))) as env:
+            if self.use_camera:
+                env.reset(seed=0)
         return env
 
     @property
@@ -182,14 +184,28 @@ class Task:
         kwargs = {**self.environment_kwargs, **self.config.scenarios[scenario]}
         mode = RENDER_MODE if self.use_camera else render_mode
         env = _make(self.config.environment.id, kwargs, mode, self.config.horizon)
-        for wrapper in self._wrappers:
-            env = _wrap(env, wrapper)
-        if turned(env.observation_space) != env.observation_space:
-            env = ChannelsFirst(env)
-        check_observation_space(env.observation_space)
-        check_action_space(env.action_space)
+        limit = None if env.spec is None else env.spec.max_episode_steps
+        try:
+            if self._wrappers:
+                env = Fresh(env)
+            for wrapper in self._wrappers:
+                env = _wrap(env, wrapper)
+            if turned(env.observation_space) != env.observation_space:
+                env = ChannelsFirst(env)
+            check_observation_space(env.observation_space)
+            check_action_space(env.action_space)
+        except BadInput:
+            env.close()
+            raise
         summed = {name: m for name, m in self.config.metrics.items() if m.over != "last"}
-        return EpisodeMeasures(env, summed) if summed else env
+        if summed:
+            env = EpisodeMeasures(env, summed)
+        return Called(env, self.config.name, scenario, max(LONGEST_EPISODE, self.config.horizon or 0, limit or 0))
+
+    @property
+    def batched(self) -> bool:
+        """Are its vectorised environments rows of a batched one, rather than an object a slot."""
+        return self.config.environment.batched is not None and not self.use_camera
 
     def make_vec_env(self, streams: Sequence[EpisodeStream]) -> EpisodeVecEnv:
         """A vectorised environment that plays the streams: the task's batched class, or one environment a slot.
@@ -197,7 +213,7 @@ class Task:
         A batched class draws nothing, so that a camera looks at one environment a slot.
         """
         batched = self.config.environment.batched
-        if batched is None or self.use_camera:
+        if batched is None or not self.batched:
             return SerialVecEnv(self.make_env, streams)
         summed = any(m.over != "last" for m in self.config.metrics.values())
         if self.config.horizon is not None or summed or self.config.environment.wrappers:

@@ -23,7 +23,7 @@ def outcome_of(info: dict[str, Any]) -> dict[str, float]:
 
 
 class SerialVecEnv(EpisodeVecEnv):
-    """One Gymnasium environment per slot and scenario, made by `make_env(scenario)` when first needed.
+    """A Gymnasium environment a slot, made by `make_env(scenario)` when no slot has left one of the scenario behind.
 
         env = SerialVecEnv(lambda scenario: gymnasium.make("CartPole-v1"), [iter([Episode("default", 7)])])
 
@@ -34,7 +34,8 @@ class SerialVecEnv(EpisodeVecEnv):
     def __init__(self, make_env: Callable[[str], gymnasium.Env[Any, Any]], streams: Sequence[EpisodeStream]) -> None:
         self._make_env = make_env
         self._streams = [iter(stream) for stream in streams]
-        self._envs: dict[tuple[int, str], gymnasium.Env[Any, Any]] = {}
+        self._made: list[gymnasium.Env[Any, Any]] = []
+        self._free: dict[str, list[gymnasium.Env[Any, Any]]] = {}  # scenario -> those that no slot plays in
         self._current: list[gymnasium.Env[Any, Any]] = [self._probe()] * len(self._streams)
         first = self._current[0]
         super().__init__(len(self._streams), first.observation_space, first.action_space)
@@ -50,13 +51,16 @@ class SerialVecEnv(EpisodeVecEnv):
             episode = next(stream, None)
             if episode is not None:
                 self._streams[i] = chain([episode], stream)
-                return self._env(i, episode.scenario)
+                first = self._take(episode.scenario)
+                self._free[episode.scenario] = [first]
+                return first
         raise ValueError("None of the streams holds an episode.")
 
-    def _env(self, i: int, scenario: str) -> gymnasium.Env[Any, Any]:
-        if (i, scenario) not in self._envs:
-            self._envs[i, scenario] = self._make_env(scenario)
-        return self._envs[i, scenario]
+    def _take(self, scenario: str) -> gymnasium.Env[Any, Any]:
+        if self._free.get(scenario):
+            return self._free[scenario].pop()
+        self._made.append(self._make_env(scenario))
+        return self._made[-1]
 
     def set_streams(self, streams: Sequence[EpisodeStream]) -> None:
         if len(streams) != self.num_envs:
@@ -65,7 +69,9 @@ class SerialVecEnv(EpisodeVecEnv):
 
     def _begin(self, i: int) -> None:
         """Start the next episode of stream i, or let the slot idle when there is none."""
-        episode = next(self._streams[i], None)
+        before, episode = self._episodes[i], next(self._streams[i], None)
+        if before is not None:
+            self._free.setdefault(before.scenario, []).append(self._current[i])
         self._episodes[i] = episode
         self.running[i] = episode is not None
         self._returns[i], self._lengths[i] = 0.0, 0
@@ -73,7 +79,7 @@ class SerialVecEnv(EpisodeVecEnv):
             for buffer in self._buffers.values():
                 buffer[i] = 0
             return
-        self._current[i] = self._env(i, episode.scenario)
+        self._current[i] = self._take(episode.scenario)
         observation, _ = self._current[i].reset(seed=episode.seed)
         self._store(i, observation)
 
@@ -122,9 +128,10 @@ class SerialVecEnv(EpisodeVecEnv):
         }
 
     def close(self) -> None:
-        for env in self._envs.values():
-            env.close()
-        self._envs.clear()
+        while self._made:
+            self._made.pop().close()
+        self._free.clear()
+        self._episodes = [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         return [self._current[i].get_wrapper_attr(attr_name) for i in self._get_indices(indices)]

@@ -158,7 +158,7 @@ class EvaluationCallback(BaseCallback):
         self._show = show
         self._task, self._episodes, self._schedule = task, episodes, schedule
         self._convergence, self._best_metric, self._budget, self._emit = convergence, best_metric, budget, emit
-        self._env = evaluation_env(task, len(episodes))
+        self.env = evaluation_env(task)  # kept from one evaluation to the next, and for the last
         self._due = 0
         self._best = float("-inf")
         self.points: list[EvaluationPoint] = []
@@ -207,7 +207,7 @@ class EvaluationCallback(BaseCallback):
             self._evaluate()
 
     def close(self) -> None:
-        self._env.close()
+        self.env.close()
 
     @property
     def _policy(self) -> ActorCriticPolicy:
@@ -224,7 +224,7 @@ class EvaluationCallback(BaseCallback):
 
     def _evaluate(self) -> None:
         started = time.perf_counter()
-        records = run_episodes(self._task, act_function(self._policy), self._episodes, env=self._env)
+        records = run_episodes(self._task, act_function(self._policy), self._episodes, env=self.env)
         figures = point_figures(records)
         self._require_thresholds(figures)
         value = select_figure(figures, self._best_metric, self._task.config)

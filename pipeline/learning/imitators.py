@@ -16,6 +16,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -360,7 +361,6 @@ def _dagger(
     cloning = config.cloning
     if cloning.batch_size > data.steps:
         raise BadInput(f"cloning.batch_size = {cloning.batch_size}: the dataset has only {data.steps} steps")
-    env: VecEnv = task.make_vec_env(task.training_streams(config.scenario_set, seed, settings.n_envs))
     set_random_seed(seed)
     rng, writer = np.random.default_rng(seed), _Writer()
     trainer = bc.BC(
@@ -377,7 +377,7 @@ def _dagger(
     share = dagger.LinearBetaSchedule(settings.rampdown_rounds)
     known, steps = [_transitions(data)], 0
     course.evaluate(0, policy)
-    try:
+    with closing(task.make_vec_env(task.training_streams(config.scenario_set, seed, settings.n_envs))) as env:
         for round_ in range(settings.rounds + 1):
             if round_ > 0:
                 driver = _Driver(env, act_function(policy), demonstrator, share(round_), folder, rng)
@@ -400,8 +400,6 @@ def _dagger(
             }
             losses = {name.replace("bc/", "dagger/"): value for name, value in writer.take().items() if name in LOGGED}
             course.evaluate(round_ + 1, policy, {**losses, **spent})
-    finally:
-        env.close()
     return steps
 
 

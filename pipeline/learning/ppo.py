@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from pipeline.config.training import EvaluationSchedule, LearningRate, PPOTraining
-from pipeline.envs.episodes import Episode
+from pipeline.envs.episodes import Episode, EpisodeVecEnv
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.evaluation import EpisodeRecords, run_episodes
 from pipeline.learning.callbacks import Emitter, EvaluationCallback, EventWriter, TrainingDone
@@ -333,7 +333,7 @@ def _conclude(
     last_digest = save_policy(policy, folder / LAST_FOLDER, _provenance(job, task, timestep))
     best_digest = _save_best(job, task, evaluation, policy)
     before_final = emitter.elapsed()
-    final = _final_evaluation(job, task, policy)
+    final = _final_evaluation(job, task, policy, evaluation.env)
     now = emitter.elapsed()
     steps = sum(int(point.records.metrics[Metric.LENGTH].sum()) for point in evaluation.points)
     return TrainingResult(
@@ -364,7 +364,7 @@ def _provenance(job: TrainingJob, task: Task, timestep: int) -> dict[str, Any]:
     return {"task": job.task.name, "seed": job.seed, WRAPPERS: task.wrappers, "timestep": timestep}
 
 
-def _final_evaluation(job: TrainingJob, task: Task, policy: ActorCriticPolicy) -> EpisodeRecords:
+def _final_evaluation(job: TrainingJob, task: Task, policy: ActorCriticPolicy, env: EpisodeVecEnv) -> EpisodeRecords:
     training = job.training
     episodes = final_episodes(task, training.scenario_set, training.evaluation, job.final_episodes)
-    return run_episodes(task, act_function(policy), episodes)
+    return run_episodes(task, act_function(policy), episodes, env=env)

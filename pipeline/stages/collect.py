@@ -6,6 +6,7 @@ copy of a dataset that was quarantined.
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -79,7 +80,8 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
     task.refuse_holdouts(config.scenario_set, "recording")
     given = demonstrations(run, config, task, upstream.get("expert", "latest"))
     trajectories, metadata = given.trajectories, given.metadata
-    report = _store(run, metadata, trajectories, _context(run, config, task, given))
+    with closing(TaskReplay(task)) as replay:
+        report = _store(run, metadata, trajectories, _context(run, config, task, given, replay))
     records = records_of(trajectories, task.action_space)
     run.text(statistics_table(records), "statistics.md")
     run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
@@ -331,7 +333,7 @@ def _utc(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _context(run: StageRun, config: Collect, task: Task, given: Demonstrations) -> Context:
+def _context(run: StageRun, config: Collect, task: Task, given: Demonstrations, replay: TaskReplay) -> Context:
     return Context(
         task=task.config,
         observation_space=task.observation_space,
@@ -340,7 +342,7 @@ def _context(run: StageRun, config: Collect, task: Task, given: Demonstrations) 
         approvals=approvals(run.client, task.config.name, given.metadata.demonstrator),
         expected_digest=given.metadata.content_digest,
         expected_metadata_digest=metadata_digest(given.metadata.to_data()),
-        replay=TaskReplay(task),
+        replay=replay,
         replay_episodes=config.replay_episodes,
         act=given.act,
     )

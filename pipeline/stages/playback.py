@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Playback
@@ -55,7 +56,8 @@ def _play(
     for index in config.episodes:
         if dataset.trajectories.seeds[index] == UNKNOWN_SEED:
             raise BadInput(f"episodes: {index} was imported without its seed and cannot be played; use inspect_only")
-    replays = replay_episodes(dataset.trajectories, TaskReplay(task), config.episodes)
+    with closing(TaskReplay(task)) as play_again:
+        replays = replay_episodes(dataset.trajectories, play_again, config.episodes)
     run.json([{"episode": r.episode, "identical": r.identical, "verdict": str(r)} for r in replays], "replay.json")
     run.metrics({"replay/episodes": len(replays), "replay/identical": sum(r.identical for r in replays)})
     lines = tuple(f"  {replay}" for replay in replays)

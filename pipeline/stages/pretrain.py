@@ -5,6 +5,7 @@ By behavioural cloning, or by an algorithm that also plays in the environment; w
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Pretrain
 from pipeline.content_key import ContentKey, content_key
 from pipeline.demonstrators import Demonstrator
+from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.evaluation import EpisodeRecords, point_figures, run_episodes, summarise, with_intervals
+from pipeline.evaluation import EpisodeRecords, evaluation_env, point_figures, run_episodes, summarise, with_intervals
 from pipeline.learning.certificates import TransferCertificate, certify
 from pipeline.learning.cloning import CloningResult, CriticPoint, EpochPoint, clone
 from pipeline.learning.divergence import Diverged
@@ -162,14 +164,19 @@ def make_clone(
     place = folder / Artifact.POLICY
     data_digest = dataset.metadata.content_digest
     provenance = {"task": task.config.name, "seed": seed, "dataset_digest": data_digest, WRAPPERS: task.wrappers}
-    try:
-        result = _clone(task, config, policy, dataset, seed, demonstrator, folder / "library", log)
-    finally:  # also the best one seen before it diverged
-        digest = save_policy(policy, place, provenance)
-    held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
-    certificate = certify(policy, str(place), result.critic_explained_variance, held_out, gamma)
-    episodes = final_episodes(task, config.scenario_set, config.evaluation, config.final_episodes)
-    return Clone(place, digest, certificate, result, run_episodes(task, act_function(policy), episodes))
+    with closing(evaluation_env(task)) as env:
+
+        def play(clone_so_far: ActorCriticPolicy, episodes: Sequence[Episode]) -> EpisodeRecords:
+            return run_episodes(task, act_function(clone_so_far), episodes, env=env)
+
+        try:
+            result = _clone(task, config, policy, dataset, seed, demonstrator, folder / "library", log, play)
+        finally:  # also the best one seen before it diverged
+            digest = save_policy(policy, place, provenance)
+        held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
+        certificate = certify(policy, str(place), result.critic_explained_variance, held_out, gamma)
+        episodes = final_episodes(task, config.scenario_set, config.evaluation, config.final_episodes)
+        return Clone(place, digest, certificate, result, play(policy, episodes))
 
 
 def _clone(
@@ -181,11 +188,12 @@ def _clone(
     demonstrator: Demonstrator | None,
     library: Path,
     log: Callable[[Mapping[str, float], int], None],
+    play: Callable[[ActorCriticPolicy, Sequence[Episode]], EpisodeRecords],
 ) -> CloningResult:
     episodes = evaluation_episodes(task, config.scenario_set, config.evaluation)
 
-    def play(clone_so_far: ActorCriticPolicy) -> EpisodeRecords:
-        return run_episodes(task, act_function(clone_so_far), episodes)
+    def evaluate(clone_so_far: ActorCriticPolicy) -> EpisodeRecords:
+        return play(clone_so_far, episodes)
 
     def on_point(point: EpochPoint | CriticPoint) -> None:
         log(point.metrics, point.epoch)
@@ -195,10 +203,10 @@ def _clone(
 
     data = dataset.trajectories
     if config.algorithm == "bc":
-        return clone(policy, data, config.cloning, seed, play, on_point=on_point)
+        return clone(policy, data, config.cloning, seed, evaluate, on_point=on_point)
     from pipeline.learning.imitators import imitate  # late: the library takes three seconds
 
-    return imitate(task, policy, data, config, seed, library, play, demonstrator, on_point)
+    return imitate(task, policy, data, config, seed, library, evaluate, demonstrator, on_point)
 
 
 def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:

@@ -1,6 +1,7 @@
 """`validate`: hold a dataset to the whole catalogue again; what it says becomes the dataset's status."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
     metadata = _sound_metadata(folder)
     task = Task(task_config, {} if metadata is None else metadata["environment"]["kwargs"])
     expert = None if metadata is None else find_expert(run.client, metadata["demonstrator"], task_config.name)
+    replay = TaskReplay(task)
     context = Context(
         task=task_config,
         observation_space=task.observation_space,
@@ -40,11 +42,12 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
         approvals=approvals(run.client, task_config.name, {} if metadata is None else metadata["demonstrator"]),
         expected_digest=digest,
         expected_metadata_digest=tags.get(Tag.DATASET_METADATA_DIGEST),
-        replay=TaskReplay(task),
+        replay=replay,
         replay_episodes=config.replay_episodes,
         act=None if expert is None else act_function(load_policy(expert.folder)),
     )
-    report = validate(folder, context)
+    with closing(replay):
+        report = validate(folder, context)
     run.text(report.to_json(), Artifact.VALIDATION_JSON)
     run.text(report.to_markdown(), Artifact.VALIDATION_MD)
     dataset_id = tags[Tag.DATASET_ID]

@@ -44,7 +44,7 @@ def _play(env: gym.Env, seed: int, executed_actions: np.ndarray) -> ReplayedEpis
     observations, rewards = [one_row(space, observation).copy()], []
     ends: list[tuple[bool, bool]] = []
     for action in executed_actions:
-        observation, reward, terminated, truncated, _ = env.step(np.array(action))
+        observation, reward, terminated, truncated, _ = env.step(action)
         observations.append(one_row(space, observation).copy())
         rewards.append(float(reward))
         ends.append((bool(terminated), bool(truncated and not terminated)))  # as vectorised environments record it

@@ -165,6 +165,14 @@ def test_the_quality_index_is_reported_when_the_task_names_its_files():
     assert "snqi" not in run_episodes(Task(replace(task.config, snqi=None)), straight, episodes).metrics
 
 
+def test_an_episode_of_a_batched_environment_that_does_not_end_is_one_too(monkeypatch):
+    monkeypatch.setattr("pipeline.evaluation.LONGEST_BATCHED", 20)
+    task = Task(load_task("configs/tasks/social_nav.yaml"))
+    (episode,) = task.episodes("train_small", 0, 1, Purpose.EVALUATE)
+    with pytest.raises(BadInput, match=rf"'{episode.scenario}', seed {episode.seed}, has not ended after 20 steps"):
+        run_episodes(task, lambda observations: np.zeros((len(observations), 2), np.float32), (episode,))
+
+
 # --- recording
 
 

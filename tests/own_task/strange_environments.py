@@ -55,3 +55,112 @@ def lost(observation):
 
 def bold(observation):
     return 2
+
+
+class Line(gym.Env):
+    """Sound: a walk on a line from a random start, over within 0.4 of the middle, cut after `last` steps (None: never).
+
+    Those below differ from it in what people do who write environments for themselves.
+    """
+
+    observation_space = spaces.Box(-9, 9, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
+    last: int | None = 20
+    made = 0
+    open: set["Line"] = set()  # noqa: RUF012 - of all
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        Line.open.add(self)
+        Line.made += 1
+
+    def close(self):
+        Line.open.discard(self)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.uniform(-3, 3)), 0
+        return self.see(), {}
+
+    def see(self):
+        return np.array([self.x], np.float32)
+
+    def step(self, action):
+        self.x, self.t = float(np.clip(self.x + action[0], -9, 9)), self.t + 1
+        there = abs(self.x) < 0.4
+        return self.see(), float(there), there, self.t == self.last, {"is_success": there}
+
+    def render(self):
+        return np.full((36, 36, 3), int(10 * self.x) % 256, np.uint8)
+
+
+class Same(Line):
+    """Gives one array away again and again."""
+
+    def see(self):
+        self.array = getattr(self, "array", np.zeros(1, np.float32))
+        self.array[:] = self.x
+        return self.array
+
+
+class InPlace(Line):
+    """Halves the very action it is given."""
+
+    def step(self, action):
+        action *= 0.5
+        return super().step(action)
+
+
+class Table(Line):
+    """Looks its action up."""
+
+    action_space = spaces.Discrete(2)
+
+    def step(self, action):
+        return super().step({0: (-0.5,), 1: (0.5,)}[action])
+
+
+class Endless(Table):
+    """No episode ends but in the middle, and none is cut."""
+
+    last = None
+
+
+class Plain(Table):
+    """Observes an `int` of Python's, and a mapping with one when asked: its place in half steps."""
+
+    def __init__(self, render_mode: str | None = None, mapping: bool = False) -> None:
+        super().__init__(render_mode)
+        self.observation_space = spaces.Discrete(37)
+        if mapping:
+            self.observation_space = spaces.Dict({"place": spaces.Discrete(37), "x": spaces.Box(-9, 9, (1,))})
+
+    def see(self):
+        place = round(2 * self.x) + 18
+        return {"place": place, "x": [self.x]} if isinstance(self.observation_space, spaces.Dict) else place
+
+
+class Narrow(Line):
+    """Leaves what it declares: a part of the observation is declared to be 0 and is not."""
+
+    observation_space = spaces.Box(np.array([-9, 0], np.float32), np.array([9, 0], np.float32))
+
+    def see(self):
+        return np.array([self.x, self.x / 3], np.float32)
+
+
+def walk(observation):
+    return np.clip(-observation[:1], -1, 1)
+
+
+def pick(observation):
+    return int(observation[0] < 0)
+
+
+_TURNS = {place: int(place < 18) for place in range(37)}
+
+
+def look_up(observation):
+    """Needs what can be a key, as an environment's own `int` can."""
+    return _TURNS[observation["place"] if isinstance(observation, dict) else observation]

@@ -94,6 +94,25 @@ def test_an_environment_that_does_not_end_is_left_and_gets_a_horizon():
     assert task.horizon == 1000
 
 
+def horizon_written(env: str, by: str | None = None, **kwargs) -> int | None:
+    probe = probed(env, by, **kwargs)
+    return validate(TaskConfig, parse_yaml(written(probe)["tasks/known.yaml"], "task"), "task").horizon
+
+
+def test_a_horizon_is_written_wherever_nothing_truncates():
+    # every random episode of Endless ends in the middle, and its demonstrator's do; an untrained policy's would not
+    assert horizon_written("strange_environments:Endless", "pick") == 1000
+    assert horizon_written("strange_environments:Endless") == 1000
+    assert horizon_written(KNOWN, steps=700) == 1400  # long ones are not cut in their middle
+    assert horizon_written("strange_environments:Line") is None  # was seen to truncate
+    assert horizon_written("CartPole-v1") is None  # Gymnasium would
+
+
+def test_observations_that_are_pythons_own_reach_a_demonstrator_as_what_it_can_look_up():
+    for kwargs in ({}, {"mapping": True}):
+        assert probed("strange_environments:Plain", "look_up", **kwargs).shown.tolist() == [1.0] * 4
+
+
 def test_an_environment_that_does_not_repeat_itself_is_found_out_and_never_replayed():
     probe = probed(kind="moody")
     assert not probe.repeatable

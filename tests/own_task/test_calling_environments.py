@@ -1,0 +1,230 @@
+"""Whatever people do in their environments: what is recorded is what happened, every loop ends, nothing stays open."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from strange_environments import Line
+
+from pipeline.cli import stage_main
+from pipeline.config.loading import validate
+from pipeline.config.task import TaskConfig
+from pipeline.config.training import Network, PPOTraining
+from pipeline.demonstrators import scripted
+from pipeline.envs.episodes import Episode
+from pipeline.errors import BadInput
+from pipeline.evaluation import SLOTS, evaluation_env, record_episodes, run_episodes
+from pipeline.learning.jobs import TrainingJob
+from pipeline.learning.ppo import train
+from pipeline.observations import from_rows
+from pipeline.playback import film_actions, film_actor
+from pipeline.policies import act_function, build_policy
+from pipeline.probing import probe_environment
+from pipeline.tasks import Purpose, Task
+from pipeline.trajectories import content_digest
+from pipeline.validation.replay import TaskReplay, replay_episodes
+
+
+def make_task(name: str, kwargs: dict | None = None, **changes) -> Task:
+    data = {
+        "name": "strange",
+        "environment": {"id": f"strange_environments:{name}", "kwargs": kwargs or {}},
+        "success": {"info": "is_success"},
+        "thresholds": {"success_rate": {"min": 0.9}},
+        "scenarios": {"default": {}},
+        "scenario_sets": {"train": {"default": 1.0}},
+        **changes,
+    }
+    return Task(validate(TaskConfig, data, "test"))
+
+
+def actor(name: str):
+    return scripted(f"strange_environments:{name}", {}).actor
+
+
+PLAYED = [
+    ("Line", "walk", {}),
+    ("Same", "walk", {}),
+    ("InPlace", "walk", {}),
+    ("Table", "pick", {}),
+    ("Plain", "look_up", {}),
+    ("Plain", "look_up", {"mapping": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "by", "kwargs"), PLAYED)
+def test_what_is_recorded_is_what_happened(name, by, kwargs):
+    task = make_task(name, kwargs)
+    episodes = task.episodes("train", 1, 9, Purpose.RECORD)
+    recorded = record_episodes(task, actor(by), episodes, noise_std=0.2, noise_seed=3, n_envs=4)
+    assert all(str(r).endswith("bit-identical") for r in replay_episodes(recorded, TaskReplay(task), range(9)))
+    env = make_task("Line").make_env("default")
+    answer = actor(by).make().act
+    for index in range(9):
+        episode = recorded.episode(index)
+        seen = [float(env.reset(seed=episodes[index].seed)[0][0])]  # where it stands, worked out beside it
+        for step, executed in enumerate(episode.executed_actions):
+            moved = {"walk": np.sum(executed), "pick": executed - 0.5, "look_up": executed - 0.5}[by]
+            seen.append(float(np.clip(seen[-1] + moved * (0.5 if name == "InPlace" else 1), -9, 9)))
+            before = from_rows(episode.observations[step : step + 1])
+            one = {k: v[0] for k, v in before.items()} if isinstance(before, dict) else before[0]
+            np.testing.assert_array_equal(episode.actions[step], answer(one))  # the label, as it was given
+        rows = episode.observations
+        if by == "look_up":
+            places = rows["place"] if kwargs else rows
+            assert places.tolist() == [round(2 * x) + 18 for x in seen]
+        else:
+            np.testing.assert_allclose(rows[:, 0], seen, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "by", "kwargs"), PLAYED)
+def test_probing_filming_and_evaluating_call_alike(name, by, kwargs):
+    task = make_task(name, kwargs)
+    probe = probe_environment(task, 3, 0, actor(by))
+    assert probe.repeatable and probe.shown is not None and probe.shown.tolist() == [1.0] * 3
+    policy = build_policy(task.observation_space, task.action_space, Network(hidden=(8,)), seed=0)
+    episodes = task.episodes("train", 0, 3, Purpose.EVALUATE)
+    records = run_episodes(task, act_function(policy), episodes)
+    for index, episode in enumerate(episodes):
+        assert len(film_actor(task, episode, act_function(policy)).rewards) == records.metrics["length"][index]
+    recorded = record_episodes(task, act_function(policy), episodes, 0.0, 0)
+    given = recorded.executed_actions.copy()
+    film = film_actions(task, episodes[0], recorded.episode(0).executed_actions)
+    assert film.episode_return == records.metrics["return"][0]
+    np.testing.assert_array_equal(recorded.executed_actions, given)  # nobody changed the record by playing it
+
+
+def test_stacked_frames_of_one_array_differ():
+    kwargs = {"stack_size": 3}
+    task = make_task("Same", environment={
+        "id": "strange_environments:Same",
+        "wrappers": [{"name": "FrameStackObservation", "kwargs": kwargs}],
+    })  # fmt: skip
+    env = task.make_env("default")
+    env.reset(seed=1)
+    for _ in range(2):
+        observation, *_ = env.step(np.ones(1, np.float32))
+    np.testing.assert_allclose(np.diff(observation[:, 0]), [1.0, 1.0], rtol=1e-6)
+
+
+def test_an_observation_of_another_size_than_declared_is_refused_by_name():
+    task = make_task("Narrow")
+    env = task.make_env("default")
+    env.unwrapped.see = lambda: np.zeros(3, np.float32)
+    with pytest.raises(BadInput, match=r"observes an array of shape \(3,\), its space says \(2,\)"):
+        env.reset(seed=0)
+
+
+def go_right(observations):
+    return np.ones(len(observations), np.int64)
+
+
+@pytest.fixture
+def running_away(monkeypatch) -> Episode:
+    """Going right it never ends."""
+    monkeypatch.setattr("pipeline.tasks.LONGEST_EPISODE", 300)
+    env = make_task("Endless").make_env("default")
+    return Episode("default", next(seed for seed in range(99) if env.reset(seed=seed)[0][0] > 1))
+
+
+def test_an_episode_that_does_not_end_is_an_error_that_names_it_wherever_it_is_played(running_away):
+    task, episode = make_task("Endless"), running_away
+    told = f"task 'strange': the episode of scenario 'default', seed {episode.seed}, has not ended after 300 steps"
+    ways = {
+        "evaluating": lambda: run_episodes(task, go_right, (episode,)),
+        "recording": lambda: record_episodes(task, go_right, (episode,), 0.0, 0),
+        "filming": lambda: film_actor(task, episode, go_right),
+    }
+    for way, play in ways.items():
+        with pytest.raises(BadInput) as refused:
+            play()
+        assert told in str(refused.value), way
+        assert "set `horizon`" in str(refused.value), way
+
+
+def test_a_horizon_is_what_ends_it(running_away):
+    for horizon in (30, 305):  # below what is taken for endless, and above
+        records = run_episodes(make_task("Endless", horizon=horizon), go_right, (running_away,))
+        assert records.metrics["length"].tolist() == [horizon]
+
+
+# --- how many there are, and where they go ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted():
+    """Nothing is open before, nor must anything be after."""
+    Line.open.clear()
+    Line.made = 0
+    yield Line
+    assert not Line.open
+
+
+def test_an_evaluation_makes_few_environments_and_its_figures_do_not_depend_on_how_many(counted):
+    task = make_task(
+        "Line", scenarios={"default": {}, "other": {}}, scenario_sets={"train": {"default": 2, "other": 1}}
+    )
+    episodes = task.episodes("train", 3, 40, Purpose.EVALUATE)
+    policy = act_function(build_policy(task.observation_space, task.action_space, Network(hidden=(8,)), seed=0))
+    returns = {}
+    for slots in (1, 2, 3, 7, 8, 40):
+        before = counted.made
+        records = run_episodes(task, policy, episodes, n_envs=slots)
+        returns[slots] = {name: values.tolist() for name, values in records.metrics.items()}
+        # of each scenario no more than play at once
+        assert counted.made - before <= 2 * min(slots, SLOTS)
+        assert not counted.open
+    assert all(figures == returns[1] for figures in returns.values())
+    recordings = [record_episodes(task, policy, episodes, 0.2, 0, n_envs=slots) for slots in (1, 3, 40)]
+    assert len({content_digest(recorded) for recorded in recordings}) == 1
+
+
+def test_environments_that_a_slot_has_left_are_played_on_by_others(counted):
+    scenarios = [f"s{i}" for i in range(10)]
+    task = make_task(
+        "Line", scenarios={s: {} for s in scenarios}, scenario_sets={"train": dict.fromkeys(scenarios, 1.0)}
+    )
+    env = evaluation_env(task)
+    for seed in range(3):
+        run_episodes(task, actor("walk"), task.episodes("train", seed, 50, Purpose.EVALUATE), env=env)
+    assert counted.made <= SLOTS + 3 * len(scenarios)  # of 80
+    env.close()
+
+
+def test_a_training_makes_its_environments_once_and_closes_them(counted, tmp_path):
+    task = make_task("Line").config
+    training = {
+        "total_timesteps": 256, "n_envs": 2, "network": {"hidden": [8]}, "ppo": {"n_steps": 32, "batch_size": 32},
+        "evaluation": {"segments": [{"every_steps": 64}], "episodes": 12},
+    }  # fmt: skip
+    job = TrainingJob(task, validate(PPOTraining, training, "test"), 1, str(tmp_path), final_episodes=20)
+    assert len(train(job, lambda event: None).evaluations) == 5
+    assert counted.made <= 1 + 2 + SLOTS  # one to look at, to train in, to evaluate in
+
+
+def test_an_environment_that_is_refused_is_closed(counted):
+    wrong = [{"name": "pipeline.envs.scaling:ScaleObservation", "kwargs": {"mean": 0.0, "std": -1.0}}]
+    task = make_task("Line", environment={"id": "strange_environments:Line", "wrappers": wrong})
+    with pytest.raises(BadInput, match="std above 0"):
+        task.make_env("default")
+
+
+@pytest.mark.parametrize(
+    ("name", "by"), [("Same", "walk"), ("InPlace", "walk"), ("Table", "pick"), ("Endless", "pick")]
+)
+def test_a_user_goes_from_the_environment_to_a_clone(name, by, counted, store, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("new_task.yaml").write_text("episodes: 4\n")
+
+    def stage(stage: str, *arguments: str) -> None:
+        config = "new_task.yaml" if stage == "new_task" else f"configs/x/{stage}.yaml"
+        assert stage_main(stage, ["--config", config, *arguments]) == 0, capfd.readouterr().err
+        assert not counted.open, f"{stage} left environments open"
+
+    reference = "strange_environments:{}".format
+    stage("new_task", "--env", reference(name), "--name", "x", "--demonstrator", reference(by))
+    stage("collect", "--episodes", "40", "--min_episodes", "20")
+    stage("validate")
+    stage("playback", "--episodes", "[0]")
+    stage("pretrain", "--cloning.epochs", "2", "--seeds", "[1]", "--final_episodes", "10")
+    stage("evaluate", "--episodes", "10")
