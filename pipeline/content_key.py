@@ -7,6 +7,7 @@ its keys, comments, names of runs and groups, and how many processes work side b
 import ast
 import hashlib
 import json
+import os
 import platform
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 import gymnasium as gym
 import torch
+from llvmlite.binding import get_host_cpu_name
 
 from pipeline.config.loading import flatten, parse_json, to_data, validate
 from pipeline.config.task import Snqi, TaskConfig
@@ -37,6 +39,11 @@ ENGINES: Final = ("box2d", "box2d-py", "mujoco")
 NEUTRAL: Final = frozenset({"task", "workers", "reuse", "minari.path", "repaired.folder"})
 DIGESTS: Final = ("input", "code")  # sections whose values no person wants to read
 ABSENT: Final = "absent"
+# variables by which a person makes libraries take the kernels of another processor
+DISPATCH: Final = (
+    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "GLIBC_TUNABLES", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS",
+    "NPY_DISABLE_CPU_FEATURES", "NUMBA_CPU_FEATURES", "NUMBA_CPU_NAME", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,11 @@ class ContentKey:
     @property
     def digest(self) -> str:
         return digest_of(self.ingredients)
+
+    @property
+    def processor(self) -> str:
+        """`processor_kind` of the machine in it."""
+        return processor_kind(self.ingredients.get("machine", {}))
 
     def to_json(self) -> str:
         """For people and for `from_json`."""
@@ -109,7 +121,7 @@ def content_key(
             "input": {**inputs, **({} if task.snqi is None else _snqi_files(task.snqi))},
             "code": {**package_code(), **code},
             "package": {**{name: text for name in (*PACKAGES, *ENGINES) if (text := installed(name))}, **packages},
-            "machine": _machine(torch.get_num_threads() if threads is None else threads),
+            "machine": machine(torch.get_num_threads() if threads is None else threads),
         }
     )
 
@@ -274,15 +286,25 @@ def _snqi_files(setting: Snqi) -> dict[str, str]:
     return {"snqi.weights": digest_of(load_weights(Path(setting.weights))), "snqi.baseline": digest_of(baseline)}
 
 
-def _machine(threads: int) -> dict[str, str]:
+def machine(threads: int) -> dict[str, str]:
+    """What of this machine can change the bits of a result."""
     return {
         "python": platform.python_version(),
         "system": platform.system(),
         "processor": platform.machine(),
+        "microarchitecture": get_host_cpu_name(),  # what kernels are chosen by: `znver4`, `sapphirerapids`, `apple-m1`
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        **{name: os.environ[name] for name in DISPATCH if os.environ.get(name)},
         "device": "cpu",
         "threads": str(threads),
     }
+
+
+def processor_kind(machine: Mapping[str, str]) -> str:
+    """The kind of processor within which the same work gives the same bits: `x86_64 znver4, AVX512`."""
+    told = [f"{name}={machine[name]}" for name in DISPATCH if name in machine]
+    kind = f"{machine.get('processor', 'unknown')} {machine.get('microarchitecture', 'unknown')}"
+    return ", ".join([kind, machine.get("instructions", "unknown"), *told])
 
 
 def _short(text: str, limit: int = 80) -> str:

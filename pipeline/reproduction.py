@@ -66,6 +66,10 @@ def reproduce(run: StageRun, config: Reproduce, upstream: Mapping[str, str]) -> 
     differences = () if known is None else again.key.differences(known)
     equal = again.made == again.recorded and not again.damaged
     lines = _verdict(f"reproduce: {stage} of run {run_id}", again, equal)
+    then = "an unknown kind of processor" if known is None else known.processor
+    lines.append(
+        f"  made on {then}" + ("" if then == again.key.processor else f"; done again on {again.key.processor}")
+    )
     if not equal:
         lines.append(f"  likely cause: {_cause(again, known, differences)}")
     lines += [f"  {'although ' if equal else ''}{difference.sentence()}" for difference in differences[:SHOWN]]
@@ -217,7 +221,7 @@ def _cause(again: Again, known: ContentKey | None, differences: tuple[Difference
     if known is None:
         return "not known: the run has no record of what it was made from"
     if not differences:
-        return "nothing on record differs: is the environment deterministic, is it the same kind of machine?"
+        return "nothing on record differs: is the environment deterministic?"
     section = differences[0].section
     names = [difference.name for difference in differences if difference.section == section]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""

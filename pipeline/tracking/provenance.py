@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.content_key import installed
+from pipeline.content_key import installed, machine, processor_kind
 
 PACKAGES = ("gymnasium", "imitation", "mlflow", "numba", "numpy", "optuna", "scipy", "stable-baselines3", "torch")
 
@@ -40,6 +40,6 @@ def environment_record() -> dict[str, Any]:
         "git": {"commit": commit, "dirty": dirty},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "machine": platform.machine(),
+        "processor": processor_kind(machine(threads=1)),
         "packages": package_versions(),
     }

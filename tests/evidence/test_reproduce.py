@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.cli import BAD_INPUT, DONE, VERDICT_NO, stage_main
 from pipeline.config.loading import parse_yaml
+from pipeline.content_key import machine, processor_kind
 from pipeline.names import Arm, Tag, lineage_run_tag
 from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.store import connect
@@ -60,6 +61,7 @@ def test_what_is_done_again_from_its_record_is_equal(reproduce, stage, tags):
     assert code == DONE
     digest = run.data.tags[Tag.DATASET_DIGEST if stage == "collect" else Tag.POLICY_DIGEST]
     assert "is EQUAL, bit for bit" in out and digest in out
+    assert f"  made on {processor_kind(machine(threads=1))}\n" in out
     made = a_run("reproduce")
     assert made.data.tags[lineage_run_tag("reproduced")] == run.info.run_id
     assert made.data.tags[Tag.CONTENT_KEY] == run.data.tags[Tag.CONTENT_KEY]

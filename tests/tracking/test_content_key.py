@@ -9,7 +9,7 @@ from pipeline import content_key as module
 from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import Collect, Finetune
 from pipeline.config.task import TaskConfig
-from pipeline.content_key import code_behind, content_key, package_code
+from pipeline.content_key import DISPATCH, code_behind, content_key, package_code
 from pipeline.learning.jobs import TrainingJob, training_key
 from pipeline.policies import build_policy, save_policy
 
@@ -49,6 +49,18 @@ def test_a_setting_an_input_or_a_thread_that_differs_is_named():
     assert said(base, key_of(BASE, dataset=None)) == ["input differs: dataset (gone)"]
     assert said(base, key_of(BASE, threads=2)) == ["machine differs: threads = 2 (was 1)"]
     assert key_of(BASE, threads=2).digest != base.digest
+
+
+def test_the_kind_of_processor_is_in_it_and_what_makes_libraries_take_kernels_of_another(monkeypatch):
+    for name in DISPATCH:
+        monkeypatch.delenv(name, raising=False)
+    base = key_of(BASE)
+    kind = base.ingredients["machine"]
+    assert base.processor == f"{kind['processor']} {kind['microarchitecture']}, {kind['instructions']}"
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    told = key_of(BASE)
+    assert told.processor == f"{base.processor}, MKL_CBWR=COMPATIBLE"
+    assert said(base, told) == ["machine differs: MKL_CBWR = COMPATIBLE (was absent)"]
 
 
 def test_settings_that_decide_nothing_are_not_in_it(tmp_path):
