@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from pipeline.errors import BadInput, disk_refusal, machine_fault, shortened
+from pipeline.errors import BadInput, disk_refusal, machine_fault, printable, say, shortened
 from pipeline.names import STAGES
 
 DONE, VERDICT_NO, BAD_INPUT, FAULT = 0, 1, 2, 3
@@ -25,6 +25,7 @@ REFERENCES = ("expert", "dataset", "policy", "group", "run")
 
 def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
     """Run one stage from the command line and return its exit code."""
+    _take_any_text()
     try:
         config, upstream, overrides = parse(stage, sys.argv[1:] if arguments is None else arguments)
         # before numpy and torch read them: networks this small run fastest, and with equal bits, on one thread
@@ -34,27 +35,38 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
 
         with _terminate_cleanly():
             outcome = run_stage(stage, config, upstream, overrides)
-    except KeyboardInterrupt:
-        print(f"{stage}: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
+        for line in outcome.summary:
+            say(line)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         return _told(stage, error)
-    for line in outcome.summary:
-        print(line)
     return VERDICT_NO if outcome.verdict is False else DONE
 
 
-def _told(doing: str, error: Exception) -> int:
+def _told(doing: str, error: BaseException) -> int:
     """Say what went wrong; the exit code. A line for the user that a disk is behind of is no fault of the user's."""
+    if isinstance(error, KeyboardInterrupt):
+        say(f"{doing}: interrupted", sys.stderr)
+        return 130
     if isinstance(error, BadInput):
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return BAD_INPUT if disk_refusal(error) is None else FAULT
     line = machine_fault(doing, error)
     if line is None:  # Python's own exit code for a defect is 1, which here means "the verdict is no"
         traceback.print_exception(error)
     else:
-        print(f"error: {line}", file=sys.stderr)
+        say(f"error: {line}", sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody takes what is left in it: Python would try once more at its end, and end with code 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAULT
+
+
+def _take_any_text() -> None:
+    """A terminal that cannot show a character is shown its code, and nothing fails for it, in whatever library."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def parse(stage: str, arguments: Sequence[str]) -> tuple[str, dict[str, str], dict[str, str]]:
@@ -119,13 +131,15 @@ def ask(arguments: Sequence[str] | None = None) -> int:
         verb.add_argument("reference", metavar=what)
         verb.add_argument("target", metavar=target)
     verbs.add_parser("sync", help="deliver to the store what trainings left waiting on this machine")
+    _take_any_text()
     try:
         with _argparse_errors():
             known = parser.parse_args(arguments)
         if known.verb == "sync":
             return _sync()
-        print(_answer(known))
-    except Exception as error:
+        for line in _answer(known).split("\n"):
+            say(line)
+    except (Exception, KeyboardInterrupt) as error:
         return _told("the answer", error)
     return DONE
 
@@ -134,7 +148,8 @@ def _sync() -> int:
     from pipeline.tracking.forwarder import sync  # late: --help answers at once
 
     delivery = sync()
-    print("\n".join(delivery.lines()))
+    for line in delivery.lines():
+        say(line)
     return DONE if delivery.done else VERDICT_NO
 
 
@@ -151,7 +166,7 @@ def _answer(known: argparse.Namespace) -> str:
         return str(frame.to_json(orient="records", date_format="iso", indent=2))
     if "coverage" in frame:
         frame["coverage"] = [_coverage(cell) for cell in frame["coverage"]]
-    frame = frame.astype(object).where(frame.notna(), "-")
+    frame = frame.astype(object).where(frame.notna(), "-").map(printable)
     return f"no {known.verb}" if frame.empty else str(frame.to_string(index=False, max_colwidth=60))
 
 

@@ -27,6 +27,7 @@ from llvmlite.binding import get_host_cpu_name
 
 from pipeline.config.loading import flatten, parse_json, to_data, validate
 from pipeline.config.task import Snqi, TaskConfig
+from pipeline.errors import printable
 from pipeline.snqi import load_baseline, load_weights
 from pipeline.tasks import REFERENCE
 
@@ -57,10 +58,11 @@ class Difference:
 
     def sentence(self) -> str:
         """`config differs: training.ppo.gamma = 0.9 (was 0.99)`, `code differs: pipeline/tasks.py`."""
+        section, name = printable(self.section), printable(self.name)
         if self.section not in DIGESTS:
-            return f"{self.section} differs: {self.name} = {_short(self.now)} (was {_short(self.before)})"
+            return f"{section} differs: {name} = {_short(self.now)} (was {_short(self.before)})"
         change = {self.before: " (new)", self.now: " (gone)"}.get(ABSENT, "")
-        return f"{self.section} differs: {self.name}{change}"
+        return f"{section} differs: {name}{change}"
 
 
 @dataclass(frozen=True)
@@ -308,4 +310,5 @@ def processor_kind(machine: Mapping[str, str]) -> str:
 
 
 def _short(text: str, limit: int = 80) -> str:
+    text = printable(text)
     return text if len(text) <= limit else f"{text[:limit]}…"

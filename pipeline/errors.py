@@ -1,12 +1,14 @@
-"""The errors a user can cause, and those of the machine: one line each, without a traceback.
+"""What a person is told: the errors a user can cause, those of the machine, and every other line on a terminal.
 
-The command line turns the first into exit code 2, the second into exit code 3.
+The command line turns the first into exit code 2, the second into exit code 3; each is one line, without a traceback.
 """
 
 import errno
 import sqlite3
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TextIO
 
 LONGEST_LINE = 1_500  # characters of an error
 # a disk that is full, read-only or broken, in the words of the system and of SQLite
@@ -22,9 +24,22 @@ class BadInput(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(message).split()))
+        line = printable(" ".join(str(message).split()))
         half = LONGEST_LINE // 2
         super().__init__(line if len(line) <= LONGEST_LINE else f"{line[:half]} … {line[-half:]}")
+
+
+def printable(text: object) -> str:
+    """Text from outside on one line that a terminal does nothing with but show: `"a\\n\\x1b[2J"` is `"a \\\\x1b[2J"`.
+
+    Whitespace of any kind is a space; control characters, and those that turn the direction of text, are written out.
+    """
+    return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in str(text))
+
+
+def say(line: object, stream: TextIO | None = None) -> None:
+    """One line for people on standard output, or on another stream. Everything that is printed goes through here."""
+    print(printable(line), file=stream or sys.stdout, flush=True)
 
 
 class Interrupted(Exception):

@@ -12,7 +12,7 @@ from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
 from pipeline.config.training import LearningRate
 from pipeline.content_key import content_key, digest_of, package_code
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, printable, say
 from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
 from pipeline.reproduction import reproduce
 from pipeline.stages import StageOutcome
@@ -41,7 +41,7 @@ def run_stage(stage: str, config_path: str, upstream: Mapping[str, str], overrid
             raise
     with open_run(stage, command=command) as run:
         if run.continued:
-            print(f"{stage}: goes on with run {run.run_id}, which was interrupted", flush=True)
+            say(f"{stage}: goes on with run {run.run_id}, which was interrupted")
         across: Mapping[str, Callable[..., StageOutcome]] = {"main": run_main, "reproduce": reproduce}
         outcome = across.get(stage, partial(_do, stage))(run, config, upstream)
     if outcome.failed:
@@ -71,7 +71,7 @@ def _do(stage: str, run: StageRun, config: Any, upstream: Mapping[str, str]) -> 
     if outcome.verdict is not None:
         run.tag({Tag.VERDICT: "yes" if outcome.verdict else "no"})
     run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})
-    run.text("".join(f"{line}\n" for line in outcome.summary), Artifact.SUMMARY)
+    run.text("".join(f"{printable(line)}\n" for line in outcome.summary), Artifact.SUMMARY)
     return outcome
 
 
@@ -259,24 +259,24 @@ class _Main:
         if trained != approved:
             version = find_version(self._parent.client, trained, load_task(self._stages.collect.task).name, "")
             mine, same = f"{version.name}/{version.version}", approved.removeprefix("models:/")
-            print(f"main: {mine} has the bytes of {same}, which is approved: that one goes on", flush=True)
+            say(f"main: {mine} has the bytes of {same}, which is approved: that one goes on")
             registry.give_way(self._parent.client, version, same.rpartition("/")[2])
         return approved
 
     def _stage(self, stage: str, config: Any, upstream: Mapping[str, str], found: Found | None = None) -> StageOutcome:
         """Take a finished stage over, or run it nested in main's run; show what it came to as soon as it stands."""
         started = time.monotonic()
-        print(f"--- {stage}", flush=True)
+        say(f"--- {stage}")
         found = self._finished(stage, config, upstream) if found is None else found
-        print(f"{stage}: {found.words}", flush=True)
+        say(f"{stage}: {found.words}")
         if found.run is not None:
             self._parent.tag({f"{REUSED_PREFIX}{stage}": found.run.info.run_id})
             outcome = self._taken_over(found.run.info.run_id, found.run.data.tags)
         else:
             outcome = self._run(stage, config, upstream)
         for line in outcome.summary:
-            print(line)
-        print(f"    ({time.monotonic() - started:.0f} s)", flush=True)
+            say(line)
+        say(f"    ({time.monotonic() - started:.0f} s)")
         return outcome
 
     def _taken_over(self, run_id: str, tags: Mapping[str, str]) -> StageOutcome:

@@ -5,7 +5,7 @@ The decisions themselves are made in `pipeline.gate` and `pipeline.learning.diag
 
 from pipeline.gate import GateDecision, GateRow
 from pipeline.learning.diagnosis import ADVICE, Diagnosis, Shortfall
-from pipeline.report.text import markdown_table, number
+from pipeline.report.text import markdown_table, number, one_line
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
@@ -27,10 +27,10 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
 def gate_markdown(decision: GateDecision, reference: str) -> str:
     """Every rule of the gate held against every measurement, failures first, as a Markdown page."""
     failed = [row for row in decision.rows if not row.holds]
-    lines = [f"# Gate: {reference} {'approved' if decision.approved else 'REFUSED'}", ""]
+    lines = [f"# Gate: {one_line(reference)} {'approved' if decision.approved else 'REFUSED'}", ""]
     if failed:
         lines += [f"{len(failed)} of {len(decision.rows)} checks failed, worst first:", ""]
-        lines += [f"- {reason}" for reason in decision.reasons]
+        lines += [f"- {one_line(reason)}" for reason in decision.reasons]
     elif decision.rows:
         lines += [f"All {len(decision.rows)} checks hold, on episodes that the gate played itself."]
     else:
@@ -65,10 +65,9 @@ def _advice(shortfalls: tuple[Shortfall, ...]) -> list[str]:
         where = ", ".join(f"seed {s.seed} {s.figure}" for s in shortfalls if s.trend == trend)
         lines.append(f"- {where}: {ADVICE[trend]}.")
     worst = [s.worst_scenario for s in shortfalls]
-    common = max(dict.fromkeys(worst), key=worst.count)
-    lines.append(
-        f"- Look at `{common}` first: it is the worst scenario in {worst.count(common)} of {len(worst)} misses."
-    )
+    most = max(map(worst.count, worst))
+    common = one_line(max(dict.fromkeys(worst), key=worst.count))
+    lines.append(f"- Look at `{common}` first: it is the worst scenario in {most} of {len(worst)} misses.")
     return lines
 
 

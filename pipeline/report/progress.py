@@ -8,6 +8,7 @@ from typing import Self
 
 from tqdm import tqdm
 
+from pipeline.errors import printable, say
 from pipeline.learning.jobs import TrainingEvent, TrainingJob
 from pipeline.names import EVAL_PREFIX, Metric
 from pipeline.report.films import check_drawable, film_of
@@ -29,7 +30,7 @@ class TrainingProgress:
             task = Task(job.task, job.training.environment, job.training.use_camera)
             check_drawable(task, "training.visualize_every", job.training.visualize_every)
         for line in input_warnings(task) if jobs else ():  # all are of one task
-            print(f"{title}:{line.removeprefix(' ')}", file=sys.stderr, flush=True)
+            say(f"{title}:{line.removeprefix(' ')}", sys.stderr)
         self._title, self._jobs = title, jobs
         self._steps = [0] * len(jobs)
         self._success: float | None = None
@@ -56,7 +57,7 @@ class TrainingProgress:
             film_of(self._jobs[index], event)
             return
         if event.kind == "note":
-            self._bar.write(f"{self._title} seed {self._jobs[index].seed}: {event.text}", file=sys.stderr)
+            self._bar.write(printable(f"{self._title} seed {self._jobs[index].seed}: {event.text}"), file=sys.stderr)
         done = min(event.timestep, self._jobs[index].budget)
         self._bar.update(max(0, done - self._steps[index]))
         self._steps[index] = max(self._steps[index], done)
@@ -66,7 +67,7 @@ class TrainingProgress:
             self._bar.set_postfix_str(f"success {success:.2f}")
         if self._bar.disable and time.monotonic() - self._last_line > LINE_EVERY_SECONDS:
             self._last_line = time.monotonic()
-            print(self.line(), file=sys.stderr, flush=True)
+            say(self.line(), sys.stderr)
 
     def line(self) -> str:
         """`finetune: 1,200,000 of 4,000,000 steps (30 %), last success rate 0.85`."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from math import isfinite
 
+from pipeline.errors import printable
 from pipeline.statistics import Estimate
 
 NOT_MEASURED = "–"
@@ -64,8 +65,12 @@ def words(name: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text of a user on one line of Markdown: it can start neither a block nor an HTML tag; `<= 0.05` is kept."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(str(text).split()))
+    """Text of a user on one line of Markdown: it can start neither a block nor an HTML tag, nor be a link.
+
+    `<= 0.05` and `[1, 2]` are kept. An entity, unlike a backslash, is no markup whatever stands before it.
+    """
+    line = printable(" ".join(str(text).split()))
+    return re.sub(r"\](?=[(\[:])", "&#93;", re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line))
 
 
 def _cell(text: str) -> str:

@@ -94,7 +94,7 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
             f"  demonstrations: {metadata.origin}",
             f"  success {figures[Metric.SUCCESS].mean():.3f}, mean return {figures[Metric.RETURN].mean():.2f}, "
             f"{given.steps:,} steps",
-            rollout_table(records),
+            *rollout_table(records).splitlines(),
         ),
         verdict=report.passed,
         outputs={"dataset": metadata.dataset_id},

@@ -10,6 +10,7 @@ from pipeline.evaluation import run_episodes, summarise, summarise_by_scenario, 
 from pipeline.names import EVAL_PREFIX, Artifact, Tag
 from pipeline.report.films import check_drawable, draw_episode
 from pipeline.report.tables import statistics_table
+from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
@@ -34,13 +35,13 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
         "evaluation_by_scenario.json",
     )
     run.json(records_data(records), "episodes.json")
-    run.text("".join(f"> **{warning}**\n\n" for warning in warnings) + table, "statistics.md")
+    run.text("".join(f"> **{one_line(warning)}**\n\n" for warning in warnings) + table, "statistics.md")
     for number, episode in enumerate(episodes[: config.pictures]):
         about = f"{name} in episode {number}: {episode.scenario}, seed {episode.seed}"
         run.file(draw_episode(task, episode, actor, about, run.folder / f"episode-{number}"), Artifact.PLAYBACK)
     drawn = f"  {config.pictures} drawn: {Artifact.PLAYBACK}/ of run {run.run_id}"
     title = f"evaluate: {name} on {len(episodes)} episodes of {config.scenario_set!r}"
-    return StageOutcome((title, *warnings, table, *([drawn] if config.pictures else [])))
+    return StageOutcome((title, *warnings, *table.splitlines(), *([drawn] if config.pictures else [])))
 
 
 def _actor(run: StageRun, config: Evaluate, task: Task, reference: str) -> tuple[Task, Actor, str]:

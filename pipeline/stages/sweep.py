@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config.loading import to_data, to_yaml
 from pipeline.config.sweep import Sweep
 from pipeline.content_key import digest_of
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, say
 from pipeline.evaluation import point_figures
 from pipeline.learning.callbacks import select_figure
 from pipeline.learning.divergence import Diverged
@@ -382,7 +382,7 @@ class Trials:
         return f"trial {number}: {value}{kind(mine)}{why}; {done} of {self._config.trials} done{leader}"
 
     def _say(self, line: str) -> None:
-        print(f"sweep: {line}", file=sys.stderr, flush=True)
+        say(f"sweep: {line}", sys.stderr)
 
 
 def _excess_text(excess: Mapping[str, float]) -> str:
@@ -456,7 +456,7 @@ class FreshTrainings:
         self._study.remember(f"fresh:{trial}:{seed}", content)
         name = "default" if trial is None else f"trial {trial}"
         value = content.get("reason") or f"{content['value']:.4g}"
-        print(f"sweep: {name} again on seed {seed}: {value}", file=sys.stderr, flush=True)
+        say(f"sweep: {name} again on seed {seed}: {value}", sys.stderr)
 
     def _known(self, trial: int | None, seed: int) -> dict[str, Any] | None:
         return self._study.remembered(f"fresh:{trial}:{seed}")

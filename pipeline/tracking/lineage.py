@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pipeline.errors import BadInput, shortened
+from pipeline.errors import BadInput, printable, shortened
 from pipeline.names import LINEAGE_ROLES, SEED_STAGES, Quality, Tag, VersionTag, lineage_run_tag
 from pipeline.tracking.datasets import DATASET_ID
 from pipeline.tracking.models import RUN_ID, StoredPolicy
@@ -61,7 +61,7 @@ class Lineage:
             origin = f"   <- {', '.join(made_from[node.run_id])}" if node.run_id in made_from else ""
             taint = f"   TAINTED: {node.taint}" if node.taint else ""
             mark = "*" if node.run_id == self.start else " "
-            lines.append(f"{mark} {node.stage:<13} {node.run_id}  {node.produced}{origin}{taint}")
+            lines.append(printable(f"{mark} {node.stage:<13} {node.run_id}  {node.produced}{origin}{taint}"))
         return "\n".join(lines)
 
 

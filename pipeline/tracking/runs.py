@@ -21,7 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFL
 from pipeline.config.loading import flatten, parse_yaml, to_data, to_yaml, validate
 from pipeline.config.task import Snqi, TaskConfig
 from pipeline.content_key import ContentKey, content_key
-from pipeline.errors import BadInput, Interrupted, disk_refusal, machine_fault, shortened
+from pipeline.errors import BadInput, Interrupted, disk_refusal, machine_fault, say, shortened
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
 from pipeline.tracking import liveness, operations
 from pipeline.tracking.operations import Operation
@@ -264,11 +264,10 @@ def _end(run: StageRun, stage: str, status: str, last: Mapping[str, str]) -> Non
             run.close(status)
     if run.outbox is not None:
         outbox = run.outbox.outbox
-        print(
+        say(
             f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} does not answer; {outbox.waiting()} "
             f"records wait in {outbox.folder} (run {run.run_id}): deliver them with python -m pipeline sync",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )
 
 

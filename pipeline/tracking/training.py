@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, say
 from pipeline.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
 from pipeline.learning.arms import ArmJob
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult, training_key
@@ -131,7 +131,7 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
             stage_run.tag({reused_tag(arm.arm, arm.job.seed): found.run.info.run_id})
             continue
         if not todo:
-            print(f"{arm.arm} seed {arm.job.seed}: {found.words}", flush=True)
+            say(f"{arm.arm} seed {arm.job.seed}: {found.words}")
         todo.append(index)
     return todo
 

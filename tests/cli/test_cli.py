@@ -1,5 +1,6 @@
 """The command line: what it reads, what it answers, and how it ends."""
 
+import io
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.cli import ask, parse, stage_main
 from pipeline.errors import BadInput
-from pipeline.names import STAGES, Tag
+from pipeline.names import STAGES, Tag, lineage_run_tag
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
 
@@ -218,6 +219,78 @@ def test_a_run_is_told_as_a_table_and_as_json(store, capsys):
     assert (row["run_id"], row["stage"], row["status"]) == (run.run_id, "evaluate", "FINISHED")
     assert ask(["lineage", run.run_id, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["start"] == run.run_id
+
+
+HOSTILE = "a\x1b[2J\x1b]0;title\x07\u202eb\nrun forged  FINISHED\r\x9bc\u2028d"
+SHOWN = "a\\x1b[2J\\x1b]0;title\\x07\\u202eb run forged  FINISHED \\x9bc d"
+
+
+def test_what_the_store_says_reaches_a_terminal_as_text_alone_and_forges_no_line(store, capsys):
+    """Tags, names and aliases come from whoever may write to the store."""
+    client = connect()
+    experiment = client.create_experiment("bench")
+    tags = {Tag.STAGE: "collect", Tag.TASK: HOSTILE, Tag.GROUP: HOSTILE, Tag.ARM: HOSTILE, Tag.SEED: HOSTILE}
+    tags |= {Tag.VERDICT: HOSTILE, Tag.TAINT: HOSTILE, Tag.DATASET_ID: "walk-0001", Tag.DATASET_QUALITY: HOSTILE}
+    recorded = client.create_run(experiment, tags=tags).info.run_id
+    other = {Tag.STAGE: HOSTILE, Tag.POLICY_DIGEST: HOSTILE, lineage_run_tag("dataset"): recorded, Tag.TAINT: HOSTILE}
+    made = client.create_run(experiment, tags=other).info.run_id
+    client.create_registered_model(HOSTILE)
+    version = {tag: HOSTILE for tag in ("gate", "gate.reason", "gate.run_id", "policy.digest", "taint")}
+    client.create_model_version(HOSTILE, str(store), run_id=made, tags=version)
+    lines = {"runs": 3, "datasets": 2, "policies": 2, "why": 2, "impact": 2, "lineage": 2}
+    for verb, count in lines.items():
+        asked = [recorded if verb == "impact" else made] if verb in ("why", "impact", "lineage") else []
+        assert ask([verb, *asked]) == 0
+        out = capsys.readouterr().out
+        assert out.replace("\n", "").isprintable(), verb
+        assert len(out.splitlines()) == count, out
+        assert SHOWN[:40] in out, verb
+        assert ask([verb, *asked, "--json"]) == 0
+        assert capsys.readouterr().out.replace("\n", "").isprintable(), verb
+    assert ask(["why", HOSTILE]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1:strict", "ascii:strict"])
+def test_a_terminal_that_is_not_utf_8_is_shown_what_it_can_show(store, repository, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    connect().create_run("0", tags={Tag.STAGE: "collect", Tag.GROUP: "täglich – 一"})
+    answer = subprocess.run(
+        [sys.executable, "-m", "pipeline", "runs"], cwd=repository, capture_output=True, timeout=120, env=environment
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert b"glich \\u2013 \\u4e00" in answer.stdout
+    command = [sys.executable, "-m", "entrypoints.evaluate", "--config", "configs/smoke/évaluate –.yaml"]
+    refused = subprocess.run(command, cwd=repository, capture_output=True, timeout=120, env=environment)
+    assert refused.returncode == 2
+    assert b"valuate \\u2013.yaml" in refused.stderr
+    assert b"Traceback" not in refused.stderr
+
+
+def test_a_stage_says_its_figures_to_a_terminal_that_is_not_utf_8(store, in_repository, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", shown)
+    arguments = ["--config", "configs/smoke/lunar_lander/collect.yaml", "--episodes", "2", "--min_episodes", "1"]
+    assert stage_main("collect", [*arguments, "--filter.min_return", "-1000", "--n_envs", "2"]) == 0
+    said = shown.buffer.getvalue().decode("latin-1")
+    assert "collect: dataset" in said and "\\u2588" in said  # of a bar
+
+
+def test_what_nobody_can_read_ends_with_code_3(store, repository):
+    for verb in ("runs", "datasets"):
+        with open("/dev/full", "w") as full:
+            code = subprocess.run([sys.executable, "-m", "pipeline", verb], cwd=repository, stdout=full, timeout=120)
+        assert code.returncode == 3
+
+
+def test_whatever_ends_a_stage_unexpectedly_is_code_3_never_1(store, in_repository, tmp_path, monkeypatch, capfd):
+    """A code of 1 says that the work was done, and that the verdict is no."""
+    (tmp_path / "leaves.py").write_text("import sys\nclass Walk:\n    def __init__(self, **kwargs): sys.exit(1)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["--config", "configs/new_task.yaml", "--env", "leaves:Walk", "--name", "x", "--folder", str(tmp_path)]
+    assert stage_main("new_task", arguments) in (2, 3)
+    (run,) = search(connect(), {Tag.STAGE: "new_task"}, status=None)
+    assert run.info.status == "FAILED"
 
 
 @pytest.mark.parametrize(

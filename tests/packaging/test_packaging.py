@@ -202,6 +202,13 @@ def test_no_file_loads_data_that_could_run_code(path):
         assert last not in ("unsafe_load", "full_load", "read_pickle", "to_pickle"), where
 
 
+def test_everything_that_is_printed_goes_through_one_function():
+    """Which makes foreign text harmless to a terminal; whoever prints past it forgets that."""
+    for path in sources("pipeline", "entrypoints"):
+        here = [call.lineno for name, call in calls(path) if name in ("print", "sys.stdout.write", "sys.stderr.write")]
+        assert len(here) == (path.name == "errors.py"), f"{path.relative_to(ROOT)}: {here}: use pipeline.errors.say"
+
+
 @pytest.mark.parametrize("task", TASK_NAMES)
 def test_nothing_in_the_code_knows_a_task_by_name(task):
     """Only the rooms of the task itself do, and examples in docstrings."""

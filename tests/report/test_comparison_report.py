@@ -13,7 +13,7 @@ from pipeline.report.sections import build_sections
 from pipeline.statistics.comparison import Comparison, UpfrontCost, compare
 
 BARE = ReportContext(task="social_nav", group="g", created_at="2026-11-21T09:30:00Z")
-HOSTILE = '<script>alert(1)</script>"|\n# x'
+HOSTILE = '<script>alert(1)</script>"|\n# x [a\\](javascript:alert(2)) [b]: javascript:alert(3) \x1b[2J\u202e'
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
@@ -202,6 +202,8 @@ def test_values_of_users_are_escaped_everywhere(comparison: Comparison) -> None:
     text = files["report.md"].decode()
     assert "<script" not in text
     assert "\n# x" not in text
+    assert not re.search(r"\]\s*[(\[:]", text.replace("](figures/", "")), "a link that is not of the report itself"
+    assert text.replace("\n", "").isprintable()
     rows = [
         line for line in text.splitlines() if line.startswith("| &lt;") or ("alert" in line and line.startswith("|"))
     ]
