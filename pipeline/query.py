@@ -4,7 +4,8 @@
     query.runs(stage="pretrain")
     query.curves(["0a1b..."], ["eval/success_rate"])
     query.datasets(); query.policies("social_nav"); query.lineage("social_nav-expert/1").to_text()
-    query.load_ppo("models:/social_nav-expert@approved").predict(observations)
+    query.load_policy("models:/social_nav-expert@approved")(observations)
+    query.load_ppo("models:/social_nav-expert@approved").learn(100_000)
     query.load_demonstrations("social_nav-0a1b2c3d").trajectories
     query.export_dataset("social_nav-0a1b2c3d", "out/minari")
     query.export_policy("social_nav-expert@approved", "out/policy.zip")
@@ -20,6 +21,8 @@ import pandas as pd
 
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import SEED_STAGES, STAGES, Alias, Tag, registered_model
+from pipeline.policies import ActFunction, act_function
+from pipeline.policies import load_policy as load_policy_file
 from pipeline.snqi import fit_baseline, write_baseline
 from pipeline.tracking import lineage as _lineage
 from pipeline.tracking.catalogue import dataset_rows, metric_history, version_rows
@@ -132,15 +135,23 @@ def impact(reference: str) -> Lineage:
     return _lineage.downstream(connect(), reference)
 
 
+def load_policy(reference: str) -> ActFunction:
+    """What a policy does, as a function: `models:/<name>@approved`, `<name>/<version>`, a run id or a folder.
+
+    Observations (n, *observation shape), a mapping of arrays for a Dict, -> deterministic actions (n, *action shape).
+    Its files are held to the digest on record first, and nothing that lies in the store is run. Raises BadInput.
+    """
+    return act_function(load_policy_file(_policy(reference).folder))
+
+
 def load_ppo(reference: str) -> "PPO":
     """An SB3 PPO with the weights of a policy: `models:/<name>@approved`, `<name>/<version>`, a run id or a folder.
 
     Nothing is unpickled: the network is rebuilt from the artifact, whose bytes are held to the digest on record.
     """
     from pipeline.foreign_policies import as_ppo
-    from pipeline.policies import load_policy
 
-    return as_ppo(load_policy(_policy(reference).folder))
+    return as_ppo(load_policy_file(_policy(reference).folder))
 
 
 def load_demonstrations(reference: str) -> StoredDataset:
@@ -163,12 +174,11 @@ def export_dataset(reference: str, folder: str) -> str:
 def export_policy(reference: str, file: str) -> str:
     """Write the approved version of an expert as an SB3 `.zip` to a new file; returns a line for people."""
     from pipeline.foreign_policies import export_sb3_zip
-    from pipeline.policies import load_policy
 
     version = find_version(connect(), reference, _task_of(reference), Alias.APPROVED)
     require_approved(version, "export_policy")
     policy = fetch_version(version)
-    export_sb3_zip(load_policy(policy.folder), file)
+    export_sb3_zip(load_policy_file(policy.folder), file)
     return f"policy {policy.reference} ({policy.digest}) written to {file}; whoever loads an SB3 zip trusts it"
 
 

@@ -2,6 +2,9 @@
 
 model = mlflow.pyfunc.load_model("models:/social_nav-expert@approved")
 actions = model.predict(observations)      # (n, observation size) -> (n, action size); a mapping of arrays for a Dict
+
+MLflow runs the copy of this file that lies beside the policy in the store, whoever put it there, and holds nothing to
+a digest: `pipeline.query.load_policy` does, and runs nothing.
 """
 
 from pathlib import Path

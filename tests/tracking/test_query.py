@@ -1,5 +1,6 @@
 """Questions to the store as frames: their columns, their filters, and what they refuse."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from real_things import TASK
@@ -7,6 +8,7 @@ from real_things import TASK
 from pipeline import query
 from pipeline.errors import BadInput
 from pipeline.names import Gate, Quality
+from pipeline.policies import act_function, load_policy
 from pipeline.query import CURVE_COLUMNS, DATASET_COLUMNS, POLICY_COLUMNS, RUN_COLUMNS
 from pipeline.tracking import registry
 
@@ -97,6 +99,21 @@ def test_policies_show_their_state_in_the_gate(bench):
     assert (frame.iloc[1]["reason"], frame.iloc[1]["gate_run_id"]) == ("all hold", gate)
     assert query.policies("swim").empty
     assert len(query.policies()) == 2
+
+
+def test_a_policy_is_verified_and_acts_without_anything_from_the_store_being_run(bench, tmp_path):
+    version = bench.candidate()
+    model = bench.files_of(version).parents[1]
+    (model / "MLmodel").write_text("flavors: {python_function: {loader_module: trap, python_version: 3.11.0}}\n")
+    (model / "policy_model.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
+    observations = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
+    act = query.load_policy("walk-expert/1")
+    assert np.array_equal(act(observations), act_function(load_policy(bench.files_of(version)))(observations))
+    weights = bench.files_of(version) / "policy.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(BadInput, match="walk-expert/1: its files changed"):
+        query.load_policy("models:/walk-expert/1")
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("name", ["a'b", 'a"b', "a`b", "' or '1'='1", "a%"])
