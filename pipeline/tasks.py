@@ -336,12 +336,19 @@ def _refuse_standard_library(module_name: str, what: str) -> None:
         raise BadInput(f"{what} {shortened(module_name)}: Python's own modules hold none; name one of yours")
 
 
-def call_with_user_arguments(function: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:
+def call_with_user_arguments(function: Callable[..., Any], what: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call with keyword arguments from a configuration; what it refuses is the user's error, in one line."""
     try:
         return function(*args, **kwargs)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadInput(f"{what} refuses its arguments {shortened(kwargs)}: {error}") from None
+
+
+REFUSED_ARGUMENTS: Final[Mapping[str, str]] = {  # of an id: those of `gymnasium.make` itself
+    "id": "use environment.id",
+    "max_episode_steps": "use horizon",
+    "disable_env_checker": "leave it out",
+}
 
 
 def _make(reference: str, kwargs: Mapping[str, Any], render_mode: str | None, horizon: int | None) -> gym.Env[Any, Any]:
@@ -354,6 +361,11 @@ def _make(reference: str, kwargs: Mapping[str, Any], render_mode: str | None, ho
         env: gym.Env[Any, Any] = call_with_user_arguments(cls, f"environment {reference!r}", **kwargs)
         return TimeLimit(env, horizon) if horizon else env
     _refuse_standard_library(module_name, "environment.id")
+    for name, instead in REFUSED_ARGUMENTS.items():
+        if name in kwargs:
+            raise BadInput(f"environment {reference!r} takes no argument {name!r}: {instead}")
+    if not isinstance(kwargs.get("render_mode"), str | None):
+        raise BadInput(f"environment {reference!r}: render_mode = {shortened(kwargs['render_mode'])} is no text")
     try:
         made: gym.Env[Any, Any] = call_with_user_arguments(
             gym.make,
@@ -389,7 +401,9 @@ def _wrap(env: gym.Env[Any, Any], wrapper: Wrapper) -> gym.Env[Any, Any]:
             raise BadInput(f"{what} {wrapper.name!r} is not taken: {reason}")
     try:
         wrapped: gym.Env[Any, Any] = cls(env, **wrapper.kwargs)
-    except (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError, gym.error.Error) as error:
+    except (  # what wrappers are known to raise
+        AssertionError, AttributeError, ImportError, LookupError, OverflowError, TypeError, ValueError, gym.error.Error
+    ) as error:  # fmt: skip
         raise BadInput(
             f"{what} {wrapper.name!r} refuses its arguments {shortened(wrapper.kwargs)} or the environment below it: "
             f"{type(error).__name__}: {error}"

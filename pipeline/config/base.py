@@ -6,6 +6,8 @@ from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
+from pipeline.errors import shortened
+
 T = TypeVar("T")
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -18,8 +20,9 @@ def configuration(cls: type[T]) -> type[T]:
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-Count = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=0)]
+LARGEST = 2**63 - 1  # whole number that NumPy, and whatever is written in C, takes
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Steps = Annotated[int, Field(ge=0, le=LARGEST)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -28,12 +31,17 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 
 
 def _finite(value: Any, place: str = "") -> Any:
-    """Plain data without inf and nan, which no record gives back as they were. Raises ValueError."""
+    """Plain data without inf and nan, which no record gives back as they were, and without endless whole numbers.
+
+    Raises ValueError.
+    """
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _finite(item, f"{place}.{key}" if place else str(key))
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{place} = {value} is no finite number; give a large one")
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"{place} = {shortened(value)} is beyond 64 bits; give a smaller one")
     return value
 
 

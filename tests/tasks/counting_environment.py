@@ -39,6 +39,24 @@ class Counting(gym.Env):
         return np.array([self._t], np.float32), self._t + self._bonus, done, False, info
 
 
+class TakesAnything(Counting):
+    def __init__(self, **taken) -> None:
+        super().__init__()
+        self.taken = taken
+
+
+class Bounded(Counting):
+    def __init__(self, high: int) -> None:
+        super().__init__()
+        self.high = np.int32(high)
+
+
+class BoundedWrapper(gym.Wrapper):
+    def __init__(self, env, high: int) -> None:
+        super().__init__(env)
+        self.high = np.int32(high)
+
+
 class NoEnvironment:
     """A class that can be made and is no environment."""
 

@@ -11,9 +11,10 @@ from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.tasks import Purpose, Task
+from pipeline.tasks import REFUSED_ARGUMENTS, Purpose, Task
 
 COUNTING = "counting_environment:Counting"
+BOUNDED = "counting_environment:BoundedWrapper"
 
 
 def task(kwargs=None, **changes) -> Task:
@@ -275,6 +276,13 @@ def test_keyword_arguments_of_scenario_go_over_those_of_the_stage_and_those_over
     }
 
 
+def test_an_argument_reaches_an_environment_that_takes_it_whatever_else_is_called_so():
+    names = {"function": 1, "what": "a", "max_episode_steps": 3, "disable_env_checker": 2, "id": 4}
+    environment = {"id": "counting_environment:TakesAnything", "kwargs": names}
+    made = task(environment=environment, scenarios={"s": {}}, scenario_sets={"t": {"s": 1}}, holdout_sets=[])
+    assert made.make_env("s").unwrapped.taken == names
+
+
 @pytest.mark.parametrize("reference", [COUNTING, "CartPole-v1"])
 def test_the_horizon_truncates_and_is_no_termination(reference):
     scenarios = {"s": {"ends_at": 50} if reference == COUNTING else {}}
@@ -319,6 +327,14 @@ def test_an_end_at_the_horizon_is_a_termination():
         ({"id": COUNTING, "kwargs": {"sze": 3}}, ["refuses its arguments", "'sze'"]),
         ({"id": "CartPole-v1", "kwargs": {"sze": 3}}, ["refuses its arguments", "'sze'"]),
         ({"id": "counting_environment:NoEnvironment"}, ["NoEnvironment", "no gymnasium.Env"]),
+        *[({"id": e, "kwargs": {n: 1}}, [n]) for e in (COUNTING, "CartPole-v1") for n in ("function", "what", "self")],
+        *[({"id": "CartPole-v1", "kwargs": {name: 1}}, [name, instead]) for name, instead in REFUSED_ARGUMENTS.items()],
+        ({"id": "CartPole-v1", "kwargs": {"render_mode": 1}}, ["render_mode"]),
+        ({"id": "counting_environment:Bounded", "kwargs": {"high": 2**40}}, ["high", "out of bounds"]),
+        (
+            {"id": COUNTING, "wrappers": [{"name": BOUNDED, "kwargs": {"high": 2**40}}]},
+            ["BoundedWrapper", "OverflowError"],
+        ),
     ],
 )
 def test_an_environment_that_cannot_be_made_is_refused_in_one_line(environment, parts):
