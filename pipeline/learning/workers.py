@@ -9,16 +9,17 @@ or, when what is trained next depends on what came out, one by one:
         for key, news in pool.wait(): ...  # TrainingEvent, TrainingResult, or an exception
 
 Each child has its own pipe, so that a killed one cannot damage what another says; it ends by itself when the parent
-does. The processes come from a fork server that has everything imported. Not here: what is done with the events.
+does. It leads a process group, so that whatever processes its environments start end with it. The processes come from a
+fork server that has everything imported. Not here: what is done with the events.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
@@ -112,6 +113,9 @@ class TrainingPool:
         if child.process.is_alive():
             child.process.kill()
             child.process.join()
+        assert child.process.pid is not None
+        with contextlib.suppress(OSError):  # nobody is left, as it should be
+            os.killpg(child.process.pid, signal.SIGKILL)
         child.pipe.close()
 
 
@@ -151,7 +155,8 @@ def _start(job: TrainingJob) -> _Child:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child_main, args=(job, sender), name=f"training-seed-{job.seed}", daemon=True)
+    # not a daemon: those may have no processes of their own, which environments do have
+    process = context.Process(target=_child_main, args=(job, sender), name=f"training-seed-{job.seed}", daemon=False)
     with _one_thread_environment():
         process.start()
     sender.close()
@@ -178,7 +183,7 @@ def _receive(child: _Child) -> News:
     return message.kind(f"training of seed {child.seed} {what}: {message.text}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_thread_environment() -> Iterator[None]:
     """The fork server takes its environment from us when it starts; libraries read these once, when they load."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
@@ -194,6 +199,8 @@ def _one_thread_environment() -> Iterator[None]:
 
 
 def _child_main(job: TrainingJob, pipe: connection.Connection) -> None:
+    os.setpgrp()
+    os.register_at_fork(after_in_child=pipe.close)  # else what an environment started would hold it open after our end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its children
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -217,4 +224,4 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
-        os._exit(1)
+        os.killpg(0, signal.SIGKILL)

@@ -1,6 +1,9 @@
 """Environments whose probe can be worked out by hand, and some that no task can be made of."""
 
 import itertools
+import multiprocessing
+import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -148,6 +151,24 @@ class Narrow(Line):
 
     def see(self):
         return np.array([self.x, self.x / 3], np.float32)
+
+
+class Simulator(Line):
+    """Has its physics in a process of its own, whose id is written down; one that is `careless` never ends it."""
+
+    def __init__(self, render_mode: str | None = None, pids: str = "", careless: bool = False) -> None:
+        super().__init__(render_mode)
+        self._physics = multiprocessing.Process(target=time.sleep, args=(600,))
+        self._physics.start()
+        self._careless = careless
+        with Path(pids).open("a") as file:
+            file.write(f"{self._physics.pid}\n")
+
+    def close(self):
+        super().close()
+        if not self._careless:
+            self._physics.kill()
+            self._physics.join()
 
 
 def walk(observation):

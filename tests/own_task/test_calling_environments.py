@@ -1,8 +1,12 @@
 """Whatever people do in their environments: what is recorded is what happened, every loop ends, nothing stays open."""
 
+import contextlib
+import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from strange_environments import Line
 
@@ -16,6 +20,7 @@ from pipeline.errors import BadInput
 from pipeline.evaluation import SLOTS, evaluation_env, record_episodes, run_episodes
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
+from pipeline.learning.workers import TrainingCrashed, TrainingPool, run_side_by_side
 from pipeline.observations import from_rows
 from pipeline.playback import film_actions, film_actor
 from pipeline.policies import act_function, build_policy
@@ -228,3 +233,53 @@ def test_a_user_goes_from_the_environment_to_a_clone(name, by, counted, store, t
     stage("playback", "--episodes", "[0]")
     stage("pretrain", "--cloning.epochs", "2", "--seeds", "[1]", "--final_episodes", "10")
     stage("evaluate", "--episodes", "10")
+
+
+# --- environments with a process of their own ------------------------------------------------------------------------
+
+
+def simulated(folder: Path, careless: bool, **training) -> TrainingJob:
+    task = make_task("Simulator", {"pids": str(folder / "pids"), "careless": careless}).config
+    settings = {
+        "total_timesteps": 64, "n_envs": 1, "network": {"hidden": [8]}, "ppo": {"n_steps": 32, "batch_size": 32},
+        "evaluation": {"segments": [{"every_steps": 64}], "episodes": 2}, **training,
+    }  # fmt: skip
+    return TrainingJob(task, validate(PPOTraining, settings, "test"), 1, str(folder), final_episodes=2)
+
+
+def still_there(folder: Path) -> list[int]:
+    """Processes that were written down and still run, after a while."""
+    pids = [int(line) for line in (folder / "pids").read_text().split()]
+    assert pids
+    deadline = time.monotonic() + 10
+    while (running := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return running
+
+
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.parametrize("careless", [False, True])
+def test_a_training_of_an_environment_with_a_process_of_its_own_ends_and_leaves_none(tmp_path, careless):
+    (result,) = run_side_by_side([simulated(tmp_path, careless)], 1, lambda index, event: None)
+    assert result.environment_steps == 64
+    assert not still_there(tmp_path)
+
+
+def test_a_training_that_is_stopped_or_killed_takes_its_environments_processes_with_it(tmp_path):
+    for how in ("stopped", "killed"):
+        (tmp_path / how).mkdir()
+        with TrainingPool() as pool:
+            pool.start(how, simulated(tmp_path / how, careless=False, total_timesteps=10_000_000))
+            while not pool.wait(60):
+                """Until the first news."""
+            if how == "killed":
+                (training,) = multiprocessing.active_children()
+                training.kill()
+                while not any(isinstance(news, TrainingCrashed) for _, news in pool.wait(60)):
+                    """Until it is noticed."""
+        assert not still_there(tmp_path / how), how
