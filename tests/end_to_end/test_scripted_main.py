@@ -51,7 +51,7 @@ def test_main_needs_no_expert_and_every_stage_says_that_nobody_approved_one(stor
     report = json.loads(read_text_artifact(client, outcome.outputs["report"], f"{Artifact.REPORT}/report.json"))
     assert "script that demonstrated" in json.dumps(report) and UNAPPROVED in json.dumps(report)
     (finetune,) = search(client, {Tag.STAGE: "finetune"})
-    assert finetune.data.tags[Tag.SHIFT] == "alike"
+    assert finetune.data.tags[Tag.SHIFT] == ("shifted" if finetune.data.metrics["shift/p_value"] <= 0.01 else "alike")
 
 
 def test_collect_prints_steps_reward_and_actions(store, tmp_path):

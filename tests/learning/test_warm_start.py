@@ -134,7 +134,7 @@ def test_with_a_vanishing_penalty_it_is_sb3s_ppo(task, clip_range_vf, request, m
         model.set_random_seed(2)
         model.learn(256)
     for name, tensor in theirs.policy.state_dict().items():
-        assert torch.allclose(tensor, ours.policy.state_dict()[name], atol=1e-6), name
+        assert torch.allclose(tensor, ours.policy.state_dict()[name], atol=1e-5), name
 
 
 def test_burn_in_teaches_the_critic_and_only_the_critic(pendulum, make_training):

@@ -144,8 +144,8 @@ def test_the_shipped_trot_covers_ground_where_standing_still_scores_too(task):
     stood = run_episodes(short, lambda rows: np.zeros((len(rows), 8), np.float32), episodes)
     steps = short.config.horizon
     assert (walked.metrics["length"] == steps).all()
-    assert (walked.metrics["distance"] > 1.0 * 0.05 * steps).all()  # above 1 m/s, from rest
-    assert (np.abs(stood.metrics["distance"]) < 0.3).all()
+    assert (walked.metrics["distance"] > 2).all()  # m in 3 s; it comes about twice as far
+    assert (np.abs(stood.metrics["distance"]) < 1).all()
     assert (stood.metrics["return"] > 0.85 * steps).all()
 
 

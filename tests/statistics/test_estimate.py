@@ -1,10 +1,12 @@
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from pipeline.statistics import Estimate, bootstrap_mean, bootstrap_means, bootstrap_quantiles, wilson_interval
+from pipeline.statistics.estimate import RESAMPLES
 
 
 def test_the_mean_of_three_successes_in_four_is_three_quarters_inside_its_interval() -> None:
@@ -94,13 +96,22 @@ def test_the_mean_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.91 <= covered / 400 <= 0.98
 
 
-def test_a_summary_of_100_episodes_and_12_metrics_takes_less_than_10_ms() -> None:
+def test_a_summary_of_100_episodes_and_12_metrics_takes_less_than_resampling_one_of_them_in_a_loop() -> None:
+    """On any machine; usually it takes a tenth."""
     table = np.random.default_rng(0).normal(size=(100, 12))
-    bootstrap_means(table, seed=0)
-    best = np.inf
-    for _ in range(5):
-        started = time.perf_counter()
+
+    def summary() -> None:
         bootstrap_means(table, seed=0)
         bootstrap_quantiles(table[:, 0], (0.5, 0.05, 0.95), seed=0)
-        best = min(best, time.perf_counter() - started)
-    assert best < 0.010
+
+    def loop() -> None:
+        rng = np.random.default_rng(0)
+        np.quantile([table[rng.integers(0, 100, 100), 0].mean() for _ in range(RESAMPLES)], [0.025, 0.975])
+
+    def seconds(work: Callable[[], None]) -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    summary()  # the weights of the resamples are kept
+    assert min(seconds(summary) for _ in range(5)) < min(seconds(loop) for _ in range(5))

@@ -288,7 +288,9 @@ def test_two_processes_share_the_trials_and_come_to_the_same_winner(files, quick
     left = store_of()
     runs = left.runs("sweep_trial")
     assert sorted(int(run.data.tags["trial.number"]) for run in runs) == list(range(6)), outputs
-    assert len({run.data.tags["mlflow.parentRunId"] for run in runs}) == 2
+    # usually both, but who starts late on a busy machine may find everything done
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} <= {run.info.run_id for run in left.runs("sweep")}
+    assert [run.info.status for run in left.runs("sweep")] == ["FINISHED", "FINISHED"]
     assert len(left.runs("sweep_fresh")) == 2  # the best and the default, once
     winners = {re.search(r"winner: .*", out).group() for out, _ in outputs}
     assert len(winners) == 1

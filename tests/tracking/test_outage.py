@@ -80,7 +80,7 @@ def test_a_server_that_hangs_for_two_seconds_costs_the_training_no_time_and_no_p
             on_server.go_on()
             seeds.finish(0, result)
         assert run.outbox is None  # the store has everything, the stage writes to it directly
-    assert max(waits) < 0.5, waits
+    assert max(waits) < 1.5, waits  # the first call that waited for the server would have waited for all of its 2 s
     client = connect()
     names = {name for event in events for name in event.metrics}
     assert stored(client, child.run_id, names) == said(events)
