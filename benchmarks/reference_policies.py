@@ -12,7 +12,6 @@ import numpy as np
 
 from pipeline.demonstrators import Actor, ActorSlots, scripted
 from pipeline.envs.episodes import Episode
-from pipeline.envs.social_nav.rewards import WEIGHTS_FILE
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES
 from pipeline.envs.social_nav.vector import SocialNavVecEnv
 from pipeline.snqi import fit_baseline, load_weights, snqi, write_baseline
@@ -60,7 +59,7 @@ def main() -> None:
     baseline = fit_baseline(everything)
     if arguments.fit_baseline:
         write_baseline(arguments.fit_baseline, baseline)
-    weights = load_weights(WEIGHTS_FILE)
+    weights = load_weights(Path("configs/social_nav/snqi_weights.json"))
     print("| policy | family | success | collision | near misses | comfort exposure | jerk (m/s^3) | time (s) | SNQI |")
     print("|---|---|---|---|---|---|---|---|---|")
     for (label, family), record in records.items():

@@ -13,19 +13,19 @@ PACKAGES = ("gymnasium", "imitation", "mlflow", "numba", "numpy", "optuna", "sci
 
 @cache
 def git_state() -> tuple[str, bool]:
-    """(commit, tree was dirty). A tree that is no git checkout is ("unknown", True): nothing vouches for it."""
-    root = Path(__file__).parents[2]
+    """(commit, tree was dirty). Code that no git checkout holds is ("unknown", True): nothing vouches for it."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=30
-        ).stdout.strip()
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=root, capture_output=True, text=True, check=True, timeout=30,
-        ).stdout.strip()  # fmt: skip
+        git("ls-files", "--error-unmatch", here.name)  # an installed package may lie inside somebody's own checkout
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return "unknown", True
-    return commit, bool(changes)
 
 
 def package_versions() -> dict[str, str]:

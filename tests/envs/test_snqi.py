@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.envs.social_nav.rewards import BASELINE_FILE, WEIGHTS_FILE
 from pipeline.errors import BadInput
 from pipeline.snqi import (
     TERMS,
@@ -19,6 +18,8 @@ from pipeline.snqi import (
     write_baseline,
 )
 
+SNQI_FILES = Path(__file__).resolve().parents[2] / "configs" / "social_nav"
+WEIGHTS_FILE, BASELINE_FILE = SNQI_FILES / "snqi_weights.json", SNQI_FILES / "snqi_baseline.json"
 WEIGHTS = {"success": 1, "time": 0.8, "collisions": 2, "near": 1, "comfort": 0.5, "force_exceed": 1.5, "jerk": 0.3}
 BASELINE = {
     "collision": {"med": 0.0, "p95": 1.0},

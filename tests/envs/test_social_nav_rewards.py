@@ -13,12 +13,15 @@ import pytest
 from pipeline.envs.episodes import Episode
 from pipeline.envs.social_nav.environment import SocialNavEnv
 from pipeline.envs.social_nav.reference import dynamic_window, straight_to_goal
-from pipeline.envs.social_nav.rewards import BASELINE_FILE, REWARDS, WEIGHTS_FILE
+from pipeline.envs.social_nav.rewards import REWARDS
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES
 from pipeline.envs.social_nav.vector import SocialNavVecEnv
 from pipeline.errors import BadInput
 from pipeline.snqi import load_baseline, load_weights, snqi
 
+SNQI_FILES = Path(__file__).resolve().parents[2] / "configs" / "social_nav"
+WEIGHTS_FILE, BASELINE_FILE = SNQI_FILES / "snqi_weights.json", SNQI_FILES / "snqi_baseline.json"
+SNQI = {"weights": str(WEIGHTS_FILE), "baseline": str(BASELINE_FILE)}
 SCENARIOS = {f"{f}_{d}": {"scenario": f, "density": d} for f in FAMILIES for d in DENSITIES}
 STILL = np.array([-1.0, 0.0], np.float32)
 Act = Callable[[np.ndarray, int], np.ndarray]  # observations (n, d), step -> actions (n, 2)
@@ -53,7 +56,8 @@ def plan(rows: np.ndarray, step: int) -> np.ndarray:
 def endings(reward_name: str, act: Act, seeds: int = 8) -> list[dict[str, Any]]:
     names = list(SCENARIOS)
     streams = [iter([Episode(name, seed)]) for name in names for seed in range(seeds)]
-    env = SocialNavVecEnv(SCENARIOS, streams, reward_name=reward_name)
+    kwargs = SNQI if reward_name == "snqi_step" else {}
+    env = SocialNavVecEnv(SCENARIOS, streams, reward_name=reward_name, reward_kwargs=kwargs)
     rows, infos_of_ends = env.reset(), []
     for step in count():
         if not env.running.any():
@@ -141,7 +145,7 @@ def test_a_crash_takes_the_return_to_the_worst_that_staying_alive_can_score() ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_snqi_step_adds_up_to_the_index_of_the_episode(family: str) -> None:
-    rewards, _, info = play(SocialNavEnv(family, "high", reward_name="snqi_step"), plan, 4)
+    rewards, _, info = play(SocialNavEnv(family, "high", reward_name="snqi_step", reward_kwargs=SNQI), plan, 4)
     weights, baseline = load_weights(WEIGHTS_FILE), load_baseline(BASELINE_FILE)
     index = float(snqi({key: np.array([value]) for key, value in info.items()}, weights, baseline)[0])
     if info["success"]:
@@ -158,12 +162,15 @@ def test_snqi_step_adds_up_to_the_index_of_the_episode(family: str) -> None:
 def test_snqi_step_takes_its_files_by_path(tmp_path: Path) -> None:
     weights = json.loads(WEIGHTS_FILE.read_text()) | {"success": 7.0}
     (tmp_path / "weights.json").write_text(json.dumps(weights))
-    kwargs = {"weights": str(tmp_path / "weights.json")}
+    kwargs = SNQI | {"weights": str(tmp_path / "weights.json")}
     env = SocialNavEnv("perpendicular_traffic", pedestrians=0, reward_name="snqi_step", reward_kwargs=kwargs)
     rewards, _, info = play(env, straight, 0)
     assert info["success"] and rewards[-1] > 6.5
     with pytest.raises(BadInput, match="nowhere"):
-        SocialNavEnv(reward_name="snqi_step", reward_kwargs={"baseline": str(tmp_path / "nowhere.json")})
+        SocialNavEnv(reward_name="snqi_step", reward_kwargs=SNQI | {"baseline": str(tmp_path / "nowhere.json")})
+    for missing in SNQI:
+        with pytest.raises(BadInput, match=f"reward_kwargs.{missing} is None; the reward snqi_step needs the path"):
+            SocialNavEnv(reward_name="snqi_step", reward_kwargs={k: v for k, v in SNQI.items() if k != missing})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Evaluation counts whole episodes, all of them and no others, whatever the batch; recording keeps labels clean."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +11,6 @@ from pipeline.config.loading import load_task, to_data, validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Network
 from pipeline.envs.episodes import Episode
-from pipeline.envs.social_nav.rewards import BASELINE_FILE, WEIGHTS_FILE
 from pipeline.errors import BadInput
 from pipeline.evaluation import (
     EpisodeRecords,
@@ -157,7 +157,7 @@ def test_the_quality_index_is_reported_when_the_task_names_its_files():
         return np.tile(np.array([1.0, 0.0], np.float32), (len(observations), 1))
 
     metrics = run_episodes(task, straight, episodes).metrics
-    weights, baseline = load_weights(WEIGHTS_FILE), load_baseline(BASELINE_FILE)
+    weights, baseline = load_weights(Path(task.config.snqi.weights)), load_baseline(Path(task.config.snqi.baseline))
     one = {name: values[:1] for name, values in metrics.items()}
     assert metrics["snqi"][0] == snqi(one, weights, baseline)[0]
     recorded = record_episodes(task, straight, episodes, noise_std=0.0, noise_seed=1)

@@ -15,13 +15,10 @@ import numpy as np
 from numba import njit
 
 from pipeline.envs.social_nav.layout import NEAR_MISS_CLEARANCE, REWARD_TERMS, Slot
-from pipeline.errors import BadInput, did_you_mean
+from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.snqi import load_baseline, load_weights
 
 PROGRESS, SIMPLE, PUNISH_ACTION, SNQI_STEP = range(4)
-_SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "social_nav"
-WEIGHTS_FILE = _SHIPPED / "snqi_weights.json"
-BASELINE_FILE = _SHIPPED / "snqi_baseline.json"
 LARGEST_ACTION_CHANGE = math.sqrt(8.0)  # |a - a_previous| between opposite corners of [-1, 1]^2
 
 
@@ -78,8 +75,8 @@ class SnqiStep:
     of finite differences. A crash costs the collision weight and takes every term to its worst.
     """
 
-    weights: str = str(WEIGHTS_FILE)  # path of a JSON file
-    baseline: str = str(BASELINE_FILE)  # path of a JSON file
+    weights: str | None = None  # path of a JSON file; both must be given
+    baseline: str | None = None  # path of a JSON file
 
 
 REWARDS: Mapping[str, Callable[..., Any]] = {
@@ -135,11 +132,12 @@ def _plain_weights(chosen: Progress | Simple | PunishAction) -> list[float]:
 
 
 def _snqi_weights(chosen: SnqiStep) -> list[float]:
-    for key in ("weights", "baseline"):
-        if not isinstance(getattr(chosen, key), str):
-            raise BadInput(f"reward_kwargs.{key} is {getattr(chosen, key)!r}; it must be the path of a JSON file.")
-    weights = load_weights(Path(chosen.weights))
-    baseline = load_baseline(Path(chosen.baseline))
+    for key, path in vars(chosen).items():
+        if not isinstance(path, str):
+            raise BadInput(
+                f"reward_kwargs.{key} is {shortened(path)}; the reward snqi_step needs the path of a JSON file there."
+            )
+    weights, baseline = load_weights(Path(str(chosen.weights))), load_baseline(Path(str(chosen.baseline)))
     values = [weights[key] for key in ("success", "time", "collisions", "near", "comfort", "force_exceed", "jerk")]
     for key in ("near_misses", "force_exceed_events", "jerk_mean"):
         values += [baseline[key].med, 1.0 / (baseline[key].p95 - baseline[key].med)]
