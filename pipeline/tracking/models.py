@@ -1,15 +1,14 @@
 """Policies in the store: logged as MLflow models, found again by reference, verified by digest."""
 
-import contextlib
+import json
+import platform
 import re
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import mlflow
 from gymnasium import spaces
@@ -133,31 +132,44 @@ def _begun(client: MlflowClient, run_id: str, operation: Operation, digest: str)
 
 
 def _pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
-    """The MLflow model of a policy folder, written below `place`."""
-    policy = load_policy(folder)
-    named = place / Artifact.POLICY  # the model keeps the folder's name: it must always be the same
-    shutil.copytree(folder, named)
-    with _quiet():
-        mlflow.pyfunc.save_model(
-            place / "model",
-            python_model=str(MODEL_CODE),
-            artifacts={"policy": str(named)},
-            signature=_signature(policy.observation_space, policy.action_space),
-            pip_requirements=REQUIREMENTS,
-            mlflow_model=Model(model_id=model_id, run_id=run_id),
-        )
-    return place / "model"
+    """The MLflow model of a policy folder, written below `place`.
 
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow asks for type hints and examples that a batch of arrays with a signature does not need.
-
-    And it reads every installed package to warn of versions that do not fit the requirements, which name none.
+    As `mlflow.pyfunc.save_model` writes it. That warns of the type hints and examples that a batch of arrays with a
+    signature does not need, and reads every installed package to warn of versions, which the requirements do not name.
     """
-    with warnings.catch_warnings(), mock.patch("mlflow.utils.environment.warn_dependency_requirement_mismatches"):
-        warnings.showwarning = lambda *args, **kwargs: None
-        yield
+    policy, packed = load_policy(folder), place / "model"
+    kept = f"artifacts/{Artifact.POLICY}"
+    shutil.copytree(folder, packed / kept)
+    shutil.copy(MODEL_CODE, packed)
+    python = platform.python_version()
+    environments = {
+        "conda.yaml": {
+            "name": "mlflow-env",
+            "channels": ["conda-forge"],
+            "dependencies": [f"python={python}", "pip", {"pip": REQUIREMENTS}],
+        },
+        "python_env.yaml": {
+            "python": python,
+            "build_dependencies": ["pip", "setuptools", "wheel"],
+            "dependencies": ["-r requirements.txt"],
+        },
+    }
+    for name, content in environments.items():
+        (packed / name).write_text(json.dumps(content))  # JSON is YAML
+    (packed / "requirements.txt").write_text("\n".join(REQUIREMENTS))
+    model = Model(model_id=model_id, run_id=run_id)
+    model.signature = _signature(policy.observation_space, policy.action_space)
+    mlflow.pyfunc.add_to_model(
+        model,
+        loader_module="mlflow.pyfunc.loaders.code_model",
+        conda_env="conda.yaml",
+        python_env="python_env.yaml",
+        model_code_path=MODEL_CODE.name,
+        artifacts={"policy": {"path": kept, "uri": kept}},
+        streamable=False,
+    )
+    model.save(str(packed / "MLmodel"))
+    return packed
 
 
 def find_policy(client: MlflowClient, reference: str, task: str, latest: dict[str, str]) -> StoredPolicy:

@@ -1,12 +1,19 @@
 """Policies in the store: found by reference, bound to their bytes, never mistaken for another."""
 
+import warnings
+
+import mlflow.pyfunc
+import numpy as np
 import pytest
+from gymnasium import spaces
+from mlflow.models import Model
 from real_things import TASK
 
+from pipeline.config.training import Network
 from pipeline.errors import BadInput
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE, Alias, Tag, VersionTag
-from pipeline.policies import policy_digest
-from pipeline.tracking import registry
+from pipeline.policies import act_function, build_policy, policy_digest, probe_batch, save_policy
+from pipeline.tracking import models, registry
 from pipeline.tracking.models import fetch_version, find_policy, find_version, training_seeds
 
 UNKNOWN = "0" * 32
@@ -179,3 +186,42 @@ def test_the_seeds_of_a_training_are_found_by_number(bench):
         "training seed 10": children[10],
     }
     assert list(found) == ["training seed 2", "training seed 10"]
+
+
+# --- as MLflow has it ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_policy_is_packed_as_mlflow_itself_would_and_nothing_is_warned_of(tmp_path):
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (3,), np.float32), "b": spaces.Discrete(4)})
+    policy = build_policy(space, spaces.Discrete(2), Network(hidden=(8,)), seed=0)
+    save_policy(policy, tmp_path / "policy", {})
+    packed = models._pack(tmp_path / "ours", tmp_path / "policy", f"m-{UNKNOWN}", UNKNOWN)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(
+            tmp_path / "theirs",
+            python_model=str(models.MODEL_CODE),
+            artifacts={"policy": str(tmp_path / "policy")},
+            signature=models._signature(policy.observation_space, policy.action_space),
+            pip_requirements=models.REQUIREMENTS,
+            mlflow_model=Model(model_id=f"m-{UNKNOWN}", run_id=UNKNOWN),
+        )
+        ours, theirs = (Model.load(str(folder)).to_dict() for folder in (packed, tmp_path / "theirs"))
+        observations = probe_batch(space)
+        actions = mlflow.pyfunc.load_model(str(packed)).predict(observations)
+    np.testing.assert_array_equal(actions, act_function(policy)(observations))
+    for described in (ours, theirs):
+        for varies in ("utc_time_created", "model_uuid", "model_size_bytes"):
+            described.pop(varies, None)
+        flavor = described["flavors"]["python_function"]
+        flavor["model_code_path"] = flavor["model_code_path"].rpartition("/")[2]
+        flavor["artifacts"]["policy"].pop("uri")
+        for not_needed in ("code", "cloudpickle_version"):
+            flavor.pop(not_needed, None)
+    assert ours == theirs
+
+    def files(folder):
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+    assert files(packed) == files(tmp_path / "theirs")
