@@ -89,7 +89,7 @@ def theirs(data: Trajectories, batch_size: int, epochs: int) -> tuple[float, flo
 
 def loss(policy: torch.nn.Module, data: Trajectories) -> float:
     with torch.no_grad():
-        observations = torch.as_tensor(data.step_observations())
+        observations = torch.as_tensor(data.observations[data.step_rows])
         return -float(policy.evaluate_actions(observations, torch.as_tensor(data.actions.copy()))[1].mean())
 
 

@@ -38,6 +38,7 @@ PACKAGES: Final = ("gymnasium", "imitation", "numba", "numpy", "safetensors", "s
 ENGINES: Final = ("box2d", "box2d-py", "mujoco")
 # settings that say where, when or how fast, not what: the content behind a path is an input
 NEUTRAL: Final = frozenset({"task", "workers", "reuse", "minari.path", "repaired.folder"})
+REPORT: Final = "report"  # the room of this package that no training, clone or recording depends on
 DIGESTS: Final = ("input", "code")  # sections whose values no person wants to read
 ABSENT: Final = "absent"
 # variables by which a person makes libraries take the kernels of another processor
@@ -146,9 +147,19 @@ def installed(package: str) -> str | None:
 
 @cache
 def package_code(root: Path = ROOT) -> Mapping[str, str]:
-    """File of this package -> digest. Comments and layout of Python files do not count."""
-    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".json", ".html", ".css"))
-    return {str(path.relative_to(root.parent)): _file_digest(path) for path in files}
+    """File of this package that can change a result -> digest. Comments and layout of Python files do not count.
+
+    Nor does the room that makes words and pixels of results: see `report_code`.
+    """
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".json"))
+    decisive = [path for path in files if not path.is_relative_to(root / REPORT)]
+    return {str(path.relative_to(root.parent)): _file_digest(path) for path in decisive}
+
+
+def report_code(root: Path = ROOT) -> str:
+    """One digest of the room that makes reports, which is an input of the stage whose result is a report."""
+    files = sorted(path for path in (root / REPORT).rglob("*") if path.suffix in (".py", ".html", ".css"))
+    return digest_of({str(path.relative_to(root)): _file_digest(path) for path in files})
 
 
 def code_behind(references: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

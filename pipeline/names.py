@@ -1,4 +1,7 @@
-"""Every string that another file, a query, the registry or the UI must match. Nothing else lives here."""
+"""The strings that several modules, a query or the registry must agree on. Nothing else lives here.
+
+A name that one module alone writes, for people to read (a metric, a file among the artifacts), stands in that module.
+"""
 
 from typing import Final
 
@@ -9,6 +12,9 @@ STAGES: Final = (
 
 # of the runs of single seeds, nested in those of their stage
 SEED_STAGES: Final = ("train_expert_seed", "pretrain_seed", "finetune_seed", "baseline_seed")
+# of the runs nested in that of a sweep: its trials, and the best of them again on fresh seeds
+SWEEP_TRIAL: Final = "sweep_trial"
+SWEEP_FRESH: Final = "sweep_fresh"
 
 
 class Tag:
@@ -36,6 +42,8 @@ class Tag:
     REGRESSION: Final = "regression"  # figure that fine-tuning elsewhere made worse on the demonstrated scenarios
     POLICY_DIGEST: Final = "policy.digest"
     LAST_POLICY_DIGEST: Final = "policy.last_digest"
+    WEIGHTS_DIGEST: Final = "policy.weights_digest"  # of the tensors alone, whatever the provenance says
+    BEST_SEED: Final = "best_seed"  # of an expert's training
     LINEAGE_EXPERT: Final = "lineage.expert"
     LINEAGE_EXPERT_DIGEST: Final = "lineage.expert_digest"
     LINEAGE_DATASET: Final = "lineage.dataset"
@@ -78,11 +86,14 @@ LINEAGE_ROLES: Final = (
 )  # fmt: skip
 
 
+LINEAGE_PREFIX: Final = "lineage."  # of the tags that whoever uses a thing takes over from the run that made it
+
+
 def lineage_run_tag(role: str) -> str:
     """`"dataset"` -> `"lineage.dataset_run_id"`. Raises ValueError for a role that no query looks for."""
     if role not in LINEAGE_ROLES:
         raise ValueError(f"unknown lineage role {role!r}")
-    return f"lineage.{role}_run_id"
+    return f"{LINEAGE_PREFIX}{role}_run_id"
 
 
 class VersionTag:

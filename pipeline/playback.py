@@ -75,7 +75,7 @@ def _film(task: Task, episode: Episode, choose: Callable[[Any], np.ndarray | Non
     return Film(tuple(frames), np.array(rewards), {name: tuple(at) for name, at in events.items()}, outcome_of(info))
 
 
-def view_again(task: Task, recorded: Trajectories, on_episode: Callable[[int], None] = lambda _: None) -> Trajectories:
+def view_again(task: Task, recorded: Trajectories) -> Trajectories:
     """The recorded episodes with what the camera of `task` sees in the place of what was observed.
 
     Every episode is simulated again from its seed and executed actions, and must pass through the recorded states:
@@ -97,7 +97,6 @@ def view_again(task: Task, recorded: Trajectories, on_episode: Callable[[int], N
             if episode.scenario not in environments:
                 environments[episode.scenario] = task.make_env(episode.scenario)
             _view_episode(environments[episode.scenario], index, episode, frames[start : start + len(episode) + 1])
-            on_episode(index)
     finally:
         for env in environments.values():
             env.close()

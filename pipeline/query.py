@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipeline.errors import BadInput, did_you_mean, shortened
-from pipeline.names import SEED_STAGES, STAGES, Alias, Tag, registered_model
+from pipeline.names import SEED_STAGES, STAGES, SWEEP_FRESH, SWEEP_TRIAL, Alias, Tag, registered_model
 from pipeline.policies import ActFunction, act_function
 from pipeline.policies import load_policy as load_policy_file
 from pipeline.snqi import fit_baseline, write_baseline
@@ -67,10 +67,11 @@ def runs(
 ) -> pd.DataFrame:
     """Runs of the pipeline, newest first: `RUN_COLUMNS` and one column for each of `metrics` (its last value, or NaN).
 
-    `stage` is an entry point, or one of `SEED_STAGES` (`finetune_seed`, ...) for the runs of single seeds.
+    `stage` is an entry point, one of `SEED_STAGES` (`finetune_seed`, ...) for the runs of single seeds, or one of the
+    runs nested in a sweep (`sweep_trial`, `sweep_fresh`).
     Raises BadInput for an unknown stage or status.
     """
-    known = (*STAGES, *SEED_STAGES)
+    known = (*STAGES, *SEED_STAGES, SWEEP_TRIAL, SWEEP_FRESH)
     if stage is not None and stage not in known:
         raise BadInput(f"stage {stage!r} is unknown.{did_you_mean(stage, known)} There are: {', '.join(known)}")
     if status is not None and status not in STATUSES:

@@ -34,7 +34,7 @@ from pipeline.errors import BadInput, did_you_mean, shortened
 
 SAMPLERS: Final = {
     "tpe": optuna.samplers.TPESampler,
-    "random": optuna.samplers.TPESampler,
+    "random": optuna.samplers.TPESampler,  # which never leaves its random start-up, see `sampler_maker`
     "gp": optuna.samplers.GPSampler,
     "nsgaii": optuna.samplers.NSGAIISampler,
 }

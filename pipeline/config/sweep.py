@@ -114,7 +114,10 @@ class Objective:
 
 @configuration
 class Sampler:
-    """Optuna's sampler and its keyword arguments; seed and constraints are given by the sweep."""
+    """Optuna's sampler and its keyword arguments; seed and constraints are given by the sweep.
+
+    `random` draws as TPE does before it has learnt anything: Optuna's own `RandomSampler` knows no constraints.
+    """
 
     name: Literal["tpe", "random", "gp", "nsgaii"] = "tpe"
     arguments: LibraryArguments = field(default_factory=dict)

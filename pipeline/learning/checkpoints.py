@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -106,11 +105,6 @@ class CheckpointFolder:
     def _sweep_unfinished(self) -> None:
         for path in self._folder.glob(f"*{UNFINISHED}"):
             path.unlink(missing_ok=True)
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Forget the checkpoints of a training; none there is as good."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(content: bytes) -> str:

@@ -82,13 +82,12 @@ def clone(
     settings: Cloning,
     seed: int,
     evaluate: Evaluate | None = None,
-    best_metric: Callable[[Mapping[str, float]], float] | None = None,
     on_point: OnPoint = lambda _: None,
 ) -> CloningResult:
     """Train actor and critic of `policy` in place on the demonstrations; the same arguments give the same bits.
 
     `evaluate` plays the policy on the first point, every `evaluate_every_epochs` and after the last epoch;
-    `best_metric` ranks its figures (`point_figures`), larger is better; None ranks by success rate, then mean return.
+    its figures are ranked by success rate, then mean return.
     Raises BadInput when the demonstrations do not fit the policy or there are too few to hold any out; Diverged, the
     policy being the best one seen, when a loss is no number any more.
     """
@@ -98,7 +97,7 @@ def clone(
         raise BadInput("cloning.select = 'rollout' needs rollout evaluations; use 'validation_loss' without them")
     train_rows, held_out_rows = split_by_episode(episode_returns(trajectories), settings.validation_fraction, seed)
     data = _ActorData.of(policy, trajectories, train_rows, held_out_rows)
-    epochs, best_epoch, rate = _clone_actor(policy, data, settings, seed, evaluate, best_metric or rank, on_point)
+    epochs, best_epoch, rate = _clone_actor(policy, data, settings, seed, evaluate, on_point)
     critic_epochs: tuple[CriticPoint, ...] = ()
     if settings.critic_epochs:
         critic_epochs = train_critic(policy, trajectories, train_rows, held_out_rows, settings, seed, on_point)
@@ -338,7 +337,6 @@ def _clone_actor(
     settings: Cloning,
     seed: int,
     evaluate: Evaluate | None,
-    best_metric: Callable[[Mapping[str, float]], Any],
     on_point: OnPoint,
 ) -> tuple[tuple[EpochPoint, ...], int, float]:
     """Every point, the epoch whose weights the policy ends with, and samples per second."""
@@ -369,7 +367,7 @@ def _clone_actor(
         point = EpochPoint(epoch, metrics, records)
         points.append(point)
         on_point(point)
-        value = _selection_value(point, settings, best_metric)
+        value = _selection_value(point, settings)
         if value is not None and (best is None or value > best[0]):
             best = (value, epoch, tensors_of(policy))
     assert best is not None
@@ -396,13 +394,11 @@ def _one_epoch(
             actor.log_std.clamp_(min=MIN_LOG_STD)
 
 
-def _selection_value(
-    point: EpochPoint, settings: Cloning, best_metric: Callable[[Mapping[str, float]], Any]
-) -> Any | None:
+def _selection_value(point: EpochPoint, settings: Cloning) -> Any | None:
     """What ranks this point, larger is better; None when it was not evaluated."""
     if settings.select == "validation_loss":
         return -point.metrics["bc/val_loss"]
-    return None if point.records is None else best_metric(point_figures(point.records))
+    return None if point.records is None else rank(point_figures(point.records))
 
 
 def rank(figures: Mapping[str, float]) -> tuple[float, float]:

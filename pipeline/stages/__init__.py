@@ -1,4 +1,6 @@
-"""One module a stage: load, one pure call, log. Stages never import each other; they meet through artifacts and tags.
+"""One module a stage: it reads, lets the rooms below do the work, and logs. Stages never import each other.
+
+They meet through artifacts and tags.
 
 Every module offers
 

@@ -19,7 +19,17 @@ from pipeline.demonstrators import Demonstrator, Scripted, from_policy, scripted
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, shortened
 from pipeline.evaluation import record_episodes, records_of, summarise, with_intervals
-from pipeline.names import EVAL_PREFIX, Alias, Artifact, Metric, Quality, Tag, VersionTag, lineage_run_tag
+from pipeline.names import (
+    EVAL_PREFIX,
+    LINEAGE_PREFIX,
+    Alias,
+    Artifact,
+    Metric,
+    Quality,
+    Tag,
+    VersionTag,
+    lineage_run_tag,
+)
 from pipeline.policies import ActFunction, act_function, load_policy
 from pipeline.report.tables import rollout_table, statistics_table
 from pipeline.spaces import space_to_json
@@ -291,7 +301,7 @@ def _repaired(run: StageRun, config: Collect, task: Task, source: Repaired) -> D
                 f"{shortened(original.get(key))}; a repair keeps its origin"
             )
     run.record_config(config, task.config, {"repaired": described.content_digest})
-    inherited = {key: value for key, value in old.data.tags.items() if key.startswith("lineage.")}
+    inherited = {key: value for key, value in old.data.tags.items() if key.startswith(LINEAGE_PREFIX)}
     run.tag({**inherited, lineage_run_tag("repaired"): old.info.run_id})
     expert = find_expert(run.client, described.demonstrator, task.config.name)
     act = None if expert is None else act_function(load_policy(expert.folder))

@@ -8,6 +8,7 @@ from statistics import fmean
 from pipeline.config.loading import flatten, load_task, parse_json, to_data, validate
 from pipeline.config.stages import Compare, Finetune
 from pipeline.config.task import TaskConfig
+from pipeline.content_key import report_code
 from pipeline.demonstrators import Actor, as_policy_sees
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
@@ -80,11 +81,14 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
 
 
 def _inputs(group: Group) -> dict[str, str]:
-    """What every training came to, and what came before them all."""
+    """What every training came to, what came before them all, and the code that makes a report of it."""
     tags = group.finetune.data.tags
     names: tuple[str, ...] = (Tag.LINEAGE_DATASET_DIGEST, Tag.LINEAGE_EXPERT_DIGEST)
     behind = {name: tags[name] for name in names if name in tags}
-    return {f"{arm} seed {m.seed}": m.content for arm, members in group.arms.items() for m in members} | behind
+    return {f"{arm} seed {m.seed}": m.content for arm, members in group.arms.items() for m in members} | {
+        **behind,
+        "report": report_code(),
+    }
 
 
 def comparison_settings(config: Compare, task: TaskConfig, group: Group, trained: Finetune) -> ComparisonSettings:

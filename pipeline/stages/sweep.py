@@ -18,7 +18,7 @@ from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import TrainingEvent, TrainingResult
 from pipeline.learning.trials import TrialPlan, fresh_job, reported_step, trial_config, trial_job, trial_plan
 from pipeline.learning.workers import News, TrainingPool
-from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
+from pipeline.names import EVAL_PREFIX, SWEEP_FRESH, Artifact, Metric, Tag
 from pipeline.objectives import (
     Contender,
     Evaluation,
@@ -433,7 +433,7 @@ class FreshTrainings:
             self._remember(trial, seed, reason=reason_of(error))
             return
         name = "default" if trial is None else trial
-        tags = {Tag.STAGE: "sweep_fresh", Tag.STUDY: self._judge.config.study_name, Tag.TRIAL: name}
+        tags = {Tag.STAGE: SWEEP_FRESH, Tag.STUDY: self._judge.config.study_name, Tag.TRIAL: name}
         self._logs[trial, seed] = SeedRuns(self._run, self._forwarder, [job], [tags])
         pool.start((trial, seed), job)
 

@@ -119,5 +119,5 @@ def _log(run: StageRun, diagnosis: Diagnosis, results: Sequence[TrainingResult],
         },
         "evaluation_by_scenario.json",
     )
-    run.tag({Tag.PROMOTABLE: diagnosis.promotable, Tag.POLICY_DIGEST: best.best_digest, "best_seed": best.seed})
+    run.tag({Tag.PROMOTABLE: diagnosis.promotable, Tag.POLICY_DIGEST: best.best_digest, Tag.BEST_SEED: best.seed})
     log_bill(run, results)

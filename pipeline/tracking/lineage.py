@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import BadInput, printable, shortened
-from pipeline.names import LINEAGE_ROLES, SEED_STAGES, Quality, Tag, VersionTag, lineage_run_tag
+from pipeline.names import LINEAGE_PREFIX, LINEAGE_ROLES, SEED_STAGES, Quality, Tag, VersionTag, lineage_run_tag
 from pipeline.tracking.datasets import DATASET_ID
 from pipeline.tracking.models import RUN_ID, StoredPolicy
 from pipeline.tracking.runs import experiment_ids, get_run, search, tag_of
@@ -95,7 +95,7 @@ def from_runs(roles: Mapping[str, Run]) -> dict[str, str]:
 
 
 def _inherited(tags: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in tags.items() if key.startswith("lineage.")}
+    return {key: value for key, value in tags.items() if key.startswith(LINEAGE_PREFIX)}
 
 
 def resolve(client: MlflowClient, reference: str) -> list[Run]:

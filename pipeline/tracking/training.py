@@ -205,7 +205,7 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
         {
             Tag.POLICY_DIGEST: result.best_digest,
             Tag.LAST_POLICY_DIGEST: result.last_digest,
-            "policy.weights_digest": result.best_weights,
+            Tag.WEIGHTS_DIGEST: result.best_weights,
             Tag.RESUME: {None: None, True: Resume.EXACT, False: Resume.NOT_EXACT}[result.exact_resume],
         }
     )

@@ -12,12 +12,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from pipeline.config.loading import flatten
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingEvent
-from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
+from pipeline.names import CONFIG_PARAM_PREFIX, SWEEP_TRIAL, Artifact, Tag
 from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.runs import StageRun, get_run
 from pipeline.tracking.store import sqlite_file
 
-STAGE = "sweep_trial"
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "lost": "FAILED"}
 
 
@@ -41,7 +40,7 @@ class TrialRun:
     ) -> Self:
         """Open the run, with the values that were chosen as its parameters."""
         tags = {
-            Tag.STAGE: STAGE,
+            Tag.STAGE: SWEEP_TRIAL,
             Tag.TASK: task,
             Tag.STUDY: study,
             Tag.TRIAL: number,

@@ -86,12 +86,8 @@ class Trajectories:
 
     @property
     def step_rows(self) -> np.ndarray:
-        """(S,) int64: the observation row seen before each step; the one after it is the next row."""
+        """(S,) int64: the observation row that each action answers to; the one after the step is the next row."""
         return np.arange(self.steps) + np.repeat(np.arange(len(self)), self.lengths)
-
-    def step_observations(self) -> np.ndarray:
-        """(S, *obs_shape): a copy of the observation before each step, which is what `actions` answers to."""
-        return self.observations[self.step_rows]
 
     def episode(self, index: int) -> EpisodeData:
         """Episode `index` in 0 .. N - 1 as views. Raises IndexError."""

@@ -80,17 +80,15 @@ def replay(dataset: Dataset, context: Context) -> Iterable[Finding]:
         except BadInput as error:
             yield Finding("replay", index, None, episode.scenario, "an episode that can be simulated", str(error))
             continue
-        difference = first_difference(episode, again, context.replay_tolerance)
+        difference = first_difference(episode, again)
         if difference is None:
             identical += 1
             continue
-        exact = "the same bits" if context.replay_tolerance == 0 else f"within {context.replay_tolerance:g}"
         message = f"re-simulation departs from the recording: {difference}"
         yield Finding(
-            "replay", index, difference.step, difference.recorded, f"= {difference.replayed} ({exact})", message
+            "replay", index, difference.step, difference.recorded, f"= {difference.replayed} (the same bits)", message
         )
-    word = "bit-identical" if context.replay_tolerance == 0 else "equal within the tolerance"
-    dataset.notes.append(f"re-simulation: {identical} of {len(chosen)} episodes {word}")
+    dataset.notes.append(f"re-simulation: {identical} of {len(chosen)} episodes bit-identical")
 
 
 @rule(

@@ -94,13 +94,13 @@ def replay_episodes(trajectories: Trajectories, replay: Replay, episodes: Iterab
     return tuple(verdicts)
 
 
-def first_difference(recorded: EpisodeData, replayed: ReplayedEpisode, tolerance: float = 0.0) -> Difference | None:
-    """The earliest difference larger than `tolerance` (absolute); with 0 every bit counts. None: there is none."""
+def first_difference(recorded: EpisodeData, replayed: ReplayedEpisode) -> Difference | None:
+    """The earliest difference; every bit counts. None: there is none."""
     found = [
-        _differs("observation", recorded.observations, replayed.observations, tolerance),
-        _differs("reward", recorded.rewards, replayed.rewards, tolerance, offset=1),
-        _differs("termination", recorded.terminations, replayed.terminations, 0.0, offset=1),
-        _differs("truncation", recorded.truncations, replayed.truncations, 0.0, offset=1),
+        _differs("observation", recorded.observations, replayed.observations),
+        _differs("reward", recorded.rewards, replayed.rewards, offset=1),
+        _differs("termination", recorded.terminations, replayed.terminations, offset=1),
+        _differs("truncation", recorded.truncations, replayed.truncations, offset=1),
     ]
     if len(replayed.rewards) != len(recorded):
         short = len(replayed.rewards)
@@ -110,7 +110,7 @@ def first_difference(recorded: EpisodeData, replayed: ReplayedEpisode, tolerance
 
 
 def _differs(
-    quantity: str, recorded: np.ndarray, replayed: np.ndarray, tolerance: float, offset: int = 0
+    quantity: str, recorded: np.ndarray, replayed: np.ndarray, offset: int = 0
 ) -> tuple[int, Difference] | None:
     """(time, difference) of the first row that differs; time is 0 before the first step."""
     count = min(len(recorded), len(replayed))
@@ -118,13 +118,8 @@ def _differs(
         shapes = (f"{array.dtype} {array.shape[1:]}" for array in (recorded, replayed))
         return 0, Difference(0, quantity, None, *shapes)
     a, b = flat_rows(recorded[:count]), flat_rows(replayed[:count])
-    if tolerance > 0:
-        with np.errstate(invalid="ignore"):
-            wrong = ~(np.abs(a.astype(np.float64) - b) <= tolerance)
-    else:
-        size = a.dtype.itemsize
-        bits = (np.ascontiguousarray(values).view(np.uint8) for values in (a, b))
-        wrong = np.not_equal(*bits).reshape(count, -1, size).any(axis=2)
+    ours, theirs = (np.ascontiguousarray(values).view(np.uint8) for values in (a, b))
+    wrong = (ours != theirs).reshape(count, -1, a.dtype.itemsize).any(axis=2)
     rows = np.flatnonzero(wrong.any(axis=1))
     if not len(rows):
         return None

@@ -56,7 +56,6 @@ class Context:
     act: Callable[[Any], np.ndarray] | None = None  # the demonstrator, if it answers to observations alone
     replay: Replay | None = None
     replay_episodes: int = 20
-    replay_tolerance: float = 0.0  # largest difference that still counts as a match; 0 asks for the same bits
 
 
 @dataclass

@@ -250,7 +250,7 @@ def _leads_there(dataset: Dataset, context: Context, index: int) -> bool:
         again = context.replay(episode.scenario, episode.seed, episode.executed_actions)
     except BadInput:
         return False
-    return first_difference(episode, again, context.replay_tolerance) is None
+    return first_difference(episode, again) is None
 
 
 def _inexact(episode: EpisodeData, name: str) -> bool:

@@ -208,7 +208,7 @@ def test_an_episode_that_fails_in_its_very_last_step_was_terminated_in_the_recor
 def test_labels_are_the_clean_actions_and_execution_is_noisy_inside_the_bounds(pendulum, swing):
     episodes = pendulum.episodes("train", 5, 20, Purpose.RECORD)
     recorded = record_episodes(pendulum, swing, episodes, noise_std=0.25, noise_seed=1, n_envs=8)
-    assert np.array_equal(recorded.actions, swing(recorded.step_observations()))
+    assert np.array_equal(recorded.actions, swing(recorded.observations[recorded.step_rows]))
     noise = recorded.executed_actions - recorded.actions
     assert np.abs(recorded.executed_actions).max() <= 2.0
     assert noise.std() == pytest.approx(0.25 * 2.0, rel=0.1)  # half the range of [-2, 2] is 2

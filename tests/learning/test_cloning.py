@@ -69,7 +69,7 @@ def kind(request):
 
 def negative_log_likelihood(policy, data: Trajectories) -> float:
     """Recomputed through SB3's own distribution."""
-    observations, actions = torch.as_tensor(data.step_observations()), torch.as_tensor(data.actions)
+    observations, actions = torch.as_tensor(data.observations[data.step_rows]), torch.as_tensor(data.actions)
     with torch.no_grad():
         return -float(policy.evaluate_actions(observations, actions)[1].mean())
 
@@ -153,7 +153,7 @@ def test_curves_are_what_sb3_and_a_recount_say(kind):
     # the policy is that of the best epoch, whichever it was
     last, held_out = result.epochs[result.best_epoch].metrics, data.select(result.held_out_episodes)
     assert last["bc/neglogp"] == pytest.approx(negative_log_likelihood(policy, held_out), rel=1e-4)
-    observations = torch.as_tensor(held_out.step_observations().copy())
+    observations = torch.as_tensor(held_out.observations[held_out.step_rows].copy())
     with torch.no_grad():
         distribution = policy.get_distribution(observations)
         assert last["bc/entropy"] == pytest.approx(float(distribution.entropy().mean()), rel=1e-4)
@@ -231,7 +231,7 @@ def test_rollouts_are_played_on_schedule_and_select_the_best(cartpole):
     policy = build_policy(task.observation_space, task.action_space, NETWORK, seed=1)
     episodes = task.episodes("train", 1, 4, Purpose.EVALUATE)
     data = demonstrations("continuous")
-    labels = (data.step_observations()[:, 2] > 0).astype(np.int64)
+    labels = (data.observations[data.step_rows][:, 2] > 0).astype(np.int64)
     data = dataclasses.replace(data, actions=labels, executed_actions=labels)
     chosen = settings(epochs=5, evaluate_every_epochs=2, select="rollout")
     result = clone(policy, data, chosen, 1, evaluate=lambda p: run_episodes(task, act_function(p), episodes))
@@ -307,7 +307,7 @@ def test_the_critic_ends_as_it_was_at_its_least_held_out_loss():
     assert np.argmin(losses) < 59  # learnt by heart afterwards
     _, held_out = split_by_episode(episode_returns(data), 0.2, seed=1)
     part = data.select(held_out)
-    error = part.discounted_returns(0.9) - values(policy, part.step_observations())
+    error = part.discounted_returns(0.9) - values(policy, part.observations[part.step_rows])
     assert np.square(error).mean() == pytest.approx(min(losses), rel=1e-3)
 
 
@@ -315,7 +315,7 @@ def test_the_actor_is_not_touched_by_the_critic_and_the_reverse(kind):
     data, with_critic, without = demonstrations(kind), policy_for(kind), policy_for(kind)
     full = clone(with_critic, data, settings(critic_epochs=3), seed=1)
     bare = clone(without, data, settings(), seed=1)
-    probe = data.step_observations()
+    probe = data.observations[data.step_rows]
     assert np.array_equal(act_function(with_critic)(probe), act_function(without)(probe))
     assert np.array_equal(values(without, probe), values(policy_for(kind), probe))
     assert len(full.critic_epochs) == 3 and all(isinstance(p, CriticPoint) for p in full.critic_epochs)

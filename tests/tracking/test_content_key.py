@@ -9,7 +9,7 @@ from pipeline import content_key as module
 from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import Collect, Finetune
 from pipeline.config.task import TaskConfig
-from pipeline.content_key import DISPATCH, code_behind, content_key, package_code
+from pipeline.content_key import DISPATCH, code_behind, content_key, package_code, report_code
 from pipeline.learning.jobs import TrainingJob, training_key
 from pipeline.policies import build_policy, save_policy
 
@@ -133,6 +133,19 @@ def test_code_of_the_package_counts_file_by_file_but_not_its_comments(tmp_path):
     now = dict(package_code(folder))
     assert {name for name in base if base[name] != now[name]} == {"pipeline/plain.py"}
     package_code.cache_clear()
+
+
+def test_what_a_report_looks_like_decides_no_training(tmp_path):
+    assert not [name for name in package_code() if "report/" in name or not name.endswith((".py", ".json"))]
+    folder = tmp_path / "pipeline"
+    shutil.copytree(module.ROOT / "report", folder / "report")
+    (folder / "rules.py").write_text("LIMIT = 1\n")
+    code, looks = dict(package_code(folder)), report_code(folder)
+    assert list(code) == ["pipeline/rules.py"] and looks == report_code()
+    css = folder / "report" / "templates" / "report.css"
+    css.write_text(css.read_text() + "body { color: teal }")
+    package_code.cache_clear()
+    assert dict(package_code(folder)) == code and report_code(folder) != looks
 
 
 def test_code_of_a_users_modules_counts_with_all_that_they_import(tmp_path, monkeypatch):

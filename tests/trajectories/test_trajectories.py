@@ -49,9 +49,9 @@ def test_an_episode_has_one_observation_more_than_steps():
         small().episode(2)
 
 
-def test_step_observations_are_those_before_each_step():
+def test_step_rows_are_those_before_each_step():
     data = small()
-    assert data.step_observations()[:, 0].tolist() == [0, 1, 10, 11, 12]
+    assert data.observations[data.step_rows][:, 0].tolist() == [0, 1, 10, 11, 12]
     assert data.observations[data.step_rows + 1][:, 0].tolist() == [1, 2, 11, 12, 13]
 
 
