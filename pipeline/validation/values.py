@@ -18,6 +18,7 @@ SOUND = ("fits_spaces",)  # which in turn needs every rule of form
 
 RETURN_TOLERANCE = 1e-4  # absolute, and
 RETURN_RELATIVE = 1e-5  # of the sum of |r|: float32 rewards summed in any order stay within it
+DECLARE = "; if the environment declares it too narrow: pipeline.envs.limits:DeclareObservation in environment.wrappers"
 BOUND_RELATIVE = 1e-6  # of an observation bound: one rounding of float32
 CONSTANT_STEPS = 10  # an episode this long whose actions never change is suspicious
 CONSTANT_SHARE = 0.1  # of such episodes that is still accepted
@@ -73,10 +74,14 @@ def actions_in_space(dataset: Dataset, context: Context) -> Iterable[Finding]:
 
 @rule("observations_in_space", "Every observation lies in the observation space where that is bounded.", SOUND)
 def observations_in_space(dataset: Dataset, context: Context) -> Iterable[Finding]:
-    yield from _outside(dataset, "observations", dataset.observation_space, BOUND_RELATIVE, "observations_in_space")
+    yield from _outside(
+        dataset, "observations", dataset.observation_space, BOUND_RELATIVE, "observations_in_space", DECLARE
+    )
 
 
-def _outside(dataset: Dataset, name: str, space: spaces.Space, relative: float, rule_name: str) -> Iterator[Finding]:
+def _outside(
+    dataset: Dataset, name: str, space: spaces.Space, relative: float, rule_name: str, hint: str = ""
+) -> Iterator[Finding]:
     """Finite values beyond a bound; NaN and infinities belong to the rules about them."""
     declared = space_bounds(space)
     low, high = declared
@@ -93,7 +98,7 @@ def _outside(dataset: Dataset, name: str, space: spaces.Space, relative: float, 
         for row in np.flatnonzero(np.isfinite(column) & ((column < low[feature]) | (column > high[feature]))):
             episode, step = dataset.place(name, int(row))
             bound = f"[{plain(declared[0][feature])}, {plain(declared[1][feature])}]"
-            message = f"{dataset.element(name, int(feature))} is outside its space"
+            message = f"{dataset.element(name, int(feature))} is outside its space{hint}"
             yield Finding(rule_name, episode, step, plain(column[row]), bound, message)
 
 

@@ -1,10 +1,12 @@
 """Whatever people do in their environments: what is recorded is what happened, every loop ends, nothing stays open."""
 
 import contextlib
+import json
 import multiprocessing
 import time
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import psutil
 import pytest
@@ -21,11 +23,14 @@ from pipeline.evaluation import SLOTS, evaluation_env, record_episodes, run_epis
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.learning.workers import TrainingCrashed, TrainingPool, run_side_by_side
+from pipeline.names import Artifact, Tag
 from pipeline.observations import from_rows
 from pipeline.playback import film_actions, film_actor
 from pipeline.policies import act_function, build_policy
 from pipeline.probing import probe_environment
 from pipeline.tasks import Purpose, Task
+from pipeline.tracking.runs import search
+from pipeline.tracking.store import connect
 from pipeline.trajectories import content_digest
 from pipeline.validation.replay import TaskReplay, replay_episodes
 
@@ -233,6 +238,24 @@ def test_a_user_goes_from_the_environment_to_a_clone(name, by, counted, store, t
     stage("playback", "--episodes", "[0]")
     stage("pretrain", "--cloning.epochs", "2", "--seeds", "[1]", "--final_episodes", "10")
     stage("evaluate", "--episodes", "10")
+
+
+def test_bounds_that_an_environment_leaves_are_declared_anew_by_the_task_file(store, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("new_task.yaml").write_text("episodes: 4\n")
+    mend = {"name": "pipeline.envs.limits:DeclareObservation", "kwargs": {"low": -3.0, "high": 3.0, "elements": [1]}}
+    for name, wrappers, passes in (("narrow", [], False), ("mended", [mend], True)):
+        given = ["--env", "strange_environments:Narrow", "--name", name, "--wrappers", json.dumps(wrappers)]
+        assert stage_main("new_task", ["--config", "new_task.yaml", *given]) == 0
+        Path(f"configs/{name}/collect.yaml").write_text(
+            f"task: configs/tasks/{name}.yaml\nepisodes: 30\nscripted: {{demonstrator: strange_environments:walk}}\n"
+        )
+        assert stage_main("collect", ["--config", f"configs/{name}/collect.yaml"]) == (0 if passes else 1)
+        (run,) = search(connect(), {Tag.STAGE: "collect", Tag.TASK: name})
+        metadata = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/dataset/metadata.json")
+        assert metadata["environment"]["wrappers"] == wrappers
+        report = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{Artifact.VALIDATION_MD}")
+        assert ("limits:DeclareObservation" in report) != passes
 
 
 # --- environments with a process of their own ------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from test_tasks import refusal, task
 from pipeline.config.training import Network
 from pipeline.demonstrators import policy_actions
 from pipeline.envs.episodes import Episode
+from pipeline.envs.limits import DeclareObservation
 from pipeline.envs.scaling import ScaleObservation
 from pipeline.evaluation import record_episodes
 from pipeline.policies import WRAPPERS, build_policy, save_policy
@@ -156,3 +157,40 @@ def test_a_policy_is_not_played_behind_other_figures_than_it_was_made_with(tmp_p
     line = refusal(lambda: policy_actions(other, tmp_path / "policy", "p"))
     assert "was made behind the wrappers" in line
     assert "2.5" in line
+
+
+# --- bounds that are declared too narrow -----------------------------------------------------------------------------
+
+
+def test_wider_bounds_are_declared_for_some_elements_and_the_values_pass_unchanged():
+    made = DeclareObservation(gym.make("CartPole-v1"), low=-9.0, high=9.0, elements=[0, 2])
+    before = gym.make("CartPole-v1").observation_space
+    assert made.observation_space.low.tolist() == [-9.0, before.low[1], -9.0, before.low[3]]
+    assert made.observation_space.high.tolist() == [9.0, before.high[1], 9.0, before.high[3]]
+    assert np.array_equal(made.reset(seed=3)[0], gym.make("CartPole-v1").reset(seed=3)[0])
+    free = DeclareObservation(gym.make("Pendulum-v1"), low=None, high=8.5).observation_space
+    assert (free.low == -np.inf).all() and (free.high == 8.5).all()
+
+
+def test_wider_bounds_are_declared_for_a_key_of_a_mapping():
+    env = ScaleObservation(DictOfTwo(), mean={"speed": 0.0}, std={"speed": 1.0}, clip=1.0)
+    space = DeclareObservation(env, low=-2.0, high=None, key="speed").observation_space
+    assert (space["speed"].low == -2.0).all() and (space["speed"].high == np.inf).all()
+    assert space["switch"] == spaces.Discrete(2)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "part"),
+    [
+        ({"low": 1.0, "high": 101.0}, "low and high must hold what Box(0.0, 100.0"),
+        ({"low": 0.0, "high": 99.0}, "low and high must hold what Box(0.0, 100.0"),
+        ({"low": 0.0, "high": 101.0, "elements": [1]}, "elements must be from 0 to 0"),
+        ({"low": 0.0, "high": 101.0, "elements": [0.5]}, "elements must be from 0 to 0"),
+        ({"low": 0.0, "high": 101.0, "key": "speed"}, "has no Box of floats under 'speed'"),
+        ({"low": 0.0}, "'high'"),
+        ({"low": "a", "high": 101.0}, "refuses its arguments"),
+    ],
+)
+def test_bounds_that_mend_nothing_are_refused_in_one_line(kwargs, part):
+    made = wrapped({"name": "pipeline.envs.limits:DeclareObservation", "kwargs": kwargs})
+    assert part in refusal(lambda: made.observation_space)
