@@ -19,14 +19,17 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT, MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.names import Tag
+from pipeline.names import STAGES, Tag
 
 BEAT_SECONDS = 60.0
 SILENT_SECONDS = 600.0  # after which a process elsewhere counts as gone
 START_TOLERANCE = 5.0  # seconds by which the recorded start of a living process may differ
+UNCLAIMED_SECONDS = (
+    3600.0  # after which no stage comes any more to a run that `mlflow run` made: it may make an environment
+)
 INTERRUPTED = "interrupted"  # instead of a process: it ended from outside, and said so
 
 
@@ -85,9 +88,13 @@ def beating(client: MlflowClient, run_id: str) -> Iterator[None]:
 def close_stale(client: MlflowClient, running: list[Run]) -> list[str]:
     """End the runs, of those that are RUNNING, whose process is gone as KILLED, with a note; returns their ids.
 
-    Runs of single seeds name no process: they go with the run they are nested in.
+    Runs of single seeds name no process: they go with the run they are nested in; so does one that `mlflow run` made
+    for a command that goes on under an earlier run.
     """
     known = {run.info.run_id: run for run in running}
+    for run in filter(_unclaimed, running):
+        client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, "killed: mlflow run made it, and no stage came to it")
+        client.set_terminated(run.info.run_id, status="KILLED")
     stale = [run for run in running if is_gone(_owner(client, run, known))]
     for run in sorted(stale, key=lambda run: Tag.PROCESS in run.data.tags):  # the nested ones first
         tags = _owner(client, run, known).data.tags
@@ -102,9 +109,16 @@ def close_stale(client: MlflowClient, running: list[Run]) -> list[str]:
     return [run.info.run_id for run in stale]
 
 
+def _unclaimed(run: Run) -> bool:
+    """`mlflow run` made it for a stage of ours, and was killed before that began."""
+    tags = run.data.tags
+    ours = tags.get(MLFLOW_PROJECT_ENTRY_POINT) in STAGES and not {Tag.STAGE, Tag.CONTINUES} & tags.keys()
+    return ours and time.time() - run.info.start_time / 1000 > UNCLAIMED_SECONDS
+
+
 def _owner(client: MlflowClient, run: Run, known: dict[str, Run]) -> Run:
-    """The run that names the process: itself, or the one it is nested in."""
-    parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
+    """The run that names the process: itself, the one that goes on in its place, or the one it is nested in."""
+    parent = run.data.tags.get(Tag.CONTINUES) or run.data.tags.get(MLFLOW_PARENT_RUN_ID)
     if Tag.PROCESS in run.data.tags or parent is None:
         return run
     if parent not in known:

@@ -16,7 +16,8 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils import name_utils
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pipeline.config.loading import flatten, parse_yaml, to_data, to_yaml, validate
 from pipeline.config.task import Snqi, TaskConfig
@@ -27,9 +28,20 @@ from pipeline.tracking import liveness, operations
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.outbox import Outbox, RunOutbox
 from pipeline.tracking.provenance import environment_record, git_state
-from pipeline.tracking.store import chosen_experiment, connect, download, exclusive, local_folder, refuses, unanswered
+from pipeline.tracking.store import (
+    chosen_experiment,
+    connect,
+    download,
+    exclusive,
+    local_folder,
+    refuses,
+    sqlite_file,
+    unanswered,
+)
 
 C = TypeVar("C")
+
+RUN_VARIABLE = "MLFLOW_RUN_ID"
 
 
 @dataclass
@@ -150,15 +162,20 @@ def open_run(
     user's error ends it FAILED with the error's line as its description; so does any other exception. What ends it
     from outside ends it KILLED.
     """
+    # taken out of the environment: MLflow would give the next run that is opened, a nested one too, the same id again
+    run_id = None if nested else os.environ.pop(RUN_VARIABLE, None)
+    database = sqlite_file(mlflow.get_tracking_uri())
+    if run_id and database is not None and not database.exists():
+        raise _no_such_run(run_id)
     client = connect()
-    parent = mlflow.active_run() if nested else None
-    chosen: str | None
-    if parent is not None and experiment is None:
-        chosen = parent.info.experiment_id
+    given = _given_run(client, stage, run_id) if run_id else None
+    outer = mlflow.active_run() if nested else given
+    if outer is not None and experiment is None:
+        chosen = outer.info.experiment_id
     else:
         chosen = chosen_experiment(client, experiment)
     with tempfile.TemporaryDirectory(prefix=f"{stage}-") as folder:
-        run = _start(client, stage, chosen, nested, command, Path(folder))
+        run = _start(client, stage, chosen, given, nested, command, Path(folder))
         status, last = "FAILED", {}
         try:
             with liveness.beating(client, run.run_id):
@@ -202,8 +219,46 @@ def _forget_checkpoints(client: MlflowClient) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def _given_run(client: MlflowClient, stage: str, run_id: str) -> Run:
+    """The run of MLFLOW_RUN_ID, which `mlflow run` sets. Raises BadInput when it holds a record that is not ours."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if not refuses(error):
+            raise
+        raise _no_such_run(run_id) from None
+    tags, status = run.data.tags, run.info.status
+    works = Tag.PROCESS in tags and not liveness.is_gone(run)
+    reasons = {
+        "it was deleted": run.info.lifecycle_stage != "active",
+        f"it has ended ({status})": status in ("FINISHED", "FAILED"),
+        f"it is a run of stage {tags.get(Tag.STAGE)!r}": tags.get(Tag.STAGE, stage) != stage,
+        "a process still works on it": status == "RUNNING" and works,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise BadInput(
+                f"{RUN_VARIABLE} = {shortened(run_id)}: {reason}; unset it, and {stage} gets a run of its own"
+            )
+    return run
+
+
+def _no_such_run(run_id: str) -> BadInput:
+    uri = mlflow.get_tracking_uri()
+    return BadInput(
+        f"{RUN_VARIABLE} = {shortened(run_id)}: store {shortened(uri)} has no such run; unset it, or, if `mlflow run` "
+        "set it, give the file in MLFLOW_TRACKING_URI by its absolute path: stages run in the project's folder"
+    )
+
+
 def _start(
-    client: MlflowClient, stage: str, experiment: str | None, nested: bool, command: str | None, folder: Path
+    client: MlflowClient,
+    stage: str,
+    experiment: str,
+    given: Run | None,
+    nested: bool,
+    command: str | None,
+    folder: Path,
 ) -> StageRun:
     """Close what other processes left open, and start a run or go on with one."""
     tags = {Tag.STAGE: stage, **code_tags(), **liveness.signs_of_life(), **({Tag.COMMAND: command} if command else {})}
@@ -214,17 +269,18 @@ def _start(
         earlier = liveness.take_over(client, search(client, asked, limit=1, status=None) if asked else [])
     if earlier is None:
         active = mlflow.start_run(
+            run_id=None if given is None else given.info.run_id,
             experiment_id=experiment,
+            run_name=stage if given is None or _made_up(given.info.run_name or "") else given.info.run_name,
             nested=nested,
             tags={key: operations.tag_text(value) for key, value in tags.items()},
         )
-        run = StageRun(client, active.info.run_id, active.info.experiment_id, folder)
-        run.tag({MLFLOW_RUN_NAME: _run_name(stage, active), **tags})
-        return run
-    made_outside = None if nested else os.environ.get("MLFLOW_RUN_ID")
-    if made_outside not in (None, earlier.info.run_id):
-        client.set_tag(made_outside, MLFLOW_RUN_NOTE, f"goes on as run {earlier.info.run_id}, which was interrupted")
-        client.set_tag(made_outside, Tag.CONTINUES, earlier.info.run_id)
+        return StageRun(client, active.info.run_id, active.info.experiment_id, folder)
+    if given is not None and given.info.run_id != earlier.info.run_id:
+        client.set_tag(
+            given.info.run_id, MLFLOW_RUN_NOTE, f"goes on as run {earlier.info.run_id}, which was interrupted"
+        )
+        client.set_tag(given.info.run_id, Tag.CONTINUES, earlier.info.run_id)
     mlflow.start_run(run_id=earlier.info.run_id, nested=nested)
     return StageRun(client, earlier.info.run_id, earlier.info.experiment_id, folder, continued=True)
 
@@ -409,11 +465,12 @@ def search(
     return found
 
 
-def _run_name(stage: str, active: Run) -> str:
-    """The name a person gave to the run, or the stage's."""
-    name = active.info.run_name or ""
-    made_up = len(name.split("-")) == 3 and name.split("-")[-1].isdigit()  # MLflow's own "adjective-animal-123"
-    return stage if made_up or not name else name
+def _made_up(name: str) -> bool:
+    """Nobody gave this name: it is none, or one of MLflow's own, adjective-animal-123."""
+    adjective, _, rest = name.partition("-")
+    animal, _, number = rest.partition("-")
+    words = name_utils._GENERATOR_PREDICATES, name_utils._GENERATOR_NOUNS
+    return not name or (adjective in words[0] and animal in words[1] and number.isdigit())
 
 
 def code_tags() -> dict[str, Any]:

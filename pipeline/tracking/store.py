@@ -112,28 +112,46 @@ def unanswered(error: BaseException) -> bool:
     return "API request to" in str(error) or error.error_code == "TEMPORARILY_UNAVAILABLE"
 
 
-def chosen_experiment(client: MlflowClient, name: str | None) -> str | None:
-    """The experiment to open a run in; None lets MLflow take the one that `mlflow run` or the environment chose."""
-    chosen_elsewhere = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
-    if name is None and any(os.environ.get(variable) for variable in chosen_elsewhere):
-        return None
-    return experiment_id(client, name or DEFAULT_EXPERIMENT)
+def chosen_experiment(client: MlflowClient, name: str | None) -> str:
+    """The experiment to open a run in: of that name, or the one that the environment chooses. Raises BadInput."""
+    if name is not None:
+        return experiment_id(client, name)
+    chosen, number = (os.environ.get(f"MLFLOW_EXPERIMENT_{kind}", "") for kind in ("NAME", "ID"))
+    by_name = experiment_id(client, chosen, "MLFLOW_EXPERIMENT_NAME") if chosen else None
+    if not number:
+        return by_name or experiment_id(client, DEFAULT_EXPERIMENT)
+    what = f"MLFLOW_EXPERIMENT_ID = {shortened(number)}"
+    try:
+        found = client.get_experiment(number)
+    except MlflowException as error:
+        if not refuses(error):
+            raise
+        raise BadInput(f"{what}: the store has no such experiment; unset it or name another one") from None
+    if found.lifecycle_stage != "active":
+        raise BadInput(f"{what}: that experiment was deleted; restore it, unset it or name another one")
+    if by_name not in (None, number):
+        raise BadInput(f"{what} is not the number of MLFLOW_EXPERIMENT_NAME = {shortened(chosen)}; unset one of them")
+    return str(found.experiment_id)
 
 
-def experiment_id(client: MlflowClient, name: str) -> str:
-    """The experiment of that name, created with an explicit artifact folder when the store is a local file."""
+def experiment_id(client: MlflowClient, name: str, setting: str = "experiment_name") -> str:
+    """The experiment of that name, created with an explicit artifact folder when the store is a local file.
+
+    Raises BadInput, which names the setting, for a name that was deleted or that the store refuses.
+    """
+    what = f"{setting} = {shortened(name)}"
     with exclusive("create"):
         found = client.get_experiment_by_name(name)
         if found is not None:
             if found.lifecycle_stage != "active":
-                raise BadInput(f"experiment {name!r} was deleted; restore it or choose another experiment_name")
+                raise BadInput(f"{what}: that experiment was deleted; restore it or choose another name")
             return str(found.experiment_id)
         database = sqlite_file(mlflow.get_tracking_uri())
         location = (database.parent / "mlartifacts" / name).as_uri() if database is not None else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException as error:
-            raise BadInput(f"experiment_name {shortened(name)} is refused by the store: {error.message}") from None
+            raise BadInput(f"{what} is refused by the store: {shortened(error.message)}") from None
 
 
 def local_folder(kind: str) -> Path:

@@ -133,3 +133,37 @@ def test_the_run_that_mlflow_made_names_the_one_that_goes_on(store, monkeypatch)
         assert again.run_id == run.run_id
     tags = connect().get_run(made).data.tags
     assert (tags[Tag.CONTINUES], Tag.STAGE in tags) == (run.run_id, False)
+
+
+def test_the_run_that_mlflow_made_for_one_that_goes_on_ends_with_it(store, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), open_run("baseline", command="a") as run:
+        raise KeyboardInterrupt
+    made = connect().create_run(run.experiment_id).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", made)
+    with open_run("baseline", command="a"), open_run("collect", nested=True) as nested:
+        assert nested.run_id not in (made, run.run_id)
+        assert statuses([made]) == {"RUNNING"}
+        connect().set_tag(run.run_id, Tag.PROCESS, ended_process())  # killed now, and `mlflow run` with it
+        monkeypatch.setattr(liveness, "signs_of_life", lambda: {})
+        with open_run("validate", nested=True):
+            assert statuses([made, run.run_id]) == {"KILLED"}
+    assert "is gone" in connect().get_run(made).data.tags[NOTE]
+
+
+@pytest.mark.parametrize(
+    ("silent", "tags", "status"),
+    [
+        (liveness.UNCLAIMED_SECONDS + 60, {"mlflow.project.entryPoint": "main"}, "KILLED"),
+        (liveness.UNCLAIMED_SECONDS - 60, {"mlflow.project.entryPoint": "main"}, "RUNNING"),  # it makes an environment
+        (1e6, {"mlflow.project.entryPoint": "train"}, "RUNNING"),  # of another project
+        (1e6, {"mlflow.project.entryPoint": "main", Tag.STAGE: "main"}, "RUNNING"),
+        (1e6, {}, "RUNNING"),
+    ],
+)
+def test_a_run_that_mlflow_made_and_no_stage_came_to_is_closed_after_an_hour(store, silent, tags, status):
+    client = connect()
+    made = client.create_run("0", tags=tags, start_time=int((time.time() - silent) * 1000)).info.run_id
+    with open_run("validate"):
+        pass
+    assert statuses([made]) == {status}
+    assert status == "RUNNING" or "no stage" in client.get_run(made).data.tags[NOTE]

@@ -1,7 +1,9 @@
 """The run of a stage: what is on record of it, however it ends."""
 
 import math
+import os
 
+import mlflow
 import pytest
 from real_things import TASK
 
@@ -11,6 +13,7 @@ from pipeline.config.task import TaskConfig
 from pipeline.content_key import digest_of
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Tag
+from pipeline.tracking import liveness
 from pipeline.tracking.runs import (
     end_failed,
     get_run,
@@ -98,13 +101,138 @@ def test_nested_runs_name_their_parent_and_a_failed_child_fails_it_too(store):
     assert parent.client.get_run(parent.run_id).data.tags[NOTE] == "no expert"
 
 
-def test_a_name_that_a_person_chose_is_kept(store, monkeypatch):
+@pytest.mark.parametrize("name", ["my best try", "my-run-3", "big-run-3", "grumpy-cat-x", "a-b-c-4"])
+def test_a_name_that_a_person_chose_is_kept(store, monkeypatch, name):
     client = connect()
-    created = client.create_run(experiment_id(client, "mine"), run_name="my best try")
+    created = client.create_run(experiment_id(client, "mine"), run_name=name)
     monkeypatch.setenv("MLFLOW_RUN_ID", created.info.run_id)
     with open_run("pretrain") as run:
         assert run.run_id == created.info.run_id
-    assert client.get_run(run.run_id).info.run_name == "my best try"
+    kept = client.get_run(run.run_id)
+    assert (kept.info.run_name, kept.data.tags["mlflow.runName"]) == (name, name)
+
+
+def test_a_name_that_mlflow_made_up_gives_way_to_the_stage(store, monkeypatch):
+    client = connect()
+    for _ in range(20):
+        made = client.create_run(experiment_id(client, "mine"))
+        assert made.info.run_name.count("-") == 2
+        monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+        with open_run("pretrain"):
+            pass
+        assert client.get_run(made.info.run_id).info.run_name == "pretrain"
+
+
+# --- what the environment chooses ------------------------------------------------------------------------------------
+
+
+def test_the_run_of_the_environment_is_taken_once_and_what_is_nested_gets_runs_of_its_own(store, monkeypatch):
+    client = connect()
+    made = client.create_run(experiment_id(client, "mine"))
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "77")  # the run says in which experiment it is
+    with open_run("main") as parent:
+        assert "MLFLOW_RUN_ID" not in os.environ
+        with open_run("collect", nested=True) as child:
+            pass
+    assert (parent.run_id, parent.experiment_id) == (made.info.run_id, made.info.experiment_id)
+    assert child.run_id != parent.run_id
+    assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def ended(client, status: str, **tags: str):
+    run = client.create_run(experiment_id(client, "mine"), tags=tags)
+    client.log_param(run.info.run_id, "of", "somebody")
+    client.set_terminated(run.info.run_id, status)
+    return run
+
+
+def test_a_record_that_the_environment_names_is_not_overwritten(store, monkeypatch):
+    """Finished, failed, deleted, of another stage, of a living process, or nowhere: one line, and nothing changes."""
+    client = connect()
+    deleted = ended(client, "KILLED")
+    client.delete_run(deleted.info.run_id)
+    living = client.create_run("0", tags={Tag.STAGE: "pretrain", **liveness.signs_of_life()})
+    cases = {
+        ended(client, "FINISHED").info.run_id: "FINISHED",
+        ended(client, "FAILED").info.run_id: "FAILED",
+        deleted.info.run_id: "was deleted",
+        ended(client, "KILLED", **{Tag.STAGE: "collect"}).info.run_id: "of stage 'collect'",
+        living.info.run_id: "still works on it",
+        "0" * 32: "no such run",
+        "' or 1=1": "no such run",
+    }
+    for run_id, words in cases.items():
+        before = None if "no such" in words else client.get_run(run_id).to_dictionary()
+        monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+        with pytest.raises(BadInput, match=words) as caught, open_run("pretrain"):
+            pass
+        assert str(caught.value).startswith("MLFLOW_RUN_ID = ")
+        assert "unset it" in str(caught.value)
+        assert before is None or client.get_run(run_id).to_dictionary() == before
+    assert mlflow.active_run() is None
+
+
+def test_a_run_that_was_interrupted_may_be_named_again(store, monkeypatch):
+    client = connect()
+    killed = ended(client, "KILLED", **{Tag.STAGE: "pretrain"})
+    monkeypatch.setenv("MLFLOW_RUN_ID", killed.info.run_id)
+    with open_run("pretrain") as run:
+        assert run.run_id == killed.info.run_id
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_run_of_another_store_is_refused_and_no_store_is_made(tmp_path, monkeypatch):
+    """`mlflow run <checkout>` from another folder: the stage reads a relative path in the project's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with pytest.raises(BadInput, match=r"MLFLOW_RUN_ID = .*MLFLOW_TRACKING_URI.*absolute"), open_run("pretrain"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"MLFLOW_EXPERIMENT_ID": "77"}, r"MLFLOW_EXPERIMENT_ID = '77': the store has no such experiment"),
+        ({"MLFLOW_EXPERIMENT_ID": "x'y"}, r"MLFLOW_EXPERIMENT_ID = "),
+        ({"MLFLOW_EXPERIMENT_ID": "{gone}"}, r"MLFLOW_EXPERIMENT_ID = '\d+': that experiment was deleted"),
+        ({"MLFLOW_EXPERIMENT_NAME": "gone"}, r"MLFLOW_EXPERIMENT_NAME = 'gone': that experiment was deleted"),
+        ({"MLFLOW_EXPERIMENT_NAME": "x" * 600}, r"MLFLOW_EXPERIMENT_NAME = .*refused by the store"),
+        (
+            {"MLFLOW_EXPERIMENT_NAME": "here", "MLFLOW_EXPERIMENT_ID": "0"},
+            r"MLFLOW_EXPERIMENT_ID = '0'.*MLFLOW_EXPERIMENT_NAME = 'here'",
+        ),
+    ],
+)
+def test_an_experiment_of_the_environment_that_cannot_be_is_one_line(store, monkeypatch, variables, words):
+    client = connect()
+    gone = experiment_id(client, "gone")
+    client.delete_experiment(gone)
+    experiment_id(client, "here")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.replace("{gone}", gone))
+    with pytest.raises(BadInput, match=words), open_run("pretrain"):
+        pass
+
+
+def test_the_environment_chooses_the_experiment_by_name_by_number_or_by_both(store, monkeypatch):
+    client = connect()
+    here = experiment_id(client, "here")
+    for variables, name in (
+        ({"NAME": "here", "ID": here}, "here"),
+        ({"ID": here}, "here"),
+        ({"NAME": "new one"}, "new one"),
+        ({"NAME": "", "ID": ""}, DEFAULT_EXPERIMENT),
+    ):
+        for kind in ("NAME", "ID"):
+            monkeypatch.setenv(f"MLFLOW_EXPERIMENT_{kind}", variables.get(kind, ""))
+        with open_run("pretrain") as run:
+            pass
+        experiment = client.get_experiment(run.experiment_id)
+        assert experiment.name == name
+        assert experiment.artifact_location == (store / "mlartifacts" / name).as_uri()
 
 
 def test_runs_lie_in_an_experiment_whose_artifacts_are_beside_the_store(store):
@@ -121,7 +249,7 @@ def test_runs_lie_in_an_experiment_whose_artifacts_are_beside_the_store(store):
 def test_a_deleted_experiment_is_not_written_to(store):
     client = connect()
     client.delete_experiment(experiment_id(client, "gone"))
-    with pytest.raises(BadInput, match="experiment 'gone' was deleted"):
+    with pytest.raises(BadInput, match="experiment_name = 'gone': that experiment was deleted"):
         experiment_id(client, "gone")
 
 
