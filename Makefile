@@ -17,11 +17,13 @@ BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 TASK ?= social_nav
-STORE := sqlite:///$(CURDIR)/mlflow.db
+STORE := sqlite:///mlflow.db
 
 .PHONY: demo test test-slow test-processors setup check older browser race ui clean
 
+# the store first: two demos, started in the same second, would both make its tables
 demo: setup
+	MLFLOW_TRACKING_URI=$(STORE) python -m pipeline store
 	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) \
 		-P config=configs/$(TASK)/main.yaml
 
@@ -45,7 +47,7 @@ browser: setup
 
 RACE_OPERATIONS ?= 10000
 race: setup
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[postgresql]'
+	"$(BIN)/uv" pip install --quiet --python "$(BIN)/python" -c constraints.txt -e '.[postgresql]'
 	python benchmarks/registry_race.py --store sqlite --operations $(RACE_OPERATIONS)
 	python benchmarks/registry_race.py --store postgresql --operations $(RACE_OPERATIONS)
 
@@ -59,16 +61,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; give a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
+	"$(BIN)/uv" pip install --quiet --python "$(BIN)/python" -c constraints.txt -e '.[dev]'
 	touch $@
 
 # plain pip follows the pins of `imitation`: stable-baselines3 2.2 and gymnasium 0.29
 OLDER := .venv-older
 older: $(OLDER)/.installed
 	rm -rf $(OLDER)/store && mkdir $(OLDER)/store
-	PATH="$(CURDIR)/$(OLDER)/bin:$$PATH" MLFLOW_TRACKING_URI=sqlite:///$(CURDIR)/$(OLDER)/store/mlflow.db \
-		MLFLOW_EXPERIMENT_NAME= $(CURDIR)/$(OLDER)/bin/python -m entrypoints.main --config configs/smoke/main.yaml
+	PATH="$(CURDIR)/$(OLDER)/bin:$$PATH" MLFLOW_TRACKING_URI=sqlite:///$(OLDER)/store/mlflow.db \
+		MLFLOW_EXPERIMENT_NAME= $(OLDER)/bin/python -m entrypoints.main --config configs/smoke/main.yaml
 
 $(OLDER)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(OLDER)

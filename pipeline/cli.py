@@ -113,7 +113,7 @@ EXPORTS = {
 
 
 def ask(arguments: Sequence[str] | None = None) -> int:
-    """Answer one question from the store: a table, a chain around a run, version or dataset, or a file for others."""
+    """Answer one question from the store (a table, a chain, a file for others), or make it, or deliver what waits."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline", description="Questions to the store.", allow_abbrev=False
     )
@@ -130,6 +130,9 @@ def ask(arguments: Sequence[str] | None = None) -> int:
         verb = verbs.add_parser(export, help=f"write from a {what} to a new {target}")
         verb.add_argument("reference", metavar=what)
         verb.add_argument("target", metavar=target)
+    verbs.add_parser(
+        "store", help="make the store that MLFLOW_TRACKING_URI names, before several commands use it at once"
+    )
     verbs.add_parser("sync", help="deliver to the store what trainings left waiting on this machine")
     _take_any_text()
     try:
@@ -137,6 +140,12 @@ def ask(arguments: Sequence[str] | None = None) -> int:
             known = parser.parse_args(arguments)
         if known.verb == "sync":
             return _sync()
+        if known.verb == "store":
+            from pipeline.tracking.store import connect, ui_command  # late: --help answers at once
+
+            connect()
+            say(f"store: ready; look at it: {ui_command()}")
+            return DONE
         for line in _answer(known).split("\n"):
             say(line)
     except (Exception, KeyboardInterrupt) as error:

@@ -1,9 +1,11 @@
-"""Bytes and names down to the disk, which no loss of power takes back; kernels that are compiled once a machine."""
+"""Files: down to the disk, which no loss of power takes back; behind a URI; kernels compiled once a machine."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+from pipeline.errors import BadInput, shortened
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,3 +31,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """`"sqlite:///mlflow.db?timeout=60"` -> its absolute path, as SQLAlchemy reads it; None for any other store.
+
+    Raises BadInput for a SQLite database that is no file of that name.
+    """
+    if not uri.startswith("sqlite"):
+        return None
+    from sqlalchemy.engine import make_url  # late: it takes a quarter of a second
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        name = make_url(uri).database or ""
+    except (ArgumentError, ValueError):
+        name = ""
+    if not name or name == ":memory:" or name.startswith("file:"):
+        raise BadInput(f"database {shortened(uri)} cannot be used: name a file, as in sqlite:///mlflow.db")
+    return Path(name).resolve()

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from math import isfinite
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.config.sweep import Parameter, Pruner, Sampler, SearchSpace, Sweep
+from pipeline.disk import sqlite_file
 from pipeline.errors import BadInput, did_you_mean, shortened
 
 SAMPLERS: Final = {
@@ -47,7 +47,6 @@ PRUNERS: Final = {
     "wilcoxon": optuna.pruners.WilcoxonPruner,
 }
 OWNED: Final = ("seed", "constraints_func")
-SQLITE: Final = "sqlite:///"
 MOST_ATTEMPTS: Final = 3  # of a trial whose process dies
 
 # user attributes of trials, for people and queries
@@ -445,9 +444,9 @@ def _lives(owner: Mapping[str, Any]) -> bool:
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
     """The storage behind a URL; a SQLite file is put into WAL mode, its folder made."""
-    if not url.startswith(SQLITE):
+    file = sqlite_file(url)
+    if file is None:
         return optuna.storages.RDBStorage(url)
-    file = Path(url.removeprefix(SQLITE))
     file.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")

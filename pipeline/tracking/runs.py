@@ -17,11 +17,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils import name_utils
+from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pipeline.config.loading import flatten, parse_yaml, to_data, to_yaml, validate
 from pipeline.config.task import Snqi, TaskConfig
 from pipeline.content_key import ContentKey, content_key
+from pipeline.disk import sqlite_file
 from pipeline.errors import BadInput, Interrupted, disk_refusal, machine_fault, say, shortened
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
 from pipeline.tracking import liveness, operations
@@ -35,7 +37,6 @@ from pipeline.tracking.store import (
     exclusive,
     local_folder,
     refuses,
-    sqlite_file,
     unanswered,
 )
 
@@ -149,7 +150,7 @@ class StageRun:
     def artifact_place(self, path: str) -> str:
         """Where an artifact lies: a path for a local store, a URI for any other."""
         uri = f"{self.client.get_run(self.run_id).info.artifact_uri}/{path}"
-        return uri.removeprefix("file://")
+        return local_file_uri_to_path(uri) if uri.startswith("file:") else uri
 
 
 @contextlib.contextmanager

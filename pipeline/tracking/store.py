@@ -6,36 +6,31 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import socket
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException, RestException
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from pipeline.disk import sync_folder
+from pipeline.disk import sqlite_file, sync_folder
 from pipeline.errors import BadInput, disk_refusal, shortened
 
-SQLITE = "sqlite:///"
 RUNS = "runs:/"
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 CONNECT_SECONDS = 10.0
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 HALF_MADE = ("already exists", "duplicate column")  # what SQLite says when MLflow begins with its tables anew
 DEFAULT_EXPERIMENT = "imitation-pretraining"
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """`"sqlite:///mlflow.db"` -> its absolute path; None for any other store."""
-    return Path(uri.removeprefix(SQLITE)).resolve() if uri.startswith(SQLITE) else None
 
 
 def connect() -> MlflowClient:
@@ -45,6 +40,8 @@ def connect() -> MlflowClient:
     """
     uri = mlflow.get_tracking_uri()
     database = sqlite_file(uri)
+    if database is not None and (plain := _unquoted(uri)) != uri:
+        os.environ["MLFLOW_TRACKING_URI"] = uri = plain
     # retries of an unreachable server would hold a user for minutes before the first line
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -59,7 +56,7 @@ def connect() -> MlflowClient:
         _require_listener(uri)
         with exclusive("create"):
             if database is not None and not database.exists():
-                _create(database)
+                _create(uri, database)
             client = MlflowClient()
             client.search_experiments(max_results=1)
             if database is not None:
@@ -70,21 +67,36 @@ def connect() -> MlflowClient:
             raise
         advice = "check MLFLOW_TRACKING_URI and that the server is running"
         if any(words in str(error) for words in HALF_MADE):
-            advice = "MLflow was interrupted while it made this store; it holds no runs: delete the file"
+            advice = (
+                "another process makes this store now: give the command again, and next time make it first: "
+                "python -m pipeline store. If it says so again, MLflow was interrupted there and it holds no runs: "
+                "delete the file"
+            )
         raise BadInput(
             f"tracking store {shortened(uri)} cannot be used: {shortened(str(error), 200)}; {advice}"
         ) from None
     return client
 
 
-def _create(database: Path) -> None:
+def _create(uri: str, database: Path) -> None:
     """A new SQLite store, whole or not at all: MLflow takes seconds to make its tables, and cannot go on with half."""
     new = database.with_name(f"{database.name}.new")
     for part in ("-journal", "-wal", "-shm", ""):  # of a process that was killed here; its journal before its file
         Path(f"{new}{part}").unlink(missing_ok=True)
-    MlflowClient(f"{SQLITE}{new}").search_experiments(max_results=1)
+    elsewhere = make_url(uri).set(database=str(new)).render_as_string(hide_password=False)
+    MlflowClient(_unquoted(elsewhere)).search_experiments(max_results=1)
     os.replace(new, database)
     sync_folder(database.parent)
+
+
+def _unquoted(uri: str) -> str:
+    """The URI with its path as the file system has it, where that names the same file.
+
+    MLflow makes a folder of whatever stands there, `a%20b` too, which is how its own default writes `a b`.
+    """
+    path, mark, query = uri.partition("?")
+    plain = f"{unquote(path)}{mark}{query}"
+    return plain if sqlite_file(plain) == sqlite_file(uri) else uri
 
 
 def _require_listener(uri: str) -> None:
@@ -238,4 +250,5 @@ def run_address(run: Run) -> str | None:
 def ui_command() -> str:
     """What a person types to look at the store."""
     uri = mlflow.get_tracking_uri()
-    return f"open {uri}" if urlparse(uri).scheme in ("http", "https") else f"mlflow ui --backend-store-uri {uri}"
+    web = urlparse(uri).scheme in ("http", "https")
+    return f"open {uri}" if web else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"

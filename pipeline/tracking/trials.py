@@ -10,12 +10,12 @@ from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from pipeline.config.loading import flatten
+from pipeline.disk import sqlite_file
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingEvent
 from pipeline.names import CONFIG_PARAM_PREFIX, SWEEP_TRIAL, Artifact, Tag
 from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.runs import StageRun, get_run
-from pipeline.tracking.store import sqlite_file
 
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "lost": "FAILED"}
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -239,3 +240,25 @@ def test_no_committed_file_names_a_machine_path_or_waits_to_be_done():
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             assert not forbidden.search(line), f"{path.relative_to(ROOT)}:{number}: {line[:120]}"
+
+
+def test_make_works_in_a_folder_with_a_space_and_an_umlaut_and_makes_the_store_before_the_demo(tmp_path):
+    """The recipes are run as they are; the programs they call only write down how they were called."""
+    folder = tmp_path / "a b ü"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    say = '#!/bin/sh\necho "$(basename "$0") $*" >>calls\n'
+    stub = folder / "python-of-the-system"
+    made = "\n".join(f"cp made .venv/bin/{name}" for name in ("python", "uv", "mlflow"))
+    stub.write_text(f'{say}case "$2" in venv) mkdir -p .venv/bin\n{made};; esac\n')
+    (folder / "made").write_text(say)
+    for program in (stub, folder / "made"):
+        program.chmod(0o755)
+    done = subprocess.run(["make", "demo", f"PYTHON=./{stub.name}"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    calls = (folder / "calls").read_text().splitlines()
+    assert [call.split()[0] for call in calls[1:]] == [stub.name, "python", "uv", "python", "mlflow"]
+    assert f"--python {folder}/.venv/bin/python" in calls[3]
+    assert calls[4] == "python -m pipeline store"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a b ü"]

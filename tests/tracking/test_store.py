@@ -1,0 +1,110 @@
+"""The store behind a URI: what SQLAlchemy takes is taken, wherever the file lies, and nothing lies anywhere else."""
+
+import shutil
+from pathlib import Path
+from urllib.parse import quote
+
+import mlflow
+import pytest
+
+from pipeline.cli import DONE, ask, stage_main
+from pipeline.disk import sqlite_file
+from pipeline.errors import BadInput
+from pipeline.names import Tag
+from pipeline.study import _storage
+from pipeline.tracking.runs import open_run, read_text_artifact, search
+from pipeline.tracking.store import connect, local_folder, ui_command
+
+ODD = "a b ü #1 100%"
+
+
+@pytest.fixture
+def odd_folder(tmp_path, monkeypatch, empty_store) -> Path:
+    """The working folder, with a space, an umlaut and what URLs quote in its name; a prepared store in it."""
+    folder = tmp_path / ODD
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def uris(folder: Path) -> list[str | None]:
+    """Ways to name `mlflow.db` in a folder which is the working folder; None is MLflow's own default."""
+    whole = f"sqlite:///{quote(str(folder / 'mlflow.db'))}"
+    return [None, "sqlite:///mlflow.db", whole, f"{whole}?timeout=60", "sqlite:///mlflow.db?timeout=60",
+            "sqlite+pysqlite:///mlflow.db", "sqlite:///./mlflow.db?check_same_thread=false"]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", range(7))
+def test_a_sqlite_store_is_found_where_sqlalchemy_finds_it(odd_folder, monkeypatch, way, capsys):
+    uri = uris(odd_folder)[way]
+    if uri is None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with open_run("evaluate") as run:
+        run.tag({Tag.TASK: "walk"})
+        run.text("hello", "deep/note.txt")
+    assert read_text_artifact(run.client, run.run_id, "deep/note.txt") == "hello"
+    assert Path(run.artifact_place("deep/note.txt")).read_text() == "hello"
+    assert sqlite_file(mlflow.get_tracking_uri()) == odd_folder / "mlflow.db"
+    assert local_folder("outbox") == odd_folder / "mlflow.db.outbox"
+    assert ask(["runs"]) == DONE
+    assert run.run_id in capsys.readouterr().out
+    assert {path.name.partition(".")[0] for path in odd_folder.iterdir()} == {"mlflow", "mlartifacts"}
+    assert [path.name for path in odd_folder.parent.iterdir()] == [ODD]
+
+
+@pytest.mark.parametrize("query", ["", "?timeout=60"])
+def test_a_store_is_made_where_its_uri_says(tmp_path, monkeypatch, query):
+    database = tmp_path / ODD / "new.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{quote(str(database))}{query}")
+    assert connect().search_experiments()
+    assert {path.name.partition("-")[0] for path in database.parent.iterdir()} == {"new.db", "new.db.create.lock"}
+    assert [path.name for path in tmp_path.iterdir()] == [ODD]
+
+
+@pytest.mark.parametrize("query", ["", "?timeout=60"])
+def test_a_study_lies_where_its_url_says(tmp_path, query):
+    database = tmp_path / ODD / "sweep.db"
+    _storage(f"sqlite:///{quote(str(database))}{query}").get_all_studies()
+    assert {path.name.partition("-")[0] for path in database.parent.iterdir()} == {"sweep.db"}
+    assert [path.name for path in tmp_path.iterdir()] == [ODD]
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("sqlite://", "name a file"),
+        ("sqlite:///", "name a file"),
+        ("sqlite:///:memory:", "name a file"),
+        ("sqlite:///file:mlflow.db?mode=ro&uri=true", "name a file"),
+        ("sqlite:nonsense", "cannot be used"),
+        ("sqlite:///mlflow.db?timeout=soon", "cannot be used"),
+    ],
+)
+def test_a_sqlite_uri_without_a_file_of_its_own_is_one_line(tmp_path, monkeypatch, in_repository, capfd, uri, words):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    config = str(Path("configs/smoke/collect.yaml").resolve())
+    monkeypatch.chdir(tmp_path)
+    assert stage_main("collect", ["--config", config]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ") and repr(uri) in line and words in line
+    assert ask(["runs"]) == 2
+    with pytest.raises(BadInput):
+        connect()
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("mlflow.db")] == []
+
+
+def test_the_command_to_look_at_a_store_can_be_typed(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////a b/mlflow.db")
+    assert ui_command() == "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
+
+
+def test_the_store_can_be_made_by_a_command_that_does_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/deep/mlflow.db")
+    for _ in range(2):
+        assert ask(["store"]) == DONE
+        assert capsys.readouterr().out == f"store: ready; look at it: {ui_command()}\n"
+    assert search(connect(), {}, status=None) == []
+    assert (tmp_path / "deep" / "mlflow.db").is_file()
