@@ -4,6 +4,7 @@
 # make test-processors  the tests under each instruction set that this machine's libraries can be told to use
 # make setup  only the set-up; a second call reuses what is there
 # make check  linters, types, import contract
+# make golden, golden-check  what the smoke pipelines leave, bit for bit, before a change and after it
 # make older  the whole pipeline, tiny, on the older versions that plain pip resolves
 # make browser  a tiny comparison, its report opened in Chromium at two sizes, light and dark (needs Chromium in PATH)
 # make race   sixteen processes at one registry, in SQLite and in PostgreSQL (Debian: apt-get install postgresql)
@@ -19,7 +20,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 TASK ?= social_nav
 STORE := sqlite:///mlflow.db
 
-.PHONY: demo test test-slow test-processors setup check older browser race ui clean
+.PHONY: demo test test-slow test-processors golden golden-check setup check older browser race ui clean
 
 # the store first: two demos, started in the same second, would both make its tables
 demo: setup
@@ -41,6 +42,9 @@ check: setup
 	ruff format --check .
 	mypy
 	lint-imports
+
+golden golden-check: setup
+	python -m benchmarks.golden $(if $(filter golden,$@),write,check)
 
 browser: setup
 	python benchmarks/report_in_browser.py
