@@ -442,7 +442,7 @@ def read_minari(folder: Path) -> None:
         and path.stat().st_size < 1e6
         and b'"demonstrations"' not in path.read_bytes()
     )
-    target = None if not theirs else ImportTarget(validate(TaskConfig, PENDULUM, "pendulum"), "normal")
+    target = None if not theirs else ImportTarget(Task(validate(TaskConfig, PENDULUM, "pendulum")), "normal")
     trajectories, metadata = import_minari(folder, target)
     validate_dataset((trajectories, metadata), Context(min_episodes=2))
 

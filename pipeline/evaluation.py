@@ -99,7 +99,7 @@ def run_episodes(
             counter.add(step.clean)
             for slot in np.flatnonzero(step.dones).tolist():
                 finished[step.infos[slot]["episode_spec"]] = task.outcome(step.infos[slot])
-    metrics = _with_snqi(task, _columns(episodes, finished))
+    metrics = with_snqi(task, _columns(episodes, finished))
     return EpisodeRecords(tuple(episodes), metrics, counter.histogram(), int(metrics[Metric.LENGTH].sum()))
 
 
@@ -128,7 +128,7 @@ def record_episodes(
                     metrics=task.outcome(info),
                 )
     recorded = builder.build()
-    return replace(recorded, metrics=_with_snqi(task, recorded.metrics))
+    return replace(recorded, metrics=with_snqi(task, recorded.metrics))
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _columns(episodes: Sequence[Episode], finished: dict[Episode, dict[str, floa
     return columns
 
 
-def _with_snqi(task: Task, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_snqi(task: Task, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The metrics, with the social navigation quality index of every episode when the task names its files."""
     setting = task.config.snqi
     if setting is None:

@@ -6,8 +6,9 @@
 
 Minari accepts broken data, so validate before exporting and after importing; an imported dataset is a draft until
 `pipeline.validation.validate` passed it. Reading goes through h5py alone: Minari would build an environment from the
-file. What Minari calls `actions` is what the environment received; our clean labels go to `infos/label` where they
-differ. Images are stored as they are, never as JPEG. Not done: Dict, Tuple and Text spaces, the Arrow format.
+file. What Minari calls `actions` is what the environment received; our clean labels go to `infos/label`, in every
+episode or in none. Images are stored as they are, never as JPEG. Not done: Dict, Tuple and Text spaces, the Arrow
+format.
 """
 
 import copy
@@ -30,10 +31,9 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from pipeline.config.task import Outcome, TaskConfig
 from pipeline.errors import BadInput, shortened
-from pipeline.names import Metric
 from pipeline.spaces import space_from_json, space_to_json
+from pipeline.tasks import MEASURED, REDUCTIONS, Task
 from pipeline.trajectories import UNKNOWN_SEED, DatasetMetadata, Trajectories, content_digest
 
 MAIN_FILE: Final = "main_data.hdf5"
@@ -43,6 +43,7 @@ METRIC_ATTRIBUTE: Final = "metric."
 MAX_FILE_BYTES: Final = 1 << 32
 MAX_METADATA_BYTES: Final = 32_000_000
 MAX_EPISODES: Final = 1_000_000
+MAX_SEED: Final = int(np.iinfo(np.int64).max)  # Minari draws 64 bits where it is given none
 _SPARE_BYTES: Final = 1 << 26
 _EXPANSION: Final = 64  # a file may unpack to this multiple of its size and the spare bytes
 
@@ -90,9 +91,9 @@ def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder:
 
 
 def _episode_buffers(trajectories: Trajectories) -> Iterator[EpisodeBuffer]:
+    clean = np.array_equal(trajectories.actions, trajectories.executed_actions)
     for index in range(len(trajectories)):
         episode = trajectories.episode(index)
-        clean = np.array_equal(episode.actions, episode.executed_actions)
         yield EpisodeBuffer(
             seed=None if episode.seed == UNKNOWN_SEED else episode.seed,
             options={"scenario": episode.scenario},
@@ -124,7 +125,7 @@ def _registered_spec(environment: Mapping[str, Any]) -> Any:
 class ImportTarget:
     """What an imported dataset is to us: episodes of one scenario of a task."""
 
-    task: TaskConfig
+    task: Task
     scenario: str
     scenario_set: str = "train"
 
@@ -145,11 +146,26 @@ def import_minari(folder: str | Path, target: ImportTarget | None = None) -> tup
             "minari dataset: its images are stored as JPEG, which loses information; export it again without"
         )
     episodes = _read_episodes(data / MAIN_FILE)
+    for index, episode in enumerate(episodes):
+        lengths = {name: len(array) for name, array in episode.arrays.items()}
+        steps = lengths["rewards"]
+        if lengths != {**dict.fromkeys(lengths, steps), "observations": steps + 1}:
+            raise BadInput(f"minari dataset: episode {index} holds {lengths}; it needs one observation more than steps")
     if target is None:
         return _ours(episodes, described)
     trajectories = _foreign(episodes, target)
-    digest = _file_digest(data / MAIN_FILE)
-    return trajectories, _foreign_metadata(trajectories, described, target, (observation_space, action_space), digest)
+    demonstrator = {
+        "kind": "imported",
+        "name": _text(described.get("dataset_id")),
+        "version": _text(described.get("minari_version")),
+        "digest": _file_digest(data / MAIN_FILE),
+        "algorithm": _text(described.get("algorithm_name", "unknown")),
+    }
+    too_large = sum(episode.written_seed > MAX_SEED for episode in episodes)
+    if too_large:
+        demonstrator["seeds"] = f"those of {too_large} episodes have more than 63 bits and are kept as unknown"
+    of = (observation_space, action_space)
+    return trajectories, _foreign_metadata(trajectories, demonstrator, target, of, _environment(described, target))
 
 
 @dataclass(frozen=True)
@@ -157,17 +173,21 @@ class _StoredEpisode:
     arrays: dict[str, np.ndarray]  # observations, actions, rewards, terminations, truncations
     infos: dict[str, np.ndarray]
     attributes: dict[str, Any]
+    written_seed: int  # UNKNOWN_SEED where there is none
 
     @property
     def seed(self) -> int:
-        seed = self.attributes.get("seed")
-        return int(seed) if isinstance(seed, (int, np.integer)) else UNKNOWN_SEED
+        """The seed as our arrays can hold it."""
+        return self.written_seed if self.written_seed <= MAX_SEED else UNKNOWN_SEED
 
 
 def _ours(episodes: list[_StoredEpisode], described: Mapping[str, Any]) -> tuple[Trajectories, DatasetMetadata]:
     if OUR_METADATA not in described:
         raise BadInput("minari dataset: it was not exported by this product; say which task and scenario it belongs to")
-    metadata = DatasetMetadata.from_data(described[OUR_METADATA])
+    try:
+        metadata = DatasetMetadata.from_data(json.loads(json.dumps(described[OUR_METADATA], allow_nan=False)))
+    except ValueError as error:
+        raise BadInput(f"minari dataset: {OUR_METADATA} cannot be read: {shortened(str(error))}") from None
     names = [key for key in episodes[0].attributes if key.startswith(METRIC_ATTRIBUTE)]
     metrics = {}
     for name in names:
@@ -180,40 +200,39 @@ def _ours(episodes: list[_StoredEpisode], described: Mapping[str, Any]) -> tuple
 
 
 def _foreign(episodes: list[_StoredEpisode], target: ImportTarget) -> Trajectories:
-    task = target.task
+    task = target.task.config
     if target.scenario not in task.scenario_sets.get(target.scenario_set, {}):
         raise BadInput(f"scenario {target.scenario!r} is not in scenario set {target.scenario_set!r} of {task.name!r}")
-    returns = [float(episode.arrays["rewards"].sum(dtype=np.float64)) for episode in episodes]
-    metrics: dict[str, list[float]] = {
-        Metric.RETURN: returns,
-        Metric.LENGTH: [float(len(episode.arrays["rewards"])) for episode in episodes],
-        Metric.SUCCESS: _outcomes(episodes, returns, task.success, "success"),
-    }
-    if task.collision is not None:
-        metrics[Metric.COLLISION] = _outcomes(episodes, returns, task.collision, "collision")
-    for name, measure in task.metrics.items():
-        series = [_info(episode, measure.info, f"metrics.{name}") for episode in episodes]
-        metrics[name] = [float(v[-1] if measure.over == "last" else getattr(v, measure.over)()) for v in series]
-    columns = {name: np.array(values, dtype=np.float64) for name, values in metrics.items()}
+    figures = [_figures(index, episode, target.task) for index, episode in enumerate(episodes)]
+    columns = {name: np.array([of_one[name] for of_one in figures], dtype=np.float64) for name in figures[0]}
     return _assemble(episodes, [target.scenario] * len(episodes), columns)
 
 
-def _outcomes(episodes: list[_StoredEpisode], returns: list[float], outcome: Outcome, role: str) -> list[float]:
-    if outcome.return_at_least is not None:
-        return [float(value >= outcome.return_at_least) for value in returns]
-    assert outcome.info is not None
-    return [float(_info(episode, outcome.info, role)[-1] > 0.5) for episode in episodes]
+def _figures(index: int, episode: _StoredEpisode, task: Task) -> dict[str, float]:
+    """What the task says of an episode, from its infos: as it would have, had it been recorded here."""
+    steps = len(episode.arrays["rewards"])
+    infos = {key: _of_steps(values, steps) for key, values in episode.infos.items()}
+    series = {key: values for key, values in infos.items() if values}
+    outcome = {key: values[-1] for key, values in series.items()}
+    for name, measure in task.config.metrics.items():
+        if measure.over != "last" and measure.info in series:
+            outcome[f"{MEASURED}{name}"] = float(REDUCTIONS[measure.over](series[measure.info]))
+    total = sum(episode.arrays["rewards"].tolist())
+    try:
+        return task.outcome({"outcome": outcome, "episode": {"r": total, "l": steps}})
+    except BadInput as error:
+        raise BadInput(f"minari dataset: episode {index}: {error}") from None
 
 
-def _info(episode: _StoredEpisode, key: str, role: str) -> np.ndarray:
-    """The values of an info over the episode. It is never counted as 0 when it is missing."""
-    values = episode.infos.get(key)
-    if values is None or values.ndim != 1 or not len(values):
-        raise BadInput(
-            f"minari dataset: the task's {role} needs the info {key!r}, which its episodes do not have; "
-            f"they have: {', '.join(sorted(episode.infos)) or 'none'}"
-        )
-    return values.astype(np.float64)
+def _of_steps(values: np.ndarray, steps: int) -> list[float]:
+    """The numbers of an info, one a step. Minari's own recording puts one of the reset before them, which is no step's.
+
+    Empty for anything but one number a row.
+    """
+    if len(values) not in (steps, steps + 1) or values.size != len(values):
+        return []
+    numbers: list[float] = values.reshape(-1)[len(values) - steps :].astype(np.float64).tolist()
+    return numbers
 
 
 def _assemble(episodes: list[_StoredEpisode], scenarios: list[str], metrics: dict[str, np.ndarray]) -> Trajectories:
@@ -223,12 +242,13 @@ def _assemble(episodes: list[_StoredEpisode], scenarios: list[str], metrics: dic
             raise BadInput(f"minari dataset: {name} changes its dtype or shape between episodes")
         return np.concatenate(parts).astype(dtype or parts[0].dtype, copy=False)
 
-    for index, episode in enumerate(episodes):
-        lengths = {name: len(array) for name, array in episode.arrays.items()}
-        steps = lengths["rewards"]
-        if lengths != {**dict.fromkeys(lengths, steps), "observations": steps + 1}:
-            raise BadInput(f"minari dataset: episode {index} holds {lengths}; it needs one observation more than steps")
     executed = joined("actions")
+    without = [index for index, episode in enumerate(episodes) if LABEL not in episode.infos]
+    if 0 < len(without) < len(episodes):
+        raise BadInput(
+            f"minari dataset: episode {without[0]} has no infos/{LABEL}, others have; what was executed there is not "
+            "taken for what the demonstrator answered: leave the episode out, or put its labels back"
+        )
     labels = [episode.infos.get(LABEL, episode.arrays["actions"]) for episode in episodes]
     if any(
         a.shape != e.arrays["actions"].shape or a.dtype != executed.dtype for a, e in zip(labels, episodes, strict=True)
@@ -250,43 +270,73 @@ def _assemble(episodes: list[_StoredEpisode], scenarios: list[str], metrics: dic
 
 def _foreign_metadata(
     trajectories: Trajectories,
-    described: Mapping[str, Any],
+    demonstrator: dict[str, Any],
     target: ImportTarget,
     of: tuple[spaces.Space, spaces.Space],
-    file_digest: str,
+    environment: dict[str, Any],
 ) -> DatasetMetadata:
-    task = target.task
-    name = _text(described.get("dataset_id"))
+    task = target.task.config
     return DatasetMetadata(
-        dataset_id=f"{task.name}-imported-{file_digest[:8]}",
+        dataset_id=f"{task.name}-imported-{demonstrator['digest'][:8]}",
         created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         task=task.name,
         scenario_set=target.scenario_set,
         scenario_coverage=dict(Counter(trajectories.scenarios.tolist())),
         requested_shares={target.scenario: 1.0},
-        demonstrator={
-            "kind": "imported",
-            "name": name,
-            "version": _text(described.get("minari_version")),
-            "digest": file_digest,
-            "algorithm": _text(described.get("algorithm_name", "unknown")),
-        },
+        demonstrator=demonstrator,
         seeds=(),
         noise_std=0.0,
         filter={"min_return": None, "only_success": False},
         observation_space=space_to_json(of[0]),
         action_space=space_to_json(of[1]),
-        environment={
-            "id": task.environment.id,
-            "kwargs": task.environment.kwargs,
-            "scenarios": {target.scenario: task.scenarios[target.scenario]},
-        },
+        environment=environment,
         holdout_scenarios=tuple(sorted(task.holdout_scenarios())),
         episodes=len(trajectories),
         steps=trajectories.steps,
         content_digest=content_digest(trajectories),
         horizon=task.horizon,
     )
+
+
+def _environment(described: Mapping[str, Any], target: ImportTarget) -> dict[str, Any]:
+    """The environment that the set names, as far as it names one; in our words where that comes to the same.
+
+    Where it names none, the user's word counts that it is the task's; behind none of our wrappers, for nothing that was
+    recorded elsewhere went through them.
+    """
+    task = target.task
+    own = task.config.scenarios[target.scenario]
+    ours: dict[str, Any] = {
+        "id": task.config.environment.id,
+        "kwargs": task.environment_kwargs,
+        "scenarios": {target.scenario: own},
+    }
+    if described.get("env_spec") is None:
+        return {**ours, "wrappers": []}
+    try:
+        spec = json.loads(described["env_spec"])
+        stated, arguments = _text(spec["id"]), _without_drawing(spec["kwargs"])
+        wrappers = [_wrapper(wrapper) for wrapper in spec.get("additional_wrappers") or ()]
+        json.dumps([arguments, wrappers], allow_nan=False)  # ValueError: NaN is no JSON, and no metadata
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(f"minari dataset: env_spec cannot be read: {shortened(str(error))}") from None
+    if stated != ours["id"].rpartition(":")[2]:
+        return {**ours, "id": stated, "wrappers": wrappers}
+    registered = gym.registry[stated].kwargs if stated in gym.registry else {}
+    expected = json.loads(json.dumps({**registered, **ours["kwargs"], **own}, default=str))
+    same = arguments == _without_drawing(expected)
+    return {**ours, "kwargs": ours["kwargs"] if same else arguments, "wrappers": wrappers}
+
+
+def _without_drawing(kwargs: Any) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key != "render_mode"}
+
+
+def _wrapper(spec: Any) -> dict[str, Any]:
+    """Gymnasium's description of a wrapper -> the task file's."""
+    reference = _text(spec["entry_point"])
+    name = reference.rpartition(":")[2] if reference.startswith("gymnasium.wrappers.") else reference
+    return {"name": name, "kwargs": dict(spec["kwargs"] or {})}
 
 
 def _text(value: Any) -> str:
@@ -377,7 +427,8 @@ class _Hdf5Reader:
             # nested and text infos mean nothing to us
             plain = [k for k in held if isinstance(held.get(k, getlink=True), h5py.HardLink)]
             infos = {k: self._array(held, k) for k in plain if _is_plain(held[k])}
-        return _StoredEpisode(arrays, infos, {str(key): _scalar(value) for key, value in group.attrs.items()})
+        attributes = {str(key): _scalar(value) for key, value in group.attrs.items()}
+        return _StoredEpisode(arrays, infos, attributes, _seed(attributes.get("seed"), name))
 
     def _member(self, group: h5py.Group, name: str, kind: type) -> Any:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], kind):
@@ -410,6 +461,19 @@ def _is_plain(item: Any) -> bool:
 
 def _scalar(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _seed(value: Any, episode: str) -> int:
+    """A seed as it was written, UNKNOWN_SEED for none. Raises BadInput for what no environment was ever given."""
+    if value is None or value in ("None", b"None"):  # the text is that of older versions of Minari
+        return UNKNOWN_SEED
+    exact = isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53
+    if not (exact or (isinstance(value, int) and not isinstance(value, bool))) or value < 0:
+        raise BadInput(
+            f"minari dataset: {episode} has the seed {shortened(value)}; a seed is a whole number of 0 or more, or is "
+            "left out"
+        )
+    return int(value)
 
 
 def _file_digest(path: Path) -> str:

@@ -29,6 +29,7 @@ from pipeline.observations import check_action_space, check_observation_space, e
 
 SEED_BITS = 31  # environments may hand the seed to generators that take no more
 PURPOSE_BITS = 2
+RECORDING_ROUNDS: Final = 5  # of recording again what a filter dropped
 REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:Name
 RENDER_MODE: Final = "rgb_array"
 CAMERA: Final = "pipeline.envs.camera:CameraView"
@@ -156,6 +157,12 @@ class Task:
             Episode(str(scenario), episode_seed)
             for scenario, episode_seed in zip(scenarios, _distinct_seeds(rng, count, purpose), strict=True)
         )
+
+    def recordable_episodes(
+        self, scenario_set: str, seeds: Sequence[int], count: int, filtered: bool
+    ) -> tuple[Episode, ...]:
+        """The episodes that a recording of `count` plays; with a filter those that it may play, for what it drops."""
+        return self.episodes(scenario_set, seeds, count * (RECORDING_ROUNDS if filtered else 1), Purpose.RECORD)
 
     def training_streams(self, scenario_set: str, seed: int, n_envs: int, part: int = 0) -> list[EpisodeStream]:
         """One endless stream of training episodes a slot, drawn by the shares of the set; every `part` has others."""

@@ -53,6 +53,9 @@ class MeasureInfo:
     over: Literal["last", "sum", "max", "mean"] = "last"
     lower_is_better: bool = False
     """Of two checkpoints, trials or policies the one with less is the better."""
+    min: float | None = None
+    """The least that is possible: demonstrations that claim less are quarantined."""
+    max: float | None = None
 
 
 @configuration
@@ -92,6 +95,8 @@ class TaskConfig:
     holdout_sets: tuple[Name, ...] = ()
     """Sets that training and recording must never touch."""
     collision: Outcome | None = None
+    success_excludes_collision: bool = False
+    """Demonstrations that claim both of one episode are quarantined."""
     metrics: dict[Name, MeasureInfo] = field(default_factory=dict)
     """Further figures of an episode."""
     events: dict[str, str] = field(default_factory=dict)

@@ -4,24 +4,28 @@ They are recorded from the approved expert or a scripted demonstrator, read from
 copy of a dataset that was quarantined.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from pipeline.config.loading import load_task, to_data
-from pipeline.config.stages import Collect, Filter, Minari, Repaired
+from pipeline.config.stages import Collect, Minari, Repaired
 from pipeline.demonstrators import Demonstrator, Scripted, from_policy, scripted
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, shortened
-from pipeline.evaluation import record_episodes, records_of, summarise, with_intervals
+from pipeline.evaluation import record_episodes, records_of, summarise, with_intervals, with_snqi
 from pipeline.names import (
     EVAL_PREFIX,
     LINEAGE_PREFIX,
+    METADATA_FILE,
+    TRAJECTORIES_FILE,
     Alias,
     Artifact,
     Metric,
@@ -36,30 +40,38 @@ from pipeline.spaces import space_to_json
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
-from pipeline.tracking.datasets import dataset_tags, download_dataset, find_dataset_run, log_dataset_input
+from pipeline.tracking.datasets import (
+    dataset_tags,
+    download_dataset,
+    find_dataset_run,
+    find_refusals,
+    log_dataset_input,
+)
 from pipeline.tracking.models import RUN_ID, StoredPolicy, fetch_version, find_expert, find_version
 from pipeline.tracking.provenance import git_state
 from pipeline.tracking.registry import approvals, moment_of_use, require_approved
 from pipeline.tracking.runs import StageRun, get_run
 from pipeline.trajectories import (
     UNAPPROVED,
+    UNKNOWN_SEED,
     DatasetMetadata,
     Trajectories,
     concatenate,
     content_digest,
     load_dataset,
     metadata_digest,
+    read_archive,
     read_metadata,
     save_dataset,
 )
-from pipeline.validation import Context, TaskReplay, ValidationReport, validate
+from pipeline.validation import Context, Refusal, TaskReplay, ValidationReport, validate
+from pipeline.validation.report import PASSED
 
 UPSTREAM = ("expert",)
-MAX_ROUNDS = 5  # of recording again what a filter dropped
 # what a repair must leave as it was: it mends data, it does not give it another origin
 ORIGIN: Final = (
     "task", "created_at", "scenario_set", "demonstrator", "seeds", "noise_std", "observation_space", "action_space",
-    "environment", "holdout_scenarios", "horizon",
+    "environment", "holdout_scenarios", "horizon", "filter", "requested_shares", "requested_episodes",
 )  # fmt: skip
 
 
@@ -71,6 +83,8 @@ class Demonstrations:
     metadata: DatasetMetadata
     steps: int  # environment steps that were played for them, here and now
     act: ActFunction | None  # the policy that demonstrated, where it can be asked again
+    content_digest: str  # of the arrays, by whoever made them
+    refusals: tuple[Refusal, ...] = ()  # of the dataset that it repairs
 
 
 def inputs(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> dict[str, str]:
@@ -92,20 +106,19 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
     trajectories, metadata = given.trajectories, given.metadata
     with closing(TaskReplay(task)) as replay:
         report = _store(run, metadata, trajectories, _context(run, config, task, given, replay))
-    records = records_of(trajectories, task.action_space)
-    run.text(statistics_table(records), "statistics.md")
-    run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
     sizes = {"dataset/episodes": len(trajectories), "dataset/steps": trajectories.steps}
     run.metrics({Metric.ENVIRONMENT_STEPS: given.steps, **sizes})
-    figures = trajectories.metrics
+    lines = [f"collect: dataset {metadata.dataset_id}: {report.summary()}", f"  demonstrations: {metadata.origin}"]
+    # data of another environment, or NaN, can be neither counted nor averaged
+    if {"actions_in_space", "metrics_finite"} <= {o.rule for o in report.rules if o.state == PASSED}:
+        records, figures = records_of(trajectories, task.action_space), trajectories.metrics
+        run.text(statistics_table(records), "statistics.md")
+        run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
+        success, mean_return = figures[Metric.SUCCESS].mean(), figures[Metric.RETURN].mean()
+        lines.append(f"  success {success:.3f}, mean return {mean_return:.2f}, {given.steps:,} steps")
+        lines += rollout_table(records).splitlines()
     return StageOutcome(
-        (
-            f"collect: dataset {metadata.dataset_id}: {report.summary()}",
-            f"  demonstrations: {metadata.origin}",
-            f"  success {figures[Metric.SUCCESS].mean():.3f}, mean return {figures[Metric.RETURN].mean():.2f}, "
-            f"{given.steps:,} steps",
-            *rollout_table(records).splitlines(),
-        ),
+        tuple(lines),
         verdict=report.passed,
         outputs={"dataset": metadata.dataset_id},
     )
@@ -122,7 +135,8 @@ def demonstrations(run: StageRun, config: Collect, task: Task, expert: str) -> D
     trajectories, steps = record(task, config, demonstrator)
     metadata = _metadata(run, config, task, demonstrator, trajectories, started)
     actor = demonstrator.actor
-    return Demonstrations(trajectories, metadata, steps, None if isinstance(actor, Scripted) else actor)
+    act = None if isinstance(actor, Scripted) else actor
+    return Demonstrations(trajectories, metadata, steps, act, metadata.content_digest)
 
 
 def _store(run: StageRun, metadata: DatasetMetadata, trajectories: Trajectories, context: Context) -> ValidationReport:
@@ -141,12 +155,14 @@ def _store(run: StageRun, metadata: DatasetMetadata, trajectories: Trajectories,
 def record(task: Task, config: Collect, demonstrator: Demonstrator) -> tuple[Trajectories, int]:
     """The kept episodes, in the asked-for shares, and the environment steps that were played for them.
 
-    What the filter drops is recorded again with fresh seeds, scenario by scenario, at most `MAX_ROUNDS` times; a
-    demonstrator that fails more often leaves a dataset that validation finds short.
+    What the filter drops is recorded again with fresh seeds, scenario by scenario, a few times; a demonstrator that
+    fails more often leaves a dataset that validation finds short.
     """
-    missing = Counter(e.scenario for e in _episodes(task, config, 1))
+    filtered = config.filter.min_return is not None or config.filter.only_success
+    asked = task.episodes(config.scenario_set, config.seeds, config.episodes, Purpose.RECORD)
+    missing = Counter(episode.scenario for episode in asked)
     waiting: dict[str, list[Episode]] = {scenario: [] for scenario in missing}
-    for episode in _episodes(task, config, MAX_ROUNDS if _filters(config.filter) else 1):
+    for episode in task.recordable_episodes(config.scenario_set, config.seeds, config.episodes, filtered):
         waiting[episode.scenario].append(episode)
     kept: list[Trajectories] = []
     steps = 0
@@ -157,14 +173,6 @@ def record(task: Task, config: Collect, demonstrator: Demonstrator) -> tuple[Tra
         steps += part.steps
         missing -= Counter(str(part.scenarios[index]) for index in good)
     return concatenate(kept), steps
-
-
-def _filters(chosen: Filter) -> bool:
-    return chosen.min_return is not None or chosen.only_success
-
-
-def _episodes(task: Task, config: Collect, rounds: int) -> tuple[Episode, ...]:
-    return task.episodes(config.scenario_set, config.seeds, config.episodes * rounds, Purpose.RECORD)
 
 
 def _take(waiting: dict[str, list[Episode]], missing: Counter[str]) -> list[Episode]:
@@ -233,6 +241,7 @@ def _metadata(
         git_commit=commit,
         git_dirty=dirty,
         horizon=task.config.horizon,
+        requested_episodes=config.episodes,
     )
 
 
@@ -252,17 +261,24 @@ def _imported(run: StageRun, config: Collect, task: Task, source: Minari) -> Dem
         trajectories,
         created_at=_utc(datetime.now(UTC)),
         demonstrator={**described.demonstrator, "kind": "imported", "approval": UNAPPROVED},
-        holdout_scenarios=tuple(sorted(task.config.holdout_scenarios())),
-        environment=_environment(task, set(described.scenario_coverage) & set(task.config.scenarios)),
     )
-    return Demonstrations(trajectories, metadata, 0, None)
+    return Demonstrations(trajectories, metadata, 0, _expert_to_ask(run, metadata), described.content_digest)
+
+
+def _expert_to_ask(run: StageRun, metadata: DatasetMetadata) -> ActFunction | None:
+    expert = find_expert(run.client, metadata.demonstrator, metadata.task)
+    return None if expert is None else act_function(load_policy(expert.folder))
 
 
 def _read_minari(config: Collect, task: Task, source: Minari) -> tuple[Trajectories, DatasetMetadata]:
     from pipeline.exchange import ImportTarget, import_minari  # late: Minari and HDF5 take a second
 
-    target = None if source.scenario is None else ImportTarget(task.config, source.scenario, config.scenario_set)
-    return import_minari(source.path, target)
+    target = None if source.scenario is None else ImportTarget(task, source.scenario, config.scenario_set)
+    trajectories, metadata = import_minari(source.path, target)
+    if target is None:
+        return trajectories, metadata
+    trajectories = replace(trajectories, metrics=with_snqi(task, trajectories.metrics))
+    return trajectories, replace(metadata, content_digest=content_digest(trajectories))
 
 
 def _exported_from(run: StageRun, described: DatasetMetadata) -> dict[str, str]:
@@ -291,22 +307,34 @@ def _repaired(run: StageRun, config: Collect, task: Task, source: Repaired) -> D
     quality = old.data.tags.get(Tag.DATASET_QUALITY)
     if quality != Quality.QUARANTINED:
         raise BadInput(f"{name} is {quality!r}; only a quarantined dataset is repaired")
-    original = read_metadata(download_dataset(old) / Artifact.METADATA.rpartition("/")[2])
+    original = download_dataset(old)
+    said = read_metadata(original / METADATA_FILE)
     trajectories, described = load_dataset(source.folder)
     data = described.to_data()
     for key in ORIGIN:
-        if data[key] != original.get(key):
+        if data[key] != said.get(key):
             raise BadInput(
                 f"repaired.folder {source.folder!r}: {key} = {shortened(data[key])}, the dataset it repairs has "
-                f"{shortened(original.get(key))}; a repair keeps its origin"
+                f"{shortened(said.get(key))}; a repair keeps its origin"
             )
     run.record_config(config, task.config, {"repaired": described.content_digest})
     inherited = {key: value for key, value in old.data.tags.items() if key.startswith(LINEAGE_PREFIX)}
     run.tag({**inherited, lineage_run_tag("repaired"): old.info.run_id})
-    expert = find_expert(run.client, described.demonstrator, task.config.name)
-    act = None if expert is None else act_function(load_policy(expert.folder))
-    metadata = _taken_in(run, described, trajectories)
-    return Demonstrations(trajectories, metadata, int(old.data.metrics.get(Metric.ENVIRONMENT_STEPS, 0)), act)
+    metadata = _taken_in(run, described, trajectories, left_out=_left_out(original, described, trajectories))
+    steps = int(old.data.metrics.get(Metric.ENVIRONMENT_STEPS, 0))
+    # a copy is another dataset: how many episodes are enough for it is asked anew
+    refusals = tuple(replace(r, min_episodes=0) for r in find_refusals(run.client, old))
+    return Demonstrations(
+        trajectories, metadata, steps, _expert_to_ask(run, described), described.content_digest, refusals
+    )
+
+
+def _left_out(original: Path, described: DatasetMetadata, trajectories: Trajectories) -> tuple[int, ...]:
+    """Seeds of the episodes that a repair leaves out: those it names, and those that the old arrays still show."""
+    gone = set(described.left_out)
+    with contextlib.suppress(BadInput):  # the old arrays may be what was broken
+        gone |= {int(seed) for seed in read_archive(original / TRAJECTORIES_FILE).get("seeds", np.zeros(0)).ravel()}
+    return tuple(sorted(gone - {*trajectories.seeds.tolist(), UNKNOWN_SEED}))
 
 
 def _taken_in(run: StageRun, described: DatasetMetadata, trajectories: Trajectories, **changes: Any) -> DatasetMetadata:
@@ -346,13 +374,15 @@ def _utc(moment: datetime) -> str:
 def _context(run: StageRun, config: Collect, task: Task, given: Demonstrations, replay: TaskReplay) -> Context:
     return Context(
         task=task.config,
+        environment=config.environment,
         observation_space=task.observation_space,
         action_space=task.action_space,
         min_episodes=config.min_episodes,
         approvals=approvals(run.client, task.config.name, given.metadata.demonstrator),
-        expected_digest=given.metadata.content_digest,
+        expected_digest=given.content_digest,
         expected_metadata_digest=metadata_digest(given.metadata.to_data()),
         replay=replay,
         replay_episodes=config.replay_episodes,
         act=given.act,
+        refusals=given.refusals,
     )

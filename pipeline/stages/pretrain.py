@@ -29,7 +29,13 @@ from pipeline.report.trainings import input_warnings
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
-from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_for_training, log_dataset_input
+from pipeline.tracking.datasets import (
+    StoredDataset,
+    demonstrator_of,
+    fetch_for_training,
+    log_dataset_input,
+    recorded_otherwise,
+)
 from pipeline.tracking.forwarder import child_run, forwarding
 from pipeline.tracking.models import log_policy
 from pipeline.tracking.runs import StageRun
@@ -80,6 +86,7 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     success = [point_figures(clone.final)[Metric.SUCCESS_RATE] for clone in clones]
     explained = [clone.result.critic_explained_variance for clone in clones]
     steps = sum(clone.result.environment_steps for clone in clones)
+    otherwise = recorded_otherwise(dataset.metadata, task)
     how = "" if config.algorithm == "bc" else f" by {config.algorithm}, {steps:,} environment steps"
     return StageOutcome(
         (
@@ -87,6 +94,7 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
             f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); critics explain "
             f"{sum(explained) / len(explained):.2f} of the variance of held-out returns",
             *input_warnings(task),
+            *(() if otherwise is None else (f"  warning: {otherwise}",)),
         ),
         outputs={"policy": run.run_id},
     )

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.loading import load_task
-from pipeline.config.stages import Validate
+from pipeline.config.stages import Collect, Validate
 from pipeline.errors import BadInput
 from pipeline.names import METADATA_FILE, Artifact, Quality, Tag
 from pipeline.policies import act_function, load_policy
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage, taint
-from pipeline.tracking.datasets import download_dataset, find_dataset_run
+from pipeline.tracking.datasets import download_dataset, find_dataset_run, find_refusals
 from pipeline.tracking.models import find_expert
 from pipeline.tracking.registry import approvals
-from pipeline.tracking.runs import StageRun, tag_of
+from pipeline.tracking.runs import Run, StageRun, read_config, tag_of
 from pipeline.trajectories import metadata_faults, read_metadata
 from pipeline.validation import Context, TaskReplay, validate
 
@@ -31,11 +31,13 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
     run.record_config(config, task_config, {"dataset": digest})
     run.tag(lineage.from_dataset(recorded))
     metadata = _sound_metadata(folder)
-    task = Task(task_config, {} if metadata is None else metadata["environment"]["kwargs"])
+    asked = _asked_environment(run, recorded)
+    task = Task(task_config, asked if metadata is None else metadata["environment"]["kwargs"])
     expert = None if metadata is None else find_expert(run.client, metadata["demonstrator"], task_config.name)
     replay = TaskReplay(task)
     context = Context(
         task=task_config,
+        environment=asked,
         observation_space=task.observation_space,
         action_space=task.action_space,
         min_episodes=config.min_episodes,
@@ -44,6 +46,7 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
         expected_metadata_digest=tags.get(Tag.DATASET_METADATA_DIGEST),
         replay=replay,
         replay_episodes=config.replay_episodes,
+        refusals=find_refusals(run.client, recorded),
         act=None if expert is None else act_function(load_policy(expert.folder)),
     )
     with closing(replay):
@@ -58,6 +61,14 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
         reason = f"dataset {dataset_id} was quarantined by run {run.run_id}: {', '.join(report.failed_rules)}"
         summary += taint.spread(run.client, recorded.info.run_id, reason)
     return StageOutcome(tuple(summary), verdict=report.passed)
+
+
+def _asked_environment(run: StageRun, recorded: Run) -> Mapping[str, Any]:
+    """What the recording was given on top of the task's arguments; nothing where its settings are not on record."""
+    try:
+        return read_config(run.client, recorded, Collect).environment
+    except BadInput:
+        return {}
 
 
 def _sound_metadata(folder: Path) -> Mapping[str, Any] | None:

@@ -1,6 +1,9 @@
 """Demonstration datasets in the store: logged as inputs of runs, found again by reference, verified by digest."""
 
+import contextlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,11 @@ from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Quality, Tag
 from pipeline.tasks import Task
 from pipeline.tracking.models import RUN_ID, find_policy
-from pipeline.tracking.runs import StageRun, get_run, latest_run, search, tag_of
+from pipeline.tracking.runs import StageRun, get_run, latest_run, read_text_artifact, search, tag_of
 from pipeline.tracking.store import download
 from pipeline.trajectories import DatasetMetadata, Trajectories, content_digest, load_dataset, metadata_digest
+from pipeline.validation.report import FAILED
+from pipeline.validation.rules import Refusal
 
 DATASET_ID = re.compile(r"[a-z][a-z0-9_]*-[0-9a-z-]{4,64}")
 
@@ -95,8 +100,6 @@ class DemonstrationDataset(Dataset):
         return None
 
     def to_dict(self) -> dict[str, str]:
-        import json
-
         return {**super().to_dict(), "profile": json.dumps(self.profile), "schema": "null"}
 
 
@@ -141,6 +144,23 @@ def find_dataset_run(client: MlflowClient, reference: str, task: str | None) -> 
     return run
 
 
+def find_refusals(client: MlflowClient, run: Run) -> tuple[Refusal, ...]:
+    """Every validation on record that found fault with the quarantined dataset of a recording run; none for others."""
+    if run.data.tags.get(Tag.DATASET_QUALITY) != Quality.QUARANTINED:
+        return ()
+    again = search(client, {Tag.DATASET_ID: run.data.tags[Tag.DATASET_ID], Tag.STAGE: "validate"}, status=None)
+    found = []
+    for validation in (run, *again):
+        # a report that is gone, damaged, or of a version that wrote less, says nothing
+        with contextlib.suppress(BadInput, ValueError, KeyError, TypeError):
+            report = json.loads(read_text_artifact(client, validation.info.run_id, Artifact.VALIDATION_JSON) or "{}")
+            failed = tuple(rule["rule"] for rule in report["rules"] if rule["state"] == FAILED)
+            asked = int(report["min_episodes"]), int(report["replay_episodes"])
+            if failed:
+                found.append(Refusal(validation.info.run_id, failed, *asked))
+    return tuple(found)
+
+
 def fetch_dataset(run: Run) -> StoredDataset:
     """Download and read a dataset, whatever its quality. Raises BadInput when it cannot be read."""
     return StoredDataset(*load_dataset(download_dataset(run)), run)
@@ -177,6 +197,29 @@ def fetch_for_training(client: MlflowClient, reference: str, task: str | None) -
             "record it anew"
         )
     return stored
+
+
+def recorded_otherwise(metadata: DatasetMetadata, task: Task) -> str | None:
+    """How the environment of a dataset differs in its arguments from the task's, in one line; None: in nothing."""
+    recorded, covered = (
+        metadata.environment,
+        [name for name in metadata.scenario_coverage if name in task.config.scenarios],
+    )
+    pairs = [("environment", recorded["kwargs"], task.environment_kwargs)]
+    pairs += [(f"scenario {s}", recorded["scenarios"].get(s, {}), task.config.scenarios[s]) for s in covered]
+    differences = [
+        f"{where}: {key} = {_argument(mine, key)}, here {_argument(ours, key)}"
+        for where, mine, ours in pairs
+        for key in sorted({*mine, *ours})
+        if mine.get(key) != ours.get(key)
+    ]
+    if not differences:
+        return None
+    return f"dataset {metadata.dataset_id} was recorded with other arguments than the task's: {'; '.join(differences)}"
+
+
+def _argument(kwargs: Mapping[str, Any], key: str) -> str:
+    return shortened(kwargs[key]) if key in kwargs else "the default"
 
 
 def demonstrator_of(client: MlflowClient, metadata: DatasetMetadata, task: Task) -> Demonstrator | None:

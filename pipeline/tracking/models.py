@@ -239,13 +239,18 @@ def fetch_version(version: ModelVersion) -> StoredPolicy:
 
 
 def find_expert(client: MlflowClient, demonstrator: Mapping[str, Any], task: str) -> StoredPolicy | None:
-    """The registered expert that a dataset's metadata names; None for another kind or a version that is not there."""
-    if demonstrator["kind"] != "expert":
+    """The registered expert that a dataset's metadata names; None for another kind or a version that is not there.
+
+    Imported data may be its as well, by our own export: if the version is of these very bytes, it can be asked.
+    """
+    if demonstrator["kind"] not in ("expert", "imported"):
         return None
     try:
         version = find_version(client, f"{demonstrator['name']}/{demonstrator['version']}", task, Alias.APPROVED)
     except BadInput:
         return None  # that the registry does not know the version is for validation to say
+    if demonstrator["kind"] == "imported" and version.tags.get(VersionTag.POLICY_DIGEST) != demonstrator["digest"]:
+        return None
     return fetch_version(version)
 
 

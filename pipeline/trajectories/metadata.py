@@ -40,6 +40,8 @@ class DatasetMetadata:
     git_commit: str | None = None
     git_dirty: bool | None = None
     horizon: int | None = None  # steps after which an episode is truncated
+    requested_episodes: int | None = None  # how many were asked for; None: nobody here asked
+    left_out: tuple[int, ...] = ()  # seeds of recorded episodes that a repair left out on purpose
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -62,6 +64,7 @@ class DatasetMetadata:
         values = {f.name: data[f.name] for f in fields(cls)}
         values["seeds"] = tuple(values["seeds"])
         values["holdout_scenarios"] = tuple(values["holdout_scenarios"])
+        values["left_out"] = tuple(values["left_out"])
         return cls(**values)
 
 
@@ -190,5 +193,7 @@ _METADATA_CHECKS: Final[dict[str, tuple[Any, str]]] = {
     "git_commit": (lambda v: v is None or _text(v), "a text or null"),
     "git_dirty": (lambda v: v is None or isinstance(v, bool), "true, false or null"),
     "horizon": (lambda v: v is None or (_integer(v) and v >= 1), "an integer of 1 or more, or null"),
+    "requested_episodes": (lambda v: v is None or (_integer(v) and v >= 1), "an integer of 1 or more, or null"),
+    "left_out": (lambda v: isinstance(v, list) and all(map(_integer, v)), "a list of seeds"),
     METADATA_DIGEST: (_digest, "36 hexadecimal digits"),
 }

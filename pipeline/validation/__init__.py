@@ -3,7 +3,7 @@
 from pipeline.validation.catalogue import CATALOGUE, validate
 from pipeline.validation.replay import EpisodeReplay, TaskReplay, replay_episodes
 from pipeline.validation.report import Finding, RuleOutcome, ValidationReport, status_of
-from pipeline.validation.rules import Approval, Context, Replay, ReplayedEpisode
+from pipeline.validation.rules import Approval, Context, Refusal, Replay, ReplayedEpisode
 
 __all__ = [
     "CATALOGUE",
@@ -11,6 +11,7 @@ __all__ = [
     "Context",
     "EpisodeReplay",
     "Finding",
+    "Refusal",
     "Replay",
     "ReplayedEpisode",
     "RuleOutcome",

@@ -26,11 +26,15 @@ def validate(source: str | Path | tuple[Trajectories, DatasetMetadata], context:
     """
     findings: list[Finding] = []
     dataset = _read(source, findings)
+    asked: dict[str, Any] = {
+        "min_episodes": context.min_episodes,
+        "replay_episodes": 0 if context.replay is None else context.replay_episodes,
+    }
     outcomes = [RuleOutcome(READABLE, READABLE_STATEMENT, FAILED if findings else PASSED, len(findings))]
     if dataset is None:
         reason = f"{READABLE} failed"
         outcomes += [RuleOutcome(rule.name, rule.statement, NOT_RUN, 0, reason) for rule in CATALOGUE]
-        return ValidationReport(tuple(findings), tuple(outcomes), None, None, None)
+        return ValidationReport(tuple(findings), tuple(outcomes), None, None, None, **asked)
     sound: set[str] = set()
     for rule in CATALOGUE:
         reason = _why_not(rule, sound, dataset, context)
@@ -48,6 +52,7 @@ def validate(source: str | Path | tuple[Trajectories, DatasetMetadata], context:
         steps=len(dataset.arrays["rewards"]) if "lengths_aligned" in sound else None,
         content_digest=dataset.digest,
         notes=tuple(dataset.notes),
+        **asked,
     )
 
 

@@ -2,23 +2,22 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 from pipeline.config.loading import to_data
+from pipeline.envs.episodes import Episode
 from pipeline.errors import shortened
 from pipeline.names import Metric
-from pipeline.tasks import PURPOSE_BITS, SEED_BITS, Purpose
+from pipeline.tasks import PURPOSE_BITS, SEED_BITS, Purpose, Task
 from pipeline.trajectories import UNKNOWN_SEED
 from pipeline.validation.report import Finding
-from pipeline.validation.rules import Approval, Context, Dataset, rule
+from pipeline.validation.rules import Approval, Context, Dataset, no_task, rule
 
+MOST_EPISODES = 1_000_000  # whose seeds are derived again
+CLOCKS_APART = timedelta(minutes=5)  # of two machines
 ORIGIN = ("metadata_complete", "lengths_aligned", "no_empty_episode")
-
-
-def no_task(dataset: Dataset, context: Context) -> str | None:
-    return "the task was not given" if context.task is None else None
 
 
 def no_approvals(dataset: Dataset, context: Context) -> str | None:
@@ -35,19 +34,25 @@ def minimum_episodes(dataset: Dataset, context: Context) -> Iterable[Finding]:
         yield Finding("minimum_episodes", None, None, count, f">= {context.min_episodes}", message)
 
 
-@rule("seeds_unique", "Every episode has a seed of its own, of 31 bits.", ORIGIN)
+@rule("seeds_unique", "Every episode has a seed of its own, of 31 bits where it was recorded here.", ORIGIN)
 def seeds_unique(dataset: Dataset, context: Context) -> Iterable[Finding]:
     imported = dataset.metadata["demonstrator"]["kind"] == "imported"
+    # where seeds are listed, the episode seeds followed from them and were written down
+    may_be_unknown = imported and not dataset.metadata["seeds"]
+    end = 1 << (63 if imported else SEED_BITS)
     first: dict[int, int] = {}
+    unknown = 0
     for episode, seed in enumerate(dataset.arrays["seeds"].tolist()):
-        if imported and seed == UNKNOWN_SEED:
-            continue  # nobody wrote it down; such an episode cannot be simulated again
-        if not 0 <= seed < 1 << SEED_BITS:
-            yield Finding("seeds_unique", episode, None, seed, f"[0, {1 << SEED_BITS})", "the seed is out of range")
+        if may_be_unknown and seed == UNKNOWN_SEED:
+            unknown += 1
+        elif not 0 <= seed < end:
+            yield Finding("seeds_unique", episode, None, seed, f"[0, {end})", "the seed is out of range")
         elif seed in first:
             message = f"the seed {seed} is also that of episode {first[seed]}"
             yield Finding("seeds_unique", episode, None, seed, "seeds that differ", message)
         first.setdefault(seed, episode)
+    if unknown:
+        dataset.notes.append(f"the seeds of {unknown} of {len(dataset.lengths)} episodes are not known")
 
 
 @rule("seeds_reserved", "Episode seeds come from the range for recording: no evaluation shares them.", ORIGIN, no_task)
@@ -71,25 +76,33 @@ def coverage(dataset: Dataset, context: Context) -> Iterable[Finding]:
             yield Finding("coverage", None, None, stated.get(scenario, 0), f"= {actual[scenario]}", message)
 
 
-@rule("shares", "Scenarios come in the requested shares, exact up to rounding; all of them after a filter.", ORIGIN)
+@rule(
+    "shares",
+    "Scenarios come in the requested shares, exact up to rounding; all of them after a filter.",
+    ORIGIN,
+)  # fmt: skip
 def shares(dataset: Dataset, context: Context) -> Iterable[Finding]:
     requested, actual = dataset.metadata["requested_shares"], Counter(dataset.scenarios.tolist())
     total, count = sum(requested.values()), len(dataset.lengths)
-    kept = dataset.metadata["filter"]
-    filtered = kept["only_success"] or kept["min_return"] is not None
+    filtered, partial = _filtered(dataset), bool(dataset.metadata["left_out"])  # then episodes_derived counts them
     for scenario in sorted({*requested, *actual}):
         if scenario not in requested or total <= 0:
             message = f"scenario {shortened(scenario)} was recorded and not asked for"
             yield Finding("shares", None, None, actual[scenario], "= 0", message)
             continue
         wanted = count * requested[scenario] / total
-        lowest = 1 if filtered else wanted - 1
-        highest = np.inf if filtered else wanted + 1
+        lowest = 0 if partial else 1 if filtered else wanted - 1
+        highest = np.inf if filtered or partial else wanted + 1
         # a share below one episode may round to none
         if not min(lowest, wanted) <= actual[scenario] <= highest:
             bound = f">= {lowest:g}" if filtered else f"{wanted:.6g} +- 1"
             message = f"scenario {shortened(scenario)} has {actual[scenario]} of {count} episodes"
             yield Finding("shares", None, None, actual[scenario], bound, message)
+
+
+def _filtered(dataset: Dataset) -> bool:
+    kept = dataset.metadata["filter"]
+    return bool(kept["only_success"]) or kept["min_return"] is not None
 
 
 @rule("holdouts_excluded", "No episode is from a hold-out scenario.", ORIGIN)
@@ -102,17 +115,27 @@ def holdouts_excluded(dataset: Dataset, context: Context) -> Iterable[Finding]:
             yield Finding("holdouts_excluded", episode, None, scenario, "no hold-out scenario", message)
 
 
-@rule("matches_task", "Task, environment, scenario set and hold-outs are those of the task file.", ORIGIN, no_task)
+@rule(
+    "matches_task", "Task, environment, scenarios, horizon and hold-outs are those of the task file.", ORIGIN, no_task
+)
 def matches_task(dataset: Dataset, context: Context) -> Iterable[Finding]:
     task, metadata = context.task, dataset.metadata
     assert task is not None
+    recorded = metadata["environment"]
+    covered = sorted({*dataset.scenarios.tolist()} & {*task.scenarios})
     facts = {
         "task": (metadata["task"], task.name),
-        "environment.id": (metadata["environment"]["id"], task.environment.id),
+        "environment.id": (recorded["id"], task.environment.id),
+        "environment.kwargs": (recorded["kwargs"], to_data({**task.environment.kwargs, **context.environment})),
         "environment.wrappers": (
-            metadata["environment"].get("wrappers", []),
+            recorded.get("wrappers", []),
             [to_data(wrapper) for wrapper in task.environment.wrappers],
         ),
+        "environment.scenarios": (
+            {scenario: recorded["scenarios"].get(scenario) for scenario in covered},
+            to_data({scenario: task.scenarios[scenario] for scenario in covered}),
+        ),
+        "horizon": (metadata["horizon"], task.horizon),
         "holdout_scenarios": (sorted(metadata["holdout_scenarios"]), sorted(task.holdout_scenarios())),
     }
     for key, (value, expected) in facts.items():
@@ -145,6 +168,64 @@ def filter_held(dataset: Dataset, context: Context) -> Iterable[Finding]:
             yield Finding("filter_held", int(episode), None, float(success[episode]), "= 1", message)
 
 
+def _not_chosen_here(dataset: Dataset, context: Context) -> str | None:
+    if dataset.metadata["demonstrator"]["kind"] == "imported" and not dataset.metadata["seeds"]:
+        return "nobody here chose the episodes"
+    return no_task(dataset, context)
+
+
+@rule(
+    "episodes_derived",
+    "The episodes are those that scenario set, listed seeds and requested number lead to, but for what was left out.",
+    ("seeds_unique", "seeds_reserved", "coverage", "shares", "holdouts_excluded", "matches_task", "filter_held"),
+    _not_chosen_here,
+)
+def episodes_derived(dataset: Dataset, context: Context) -> Iterable[Finding]:
+    assert context.task is not None
+    task, metadata, filtered = Task(context.task), dataset.metadata, _filtered(dataset)
+    scenario_set, requested = metadata["scenario_set"], metadata["requested_shares"]
+    of_set = task.shares(scenario_set)
+    for scenario in sorted({*requested, *of_set}):
+        if not np.isclose(requested.get(scenario, 0) / sum(requested.values()), of_set.get(scenario, 0)):
+            message = f"the share of scenario {shortened(scenario)} is not the one of the set {scenario_set!r}"
+            value, bound = requested.get(scenario, 0), f"= {of_set.get(scenario, 0):.6g}"
+            yield Finding("episodes_derived", None, None, value, bound, message)
+    present = [
+        Episode(*pair) for pair in zip(dataset.scenarios.tolist(), dataset.arrays["seeds"].tolist(), strict=True)
+    ]
+    left_out, count = set(metadata["left_out"]), metadata["requested_episodes"]
+    least = len(present) + len(left_out)
+    # subtle: what a filter dropped is not on record; everything else must add up
+    if count is None or (count < len(present) if filtered else count != least) or count > MOST_EPISODES:
+        bound = f"{len(present)} to {MOST_EPISODES}" if filtered else f"= {least}: those there, and those left out"
+        message = "the number of episodes that were asked for does not fit those that are there"
+        yield Finding("episodes_derived", None, None, count, bound, message)
+        return
+    derived = task.recordable_episodes(scenario_set, metadata["seeds"], count, filtered)
+    told = set(derived)
+    for index, episode in enumerate(present):
+        if episode not in told:
+            message = f"seed {episode.seed} of scenario {episode.scenario} does not follow from the listed seeds"
+            bound = f"one of {len(derived)} episodes of {scenario_set!r}"
+            yield Finding("episodes_derived", index, None, episode.seed, bound, message)
+    for seed in sorted(left_out - ({episode.seed for episode in derived} - {episode.seed for episode in present})):
+        message = f"seed {seed} is said to be left out, but is there or was never asked for"
+        yield Finding("episodes_derived", None, None, seed, "an episode that is missing", message)
+    most = Counter(e.scenario for e in task.episodes(scenario_set, metadata["seeds"], count, Purpose.RECORD))
+    actual = Counter(dataset.scenarios.tolist())
+    for scenario in sorted(name for name in actual if filtered and actual[name] > most[name]):
+        message = f"there are more episodes of scenario {shortened(scenario)} than were asked for"
+        yield Finding("episodes_derived", None, None, actual[scenario], f"<= {most[scenario]}", message)
+
+
+@rule("recorded_before_now", "Recording did not begin in the future.", ("metadata_complete",))
+def recorded_before_now(dataset: Dataset, context: Context) -> Iterable[Finding]:
+    now, said = datetime.now(UTC), dataset.metadata["created_at"]
+    if datetime.fromisoformat(said) > now + CLOCKS_APART:
+        message = "recording is said to have begun in the future"
+        yield Finding("recorded_before_now", None, None, said, f"<= {now:%Y-%m-%dT%H:%M:%SZ}", message)
+
+
 @rule(
     "expert_approved", "The expert was approved, with these bytes, when recording began.", ORIGIN, no_approvals
 )  # fmt: skip
@@ -169,7 +250,34 @@ def _covers(approval: Approval, moment: str) -> bool:
     return datetime.fromisoformat(approval.since) <= datetime.fromisoformat(moment) <= end
 
 
+def _never_refused(dataset: Dataset, context: Context) -> str | None:
+    return None if context.refusals else "the dataset is not quarantined"
+
+
+@rule(
+    "no_weaker",
+    "What an earlier validation found wrong is asked again, of no fewer episodes.",
+    ("lengths_aligned",),
+    _never_refused,
+)
+def no_weaker(dataset: Dataset, context: Context) -> Iterable[Finding]:
+    replayed = 0 if context.replay is None else context.replay_episodes
+    for earlier in context.refusals:
+        by = f"run {earlier.run_id} found the dataset wrong"
+        wanted = min(earlier.replay_episodes, len(dataset.lengths))
+        if replayed < wanted:
+            message = f"{by} and simulated more episodes: a weaker validation does not lift that"
+            yield Finding("no_weaker", None, None, replayed, f"replay_episodes >= {wanted}", message)
+        if "minimum_episodes" in earlier.failed_rules and context.min_episodes < earlier.min_episodes:
+            message = f"{by} and asked for more episodes: a weaker validation does not lift that"
+            bound = f"min_episodes >= {earlier.min_episodes}"
+            yield Finding("no_weaker", None, None, context.min_episodes, bound, message)
+        if "labels" in earlier.failed_rules and context.act is None:
+            message = f"{by} by asking its demonstrator, who cannot be asked any more"
+            yield Finding("no_weaker", None, None, None, "the demonstrator, to ask it again", message)
+
+
 PROVENANCE = (
     minimum_episodes, seeds_unique, seeds_reserved, coverage, shares, holdouts_excluded, matches_task, filter_held,
-    expert_approved,
+    episodes_derived, recorded_before_now, expert_approved, no_weaker,
 )  # fmt: skip

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
+from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
+from pipeline.evaluation import with_snqi
+from pipeline.names import Metric
 from pipeline.observations import element_names, flat_rows, one_row
 from pipeline.tasks import Task
 from pipeline.trajectories import EpisodeData, Trajectories
@@ -28,7 +31,7 @@ class TaskReplay:
         if scenario not in self._environments:
             self._environments[scenario] = self._task.make_env(scenario)
         try:
-            return _play(self._environments[scenario], seed, executed_actions)
+            return _play(self._task, self._environments[scenario], seed, executed_actions)
         except (gym.error.Error, AssertionError, ValueError) as error:  # how environments refuse seeds and actions
             raise BadInput(f"the environment refuses seed {seed} or its actions: {error}") from None
 
@@ -38,20 +41,30 @@ class TaskReplay:
         self._environments.clear()
 
 
-def _play(env: gym.Env, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
+def _play(task: Task, env: gym.Env, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
     space = env.observation_space
-    observation, _ = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed)
     observations, rewards = [one_row(space, observation).copy()], []
     ends: list[tuple[bool, bool]] = []
     for action in executed_actions:
-        observation, reward, terminated, truncated, _ = env.step(action)
+        observation, reward, terminated, truncated, info = env.step(action)
         observations.append(one_row(space, observation).copy())
         rewards.append(float(reward))
         ends.append((bool(terminated), bool(truncated and not terminated)))  # as vectorised environments record it
         if terminated or truncated:
             break
     flags = np.array(ends, dtype=bool).reshape(-1, 2)
-    return ReplayedEpisode(np.stack(observations), np.array(rewards, np.float32), flags[:, 0], flags[:, 1])
+    figures: dict[str, np.ndarray] = {}
+    if flags[-1:].any():
+        final = {"outcome": outcome_of(info), "episode": {"r": sum(rewards), "l": len(rewards)}}
+        figures = with_snqi(task, {name: np.array([value]) for name, value in task.outcome(final).items()})
+    return ReplayedEpisode(
+        np.stack(observations),
+        np.array(rewards, np.float32),
+        flags[:, 0],
+        flags[:, 1],
+        {name: float(value[0]) for name, value in figures.items()},
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Difference:
     """The first place where a re-simulation departs from the recording."""
 
     step: int  # of the episode; observations count T + 1 steps
-    quantity: str  # "observation", "reward", "termination", "truncation" or "length"
+    quantity: str  # "observation", "reward", "termination", "truncation", "length", or the name of a figure
     feature: int | str | None  # flat index, or name in a Dict, of an observation
     recorded: float | int | str | bool
     replayed: float | int | str | bool
@@ -105,6 +118,11 @@ def first_difference(recorded: EpisodeData, replayed: ReplayedEpisode) -> Differ
     if len(replayed.rewards) != len(recorded):
         short = len(replayed.rewards)
         found.append((short + 1, Difference(short, "length", None, len(recorded), short)))
+    # the return and the length are held to rewards and steps by rules of their own
+    for name in sorted({*recorded.metrics} & {*replayed.metrics} - {Metric.RETURN, Metric.LENGTH}):
+        was, now = recorded.metrics[name], replayed.metrics[name]
+        if was != now:  # NaN is no match
+            found.append((len(recorded) + 1, Difference(len(recorded), name, None, was, now)))
     # subtle: step t makes reward t and observation t + 1, so those two are equally early
     return min((f for f in found if f is not None), key=lambda pair: pair[0], default=(0, None))[1]
 

@@ -58,6 +58,8 @@ class ValidationReport:
     steps: int | None
     content_digest: str | None  # computed from the arrays
     notes: tuple[str, ...] = ()
+    min_episodes: int = 0  # that were asked for
+    replay_episodes: int = 0  # that were to be simulated again
 
     @property
     def status(self) -> str:

@@ -25,6 +25,7 @@ class ReplayedEpisode:
     rewards: np.ndarray  # (t,) float32
     terminations: np.ndarray  # (t,) bool
     truncations: np.ndarray  # (t,) bool
+    metrics: Mapping[str, float] = field(default_factory=dict)  # what the task says of it; nothing before its end
 
 
 class Replay(Protocol):
@@ -42,11 +43,22 @@ class Approval:
     until: str | None = None  # None: still approved
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A validation that found fault with the dataset before, and how much it asked."""
+
+    run_id: str
+    failed_rules: tuple[str, ...]
+    min_episodes: int
+    replay_episodes: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What the dataset itself cannot say. Rules whose facts are None are not run, and the report says so."""
 
     task: TaskConfig | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)  # arguments that recording had on top of the task's
     observation_space: spaces.Space | None = None  # of the task's environment
     action_space: spaces.Space | None = None
     min_episodes: int = 20
@@ -56,6 +68,7 @@ class Context:
     act: Callable[[Any], np.ndarray] | None = None  # the demonstrator, if it answers to observations alone
     replay: Replay | None = None
     replay_episodes: int = 20
+    refusals: tuple[Refusal, ...] = ()  # what a quarantined dataset, or the one it repairs, was refused by
 
 
 @dataclass
@@ -140,6 +153,10 @@ class Rule:
 
 def always(dataset: Dataset, context: Context) -> str | None:
     return None
+
+
+def no_task(dataset: Dataset, context: Context) -> str | None:
+    return "the task was not given" if context.task is None else None
 
 
 def rule(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from gymnasium import spaces
+from scipy.special import ndtr
 
 from pipeline.errors import BadInput
 from pipeline.names import Metric
@@ -12,7 +13,7 @@ from pipeline.spaces import space_bounds
 from pipeline.trajectories import UNKNOWN_SEED, EpisodeData
 from pipeline.validation.replay import first_difference
 from pipeline.validation.report import Finding
-from pipeline.validation.rules import Context, Dataset, chunks, plain, rule
+from pipeline.validation.rules import Context, Dataset, chunks, no_task, plain, rule
 
 SOUND = ("fits_spaces",)  # which in turn needs every rule of form
 
@@ -22,6 +23,9 @@ DECLARE = "; if the environment declares it too narrow: pipeline.envs.limits:Dec
 BOUND_RELATIVE = 1e-6  # of an observation bound: one rounding of float32
 CONSTANT_STEPS = 10  # an episode this long whose actions never change is suspicious
 CONSTANT_SHARE = 0.1  # of such episodes that is still accepted
+OUTCOMES = (Metric.SUCCESS, Metric.COLLISION)
+NOISE_ERRORS = 6.0  # standard errors of room for how strong noise is, on either side
+ROUNDING = 1e-6  # of float32
 NOISE_SIGMAS = 8.0  # a Gaussian draw further out does not happen
 
 
@@ -124,14 +128,38 @@ def stored_lengths(dataset: Dataset, context: Context) -> Iterable[Finding]:
         yield Finding("lengths", int(episode), None, plain(stored[episode]), bound, message)
 
 
-@rule("outcomes", "Success and collision are 0 or 1.", (*SOUND, "metrics_finite"))
+@rule(
+    "outcomes",
+    "Success and collision are 0 or 1; not both 1 where the task file excludes it.",
+    (*SOUND, "metrics_finite"),
+)  # fmt: skip
 def outcomes(dataset: Dataset, context: Context) -> Iterable[Finding]:
-    for name in (Metric.SUCCESS, Metric.COLLISION):
+    for name in OUTCOMES:
         values = dataset.metrics.get(name, np.zeros(0))
         for episode in np.flatnonzero((values != 0) & (values != 1)):
             yield Finding(
                 "outcomes", int(episode), None, plain(values[episode]), "0 or 1", f"{name} is neither 0 nor 1"
             )
+
+    if context.task is not None and context.task.success_excludes_collision:
+        both = [dataset.metrics.get(name, np.zeros(len(dataset.lengths))) == 1 for name in OUTCOMES]
+        for episode in np.flatnonzero(both[0] & both[1]):
+            message = "the episode claims success and collision at once"
+            yield Finding("outcomes", int(episode), None, "both", "success or collision", message)
+
+
+@rule(
+    "figures_possible", "No figure lies outside of what the task file calls possible.", (*SOUND, "metrics_finite"),
+    no_task,
+)  # fmt: skip
+def figures_possible(dataset: Dataset, context: Context) -> Iterable[Finding]:
+    assert context.task is not None
+    for name, measure in context.task.metrics.items():
+        values = dataset.metrics[name]
+        low, high = (-np.inf if measure.min is None else measure.min), (np.inf if measure.max is None else measure.max)
+        for episode in np.flatnonzero((values < low) | (values > high)):
+            message, bound = f"{name} is impossible by the task file", f"[{low:g}, {high:g}]"
+            yield Finding("figures_possible", int(episode), None, plain(values[episode]), bound, message)
 
 
 @rule("ends", "Every episode ends exactly once, at its last step.", SOUND)
@@ -278,7 +306,9 @@ def execution_noise(dataset: Dataset, context: Context) -> Iterable[Finding]:
     elif dataset.action_space.dtype is not None and dataset.action_space.dtype.kind == "f":
         yield from _gaussian_noise(dataset, std, clean, executed)
     else:
-        yield from _random_actions(std, (clean != executed).any(axis=1))
+        low, high = space_bounds(dataset.action_space)
+        choices = float(np.prod(high.astype(np.float64) - low + 1))
+        yield from _random_actions(std, choices, (clean != executed).any(axis=1))
 
 
 def _gaussian_noise(dataset: Dataset, std: float, clean: np.ndarray, executed: np.ndarray) -> Iterator[Finding]:
@@ -287,29 +317,54 @@ def _gaussian_noise(dataset: Dataset, std: float, clean: np.ndarray, executed: n
         sigma = std * (high.astype(np.float64) - low) / 2
     if not np.isfinite(sigma).all():
         return  # without bounds there is no half range to measure noise in
-    for feature in range(clean.shape[1]):
-        noise = np.abs(executed[:, feature].astype(np.float64) - clean[:, feature])
+    for feature in np.flatnonzero(sigma > 0):
+        label = clean[:, feature].astype(np.float64)
+        noise = np.abs(executed[:, feature] - label)
         largest = NOISE_SIGMAS * sigma[feature]
         for index in np.flatnonzero(noise > largest):
             episode, step = dataset.step_place(int(index))
             message = f"executed action {feature} differs from its label by more than the declared noise can"
             yield Finding("execution_noise", episode, step, plain(noise[index]), f"<= {largest:.6g}", message)
-        spread, allowed = float(np.sqrt(np.mean(noise**2))), float(sigma[feature] * (1 + 6 / np.sqrt(2 * len(noise))))
-        # clipping at the bounds of the space only makes noise smaller
-        if spread > allowed or (len(noise) >= CONSTANT_STEPS and spread == 0.0):
+        square, deviation = clipped_squares(
+            (low[feature] - label) / sigma[feature], (high[feature] - label) / sigma[feature]
+        )
+        spread, expected = float(np.sqrt(np.mean(noise**2))), float(sigma[feature] * np.sqrt(square.mean()))
+        # the standard error of a root mean square: that of the mean square over twice the root
+        error = float(sigma[feature] * np.sqrt((deviation**2).sum()) / len(noise) / (2 * np.sqrt(square.mean())))
+        least, most = expected - NOISE_ERRORS * error, expected + NOISE_ERRORS * error + ROUNDING * largest
+        if not least <= spread <= most or (len(noise) >= CONSTANT_STEPS and spread == 0.0):
             message = f"executed action {feature} does not show the declared noise of {std:g} half ranges"
-            yield Finding("execution_noise", None, None, spread, f"in (0, {allowed:.6g}]", message)
+            bound = f"[{least:.6g}, {most:.6g}]" if least > 0 else f"(0, {most:.6g}]"
+            yield Finding("execution_noise", None, None, spread, bound, message)
 
 
-def _random_actions(chance: float, replaced: np.ndarray) -> Iterator[Finding]:
-    share, count = float(replaced.mean()), len(replaced)
-    slack = 6 * np.sqrt(chance * max(0.0, 1 - chance) / count)
-    if share > chance + slack or (share == 0 and chance * count >= 50):
+def clipped_squares(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of `clip(z, low, high)**2` for a standard normal z; low <= 0 <= high, each (S,).
+
+    Integrals of z^2 and z^4 over the density between the bounds, and the bounds themselves with the mass beyond them.
+    """
+    low, high = np.maximum(low, -40.0), np.minimum(high, 40.0)  # infinity times a density of 0 would be NaN
+    below, above = ndtr(low), ndtr(-high)
+    inside = 1 - below - above
+    at_low, at_high = (np.exp(-(bound**2) / 2) / np.sqrt(2 * np.pi) for bound in (low, high))
+    second = inside - (high * at_high - low * at_low) + low**2 * below + high**2 * above
+    fourth = 3 * inside - ((high**3 + 3 * high) * at_high - (low**3 + 3 * low) * at_low)
+    fourth += low**4 * below + high**4 * above
+    return second, np.sqrt(np.maximum(0.0, fourth - second**2))
+
+
+def _random_actions(chance: float, choices: float, replaced: np.ndarray) -> Iterator[Finding]:
+    """A random action is the label itself one time in `choices`."""
+    share, count, expected = float(replaced.mean()), len(replaced), min(1.0, chance) * (1 - 1 / choices)
+    slack = NOISE_ERRORS * np.sqrt(expected * (1 - expected) / count)
+    if abs(share - expected) > slack or (share == 0 and expected * count >= 25):  # less likely than 1 in 10^10
         message = f"the share of actions that differ from their label does not fit the declared noise of {chance:g}"
-        yield Finding("execution_noise", None, None, share, f"in (0, {chance + slack:.6g}]", message)
+        bound = f"{expected:.6g} +- {slack:.6g}"
+        yield Finding("execution_noise", None, None, share, bound, message)
 
 
 VALUES = (
     observations_finite, actions_finite, rewards_finite, metrics_finite, actions_in_space, observations_in_space,
-    returns, stored_lengths, outcomes, ends, horizon, actions_vary, precision, episodes_distinct, execution_noise,
+    returns, stored_lengths, outcomes, figures_possible, ends, horizon, actions_vary, precision,
+    episodes_distinct, execution_noise,
 )  # fmt: skip

@@ -120,11 +120,17 @@ def described(task: Task, recorded: Trajectories) -> DatasetMetadata:
         filter={"min_return": None, "only_success": False},
         observation_space=space_to_json(task.observation_space),
         action_space=space_to_json(task.action_space),
-        environment={"id": task.config.environment.id, "kwargs": {}, "wrappers": task.wrappers, "scenarios": {}},
+        environment={
+            "id": task.config.environment.id,
+            "kwargs": task.environment_kwargs,
+            "wrappers": task.wrappers,
+            "scenarios": task.config.scenarios,
+        },
         holdout_scenarios=(),
         episodes=len(recorded),
         steps=recorded.steps,
         content_digest=content_digest(recorded),
+        requested_episodes=len(recorded),
     )
 
 

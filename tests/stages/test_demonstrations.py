@@ -131,7 +131,9 @@ def test_somebody_elses_minari_dataset_needs_the_scenario_it_belongs_to(story, c
     assert "'nowhere'" in message
     # the infos that the task's success is read from are not in the file: missed by name, never counted as 0
     scenario = {"minari.path": str(folder), "minari.scenario": "frontal_approach_low"}
-    assert "success needs the info 'success'" in refusal("collect", COLLECT, {}, scenario)
+    assert "success.info = 'success', but the info of the environment has no such number" in refusal(
+        "collect", COLLECT, {}, scenario
+    )
 
 
 def test_an_import_with_a_fault_is_quarantined_and_kept(story, client, tmp_path):
@@ -147,6 +149,83 @@ def test_an_import_with_a_fault_is_quarantined_and_kept(story, client, tmp_path)
     with pytest.raises(BadInput, match="'quarantined'; only a validated dataset can be trained on"):
         fetch_for_training(client, stored.metadata.dataset_id, TASK)
     assert stored.metadata.dataset_id in set(query.datasets().dataset_id)
+
+
+@pytest.fixture
+def swings(tmp_path) -> Path:
+    """Somebody's Minari set of 20 Pendulum episodes."""
+    import gymnasium as gym
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    folder, rng = tmp_path / "swings", np.random.default_rng(0)
+    folder.mkdir()
+    storage = MinariStorage.new(folder / "data", env_spec=gym.spec("Pendulum-v1"), jpeg_encoding=False)
+    storage.update_metadata({"dataset_id": "pendulum/swing-v0", "minari_version": "0.5.4"})
+    storage.update_episodes(
+        EpisodeBuffer(
+            observations=rng.uniform(-1, 1, (9, 3)).astype(np.float32),
+            actions=rng.uniform(-2, 2, (8, 1)).astype(np.float32),
+            rewards=rng.uniform(-2, 0, 8),
+            terminations=np.zeros(8, bool),
+            truncations=np.arange(8) == 7,
+        )
+        for _ in range(20)
+    )
+    return folder
+
+
+def test_a_set_of_another_environment_is_quarantined_by_name(story, client, tmp_path, swings):
+    (tmp_path / "balance.yaml").write_text(
+        "name: balance\nenvironment: {id: CartPole-v1}\nsuccess: {return_at_least: 400}\nthresholds: {}\n"
+        "scenarios: {default: {}}\nscenario_sets: {train: {default: 1}}\n"
+    )
+    (tmp_path / "collect.yaml").write_text(
+        f"task: {tmp_path}/balance.yaml\nminari: {{path: {swings}, scenario: default}}\n"
+    )
+    outcome = run_stage("collect", str(tmp_path / "collect.yaml"), {}, {})
+    assert outcome.verdict is False
+    assert "quarantined by spaces, matches_task; first: spaces" in outcome.summary[0]
+    assert "environment.id differs" in str(validation(client, find_run(client, "collect")))
+    assert query.datasets("balance").iloc[0].quality == Quality.QUARANTINED
+
+
+def damaged(story, folder: Path, change) -> Path:
+    """The story's dataset as a Minari set in which `change` was done to one episode in five."""
+    import h5py
+
+    export(story, folder)
+    with h5py.File(folder / "data" / "main_data.hdf5", "r+") as file:
+        for index in range(0, 24, 5):
+            change(file[f"episode_{index}"])
+    return folder
+
+
+def a_step_late(episode) -> None:
+    labels = episode["infos/label"]
+    labels[1:] = labels[:-1]
+
+
+def executed(episode) -> None:
+    episode["infos/label"][:] = episode["actions"][:]
+
+
+def without_seed(episode) -> None:
+    del episode.attrs["seed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"), [(a_step_late, "labels"), (executed, "labels"), (without_seed, "seeds_unique")]
+)
+def test_what_was_changed_in_an_export_is_told_by_its_digest_and_by_asking_its_expert(
+    story, client, tmp_path, change, rule
+):
+    outcome, stored = collected(client, minari__path=str(damaged(story, tmp_path / "minari", change)))
+    assert outcome.verdict is False
+    failed = {r["rule"] for r in validation(client, stored.run_id)["rules"] if r["state"] == "failed"}
+    assert {"digest", rule} <= failed
+    again = run_stage("validate", VALIDATE, {"dataset": stored.metadata.dataset_id}, {})
+    assert rule in again.summary[0]
 
 
 def test_a_missing_minari_dataset_is_one_line(story):
@@ -172,6 +251,7 @@ def test_a_repaired_copy_is_a_dataset_of_its_own_linked_to_the_one_it_repairs(st
     save_dataset(tmp_path / "repaired", fewer, changed)
     outcome, stored = collected(client, repaired__dataset=old, repaired__folder=str(tmp_path / "repaired"))
     assert outcome.verdict is True, outcome.summary
+    assert stored.metadata.left_out == (int(trajectories.seeds[23]),)
     new = client.get_run(stored.run_id).data.tags
     assert new[lineage_run_tag("repaired")] == story.collect
     assert new[Tag.LINEAGE_EXPERT] == "social_nav-expert/1"
@@ -207,6 +287,62 @@ def test_a_repair_does_not_mend_a_tainted_dataset(story, client):
     client.set_tag(story.collect, Tag.TAINT, "its expert cheated")
     overrides = {"repaired.dataset": story.dataset, "repaired.folder": "/x"}
     assert "is tainted: its expert cheated" in refusal("collect", COLLECT, {}, overrides)
+
+
+def test_a_repair_is_asked_no_less_than_what_it_repairs(story, client, tmp_path):
+    old = quarantined(client, story)
+    folder = str(download_dataset(client.get_run(story.collect)))
+    outcome, _ = collected(client, repaired__dataset=old, repaired__folder=folder, replay_episodes="0")
+    assert outcome.verdict is False
+    assert "quarantined by no_weaker" in outcome.summary[0]
+
+
+# --- a quarantine and how it ends ------------------------------------------------------------------------------------
+
+
+def rotted(story, client, folder: Path) -> Path:
+    """The story's dataset with one executed action that is not the one that was executed."""
+    trajectories, metadata = load_dataset(download_dataset(client.get_run(story.collect)))
+    actions = trajectories.executed_actions.copy()
+    actions[100] = trajectories.actions[100]
+    changed = replace(trajectories, executed_actions=actions)
+    save_dataset(folder, changed, replace(metadata, content_digest=content_digest(changed)))
+    return folder
+
+
+def test_a_quarantine_is_not_lifted_by_a_validation_that_asks_less(story, client, tmp_path, monkeypatch):
+    folder = rotted(story, client, tmp_path / "rotted")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stages.validate.download_dataset", lambda run: folder)
+        refused = run_stage("validate", VALIDATE, {"dataset": story.dataset}, {})
+        assert refused.verdict is False and "replay" in refused.summary[0]
+    for less in ("0", "23"):  # the file was put back, and one of the 24 episodes might still be another
+        outcome = run_stage("validate", VALIDATE, {"dataset": story.dataset}, {"replay_episodes": less})
+        assert outcome.verdict is False and "quarantined by no_weaker" in outcome.summary[0]
+        with pytest.raises(BadInput, match="'quarantined'; only a validated dataset"):
+            fetch_for_training(client, story.dataset, TASK)
+    assert run_stage("validate", VALIDATE, {"dataset": story.dataset}, {"replay_episodes": "24"}).verdict is True
+    assert fetch_for_training(client, story.dataset, TASK)
+
+
+def test_a_dataset_that_was_too_short_is_not_made_long_enough_by_asking_for_less(story, client):
+    quarantined(client, story)
+    outcome = run_stage("validate", VALIDATE, {"dataset": story.dataset}, {"min_episodes": "24"})
+    assert outcome.verdict is False and "min_episodes >= 100" in outcome.summary[0]
+
+
+# --- another environment than the task's -----------------------------------------------------------------------------
+
+
+def test_cloning_what_was_recorded_with_other_arguments_says_so(story, client):
+    outcome, stored = collected(client, environment__max_speed="0.8")
+    assert outcome.verdict is True, outcome.summary
+    assert run_stage("validate", VALIDATE, {"dataset": stored.metadata.dataset_id}, {}).verdict is True
+    clone = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": stored.metadata.dataset_id}, {})
+    assert "environment: max_speed = 0.8, here the default" in clone.summary[1]
+    assert "warning" in clone.summary[1] and stored.metadata.dataset_id in clone.summary[1]
+    same = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": story.dataset}, {})
+    assert not any("warning" in line for line in same.summary)
 
 
 # --- nothing simulated again -----------------------------------------------------------------------------------------

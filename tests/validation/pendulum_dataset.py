@@ -90,6 +90,7 @@ def describe(task: Task, trajectories: Trajectories, noise: float, **changes) ->
         "git_commit": "b" * 40,
         "git_dirty": False,
         "horizon": HORIZON,
+        "requested_episodes": len(trajectories),
     }
     return DatasetMetadata(**{**facts, **changes})
 

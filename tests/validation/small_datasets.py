@@ -38,6 +38,7 @@ def dataset(
         "scenarios": np.array(["plain"] * count),
     }
     said = {"observation_space": space_to_json(space), "noise_std": 0.0, "demonstrator": {"kind": "scripted"}}
+    said |= {"seeds": [1], "left_out": []}
     if action_space is not None:
         said["action_space"] = space_to_json(action_space)
     return Dataset(arrays, {**said, **metadata})

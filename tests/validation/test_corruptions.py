@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pendulum_dataset import act
+from pendulum_dataset import NOISE, TASK, act, describe
 
+from pipeline.config.loading import validate as validate_config
+from pipeline.config.task import TaskConfig
 from pipeline.spaces import space_to_json
 from pipeline.trajectories import arrays_digest, metadata_digest, write_dataset
-from pipeline.validation import CATALOGUE, Approval, validate
+from pipeline.validation import CATALOGUE, Approval, Refusal, validate
 
 ANY = object()  # for values that another test computes by hand
 RECORD = 3 << 29  # first seed of the range for recording
@@ -187,6 +189,65 @@ def after_a_reset_elsewhere(arrays, metadata):
     np.clip(rows, [-1, -1, -8], [1, 1, 8], out=rows)
 
 
+def kept(choose: Callable, **changes) -> Callable:
+    """Only some episodes are there; coverage and counts agree. `choose(arrays)` -> (N,) bool."""
+
+    def apply(arrays, metadata):
+        chosen = np.asarray(choose(arrays))
+        arrays["observations"] = arrays["observations"][np.repeat(chosen, T + 1)]
+        for name in ("actions", "executed_actions", "rewards", "terminations", "truncations"):
+            arrays[name] = arrays[name][np.repeat(chosen, T)]
+        for name in ("lengths", "seeds", "scenarios", "metric.return", "metric.length", "metric.success"):
+            arrays[name] = arrays[name][chosen]
+        found, counts = np.unique(arrays["scenarios"], return_counts=True)
+        coverage = {str(n): int(c) for n, c in zip(found, counts, strict=True)}
+        metadata.update(episodes=int(chosen.sum()), steps=int(chosen.sum()) * T, scenario_coverage=coverage, **changes)
+
+    return apply
+
+
+def better(arrays) -> np.ndarray:
+    """The better half of each scenario: the shares stay."""
+    chosen = np.zeros(len(arrays["lengths"]), bool)
+    for scenario in ("normal", "light"):
+        at = np.flatnonzero(arrays["scenarios"] == scenario)
+        chosen[at[np.argsort(arrays["metric.return"][at])[len(at) // 2 :]]] = True
+    return chosen
+
+
+def left_out_instead(arrays, metadata):
+    """The fourth episode is gone, and the first one is said to be."""
+    kept(lambda _: np.arange(30) != 3, left_out=[int(arrays["seeds"][0])])(arrays, metadata)
+
+
+def task_with(**changes) -> TaskConfig:
+    return validate_config(TaskConfig, {**TASK, **changes}, "test")
+
+
+def figure(name: str, episode: int, value: float) -> Callable:
+    """Every episode has a figure of 0.5, and one of them another."""
+
+    def apply(arrays, metadata):
+        arrays[f"metric.{name}"] = np.full(len(arrays["lengths"]), 0.5)
+        arrays[f"metric.{name}"][episode] = value
+
+    return apply
+
+
+def collided(arrays, metadata):
+    arrays["metric.success"][9] = 1
+    arrays["metric.collision"] = (np.arange(30) == 9).astype(np.float64)
+
+
+def environment(**changes) -> Callable:
+    return lambda arrays, metadata: metadata["environment"].update(changes)
+
+
+def two_alike(arrays) -> np.ndarray:
+    """Two episodes of the same scenario."""
+    return np.flatnonzero(arrays["scenarios"] == "light")[:2]
+
+
 def wrong_demonstrator(**changes) -> Callable:
     return lambda arrays, metadata: metadata["demonstrator"].update(changes)
 
@@ -223,7 +284,7 @@ CORRUPTIONS = [
     Corruption("empty episode", "no_empty_episode", empty_episode, episode=5, value=0, bound=">= 1 step"),
     Corruption("no episode", "no_empty_episode", no_episodes, value=0, bound=">= 1 episode",
                context={"min_episodes": 0}),
-    Corruption("one bit of content", "digest", lambda a, m: a["seeds"].__setitem__(0, a["seeds"][0] ^ 1),
+    Corruption("one bit of content", "digest", lambda a, m: a["rewards"].view(np.uint32).__ixor__(np.uint32(1)),
                sealed=SEALED_META),
     Corruption("digest off by one digit", "digest", lambda a, m: m.update(
         content_digest=m["content_digest"][:-1] + ("0" if m["content_digest"][-1] != "0" else "1")),
@@ -263,7 +324,14 @@ CORRUPTIONS = [
     Corruption("an end in the middle", "ends", put("terminations", 2 * T + 17, True), 2, 17, "end",
                "no end before the last step"),
     Corruption("no end", "ends", put("truncations", 5 * T - 1, False), 4, 39, "no end", "an end at the last step"),
-    Corruption("longer than the horizon", "horizon", said("horizon", 39), 0, None, 40, "<= 39"),
+    Corruption("success and collision at once", "outcomes", collided, 9, None, "both", "success or collision",
+               context={"task": task_with(collision={"info": "hit"}, success_excludes_collision=True)}),
+    Corruption("more efficient than possible", "figures_possible", figure("efficiency", 4, 7.0), 4, None, 7.0, "[0, 1]",
+               context={"task": task_with(metrics={"efficiency": {"info": "efficiency", "min": 0, "max": 1}})}),
+    Corruption("fewer than none", "figures_possible", figure("misses", 2, -1.0), 2, None, -1.0, "[0, inf]",
+               context={"task": task_with(metrics={"misses": {"info": "misses", "min": 0}})}),
+    Corruption("longer than the horizon", "horizon", said("horizon", 39), 0, None, 40, "<= 39",
+               context={"task": task_with(horizon=39)}),
     Corruption("all-zero actions", "actions_vary", zero_actions, value="all zero: [0.0]"),
     Corruption("actions that never change in a fifth of the episodes", "actions_vary", still_episodes, 4, None,
                "20.0%", "at most 10% of episodes"),
@@ -274,6 +342,7 @@ CORRUPTIONS = [
     Corruption("declared noise that is not there", "execution_noise",
                lambda a, m: a.update(executed_actions=a["actions"].copy()), value=0.0),
     Corruption("more noise than declared", "execution_noise", said("noise_std", 0.15)),
+    Corruption("less noise than declared", "execution_noise", said("noise_std", 0.25)),
     # origin
     Corruption("too few episodes", "minimum_episodes", lambda a, m: None, value=30, bound=">= 31",
                context={"min_episodes": 31}),
@@ -292,6 +361,37 @@ CORRUPTIONS = [
     Corruption("scenario of another set", "matches_task", relabelled("stormy"), 0, None, "stormy"),
     Corruption("another task", "matches_task", said("task", "lunar_lander"), value="'lunar_lander'", bound="'swing'"),
     Corruption("hold-outs concealed", "matches_task", said("holdout_scenarios", []), value="[]", bound="['heavy']"),
+    Corruption("arguments that the environment did not have", "matches_task", environment(kwargs={"g": 9.8}),
+               value="{'g': 9.8}", bound="{}"),
+    Corruption("arguments that the scenario did not have", "matches_task",
+               environment(scenarios={"normal": {"g": 10.0}, "light": {"g": 4.0}})),
+    Corruption("another horizon", "matches_task", said("horizon", 41), value="41", bound="40"),
+    Corruption("listed seeds that were not used", "episodes_derived", said("seeds", [43]), 0,
+               bound="one of 30 episodes of 'train'"),
+    Corruption("a seed that does not follow from those listed", "episodes_derived", put("seeds", 8, RECORD + 5), 8,
+               None, RECORD + 5),
+    Corruption("scenarios of two episodes swapped", "episodes_derived",
+               lambda a, m: a.update(scenarios=np.roll(a["scenarios"], 1)), episode=ANY),
+    Corruption("the better half kept", "episodes_derived", kept(better), value=30,
+               bound="= 15: those there, and those left out", context={"min_episodes": 10}),
+    Corruption("the better half kept as if no more had been asked for", "episodes_derived",
+               kept(better, requested_episodes=15), ANY, context={"min_episodes": 10}),
+    Corruption("a scenario left out and its share with it", "episodes_derived",
+               kept(lambda a: a["scenarios"] == "normal", requested_shares={"normal": 1.0}, requested_episodes=20),
+               value=0, bound="= 0.333333"),
+    Corruption("an episode left out that is there", "episodes_derived", left_out_instead),
+    Corruption("nobody knows how many were asked for", "episodes_derived", said("requested_episodes", None)),
+    Corruption("more kept by a filter than were asked for", "episodes_derived",
+               lambda a, m: m.update(filter={"min_return": -1e6, "only_success": False}, requested_episodes=20),
+               value=20, bound="30 to 1000000"),
+    Corruption("recorded tomorrow", "recorded_before_now",
+               lambda a, m: (m.update(created_at="2999-01-01T00:00:00Z"))),
+    Corruption("a quarantine lifted without simulating again", "no_weaker", lambda a, m: None, value=0,
+               bound="replay_episodes >= 30", context={"refusals": (Refusal("f" * 32, ("replay",), 20, 200),)}),
+    Corruption("a quarantine lifted by asking for fewer episodes", "no_weaker", lambda a, m: None, value=20,
+               bound="min_episodes >= 40", context={"refusals": (Refusal("f" * 32, ("minimum_episodes",), 40, 0),)}),
+    Corruption("a quarantine lifted without asking the demonstrator again", "no_weaker", lambda a, m: None,
+               context={"refusals": (Refusal("f" * 32, ("labels",), 20, 0),)}),
     Corruption("unknown scenario set", "matches_task", said("scenario_set", "everything"), value="everything"),
     Corruption("return below the filter", "filter_held", filtered, ANY),
     Corruption("failure among successes", "filter_held", only_success, 12, None, 0.0, "= 1"),
@@ -319,14 +419,15 @@ CORRUPTIONS = [
                lambda a, m: a["observations"].view(np.uint32).__setitem__((7 * (T + 1) + 9, 2),
                                                                          a["observations"].view(np.uint32)[296, 2] ^ 1),
                7, 9, replayed=True),
-    Corruption("seed of another episode, re-simulated", "replay", put("seeds", 8, RECORD + 5), 8, 0, replayed=True),
+    Corruption("seeds of two episodes swapped, re-simulated", "replay",
+               lambda a, m: a["seeds"].__setitem__(two_alike(a), a["seeds"][two_alike(a)[::-1]]), ANY, 0,
+               replayed=True),
+    Corruption("a failure that is called a success, re-simulated", "replay",
+               lambda a, m: a["metric.success"].__setitem__(5, 1 - a["metric.success"][5]), 5, T, replayed=True),
+    Corruption("figures of the next episode, re-simulated", "replay",
+               lambda a, m: a.update({"metric.success": np.roll(a["metric.success"], 1)}), ANY, T, replayed=True),
     Corruption("one executed action, re-simulated", "replay", put("executed_actions", (6 * T + 3, 0), 0.123), 6, 4,
                replayed=True),
-    Corruption("scenario swapped, re-simulated", "replay",
-               lambda a, m: a["scenarios"].__setitem__([0, 1], a["scenarios"][[1, 0]])
-               if a["scenarios"][0] != a["scenarios"][1]
-               else a["scenarios"].__setitem__(slice(None), np.roll(a["scenarios"], 1)), replayed=True,
-               episode=ANY, step=ANY),
     Corruption("one label changed within the noise", "labels",
                lambda a, m: a["actions"].__setitem__((4 * T + 6, 0), a["actions"][4 * T + 6, 0] / 2), 4, 6,
                context={"act": act}),
@@ -354,9 +455,38 @@ def test_the_good_datasets_pass_every_rule(good, good_without_noise):
             assert report.status == "validated", report.summary()
             assert "demonstrations: expert swing-expert/3" in report.notes
             not_run = {outcome.rule for outcome in report.rules if outcome.state == "not run"}
-            assert not_run == {"time_alignment" if context.replay else "replay", "labels"}
+            assert not_run == {"time_alignment" if context.replay else "replay", "labels", "no_weaker"}
         asked = validate((data.trajectories, data.metadata), replace(data.context, act=act))
         assert asked.passed, asked.summary()
+
+
+def test_episodes_that_a_repair_left_out_and_says_so_are_no_corruption(good, tmp_path):
+    """A scenario may be gone with them: that is no matter of shares."""
+
+    def repaired(arrays, metadata):
+        gone = arrays["seeds"][arrays["scenarios"] == "light"]
+        kept(lambda a: a["scenarios"] == "normal", left_out=gone.tolist())(arrays, metadata)
+
+    corrupted(good, Corruption("left out on purpose", "none", repaired), tmp_path / "data")
+    report = validate(tmp_path / "data", good.context)
+    assert report.passed and report.episodes == 20, report.summary()
+
+
+def test_what_a_filter_kept_follows_from_the_seeds_as_well(good):
+    """Of 20 episodes that were asked for, a filter dropped three; two others were played instead."""
+    played = good.task.recordable_episodes("train", [1, 2], 20, filtered=True)
+    normal, light = ([e for e in played if e.scenario == name] for name in ("normal", "light"))
+    chosen = [*normal[2:15], *light[1:7]]
+    data = replace(
+        good.trajectories.select(range(19)),
+        seeds=np.array([e.seed for e in chosen]),
+        scenarios=np.array([e.scenario for e in chosen]),
+    )
+    facts = {"seeds": (1, 2), "filter": {"min_return": -1e6, "only_success": False}, "requested_episodes": 20}
+    metadata = describe(good.task, data, NOISE, **facts)
+    context = replace(good.context, min_episodes=19)
+    assert validate((data, metadata), context).passed
+    assert validate((data, replace(metadata, seeds=(2, 1))), context).failed_rules == ("episodes_derived",)
 
 
 def test_observations_stored_late_without_noise_or_environment_are_found_by_asking_the_demonstrator(
@@ -367,6 +497,26 @@ def test_observations_stored_late_without_noise_or_environment_are_found_by_aski
     assert validate(tmp_path / "data", good_without_noise.context).passed  # nothing to tell it by
     report = validate(tmp_path / "data", replace(good_without_noise.context, act=act))
     assert report.failed_rules == ("labels",)
+
+
+@pytest.mark.parametrize(
+    "fault", ["observations stored late without a trace", "terminal observation of the next reset"]
+)
+def test_one_seed_that_is_known_does_not_vouch_for_the_episodes_whose_seeds_are_not(good, tmp_path, fault):
+    damage = next(c for c in CORRUPTIONS if c.name == fault).apply
+
+    def imported(arrays, metadata):
+        whole = arrays["observations"].copy()
+        damage(arrays, metadata)
+        arrays["observations"][5 * (T + 1) : 6 * (T + 1)] = whole[5 * (T + 1) : 6 * (T + 1)]
+        arrays["seeds"][np.arange(30) != 5] = -1
+        metadata.update(seeds=[], demonstrator={**metadata["demonstrator"], "kind": "imported"})
+
+    corrupted(good, Corruption("one known seed", "time_alignment", imported), tmp_path / "data")
+    report = validate(tmp_path / "data", replace(good.context, replay=good.replay))
+    assert report.failed_rules == ("time_alignment",), report.summary()
+    assert "re-simulation: 1 of 1 episodes bit-identical" in report.notes
+    assert 5 not in {finding.episode for finding in report.findings}
 
 
 def test_an_environment_that_jumps_from_its_first_observation_is_no_corruption(good, tmp_path):
@@ -431,6 +581,7 @@ def test_missing_facts_leave_their_rules_out_and_say_so(good):
     context = replace(good.context, task=None, approvals=None)
     report = validate((good.trajectories, good.metadata), context)
     reasons = {outcome.rule: outcome.reason for outcome in report.rules if outcome.state == "not run"}
-    assert set(reasons) == {"seeds_reserved", "matches_task", "expert_approved", "replay", "labels"}
+    unasked = ("figures_possible", "episodes_derived", "no_weaker")
+    assert set(reasons) == {"seeds_reserved", "matches_task", "expert_approved", "replay", "labels", *unasked}
     assert reasons["expert_approved"] == "the registry's record of approvals was not given"
     assert space_to_json(good.task.action_space) == good.metadata.action_space

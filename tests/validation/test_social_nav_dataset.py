@@ -17,6 +17,7 @@ from pipeline.tasks import Purpose, Task
 from pipeline.trajectories import content_digest
 from pipeline.validation import Context, TaskReplay, replay_episodes, validate
 
+MEASURED = ("return", "length")  # held to rewards and steps by rules of their own
 TASK_FILE = Path(__file__).parents[2] / "configs" / "tasks" / "social_nav.yaml"
 
 
@@ -36,7 +37,7 @@ def recorded():
         demonstrator=straight.provenance,
         observation_space=space_to_json(task.observation_space),
         action_space=space_to_json(task.action_space),
-        environment={"id": task.config.environment.id, "kwargs": {}, "scenarios": {}},
+        environment={"id": task.config.environment.id, "kwargs": {}, "scenarios": task.config.scenarios},
         horizon=None,
     )
     context = Context(
@@ -73,6 +74,28 @@ def test_one_bit_of_one_observation_is_found_where_it_is(recorded):
     verdicts = replay_episodes(changed, context.replay, [4, 5])
     assert str(verdicts[0]) == "episode 4: bit-identical"
     assert verdicts[1].difference.feature == 1 and "episode 5: differs in observation[1] at step 3" in str(verdicts[1])
+
+
+def test_every_figure_is_held_to_the_one_of_the_episode_played_again(recorded):
+    trajectories, metadata, context = recorded
+    figures = trajectories.metrics
+    lies = {
+        "every failure is a success": {"success": np.ones(24)},
+        "every collision is lost": {"collision": np.zeros(24)},
+        "SNQI of other weights": {"snqi": figures["snqi"] - 0.1 * figures["jerk_mean"]},
+        "figures of the episode before": {name: np.roll(figures[name], 1) for name in figures if name not in MEASURED},
+        "one near miss less": {"near_misses": figures["near_misses"] - (figures["near_misses"] > 0)},
+        "one bit of each jerk": {"jerk_mean": np.nextafter(figures["jerk_mean"], 9)},
+    }
+    wrong = {}
+    for lie, changes in lies.items():
+        changed = replace(trajectories, metrics={**figures, **changes})
+        report = validate((changed, replace(metadata, content_digest=content_digest(changed))), context)
+        found = [f.episode for f in report.findings if f.rule == "replay"]
+        expected = np.flatnonzero(np.any([changes[name] != figures[name] for name in changes], axis=0))
+        if not len(expected) or found != expected[:20].tolist():  # as many findings as are kept of a rule
+            wrong[lie] = (found, expected)
+    assert not wrong
 
 
 def test_observations_stored_late_are_found_without_the_environment(recorded):
