@@ -75,7 +75,7 @@ def inspection_markdown(inspection: Inspection, labels: Sequence[str], figures: 
     """The page; `figures` are names of figures to show."""
     i = inspection
     lines = [
-        f"# Dataset {i.dataset_id}",
+        f"# Dataset {one_line(i.dataset_id)}",
         "",
         f"{i.episodes:,} episodes, {i.steps:,} steps. Demonstrations: {one_line(i.origin)}.",
         "",

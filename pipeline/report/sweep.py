@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pipeline.config.sweep import Objective
 from pipeline.names import Metric
 from pipeline.objectives import Contender
-from pipeline.report.text import NOT_MEASURED, markdown_table, number
+from pipeline.report.text import NOT_MEASURED, markdown_table, number, one_line
 
 if TYPE_CHECKING:
     import optuna
@@ -118,10 +118,10 @@ def sweep_markdown(report: SweepReport) -> str:
     limits = ", ".join(f"{figure} <= {limit:g}" for figure, limit in report.constraints.items()) or "none"
     counts = report.counts()
     parts = [
-        f"# Sweep {report.study}",
+        f"# Sweep {one_line(report.study)}",
         f"Objective: {report.goal()}. Constraints: {limits}. Every training: {report.budget:,} environment steps.",
         markdown_table(list(counts), [[str(count) for count in counts.values()]], 0),
-        "\n".join(f"- {line.strip()}" for line in report.lines()[1:]),
+        "\n".join(f"- {one_line(line)}" for line in report.lines()[1:]),
     ]
     if report.contenders:
         parts += ["## Trained again on fresh seeds", _contenders_table(report), _CAUTION]

@@ -1,5 +1,11 @@
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
+from markdown_it import MarkdownIt
+
+from pipeline.gate import GateDecision
+from pipeline.report.content import Missing, Paragraph, Section, Summary, Table, markdown
+from pipeline.report.diagnostics import gate_markdown
 from pipeline.report.inspection import inspection_files
 from pipeline.validation.inspection import (
     Distribution,
@@ -55,3 +61,31 @@ def test_every_figure_the_page_shows_is_there_and_is_svg() -> None:
 
 def test_a_dataset_without_outliers_says_so() -> None:
     assert "No episode stands out" in inspection_files(inspection(()))["inspection.md"].decode()
+
+
+FOREIGN = (
+    "[a](javascript:alert(1))", "![a](javascript:x)", "[a]: javascript:x", "[a][a]", "<javascript:x>", "<b>x</b>",
+    "[a](<javascript:x>)", "[a\\](javascript:x)", "[a]\n(javascript:x)", "[a]\n: javascript:x",
+)  # fmt: skip
+
+
+def test_no_text_from_outside_becomes_a_link_a_picture_or_markup_in_a_page() -> None:
+    """Held against a Markdown parser that takes every address; figures are the only things that a page refers to."""
+    parser = MarkdownIt("commonmark").enable("table")
+    parser.validateLink = lambda address: True
+    escaped = []
+    for text in FOREIGN:
+        seen = replace(inspection((replace(ODD, scenario=text, reason=text),)), dataset_id=text, origin=text)
+        page = inspection_files(seen, warnings=(text,), names=(text, "b"))["inspection.md"].decode()
+        table = Table((text, "b"), ((text, text),), caption=text)
+        blocks = (Paragraph(text), Missing(text), table)
+        summary = Summary("t", "bad", text, text, (text,), (), (text,), "", "", text)
+        report = markdown(text, summary, (Section("a", text, blocks),), "figures")
+        gate = gate_markdown(GateDecision(()), text)
+        for made in (page, report, gate):
+            inline = [part for token in parser.parse(made + "\n\n[a]") for part in (token, *(token.children or ()))]
+            targets = [part.attrs.get("href") or part.attrs.get("src") for part in inline if part.attrs]
+            wrong = [t for t in targets if t and not t.startswith("figures/")]
+            if wrong or any(part.type.startswith("html") for part in inline):
+                escaped.append((text, wrong))
+    assert not escaped
