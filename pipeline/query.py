@@ -63,7 +63,7 @@ def runs(
     arm: str | None = None,
     status: str | None = None,
     metrics: Sequence[str] = (),
-    limit: int = 1_000,
+    limit: int | None = None,
 ) -> pd.DataFrame:
     """Runs of the pipeline, newest first: `RUN_COLUMNS` and one column for each of `metrics` (its last value, or NaN).
 

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Tag, VersionTag, registered_model
 from pipeline.tracking.runs import get_run, search, tag_value
-from pipeline.tracking.store import download
+from pipeline.tracking.store import download, pages
 from pipeline.trajectories import metadata_faults, read_metadata
 
 
@@ -54,7 +54,7 @@ def version_rows(client: MlflowClient, task: str | None) -> list[dict[str, Any]]
     condition = (
         f"name = '{registered_model(tag_value(task))}'" if task is not None else f"tags.`{VersionTag.GATE}` != ''"
     )
-    found = client.search_model_versions(condition, order_by=["creation_timestamp DESC"])
+    found = pages(client.search_model_versions, condition, order_by=["creation_timestamp DESC"])
     # a search does not return aliases: they are read version by version
     versions = [client.get_model_version(version.name, version.version) for version in found]
     return [

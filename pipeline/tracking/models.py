@@ -27,7 +27,7 @@ from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking import operations
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.runs import StageRun, get_run, latest_run, search, seed_of
-from pipeline.tracking.store import download, refuses
+from pipeline.tracking.store import download, pages, refuses
 
 MODEL_CODE = Path(__file__).with_name("policy_model.py")
 REQUIREMENTS = ["mlflow", "numpy", "safetensors", "stable-baselines3", "torch"]
@@ -125,9 +125,8 @@ def _as_the_run_has_them(client: MlflowClient, run_id: str, points: list[list[An
 
 def _begun(client: MlflowClient, run_id: str, operation: Operation, digest: str) -> str | None:
     """The model that an earlier attempt made of the same policy under the same name, for the same step."""
-    found = client.search_logged_models(
-        [operation["experiment_id"]], f"name = '{operation['name']}' AND source_run_id = '{run_id}'"
-    )
+    named = f"name = '{operation['name']}' AND source_run_id = '{run_id}'"
+    found = pages(client.search_logged_models, [operation["experiment_id"]], named)
     return next((str(model.model_id) for model in found if model.tags.get(Tag.POLICY_DIGEST) == digest), None)
 
 

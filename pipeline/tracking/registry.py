@@ -19,7 +19,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Alias, Gate, VersionTag, registered_model
-from pipeline.tracking.store import exclusive, refuses
+from pipeline.tracking.store import exclusive, pages, refuses
 from pipeline.validation.rules import Approval
 
 
@@ -69,7 +69,7 @@ def register_candidate(
 
 
 def _registered(client: MlflowClient, name: str, run_id: str, digest: str) -> ModelVersion | None:
-    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    found = pages(client.search_model_versions, f"name = '{name}' and run_id = '{run_id}'")
     return next((version for version in found if version.tags.get(VersionTag.POLICY_DIGEST) == digest), None)
 
 
@@ -208,7 +208,7 @@ def approvals(client: MlflowClient, task: str, demonstrator: Mapping[str, Any]) 
     nothing can be judged, and BadInput is raised; other versions without a sound record are left out.
     """
     periods: list[Approval] = []
-    for version in client.search_model_versions(f"name = '{registered_model(task)}'"):
+    for version in pages(client.search_model_versions, f"name = '{registered_model(task)}'"):
         digest = version.tags.get(VersionTag.POLICY_DIGEST, "not on record")
         try:
             periods += [Approval(str(version.version), digest, *period) for period in _history(version)]
@@ -259,7 +259,8 @@ def _settle_interrupted(client: MlflowClient, name: str, holder: ModelVersion | 
 
     A version that says it is approved without the alias was either replaced by the holder, or never got that far.
     """
-    for version in client.search_model_versions(f"name = '{name}' and tags.`{VersionTag.GATE}` = '{Gate.APPROVED}'"):
+    called_approved = f"name = '{name}' and tags.`{VersionTag.GATE}` = '{Gate.APPROVED}'"
+    for version in list(pages(client.search_model_versions, called_approved)):  # all, before the first one changes
         number = str(version.version)
         if holder is None or str(holder.version) != number:
             if holder is not None and holder.tags.get(VersionTag.REPLACED) == number:

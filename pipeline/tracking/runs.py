@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from pipeline.tracking.store import (
     download,
     exclusive,
     local_folder,
+    pages,
     refuses,
     unanswered,
 )
@@ -43,6 +45,7 @@ from pipeline.tracking.store import (
 C = TypeVar("C")
 
 RUN_VARIABLE = "MLFLOW_RUN_ID"
+PAGE = 1_000  # runs in one answer
 
 
 @dataclass
@@ -434,17 +437,17 @@ def latest_run(client: MlflowClient, what: str, **tags: str) -> Run:
 
 def experiment_ids(client: MlflowClient) -> list[str]:
     """Every experiment of the store."""
-    return [str(experiment.experiment_id) for experiment in client.search_experiments()]
+    return [str(experiment.experiment_id) for experiment in pages(client.search_experiments)]
 
 
 def search(
     client: MlflowClient,
     tags: Mapping[str, str],
-    limit: int = 1_000,
+    limit: int | None = None,
     status: str | None = "FINISHED",
     experiments: Sequence[str] | None = None,
 ) -> list[Run]:
-    """Runs of all experiments that carry these tags, newest first; the store filters.
+    """Runs of all experiments that carry these tags, newest first, all or the first `limit`; the store filters.
 
     Who searches often lists the experiments once and gives them: that takes as long as a search.
     """
@@ -452,18 +455,12 @@ def search(
     if status is not None:
         conditions.append(f"attributes.status = '{status}'")
     everywhere = list(experiments) if experiments is not None else experiment_ids(client)
-    found: list[Run] = []
-    token: str | None = None
-    while len(found) < limit:
-        page = client.search_runs(
-            everywhere, " and ".join(conditions), max_results=min(limit - len(found), 1_000),
-            order_by=["attributes.start_time DESC"], page_token=token,
-        )  # fmt: skip
-        found.extend(page)
-        token = page.token
-        if not token:
-            break
-    return found
+    page = PAGE if limit is None else min(limit, PAGE)
+    found = pages(
+        client.search_runs, everywhere, " and ".join(conditions),
+        max_results=page, order_by=["attributes.start_time DESC"],
+    )  # fmt: skip
+    return list(islice(found, limit))
 
 
 def _made_up(name: str) -> bool:

@@ -10,14 +10,16 @@ import shlex
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException, RestException
+from mlflow.store.entities.paged_list import PagedList
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -26,6 +28,8 @@ from pipeline.disk import sqlite_file, sync_folder
 from pipeline.errors import BadInput, disk_refusal, shortened
 
 RUNS = "runs:/"
+T = TypeVar("T")
+
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 CONNECT_SECONDS = 10.0
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -204,6 +208,17 @@ def exclusive(purpose: str) -> Iterator[None]:
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def pages(search: Callable[..., PagedList[T]], *arguments: Any, **options: Any) -> Iterator[T]:
+    """Everything that one of MLflow's searches finds; each gives a page at a time, of 1,000 or 100 things."""
+    token: str | None = None
+    while True:
+        page = search(*arguments, **options, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 @functools.cache

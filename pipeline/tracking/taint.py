@@ -14,6 +14,7 @@ from pipeline.tracking import registry
 from pipeline.tracking.lineage import derived, resolve, upstream
 from pipeline.tracking.models import StoredPolicy
 from pipeline.tracking.runs import StageRun, get_run
+from pipeline.tracking.store import pages
 
 JUDGES: Final = ("promote", "validate", "playback", "reproduce")  # stages that look at a thing and make nothing of it
 
@@ -32,7 +33,7 @@ def spread(client: MlflowClient, reference: str, reason: str) -> list[str]:
             client.set_tag(run.info.run_id, Tag.TAINT, reason)
     lines = [f"  tainted: {len(runs)} runs that came from it"] if runs else []
     for run in found:
-        for version in client.search_model_versions(f"run_id = '{run.info.run_id}'"):
+        for version in pages(client.search_model_versions, f"run_id = '{run.info.run_id}'"):
             withdrawn = registry.taint(client, version.name, version.version, reason)
             lines.append(
                 f"  tainted: {version.name}/{version.version}"
