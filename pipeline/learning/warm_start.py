@@ -165,7 +165,7 @@ class WarmPPO(PPO):
             rate, setting = self.critic_optimizer.param_groups[0]["lr"], "warm_start.critic_burn_in_learning_rate"
         raise Diverged(
             f"diverged at step {self.num_timesteps:,}: {weights or 'what it gives'} is not finite; lower "
-            f" {setting} (now {rate:g}), or divide large rewards by their spread (training.normalize_reward)"
+            f"{setting} (now {rate:g}), or divide large rewards by their spread (training.normalize_reward)"
         )
 
     @torch.no_grad()
