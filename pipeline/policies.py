@@ -170,9 +170,10 @@ def load_policy(folder: str | Path) -> ActorCriticPolicy:
 
     Raises BadInput, one line, for anything missing, oversized, unknown, misfitting or not finite.
     """
-    spec = read_spec(folder)
+    spec, weights = read_spec(folder), Path(folder) / POLICY_WEIGHTS_FILE
+    _refuse_hollow(spec, weights)
     policy = build_policy(spec.observation_space, spec.action_space, spec.network, seed=0)
-    load_tensors(policy, _read_tensors(Path(folder) / POLICY_WEIGHTS_FILE, tensors_of(policy)))
+    load_tensors(policy, _read_tensors(weights, tensors_of(policy)))
     return policy
 
 
@@ -252,6 +253,17 @@ def _refuse_oversized(spec: PolicySpec, path: Path) -> None:
     if parameters > MAX_PARAMETERS:
         raise BadInput(
             f"policy {str(path)!r}: its network of {parameters} parameters is larger than the {MAX_PARAMETERS} allowed"
+        )
+
+
+def _refuse_hollow(spec: PolicySpec, weights: Path) -> None:
+    """A width is only a claim: a large network, which takes memory and time, is built for a file that could fill it."""
+    inputs = () if sees_images(spec.observation_space) else (gym.spaces.utils.flatdim(spec.observation_space),)
+    least = 2 * 4 * sum(before * after for before, after in pairwise((*inputs, *spec.network.hidden)))
+    if weights.is_file() and weights.stat().st_size + MAX_SPEC_BYTES < least:
+        raise BadInput(
+            f"policy {str(weights)!r} has {weights.stat().st_size} bytes, the hidden layers "
+            f"{shortened(list(spec.network.hidden))} alone need {least}: its tensors are not those of its network"
         )
 
 

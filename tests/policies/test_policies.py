@@ -260,6 +260,14 @@ def test_a_broken_artifact_is_refused_in_one_line(case, folder):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
+def test_a_network_that_the_weights_cannot_fill_is_not_built(folder, monkeypatch):
+    monkeypatch.setattr("pipeline.policies.build_policy", lambda *_, **__: pytest.fail("a network was built"))
+    for hidden in ([9000, 9000], [10**7]):
+        _edit_spec(folder, network={"hidden": hidden, "activation": "tanh"})
+        with pytest.raises(BadInput, match=r"hidden layers \[.*\] alone need .* not those of its network"):
+            load_policy(folder)
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     for read in (load_policy, policy_digest):
         with pytest.raises(BadInput, match="no such file"):
