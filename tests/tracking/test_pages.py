@@ -72,7 +72,7 @@ def test_more_runs_than_an_answer_holds_are_all_found_and_no_more_than_were_aske
 
 def test_versions_and_models_are_found_on_every_page(bench, monkeypatch):
     """MLflow's answers made small, since a version takes long to make."""
-    versions = [bench.candidate() for _ in range(5)]
+    versions = [bench.candidate(seed=seed) for seed in range(5)]
     approved = [registry.approve(bench.client, version, bench.run("promote"), "good") for version in versions]
     run_id = bench.run("train_expert", status=None)
     run = runs.StageRun(bench.client, run_id, bench.experiment, bench.folder)
