@@ -33,6 +33,20 @@ def package_versions() -> dict[str, str]:
     return {name: installed(name) or "not installed" for name in PACKAGES}
 
 
+def untested(pins: Path = Path(__file__).parents[2] / "constraints.txt") -> tuple[str, ...]:
+    """`("mujoco 3.3.0 (tested: 4.0.0)",)`: packages in other versions than were tested together.
+
+    The list of those is in the checkout; where it is not, nothing is said.
+    """
+    found = []
+    for line in pins.read_text(encoding="utf-8").splitlines() if pins.is_file() else ():
+        name, _, tested = line.partition("#")[0].strip().partition("==")
+        here = installed(name) if tested else None
+        if here is not None and here.partition("+")[0] != tested.partition("+")[0]:  # +cpu: built elsewhere
+            found.append(f"{name} {here} (tested: {tested})")
+    return tuple(found)
+
+
 def environment_record() -> dict[str, Any]:
     """What a run stores as `environment.json`."""
     commit, dirty = git_state()
