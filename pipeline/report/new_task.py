@@ -5,7 +5,7 @@ Everything is written to be edited: what was measured stands beside what was cho
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +30,7 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
     expert = [] if config.demonstrator else ["train_expert", "promote"]
     collision = _first_of(probe, COLLISION_KEYS)
     success, scaler = success_of(config, probe), _scaler(probe.spreads)
+    target = target_of(config, probe, success)
     text = _template().render(
         name=config.name,
         env=" ".join(config.env.split()),
@@ -43,6 +44,7 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
         scaler=scaler,
         scale=scaler["needed"] and not config.demonstrator,  # a script acts on what policies see
         success=success,
+        target=target,
         collision=collision,
         figures=_further_figures(probe, (success.get("info"), collision)),
         stages=[*expert, "collect", "pretrain", "finetune", "compare"],
@@ -52,29 +54,61 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
 
 
 def success_of(config: NewTask, probe: Probe) -> dict[str, Any]:
-    """How success is told, and why: a key of the final info, or a return, which may be a guess (`known` is False)."""
-    best, spread = float(probe.returns.max()), float(probe.returns.std())
-    key, threshold = _first_of(probe, SUCCESS_KEYS), probe.reward_threshold
+    """How an episode's success is told, and why: a key of the final info, or a return (`known` is False: a guess)."""
+    key = _first_of(probe, SUCCESS_KEYS)
     if key is not None:
         low, high = probe.final_keys[key]
         return {"info": key, "known": True, "why": f"Of the final info; the probe had {low:.4g} to {high:.4g}."}
-    if threshold is not None:
-        return {"return_at_least": float(threshold), "known": True, "why": "Gymnasium's own threshold for this id."}
     if probe.rewarded_at_end:
         why = "Only ends of episodes were rewarded: any reward is taken for success. SET IT where that is too little."
         return {"return_at_least": LEAST_RETURN, "known": False, "why": why}
     if probe.shown is not None:
-        guess = float(np.quantile(probe.shown, SHOWN_SHARE))
-        why = f"A GUESS: what {config.demonstrator} reaches in nine of ten episodes. SET IT to what solves the task."
+        guess = _below(float(np.quantile(probe.shown, SHOWN_SHARE, method="lower")))
+        why = f"A GUESS: {config.demonstrator} reaches it in {_sure(probe.shown >= guess)}. SET IT to what solves the task."
+    elif probe.reward_threshold is not None:
+        guess = float(probe.reward_threshold)
+        why = (
+            "A GUESS: Gymnasium's threshold for this id, which is of a mean over 100 episodes: who just meets that misses "
+            "it in many single ones. SET IT to what an episode must return."
+        )
     else:
-        guess = best + max(spread, 0.1 * abs(best))
+        best, spread = float(probe.returns.max()), float(probe.returns.std())
+        guess = _rounded(best + max(spread, 0.1 * abs(best)))
         why = f"A GUESS above the best random episode ({best:.4g}): SET IT to what solves the task."
-    return {"return_at_least": _rounded(guess), "known": False, "why": why}
+    return {"return_at_least": guess, "known": False, "why": why}
+
+
+def target_of(config: NewTask, probe: Probe, success: Mapping[str, Any]) -> dict[str, Any]:
+    """What "solved" means for a policy, `{figure, min, why}`: never more than what the demonstrator itself reaches."""
+    shown, threshold = probe.shown, probe.reward_threshold
+    reached = "" if shown is None else f"; {config.demonstrator} has a mean of {shown.mean():.4g} over {len(shown)}"
+    if "info" not in success and threshold is not None and (shown is None or shown.mean() >= threshold):
+        why = f"Gymnasium's own threshold for this id, of a mean over 100 episodes{reached}."
+        return {"figure": "return_mean", "min": float(threshold), "why": why}
+    if shown is None:
+        return {"figure": "success_rate", "min": 0.9, "why": "A choice: nine of ten episodes."}
+    succeeded = successes(probe, success)
+    if not succeeded.any():
+        least = _below(float(shown.mean() - 2 * shown.std() / np.sqrt(len(shown))))
+        why = f"A GUESS: {config.demonstrator} never succeeds, so this is the return that it surely has."
+        return {"figure": "return_mean", "min": least, "why": why}
+    share = float(np.floor(90 * succeeded.mean()) / 100)
+    why = f"Nine tenths of what {config.demonstrator} reaches: success in {_sure(succeeded)}."
+    return {"figure": "success_rate", "min": share, "why": why}
+
+
+def successes(probe: Probe, success: Mapping[str, Any]) -> np.ndarray:
+    """(N,) bool: in which of the same episodes the demonstrator succeeded."""
+    if "info" in success:
+        return np.array([final.get(success["info"], 0.0) > 0.5 for final in probe.shown_finals])
+    assert probe.shown is not None
+    return np.asarray(probe.shown >= success["return_at_least"])
 
 
 def summary(config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str]) -> tuple[str, ...]:
-    """What was found, what was written, and what to do now."""
+    """What was found, what was written, what to beware of, and what to do now."""
     success = success_of(config, probe)
+    target = target_of(config, probe, success)
     means = f"info[{success['info']!r}]" if "info" in success else f"a return of {success['return_at_least']:g} or more"
     guessed = "" if success["known"] else ": A GUESS; set success.return_at_least to what solves the task"
     lines = [
@@ -84,22 +118,57 @@ def summary(config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str]) -
         f"  observes {_folded(probe.observation_space)}, acts in {_folded(probe.action_space)}",
         f"  wrote {config.folder}/{files[0]} and {len(files) - 1} stage configs in {config.folder}/{config.name}/",
         f"  success is {means}{guessed}",
+        f"  solved is {target['figure']} of {target['min']:g} or more: {target['why']}",
     ]
     if probe.shown is not None:
         least, mean, most = probe.shown.min(), probe.shown.mean(), probe.shown.max()
         told = f"  {config.demonstrator} had a return of {mean:.4g} ({least:.4g} to {most:.4g}) in the same episodes"
         lines.insert(2, told)
-    if not probe.repeatable:
-        lines.append("  WARNING: the same seed and actions did not give the same episode; nothing will be replayed")
-    if probe.starts == 1:
-        lines.append(
-            "  WARNING: every episode starts with the same observation; if it goes on alike too, demonstrations are "
-            "copies of each other, and validation refuses copies: let reset(seed=...) vary the start"
-        )
+    lines += [f"  WARNING: {warning}" for warning in _warnings(config, probe, success)]
     first = f"records {config.demonstrator}" if config.demonstrator else "trains an expert and puts it through the gate"
     command = f"mlflow run . -e main --env-manager local -P config={config.folder}/{config.name}/main.yaml"
     lines.append(f"next: main {first} first, since cloning needs demonstrations; about {sizes.minutes:.0f} minutes:")
     return (*lines, f"  {command}")
+
+
+def _warnings(config: NewTask, probe: Probe, success: Mapping[str, Any]) -> Iterator[str]:
+    if not probe.repeatable:
+        yield "the same seed and actions did not give the same episode; nothing will be replayed"
+    if probe.starts == 1:
+        yield (
+            "every episode starts with the same observation; if it goes on alike too, demonstrations are copies of each "
+            "other, and validation refuses copies: let reset(seed=...) vary the start"
+        )
+    for part in probe.outside:
+        yield f"observations leave their space: {part}; validation will quarantine every recording: mend the space"
+    if config.demonstrator and _scaler(probe.spreads)["needed"]:
+        yield (
+            f"observations are large and reach the network as they are, since {config.demonstrator} reads them so: clones "
+            "learn badly; the task file holds a wrapper that scales them, and the demonstrator would have to undo it"
+        )
+    if probe.shown is None:
+        return
+    if not successes(probe, success).any():
+        yield f"{config.demonstrator} never succeeds in {len(probe.shown)} episodes: clones of it will not either"
+    gain = probe.shown - probe.returns
+    if gain.mean() <= 2 * gain.std() / np.sqrt(len(gain)):
+        yield (
+            f"{config.demonstrator} is not shown to be better than random play, which returns {probe.returns.mean():.4g} "
+            "in the same episodes: there is nothing in it to learn"
+        )
+    if probe.reward_threshold is not None and probe.shown.mean() < probe.reward_threshold:
+        yield (
+            f"Gymnasium's threshold {probe.reward_threshold:g} for this id is above what {config.demonstrator} reaches, "
+            f"{probe.shown.mean():.4g}; it is not used"
+        )
+
+
+def _sure(yes: np.ndarray) -> str:
+    """`18 of 20 episodes (95 % interval 70 % to 97 %)`, by Wilson 1927."""
+    from scipy.stats import binomtest  # late: half a second
+
+    ends = binomtest(int(yes.sum()), len(yes)).proportion_ci(method="wilson")
+    return f"{yes.sum()} of {len(yes)} episodes (95 % interval {100 * ends.low:.0f} % to {100 * ends.high:.0f} %)"
 
 
 def _scaler(spreads: Mapping[str, Spread]) -> dict[str, Any]:
@@ -117,6 +186,13 @@ def _scaler(spreads: Mapping[str, Spread]) -> dict[str, Any]:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
+
+
+def _below(value: float) -> float:
+    """Four figures, rounded down: 123.46 -> 123.4, -0.98765 -> -0.9877."""
+    from decimal import ROUND_FLOOR, Context, Decimal
+
+    return float(Context(prec=4, rounding=ROUND_FLOOR).plus(Decimal(value)))
 
 
 def _first_of(probe: Probe, keys: Sequence[str]) -> str | None:
