@@ -6,9 +6,10 @@ probe.returns.max(), probe.lengths.mean(), probe.final_keys, probe.repeatable
 Where somebody demonstrates, he plays the same episodes.
 """
 
+import hashlib
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 
+from pipeline.config.training import Network
 from pipeline.demonstrators import ActorSlots, Scripted
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
-from pipeline.observations import batch_of_one, one_row
-from pipeline.tasks import Purpose, Task
+from pipeline.observations import batch_of_one, element_names, flat_rows, from_rows, one_row, row_dtype
+from pipeline.policies import build_policy
+from pipeline.spaces import space_bounds
+from pipeline.tasks import RENDER_MODE, Purpose, Task
 
 LONGEST = 2_000  # steps after which a probed episode is left where it is
 
@@ -50,14 +55,24 @@ class Probe:
     final_keys: dict[str, tuple[float, float]]  # numbers in every final info: key -> smallest and largest
     limit: int | None  # steps after which Gymnasium says it truncates
     reward_threshold: float | None  # return that Gymnasium calls solved
-    renders: bool
+    drawn: str | None  # why its pictures cannot be had; empty: they can; None: it has none
     repeatable: bool  # the same seed and actions gave the same bits again
     starts: int  # different first observations
     steps_per_second: float
+    making: float  # seconds of making an environment, another than the first
+    drawing: float  # seconds of a frame
+    updating: float  # seconds of a policy's gradient step over `BATCH` observations
+    outside: str  # which observations left the declared space, and by how much; empty: none
     rewarded_at_end: bool  # no reward was negative, and none but the last of an episode was positive
     shown: np.ndarray | None  # (N,) float64 returns of the demonstrator in the same episodes
     shown_steps: float | None  # its mean number of steps
-    spreads: dict[str, Spread]  # "" for a Box of floats, else keys of a Dict that are Boxes of floats
+    finals: tuple[dict[str, float], ...]  # (N,) final infos of the random episodes; of one that was left: nothing
+    shown_finals: tuple[dict[str, float], ...]  # (N,) of the demonstrator's
+    spreads: dict[str, Spread]  # "" for a Box, else keys of a Dict that are Boxes; pictures are none
+
+    @property
+    def renders(self) -> bool:
+        return self.drawn == ""
 
 
 def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Scripted | None = None) -> Probe:
@@ -75,12 +90,12 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
         again = _play(env, played[0].episode)
         shown = [] if demonstrator is None else [_play(env, one.episode, demonstrator) for one in played]
         space, spec = env.observation_space, env.spec
-        rows = np.concatenate([one.rows for one in played])
+        making, drawn, drawing = _made_again(task, scenario, played[0].episode)
         steps = np.concatenate([one.rewards for one in played])
         return Probe(
             observation_space=space,
             action_space=env.action_space,
-            returns=np.array([one.rewards.sum() for one in played]),
+            returns=np.array([one.episode_return for one in played]),
             lengths=np.array([len(one.rewards) for one in played]),
             rewards=(float(steps.min()), float(steps.max())),
             ended=sum(one.over for one in played),
@@ -90,14 +105,20 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             final_keys=_common_keys([one.final for one in played + shown if one.over]),
             limit=None if spec is None else spec.max_episode_steps,
             reward_threshold=None if spec is None else spec.reward_threshold,
-            renders=task.renders,
+            drawn=drawn,
             repeatable=again.same_as(played[0]),
-            starts=len({one.rows[0].tobytes() for one in played}),
+            starts=len({one.start for one in played}),
             steps_per_second=len(steps) / max(1e-9, sum(one.seconds for one in played)),
+            making=making,
+            drawing=drawing,
+            updating=seconds_of_an_update(space, env.action_space),
+            outside=_outside(space, played + shown),
             rewarded_at_end=all((one.rewards[:-1] == 0).all() and one.rewards[-1] >= 0 for one in played + shown),
-            shown=np.array([one.rewards.sum() for one in shown]) if shown else None,
+            shown=np.array([one.episode_return for one in shown]) if shown else None,
             shown_steps=float(np.mean([len(one.rewards) for one in shown])) if shown else None,
-            spreads=_spreads(space, rows),
+            finals=tuple(one.final if one.over else {} for one in played),
+            shown_finals=tuple(one.final if one.over else {} for one in shown),
+            spreads=_pooled([one.spreads for one in played], [len(one.rewards) + 1 for one in played]),
         )
     finally:
         env.close()
@@ -114,6 +135,44 @@ def _made(task: Task, scenario: str) -> gym.Env[Any, Any]:
         ) from None
 
 
+def _made_again(task: Task, scenario: str, episode: Episode) -> tuple[float, str | None, float]:
+    """Seconds of making an environment, why none can be drawn (see `Probe.drawn`), and seconds of a frame."""
+    started = time.perf_counter()
+    _made(task, scenario).close()
+    making = time.perf_counter() - started
+    if not task.renders:
+        return making, None, 0.0
+    try:
+        env = task.make_env(scenario, RENDER_MODE)
+        try:
+            env.reset(seed=episode.seed)
+            env.render()  # the first opens what draws
+            started = time.perf_counter()
+            frames = [env.render() for _ in range(3)]
+        finally:
+            env.close()
+    except Exception as error:  # somebody else's code, and drivers that are not there
+        return making, _told(error), 0.0
+    fault = (
+        "" if all(isinstance(frame, np.ndarray) for frame in frames) else f"render() gave a {type(frames[0]).__name__}"
+    )
+    return making, fault, (time.perf_counter() - started) / len(frames)
+
+
+def seconds_of_an_update(observations: gym.Space[Any], acts: gym.Space[Any]) -> float:
+    """Seconds of a gradient step of actor and critic, whose network `new_task` proposes, over `BATCH` observations."""
+    policy = build_policy(observations, acts, Network(hidden=(64, 64)), seed=0)
+    batch, _ = policy.obs_to_tensor(from_rows(np.zeros(BATCH, row_dtype(observations))))
+    actions = policy(batch)[0].detach()
+    seconds = []
+    for _ in range(4):  # the first is slower, and any may be held up
+        started = time.perf_counter()
+        values, likelihoods, _ = policy.evaluate_actions(batch, actions)
+        (values.mean() - likelihoods.mean()).backward()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
 def _told(error: Exception) -> str:
     """What somebody else's code raised, and where: its words alone may be none."""
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -123,15 +182,23 @@ def _told(error: Exception) -> str:
 @dataclass(frozen=True)
 class _Played:
     episode: Episode
-    rows: np.ndarray  # (T + 1,) or (T + 1, *obs_shape) observations
+    start: bytes  # the first observation
+    digest: str  # of all of them
+    low: np.ndarray  # (elements,) float64 smallest value of every element of the observation
+    high: np.ndarray
+    spreads: dict[str, Spread]
     rewards: np.ndarray  # (T,) float64
     over: bool
     truncated: bool
     final: dict[str, float]
     seconds: float
 
+    @property
+    def episode_return(self) -> float:
+        return float(self.rewards.cumsum()[-1])  # in the order of an evaluation: a sum in another may miss it by a bit
+
     def same_as(self, other: "_Played") -> bool:
-        return self.rows.tobytes() == other.rows.tobytes() and self.rewards.tobytes() == other.rewards.tobytes()
+        return self.digest == other.digest and self.rewards.tobytes() == other.rewards.tobytes()
 
 
 def _play(env: gym.Env[Any, Any], episode: Episode, demonstrator: Scripted | None = None) -> _Played:
@@ -152,7 +219,28 @@ def _play(env: gym.Env[Any, Any], episode: Episode, demonstrator: Scripted | Non
         who = "" if demonstrator is None else f" with {demonstrator.name}"
         raise BadInput(f"environment cannot be played{who}: {_told(error)}; mend it first") from None
     seconds = time.perf_counter() - started
-    return _Played(episode, np.stack(rows), np.array(rewards), over, bool(truncated), outcome_of(dict(info)), seconds)
+    seen = np.stack(rows)
+    flat = flat_rows(seen)
+    low, high = (limit.astype(np.float64) for limit in (flat.min(axis=0), flat.max(axis=0)))
+    for what, values in (("rewards", rewards), ("observations", [*low, *high])):
+        wrong = [value for value in values if not np.isfinite(value)]
+        if wrong:
+            raise BadInput(
+                f"environment {what} must be finite; the episode with seed {episode.seed} has {wrong[0]}: mend it first"
+            )
+    return _Played(
+        episode=episode,
+        start=seen[0].tobytes(),
+        digest=hashlib.sha256(seen.tobytes()).hexdigest(),
+        low=low,
+        high=high,
+        spreads=_spreads(env.observation_space, seen),
+        rewards=np.array(rewards),
+        over=over,
+        truncated=bool(truncated),
+        final=outcome_of(dict(info)),
+        seconds=seconds,
+    )
 
 
 def _answers(demonstrator: Scripted, env: gym.Env[Any, Any]) -> Callable[[Any], Any]:
@@ -171,13 +259,36 @@ def _common_keys(finals: list[dict[str, float]]) -> dict[str, tuple[float, float
 
 
 def _spreads(space: gym.Space[Any], rows: np.ndarray) -> dict[str, Spread]:
+    """Of every part that reaches a policy as the numbers it is."""
     parts: Mapping[str, gym.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     found = {}
     for key, part in parts.items():
-        if isinstance(part, spaces.Box) and part.dtype.kind == "f":
+        if isinstance(part, spaces.Box) and not is_image_space(part):
             flat = (rows[key] if key else rows).reshape(len(rows), -1).astype(np.float64)
             found[key] = Spread(flat.mean(axis=0), flat.std(axis=0))
     return found
+
+
+def _pooled(episodes: Sequence[Mapping[str, Spread]], counts: Sequence[int]) -> dict[str, Spread]:
+    """The spread over all rows, from those of single episodes."""
+    found = {}
+    for key in episodes[0]:
+        means, stds = (np.stack([getattr(one[key], name) for one in episodes]) for name in ("mean", "std"))
+        mean = np.average(means, axis=0, weights=counts)
+        found[key] = Spread(mean, np.sqrt(np.average(stds**2 + (means - mean) ** 2, axis=0, weights=counts)))
+    return found
+
+
+def _outside(space: gym.Space[Any], played: Sequence[_Played]) -> str:
+    low, high = np.min([one.low for one in played], axis=0), np.max([one.high for one in played], axis=0)
+    least, most = space_bounds(space)
+    wrong = np.flatnonzero((low < least) | (high > most))
+    if not len(wrong):
+        return ""
+    at, names = wrong[0], element_names(row_dtype(space))
+    more = f" (and {len(wrong) - 1} more elements)" if len(wrong) > 1 else ""
+    name = f"element {at}" if names is None else names[at]
+    return f"{name} was {low[at]:g} to {high[at]:g}, declared is {least[at]:g} to {most[at]:g}{more}"
 
 
 @dataclass(frozen=True)
@@ -199,13 +310,19 @@ class Sizes:
 
 MINUTES = 6.0  # of the ten that trainings may take; loading, recording, cloning and the report have the rest
 TRAININGS = 6.5  # three experts and two arms of five seeds, two at a time
+ARMS, CLONES = 5.0, 5  # the arms alone; clones one after the other
 EVALUATIONS = 15  # of a training
 FEWEST_EPISODES, FINAL_EPISODES = 20, 100  # of an evaluation, and of the last one
 UPDATES_PER_SECOND = 2_500.0  # steps of PPO's own work, two layers of 64, one core
 BUDGETS = (20_480, 307_200)
 LARGE_RETURN = 50.0  # beyond it rewards are normalised
 ROLLOUT = 2_048
-CLONING_BATCH = 256
+BATCH = 256  # of PPO and of cloning
+EPOCHS = 10  # of PPO over a rollout
+ENVIRONMENTS = 16  # that a training makes: to train in and to be evaluated in
+DRAWN = 6  # episodes of the report
+ENCODING = 0.02  # seconds of a frame: annotated, beside others, compressed
+OVERHEAD = 120.0  # seconds: loading, starting processes, the store, the report
 CLONING_UPDATES, CLONING_EPOCHS = 2_000, (30, 400)  # gradient steps, however few demonstrations there are
 
 
@@ -220,13 +337,20 @@ def sizes(probe: Probe) -> Sizes:
     def evaluating(episodes: int) -> float:  # seconds of a training
         return (EVALUATIONS * episodes + FINAL_EPISODES) * longest / speed
 
-    step = 1 / speed + 1 / UPDATES_PER_SECOND
+    step = 1 / speed + max(1 / UPDATES_PER_SECOND, EPOCHS * probe.updating / BATCH)
     budget = np.clip((60 * MINUTES / TRAININGS - evaluating(FEWEST_EPISODES)) / step, *BUDGETS)
     timesteps = int(budget) // ROLLOUT * ROLLOUT
     every = max(ROLLOUT, timesteps // EVALUATIONS // ROLLOUT * ROLLOUT)
     demonstrations = int(np.clip(40_000 / longest, 40, 200))
-    batches = max(1.0, demonstrations * (probe.shown_steps or longest) / CLONING_BATCH)  # of an epoch
+    batches = max(1.0, demonstrations * (probe.shown_steps or longest) / BATCH)  # of an epoch
     evaluated = int(np.clip(every / longest / 2, FEWEST_EPISODES, 100))  # half of what is trained between two
+    epochs = int(np.clip(CLONING_UPDATES / batches, *CLONING_EPOCHS))
+    trainings = TRAININGS if probe.shown is None else ARMS
+    training = timesteps * step + evaluating(evaluated) + ENVIRONMENTS * probe.making
+    # the critic learns for two thirds of the epochs; each of the two is half of a policy
+    cloning = epochs * batches * probe.updating * 5 / 6 + (10 * evaluated + FINAL_EPISODES) * longest / speed
+    recording = (3 * demonstrations + 2 * FINAL_EPISODES) * longest / speed  # replayed; the gate's and the shift's
+    films = DRAWN * longest * (probe.drawing + ENCODING) if probe.renders else 0.0
     return Sizes(
         horizon=horizon,
         n_envs=8,
@@ -235,8 +359,8 @@ def sizes(probe: Probe) -> Sizes:
         every_steps=every,
         evaluation_episodes=evaluated,
         demonstrations=demonstrations,
-        cloning_epochs=int(np.clip(CLONING_UPDATES / batches, *CLONING_EPOCHS)),
+        cloning_epochs=epochs,
         noise=0.2 if isinstance(probe.action_space, spaces.Box) else 0.1,
         large_returns=bool(np.abs(probe.returns).mean() > LARGE_RETURN),
-        minutes=TRAININGS * (timesteps * step + evaluating(evaluated)) / 60 + 10 - MINUTES,
+        minutes=(trainings * training + CLONES * cloning + recording + films + OVERHEAD) / 60,
     )

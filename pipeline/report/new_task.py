@@ -6,6 +6,7 @@ Everything is written to be edited: what was measured stands beside what was cho
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ SUCCESS_KEYS: Final = ("is_success", "success", "reached_goal", "goal_reached")
 COLLISION_KEYS: Final = ("collision", "is_collision", "collided", "crash", "crashed")
 SCALER: Final = "pipeline.envs.scaling:ScaleObservation"
 LEAST_RETURN: Final = 1e-3  # any reward, where most episodes have none
+COLLISIONS: Final = 0.05
 SHOWN_SHARE: Final = 0.1  # of the demonstrator's episodes are below what is guessed to solve the task
 LARGE: Final = 10.0  # observations beyond this are scaled, smaller ones left as they are
 LEAST_STD: Final = 0.1  # a feature that random actions hardly move is never blown up more than tenfold
@@ -46,6 +48,7 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
         success=success,
         target=target,
         collision=collision,
+        collisions=collisions_allowed(probe, collision),
         figures=_further_figures(probe, (success.get("info"), collision)),
         stages=[*expert, "collect", "pretrain", "finetune", "compare"],
     )
@@ -63,13 +66,16 @@ def success_of(config: NewTask, probe: Probe) -> dict[str, Any]:
         why = "Only ends of episodes were rewarded: any reward is taken for success. SET IT where that is too little."
         return {"return_at_least": LEAST_RETURN, "known": False, "why": why}
     if probe.shown is not None:
-        guess = _below(float(np.quantile(probe.shown, SHOWN_SHARE, method="lower")))
-        why = f"A GUESS: {config.demonstrator} reaches it in {_sure(probe.shown >= guess)}. SET IT to what solves the task."
+        # what most of its episodes reach, and more than random play has, where it reaches that at all
+        better = probe.shown[probe.shown > probe.returns.max()]
+        guess = _below(max([np.quantile(probe.shown, SHOWN_SHARE, method="lower"), *np.sort(better)[:1]]))
+        reached = _sure(probe.shown >= guess)
+        why = f"A GUESS: {config.demonstrator} reaches it in {reached}. SET IT to what solves the task."
     elif probe.reward_threshold is not None:
         guess = float(probe.reward_threshold)
         why = (
-            "A GUESS: Gymnasium's threshold for this id, which is of a mean over 100 episodes: who just meets that misses "
-            "it in many single ones. SET IT to what an episode must return."
+            "A GUESS: Gymnasium's threshold for this id, which is of a mean over 100 episodes: who just meets that "
+            "misses it in many single ones. SET IT to what an episode must return."
         )
     else:
         best, spread = float(probe.returns.max()), float(probe.returns.std())
@@ -81,7 +87,9 @@ def success_of(config: NewTask, probe: Probe) -> dict[str, Any]:
 def target_of(config: NewTask, probe: Probe, success: Mapping[str, Any]) -> dict[str, Any]:
     """What "solved" means for a policy, `{figure, min, why}`: never more than what the demonstrator itself reaches."""
     shown, threshold = probe.shown, probe.reward_threshold
-    reached = "" if shown is None else f"; {config.demonstrator} has a mean of {shown.mean():.4g} over {len(shown)}"
+    reached = "; nobody has shown that it is within reach"
+    if shown is not None:
+        reached = f"; {config.demonstrator} has a mean of {shown.mean():.4g} over {len(shown)}"
     if "info" not in success and threshold is not None and (shown is None or shown.mean() >= threshold):
         why = f"Gymnasium's own threshold for this id, of a mean over 100 episodes{reached}."
         return {"figure": "return_mean", "min": float(threshold), "why": why}
@@ -97,6 +105,14 @@ def target_of(config: NewTask, probe: Probe, success: Mapping[str, Any]) -> dict
     return {"figure": "success_rate", "min": share, "why": why}
 
 
+def collisions_allowed(probe: Probe, key: str | None) -> float | None:
+    """Largest share of episodes with a collision; more where the demonstrator has more. None: nothing tells them."""
+    if key is None or probe.shown is None:
+        return None if key is None else COLLISIONS
+    share = float(np.mean([final.get(key, 0.0) > 0.5 for final in probe.shown_finals]))
+    return COLLISIONS if share <= COLLISIONS else float(np.ceil(100 - 90 * (1 - share)) / 100)
+
+
 def successes(probe: Probe, success: Mapping[str, Any]) -> np.ndarray:
     """(N,) bool: in which of the same episodes the demonstrator succeeded."""
     if "info" in success:
@@ -105,8 +121,13 @@ def successes(probe: Probe, success: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(probe.shown >= success["return_at_least"])
 
 
-def summary(config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str]) -> tuple[str, ...]:
-    """What was found, what was written, what to beware of, and what to do now."""
+def summary(
+    config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str], untested: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """What was found, what was written, what to beware of, and what to do now.
+
+    `untested`: installed packages in other versions than were tested.
+    """
     success = success_of(config, probe)
     target = target_of(config, probe, success)
     means = f"info[{success['info']!r}]" if "info" in success else f"a return of {success['return_at_least']:g} or more"
@@ -125,6 +146,10 @@ def summary(config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str]) -
         told = f"  {config.demonstrator} had a return of {mean:.4g} ({least:.4g} to {most:.4g}) in the same episodes"
         lines.insert(2, told)
     lines += [f"  WARNING: {warning}" for warning in _warnings(config, probe, success)]
+    if untested:
+        more = f" and {len(untested) - 3} more" if len(untested) > 3 else ""
+        told = f"{', '.join(untested[:3])}{more}; see docs/own-task.md"
+        lines.append(f"  WARNING: installed in other versions than were tested together: {told}")
     first = f"records {config.demonstrator}" if config.demonstrator else "trains an expert and puts it through the gate"
     command = f"mlflow run . -e main --env-manager local -P config={config.folder}/{config.name}/main.yaml"
     lines.append(f"next: main {first} first, since cloning needs demonstrations; about {sizes.minutes:.0f} minutes:")
@@ -136,15 +161,17 @@ def _warnings(config: NewTask, probe: Probe, success: Mapping[str, Any]) -> Iter
         yield "the same seed and actions did not give the same episode; nothing will be replayed"
     if probe.starts == 1:
         yield (
-            "every episode starts with the same observation; if it goes on alike too, demonstrations are copies of each "
-            "other, and validation refuses copies: let reset(seed=...) vary the start"
+            "every episode starts with the same observation; if it goes on alike too, demonstrations are copies of "
+            "each other, and validation refuses copies: let reset(seed=...) vary the start"
         )
-    for part in probe.outside:
-        yield f"observations leave their space: {part}; validation will quarantine every recording: mend the space"
+    if probe.outside:
+        yield f"observations leave their space: {probe.outside}; validation will quarantine recordings: mend the space"
+    if probe.drawn:
+        yield f"it declares pictures that cannot be drawn: {probe.drawn}; the report will show none"
     if config.demonstrator and _scaler(probe.spreads)["needed"]:
         yield (
-            f"observations are large and reach the network as they are, since {config.demonstrator} reads them so: clones "
-            "learn badly; the task file holds a wrapper that scales them, and the demonstrator would have to undo it"
+            f"observations are large and reach the network as they are, since {config.demonstrator} reads them so; the "
+            "task file holds what would scale them, and the demonstrator would have to undo it"
         )
     if probe.shown is None:
         return
@@ -153,13 +180,13 @@ def _warnings(config: NewTask, probe: Probe, success: Mapping[str, Any]) -> Iter
     gain = probe.shown - probe.returns
     if gain.mean() <= 2 * gain.std() / np.sqrt(len(gain)):
         yield (
-            f"{config.demonstrator} is not shown to be better than random play, which returns {probe.returns.mean():.4g} "
-            "in the same episodes: there is nothing in it to learn"
+            f"{config.demonstrator} is not shown to be better than random play, which returns "
+            f"{probe.returns.mean():.4g} in the same episodes: there is nothing in it to learn"
         )
-    if probe.reward_threshold is not None and probe.shown.mean() < probe.reward_threshold:
+    if "info" not in success and probe.reward_threshold is not None and probe.shown.mean() < probe.reward_threshold:
         yield (
-            f"Gymnasium's threshold {probe.reward_threshold:g} for this id is above what {config.demonstrator} reaches, "
-            f"{probe.shown.mean():.4g}; it is not used"
+            f"Gymnasium's threshold {probe.reward_threshold:g} for this id is above what {config.demonstrator} "
+            f"reaches, {probe.shown.mean():.4g}; it is not used"
         )
 
 
@@ -190,8 +217,6 @@ def _rounded(value: float) -> float:
 
 def _below(value: float) -> float:
     """Four figures, rounded down: 123.46 -> 123.4, -0.98765 -> -0.9877."""
-    from decimal import ROUND_FLOOR, Context, Decimal
-
     return float(Context(prec=4, rounding=ROUND_FLOOR).plus(Decimal(value)))
 
 

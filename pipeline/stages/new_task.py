@@ -16,6 +16,7 @@ from pipeline.probing import probe_environment, sizes
 from pipeline.report.new_task import summary, task_files
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
+from pipeline.tracking.provenance import untested
 from pipeline.tracking.runs import StageRun
 
 UPSTREAM = ()
@@ -36,7 +37,7 @@ def run(run: StageRun, config: NewTask, upstream: Mapping[str, str]) -> StageOut
     for name, text in files.items():
         run.text(text, f"configs/{name}")
     write_new(Path(config.folder), config.name, files)
-    return StageOutcome(summary(config, probe, chosen, list(files)))
+    return StageOutcome(summary(config, probe, chosen, list(files), untested()))
 
 
 def _refuse_taken(config: NewTask) -> None:

@@ -33,7 +33,8 @@ class Known(gym.Env):
 
     def _observe(self):
         noise = self._chance.normal() if self._kind == "moody" else 0.0
-        return np.array([100.0 + 4.0 * (self._at % 2) + noise], np.float32)
+        seen = np.inf if self._kind == "dizzy" and self._at == 2 else 100.0 + 4.0 * (self._at % 2) + noise
+        return np.array([seen], np.float32)
 
     def step(self, action):
         self._at += 1
@@ -43,7 +44,8 @@ class Known(gym.Env):
         info = {"success": over, "crash": False, "distance": 2.5 * self._at, "mood": "good"} if over else {}
         if self._kind in ("silent", "sparse", "obeyed"):
             info = {}
-        reward = {"sparse": 0.5 * over, "obeyed": float(np.sum(action))}.get(self._kind, 1.0)
+        paid = {"sparse": 0.5 * over, "obeyed": float(np.sum(action)), "unpaid": np.nan}
+        reward = paid.get(self._kind, 1.0)
         return self._observe(), reward, over, False, info
 
 
@@ -169,6 +171,26 @@ class Simulator(Line):
         if not self._careless:
             self._physics.kill()
             self._physics.join()
+
+
+class Undrawable(Line):
+    """Declares pictures, and has no screen to draw them on."""
+
+    def render(self):
+        raise OSError("no screen")
+
+
+class Bytes(Line):
+    """Observes bytes that are no picture."""
+
+    observation_space = spaces.Box(0, 255, (2,), np.uint8)
+
+    def see(self):
+        return np.array([100 + 10 * self.x, 200], np.uint8)
+
+
+def still(observation):
+    return np.zeros(1, np.float32)
 
 
 def walk(observation):
