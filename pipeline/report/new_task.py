@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.config.loading import to_data
 from pipeline.config.stages import NewTask
+from pipeline.observations import LARGEST_NUMBER, unscaled
 from pipeline.probing import Probe, Sizes, Spread
 
 SUCCESS_KEYS: Final = ("is_success", "success", "reached_goal", "goal_reached")
@@ -168,7 +169,8 @@ def _warnings(config: NewTask, probe: Probe, success: Mapping[str, Any]) -> Iter
         yield f"observations leave their space: {probe.outside}; validation will quarantine recordings: mend the space"
     if probe.drawn:
         yield f"it declares pictures that cannot be drawn: {probe.drawn}; the report will show none"
-    if config.demonstrator and _scaler(probe.spreads)["needed"]:
+    measured = (np.abs(spread.mean) + 2 * spread.std for spread in probe.spreads.values())
+    if config.demonstrator and (unscaled(probe.observation_space) or any((m > LARGEST_NUMBER).any() for m in measured)):
         yield (
             f"observations are large and reach the network as they are, since {config.demonstrator} reads them so; the "
             "task file holds what would scale them, and the demonstrator would have to undo it"
