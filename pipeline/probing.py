@@ -322,7 +322,7 @@ EPOCHS = 10  # of PPO over a rollout
 ENVIRONMENTS = 16  # that a training makes: to train in and to be evaluated in
 DRAWN = 6  # episodes of the report
 ENCODING = 0.02  # seconds of a frame: annotated, beside others, compressed
-OVERHEAD = 60.0  # seconds: loading, starting processes, the store, the report
+OVERHEAD = 90.0  # seconds: loading, starting processes, the store, the report
 CLONING_UPDATES, CLONING_EPOCHS = 2_000, (30, 400)  # gradient steps, however few demonstrations there are
 
 
