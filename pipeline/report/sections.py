@@ -279,8 +279,11 @@ def _regressions(context: ReportContext) -> list[Block]:
         if flagged
         else "Fine-tuning made no measured figure on the demonstrated scenarios worse."
     )
+    if any(r.clones == 1 for r in context.regressions):
+        text += " All seeds started from one clone: the interval is about that one, not about clones in general."
     header = ("figure", "scenarios", "clone", "fine-tuned", "difference", "regression")
-    return [Paragraph(text), Table(header, rows, numbers_from=2)]
+    caption = "Every fine-tuned policy against the clone it started from; 95 % bootstrap over these pairs."
+    return [Paragraph(text), Table(header, rows, caption, numbers_from=2)]
 
 
 def _lineage(context: ReportContext) -> tuple[Block, ...]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from statistics import fmean
 
 from pipeline.config.loading import flatten, load_task, parse_json, to_data, validate
 from pipeline.config.stages import Compare, Finetune
@@ -139,9 +138,11 @@ def find_regressions(
         records = run_episodes(task, act_function(load_policy(policy.folder)), episodes)
         return point_figures(records)[Metric.SUCCESS_RATE]
 
-    before = fmean(success(clone) for clone in _clones(run, task, group))
+    clones = _clones(run, task, group)
+    played = {clone.digest: success(clone) for clone in {clone.digest: clone for clone in clones}.values()}
+    before = [played[clone.digest] for clone in clones]
     after = [success(policy_of(run.client, member.run)) for member in group.arms[Arm.PRETRAINED]]
-    found = measure_regression(demonstrated, Metric.SUCCESS_RATE, before, after, settings)
+    found = measure_regression(demonstrated, Metric.SUCCESS_RATE, before, after, len(played), settings)
     if found.regressed:
         run.tag({Tag.REGRESSION: f"{found.figure} on {demonstrated}: {found.before:.3f} to {found.after.value:.3f}"})
     return (found,)

@@ -78,9 +78,9 @@ class RunData:
 class UpfrontCost:
     """What was spent once, before the first fine-tuning, in environment steps and seconds."""
 
-    expert_steps: int  # training of the expert, all seeds; 0 for a scripted demonstrator
-    demonstration_steps: int  # recording
-    evaluation_steps: int = 0  # evaluations of expert, gate and clone; shown, and part of the upfront cost
+    expert_steps: int  # training of the experts, all generations and seeds; 0 for a scripted demonstrator
+    demonstration_steps: int  # recording, all generations
+    evaluation_steps: int = 0  # evaluations of experts, gates and clones; shown, and part of the upfront cost
     wall_seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds
     imitation_steps: int = 0  # that gail, airl or dagger played to make the clones; 0 for bc
 
@@ -158,9 +158,10 @@ class Regression:
 
     scenario_set: str
     figure: str
-    before: float  # of the pre-trained policy, before fine-tuning
+    before: float  # of what the seeds started from, mean over seeds
     after: Estimate  # of the fine-tuned policies, mean over seeds
-    difference: Estimate  # after - before
+    difference: Estimate  # after - before of the same seed, mean over seeds
+    clones: int  # how many different policies the seeds started from; 1: the interval is about that one alone
     regressed: bool  # the interval of the difference lies on the worse side of 0
 
 
@@ -269,15 +270,25 @@ def decide(ratio: Estimate, pairs: int, ratio_target: float) -> tuple[Verdict, b
 
 
 def measure_regression(
-    scenario_set: str, figure: str, before: float, after: Sequence[float], settings: ComparisonSettings
+    scenario_set: str,
+    figure: str,
+    before: Sequence[float],
+    after: Sequence[float],
+    clones: int,
+    settings: ComparisonSettings,
 ) -> Regression:
-    """Compare the clone's figure with those of the policies fine-tuned from it, one value a seed."""
-    values = np.asarray(after, dtype=np.float64)
-    resampled = values[resample_indices(len(values), settings.resamples, settings.seed)].mean(axis=1)
-    mean = percentile_interval(float(values.mean()), resampled)
-    difference = Estimate(mean.value - before, mean.low - before, mean.high - before)
-    verdict = decide_final(difference, len(values), figure, settings)
-    return Regression(scenario_set, figure, before, mean, difference, verdict is FinalVerdict.WORSE)
+    """Compare the figure of what every seed started from, (n,), with that of what it became, (n,), seed by seed.
+
+    The pair of a seed is resampled, so that the spread over clones counts, and what a good clone and the policy made
+    of it have in common does not. Where `clones` is 1, no spread over clones can be seen.
+    """
+    started, ended = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    indices = resample_indices(len(ended), settings.resamples, settings.seed)
+    mean, difference = (
+        percentile_interval(float(values.mean()), values[indices].mean(axis=1)) for values in (ended, ended - started)
+    )
+    regressed = decide_final(difference, len(ended), figure, settings) is FinalVerdict.WORSE
+    return Regression(scenario_set, figure, float(started.mean()), mean, difference, clones, regressed)
 
 
 def make_bill(pairs: Sequence[SeedPair], upfront: UpfrontCost, settings: ComparisonSettings) -> Bill:

@@ -1,5 +1,6 @@
 """The trainings of a group, read back for comparison: finished, matched, and equal in all but their initial weights."""
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,16 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipeline.config.loading import parse_json, validate
 from pipeline.content_key import digest_of
 from pipeline.errors import BadInput, shortened
-from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag, lineage_run_tag
+from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag
 from pipeline.statistics.comparison import RunData, UpfrontCost
+from pipeline.tracking.lineage import sources
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.runs import get_run, latest_run, read_text_artifact, search, seed_of, tag_of
 
 GROUP_NAME_LIMIT = 200
-UPSTREAM_ROLES = ("expert", "gate", "dataset", "pretrain")  # what was done before the first fine-tuning
+# what was done before the first fine-tuning; a repaired dataset states the steps of the one it replaces as its own
+UPSTREAM_ROLES = ("expert", "gate", "dataset", "pretrain")
+NO_EXPERT = ("promote", "collect", "pretrain")  # stages that spend steps on something else than an expert
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,22 @@ def common_group(client: MlflowClient, stage_runs: Sequence[Run | None]) -> str 
 def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost:
     """What was spent before the first fine-tuning, from the runs that the lineage names, and wall times of all stages.
 
-    A stage that took over trainings took its own time and theirs, one after the other.
+    All generations count, each run once: where a clone became the expert that the next demonstrations are of, so do the
+    expert, the recording and the gate behind that clone. The run of a single seed is part of its stage's run where that
+    is named too, and counts alone where it is not. What a search for settings took is not known here. A stage that took
+    over trainings took its own time and theirs, one after the other.
     """
-    tags = group.finetune.data.tags
-    ids = {role: tags[lineage_run_tag(role)] for role in UPSTREAM_ROLES if lineage_run_tag(role) in tags}
-    before = {role: get_run(client, run_id, f"{role} run") for role, run_id in ids.items()}
-    steps = {role: int(run.data.metrics.get(Metric.ENVIRONMENT_STEPS, 0)) for role, run in before.items()}
-    seconds = {run.data.tags.get(Tag.STAGE, role): _duration(run) for role, run in before.items()}
+    before = sources(client, group.finetune, UPSTREAM_ROLES)
+    ids = {run.info.run_id for run in before}
+    steps, seconds, evaluations = Counter[str](), defaultdict[str, float](float), 0
+    for run in before:
+        if run.data.tags.get(MLFLOW_PARENT_RUN_ID) in ids:
+            continue
+        stage = run.data.tags.get(Tag.STAGE, "").removesuffix("_seed")
+        stage = stage if stage in NO_EXPERT else "train_expert"  # whatever else made a policy that demonstrated
+        steps[stage] += int(run.data.metrics.get(Metric.ENVIRONMENT_STEPS, 0))
+        seconds[stage] += _duration(run)
+        evaluations += int(run.data.metrics.get(Metric.EVALUATION_STEPS, 0))
     for stage, run in (("baseline", group.baseline), ("finetune", group.finetune)):
         taken_over = [
             member.run
@@ -104,11 +117,11 @@ def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost:
         ]
         seconds[stage] = _duration(run) + sum(_duration(training) for training in taken_over)
     return UpfrontCost(
-        expert_steps=steps.get("expert", 0),
-        demonstration_steps=steps.get("dataset", 0),
-        imitation_steps=steps.get("pretrain", 0),
-        evaluation_steps=sum(int(run.data.metrics.get(Metric.EVALUATION_STEPS, 0)) for run in before.values()),
-        wall_seconds=seconds,
+        expert_steps=steps["train_expert"],
+        demonstration_steps=steps["collect"],
+        imitation_steps=steps["pretrain"],
+        evaluation_steps=evaluations,
+        wall_seconds=dict(seconds),
     )
 
 

@@ -148,11 +148,17 @@ def chain(client: MlflowClient, reference: str) -> Lineage:
     return _lineage(start[0].info.run_id, runs)
 
 
-def _walk_up(client: MlflowClient, start: Iterable[Run]) -> dict[str, Run]:
+def sources(client: MlflowClient, run: Run, roles: Sequence[str]) -> list[Run]:
+    """The runs that a run came from through these roles, of all generations, each once."""
+    found = _walk_up(client, [run], tuple(lineage_run_tag(role) for role in roles))
+    return [source for run_id, source in found.items() if run_id != run.info.run_id]
+
+
+def _walk_up(client: MlflowClient, start: Iterable[Run], tags: Sequence[str] = RUN_TAGS) -> dict[str, Run]:
     known = {run.info.run_id: run for run in start}
     frontier = list(known.values())
     for _ in range(GENERATIONS):
-        ids = {run.data.tags[tag] for run in frontier for tag in RUN_TAGS if tag in run.data.tags} - set(known)
+        ids = {run.data.tags[tag] for run in frontier for tag in tags if tag in run.data.tags} - set(known)
         if not ids:
             return known
         frontier = [get_run(client, run_id, "upstream run") for run_id in sorted(ids)]

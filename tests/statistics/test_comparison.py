@@ -226,6 +226,19 @@ def test_runs_that_cannot_be_compared_are_refused_by_name(
         compare({"scratch": scratch, "pretrained": pretrained}, SETTINGS)
 
 
+def test_a_regression_is_measured_seed_by_seed_worked_by_hand() -> None:
+    # every seed loses 0.1, however different the clones are: every resample has the mean -0.1
+    loses = measure_regression("train", "success_rate", [0.9, 0.5, 0.7], [0.8, 0.4, 0.6], 3, SETTINGS)
+    assert (loses.difference.value, loses.difference.low, loses.difference.high) == pytest.approx((-0.1, -0.1, -0.1))
+    assert (loses.before, loses.after.value, loses.regressed) == (pytest.approx(0.7), pytest.approx(0.6), True)
+    assert (loses.after.low, loses.after.high) == pytest.approx((0.4, 0.8))
+    # all end alike, and the clones spread: -0.4, 0.1 and 0.0. That the ends agree says nothing
+    spread = measure_regression("train", "success_rate", [1.0, 0.5, 0.6], [0.6, 0.6, 0.6], 3, SETTINGS)
+    assert spread.difference.value == pytest.approx(-0.1) and not spread.regressed
+    assert (spread.difference.low, spread.difference.high) == pytest.approx((-0.4, 0.1))
+    assert (spread.after.low, spread.after.high) == pytest.approx((0.6, 0.6))
+
+
 def test_the_same_comparison_twice_is_equal_and_fits_json() -> None:
     runs = {"scratch": SCRATCH, "pretrained": PRETRAINED}
     first, second = (to_plain(compare(runs, SETTINGS, UpfrontCost(1, 2))) for _ in range(2))
@@ -266,9 +279,9 @@ def test_the_number_of_seeds_needed_is_about_what_the_normal_approximation_says(
 
 
 def test_a_regression_on_the_demonstrated_scenarios_is_flagged_in_the_direction_of_the_figure() -> None:
-    worse = measure_regression("train", "success_rate", 0.95, [0.90, 0.91, 0.89], SETTINGS)
-    assert worse.regressed
+    worse = measure_regression("train", "success_rate", [0.95] * 3, [0.90, 0.91, 0.89], 1, SETTINGS)
+    assert worse.regressed and worse.clones == 1
     assert worse.difference.value == pytest.approx(-0.05)
-    assert not measure_regression("train", "success_rate", 0.90, [0.90, 0.91, 0.89], SETTINGS).regressed
-    assert measure_regression("train", "collision_rate", 0.02, [0.05, 0.06, 0.04], SETTINGS).regressed
-    assert not measure_regression("train", "collision_rate", 0.05, [0.01, 0.02, 0.01], SETTINGS).regressed
+    assert not measure_regression("train", "success_rate", [0.90] * 3, [0.90, 0.91, 0.89], 1, SETTINGS).regressed
+    assert measure_regression("train", "collision_rate", [0.02] * 3, [0.05, 0.06, 0.04], 1, SETTINGS).regressed
+    assert not measure_regression("train", "collision_rate", [0.05] * 3, [0.01, 0.02, 0.01], 1, SETTINGS).regressed
