@@ -31,7 +31,8 @@ from pipeline.tasks import Task
 from pipeline.trajectories import Trajectories, TrajectoryBuilder
 
 HISTOGRAM_BINS: Final = 20
-SLOTS: Final = 8  # environments side by side where each is an object: they hold memory, a simulator, a drawing context
+SLOTS: Final = 16  # environments side by side where each is an object that holds memory; more are hardly faster
+CAMERAS: Final = 8  # the same where each is drawn: it holds a drawing context of its own
 LONGEST_BATCHED: Final = (
     1_000_000  # steps of an episode; what is not batched ends far earlier (`tasks.LONGEST_EPISODE`)
 )
@@ -76,7 +77,7 @@ def evaluation_env(task: Task, n_envs: int = 100) -> EpisodeVecEnv:
     figure.
     """
     if not task.batched:
-        n_envs = min(n_envs, SLOTS)
+        n_envs = min(n_envs, CAMERAS if task.use_camera else SLOTS)
     # a stream must hold an episode for spaces to be known; it is never played
     anything = Episode(next(iter(task.config.scenarios)), 0)
     return task.make_vec_env([iter((anything,)) for _ in range(n_envs)])

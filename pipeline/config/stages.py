@@ -150,7 +150,7 @@ class Collect:
     minari: Minari | None = None
     repaired: Repaired | None = None
     n_envs: Count = 64
-    """Episodes side by side; at most 8 where the environment is not batched. What is recorded does not depend on it."""
+    """Episodes side by side, at most 16 unless the environment is batched; what is recorded does not depend on it."""
     min_episodes: Count = 20
     """Fewer kept episodes than this quarantine the dataset."""
     replay_episodes: Steps = 200
