@@ -1,4 +1,4 @@
-"""`python -m pipeline <verb>`: questions to the store. Nothing here changes it."""
+"""`python -m pipeline <verb>`: questions to the store, which change nothing; `sync` alone delivers what waits."""
 
 from pipeline.cli import ask
 

@@ -13,7 +13,7 @@ NOT_MEASURED = "–"
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
     """Header and rows as an aligned Markdown table; columns from `numbers_from` on are right-aligned.
 
-    Cells come from users as well: `|` and line breaks in them cannot break the table.
+    Cells come from users as well: `|` and line breaks in them cannot break the table, nor can backslashes before them.
     """
     table = [[_cell(cell) for cell in row] for row in (header, *rows)]
     widths = [max(3, *(len(row[column]) for row in table)) for column in range(len(header))]
@@ -74,4 +74,4 @@ def one_line(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return one_line(text).replace("|", "\\|")
+    return one_line(text).replace("|", "&#124;")

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.config.loading import parse_json
 from pipeline.content_key import ContentKey, digest_of
 from pipeline.errors import BadInput
-from pipeline.names import CONFIG_PARAM_PREFIX, LINEAGE_ROLES, OUTPUT_PREFIX, STAGES, Alias, Artifact, Tag, VersionTag
+from pipeline.names import CONFIG_PARAM_PREFIX, LINEAGE_ROLES, OUTPUT_PREFIX, Alias, Artifact, Tag, VersionTag
 from pipeline.names import lineage_run_tag as lineage_tag
 from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.groups import read_training, trainings
@@ -21,6 +21,10 @@ from pipeline.tracking.registry import require_approved
 from pipeline.tracking.runs import get_run, read_text_artifact, search, seed_of, tag_of
 from pipeline.tracking.store import download
 
+HANDS_ON = {
+    "train_expert": "expert", "promote": "expert", "collect": "dataset", "pretrain": "policy", "baseline": "group",
+    "finetune": "group", "compare": "report",
+}  # fmt: skip
 CANDIDATES = 10  # runs that are looked at: newest first
 
 
@@ -95,7 +99,7 @@ def refuse_unsound(client: MlflowClient, run: Run) -> None:
         _refuse_report(run)
     elif stage in ("baseline_seed", "finetune_seed"):
         read_training(client, run)
-    if stage in STAGES and not any(key.startswith(OUTPUT_PREFIX) for key in tags):
+    if stage in HANDS_ON and f"{OUTPUT_PREFIX}{HANDS_ON[stage]}" not in tags:
         raise BadInput(f"run {run.info.run_id} ({stage}) does not say what it hands on")
 
 

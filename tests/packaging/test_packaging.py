@@ -232,6 +232,14 @@ def test_nothing_in_the_code_knows_a_task_by_name(task):
                 assert task not in ast.unparse(node), where
 
 
+def test_code_that_the_documentation_names_is_there():
+    for page in tracked("*.md"):
+        for name in re.findall(
+            r"\b(?:pipeline|entrypoints|tests|benchmarks)/[\w/]+\.py", page.read_text(encoding="utf-8")
+        ):
+            assert (ROOT / name).is_file(), f"{page.relative_to(ROOT)}: {name}"
+
+
 def test_no_committed_file_names_a_machine_path_or_waits_to_be_done():
     forbidden = re.compile(r"(/home/|/Users/|/root/)\w|\bTODO\b|\bFIXME\b|\bXXX\b")
     here = Path(__file__)

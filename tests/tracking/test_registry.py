@@ -185,8 +185,9 @@ def test_a_history_that_is_none_concerns_its_own_version_alone(bench):
         with pytest.raises(BadInput, match=line):
             registry.approve(bench.client, spoilt, bench.run("promote"), "again")
         with pytest.raises(BadInput, match=line):
-            registry.approvals(bench.client, TASK, {"version": "1"})
-        assert registry.approvals(bench.client, TASK, {"version": "2"}) == (), text[:30]
+            registry.approvals(bench.client, TASK, {"kind": "expert", "version": "1"})
+        for other in ({"kind": "expert", "version": "2"}, {"kind": "scripted", "version": "1"}):
+            assert registry.approvals(bench.client, TASK, other) == (), text[:30]
     # the next one takes its place, and can be rolled back to; that one cannot
     for version in (sound, bench.candidate(seed=3)):
         registry.approve(bench.client, version, bench.run("promote"), "better")
