@@ -307,6 +307,10 @@ class Sizes:
     large_returns: bool
     minutes: float  # that `main` may take with them
 
+    @property
+    def duration(self) -> str:
+        return f"{self.minutes:.0f} minutes" if self.minutes < 120 else f"{self.minutes / 60:.0f} hours"
+
 
 MINUTES = 6.0  # of the ten that trainings may take; loading, recording, cloning and the report have the rest
 TRAININGS = 6.5  # three experts and two arms of five seeds, two at a time

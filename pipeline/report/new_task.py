@@ -153,7 +153,7 @@ def summary(
         lines.append(f"  WARNING: installed in other versions than were tested together: {told}")
     first = f"records {config.demonstrator}" if config.demonstrator else "trains an expert and puts it through the gate"
     command = f"mlflow run . -e main --env-manager local -P config={config.folder}/{config.name}/main.yaml"
-    lines.append(f"next: main {first} first, since cloning needs demonstrations; about {sizes.minutes:.0f} minutes:")
+    lines.append(f"next: main {first} first, since cloning needs demonstrations; about {sizes.duration}:")
     return (*lines, f"  {command}")
 
 

@@ -207,7 +207,8 @@ def test_making_drawing_and_learning_from_pictures_are_in_the_minutes():
     assert sizes(replace(probe, making=3.0)).minutes - minutes == pytest.approx(6.5 * 16 * 3 / 60)
     assert sizes(replace(probe, drawing=0.1)).minutes - minutes == pytest.approx(6 * 500 * 0.1 / 60)
     assert sizes(replace(probe, drawn=None)).minutes < minutes  # no films
-    assert sizes(replace(probe, updating=1.0)).minutes > 60  # a picture
+    pictures = sizes(replace(probe, updating=1.0))
+    assert pictures.minutes > 120 and pictures.duration == f"{pictures.minutes / 60:.0f} hours"
     shown = replace(probe, shown=probe.returns, shown_steps=500.0)
     assert sizes(shown).minutes < minutes  # no experts
 
