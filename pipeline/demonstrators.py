@@ -16,6 +16,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,8 +92,8 @@ class ActorSlots:
         for slot in slots:
             if self._starts[slot]:
                 self._instances[slot].reset()
-            # a copy: what a script keeps or changes is its own
-            answers.append(self._instances[slot].act(rows_of(observations, slot, copy=True)))
+            # copies: what a script keeps or changes is its own, and it may answer with one array again and again
+            answers.append(deepcopy(self._instances[slot].act(rows_of(observations, slot, copy=True))))
         self._starts[slots] = False
         return _as_actions(name, answers, self._space)
 

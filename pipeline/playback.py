@@ -131,4 +131,4 @@ def _frame(env: gym.Env[Any, Any]) -> np.ndarray:
     frame = env.render()
     if not isinstance(frame, np.ndarray):
         raise BadInput(f"environment {env} gives no picture with render_mode {RENDER_MODE!r}; playback needs one")
-    return frame
+    return frame.copy()  # an environment may draw into one array again and again

@@ -108,6 +108,11 @@ class Same(Line):
         self.array[:] = self.x
         return self.array
 
+    def render(self):
+        self.picture = getattr(self, "picture", np.zeros((36, 36, 3), np.uint8))
+        self.picture[:] = self.t
+        return self.picture
+
 
 class InPlace(Line):
     """Halves the very action it is given."""
@@ -195,6 +200,15 @@ def still(observation):
 
 def walk(observation):
     return np.clip(-observation[:1], -1, 1)
+
+
+_ANSWER = np.zeros(1, np.float32)
+
+
+def walk_the_same(observation):
+    """Answers with one array again and again."""
+    _ANSWER[:] = walk(observation)
+    return _ANSWER
 
 
 def pick(observation):

@@ -104,6 +104,15 @@ def test_probing_filming_and_evaluating_call_alike(name, by, kwargs):
     np.testing.assert_array_equal(recorded.executed_actions, given)  # nobody changed the record by playing it
 
 
+def test_pictures_and_answers_that_are_one_array_are_kept_apart():
+    task = make_task("Same")
+    episodes = task.episodes("train", 1, 9, Purpose.RECORD)
+    film = film_actor(task, episodes[0], actor("walk"))
+    assert [frame.max() for frame in film.frames] == list(range(len(film.frames)))
+    recorded = [record_episodes(task, actor(by), episodes, 0.2, 0, n_envs=4) for by in ("walk", "walk_the_same")]
+    assert content_digest(recorded[0]) == content_digest(recorded[1])
+
+
 def test_stacked_frames_of_one_array_differ():
     kwargs = {"stack_size": 3}
     task = make_task("Same", environment={
