@@ -175,7 +175,7 @@ def _answer(known: argparse.Namespace) -> str:
         return str(frame.to_json(orient="records", date_format="iso", indent=2))
     if "coverage" in frame:
         frame["coverage"] = [_coverage(cell) for cell in frame["coverage"]]
-    frame = frame.astype(object).where(frame.notna(), "-").map(printable)
+    frame = frame.astype(object).where(frame.notna(), "-").apply(lambda column: column.map(printable))
     return f"no {known.verb}" if frame.empty else str(frame.to_string(index=False, max_colwidth=60))
 
 

@@ -7,6 +7,7 @@ agree to a few minutes. A run that ended in order names no process any more, or 
 
 import contextlib
 import os
+import re
 import socket
 import threading
 import time
@@ -30,6 +31,7 @@ START_TOLERANCE = 5.0  # seconds by which the recorded start of a living process
 UNCLAIMED_SECONDS = (
     3600.0  # after which no stage comes any more to a run that `mlflow run` made: it may make an environment
 )
+NUMBER = re.compile("[0-9]{1,10}")  # of a process, or of seconds: a tag is input like any other
 INTERRUPTED = "interrupted"  # instead of a process: it ended from outside, and said so
 
 
@@ -56,7 +58,7 @@ def is_gone(run: Run) -> bool:
     if process == INTERRUPTED:
         return True
     where, number, started = ("", "", "", *process.rsplit(" ", 2))[-3:]
-    if not (number.isdigit() and started.isdigit() and alive.isdigit()):
+    if not all(NUMBER.fullmatch(text) for text in (number, started, alive)):
         return False
     if where != machine():
         return time.time() - int(alive) > SILENT_SECONDS
@@ -98,7 +100,8 @@ def close_stale(client: MlflowClient, running: list[Run]) -> list[str]:
     stale = [run for run in running if is_gone(_owner(client, run, known))]
     for run in sorted(stale, key=lambda run: Tag.PROCESS in run.data.tags):  # the nested ones first
         tags = _owner(client, run, known).data.tags
-        seen = datetime.fromtimestamp(int(tags.get(Tag.ALIVE, 0)), UTC)
+        alive = tags.get(Tag.ALIVE, "")
+        seen = datetime.fromtimestamp(int(alive) if NUMBER.fullmatch(alive) else run.info.start_time // 1000, UTC)
         where, _, number = tags[Tag.PROCESS].rpartition(" ")[0].rpartition(" ")
         note = (
             f"killed: its process {number} on {where.partition('/')[0]} is gone, last sign of life "

@@ -76,6 +76,19 @@ def test_a_run_elsewhere_is_closed_only_when_it_is_silent(left_open, process, si
     assert statuses(run_ids) == {status}
 
 
+@pytest.mark.parametrize("text", ["", "x", "²", "9" * 30, "-1", "1.5"])
+def test_signs_of_life_that_are_none_stop_no_stage(left_open, text):
+    client, here = connect(), liveness.machine()
+    odd = [
+        left_open(process, 1)[0] for process in (liveness.INTERRUPTED, f"{here} {text} 1", f"{here} 1 {text}", "e 1 1")
+    ]
+    client.set_tag(odd[0], Tag.ALIVE, text)
+    client.set_tag(odd[3], Tag.ALIVE, text)
+    with open_run("validate"):
+        pass
+    assert [statuses([run_id]) for run_id in odd] == [{"KILLED"}, *[{"RUNNING"}] * 3]
+
+
 def test_another_boot_of_this_host_is_another_machine(left_open):
     host, boot, space = liveness.machine().split("/", 2)
     run_ids = left_open(f"{host}/{boot[::-1]}/{space} 1 1", time.time())
