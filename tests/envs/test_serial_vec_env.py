@@ -108,7 +108,7 @@ def test_an_exhausted_slot_idles_and_the_others_go_on() -> None:
     assert not done.any() and infos[0] == {}
 
 
-def test_each_slot_and_scenario_has_one_environment_made_when_needed() -> None:
+def test_an_environment_is_made_where_no_slot_has_left_one_of_the_scenario_behind() -> None:
     made: list[str] = []
 
     def make(scenario: str) -> Countdown:
@@ -117,6 +117,12 @@ def test_each_slot_and_scenario_has_one_environment_made_when_needed() -> None:
 
     play(SerialVecEnv(make, [iter([Episode("a", 1), Episode("b", 1), Episode("a", 2)])]), 1)
     assert made == ["a", "b"]
+    made.clear()
+    # the second slot plays four steps; the first leaves a, plays b, and goes on in the a that it left
+    queue = iter([Episode("a", 1), Episode("a", 4), Episode("b", 1), Episode("a", 2)])
+    ended = play(SerialVecEnv(make, [queue, queue]), 1)
+    assert made == ["a", "a", "b"]
+    assert [info["episode_spec"].seed for info in ended] == [1, 1, 2, 4]
 
 
 def test_new_streams_start_at_the_next_reset() -> None:
