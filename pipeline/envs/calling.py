@@ -6,6 +6,7 @@ What goes in is the environment's own and what comes out is the caller's, and no
 """
 
 import math
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -13,14 +14,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, shortened
 
 
 class Called(gym.Wrapper[Any, Any, Any, Any]):
     """Gives the environment what `action_space.sample()` would give it, and its observations as fresh NumPy values.
 
-    Raises BadInput for an observation of another size than the space declares, and when an episode goes on for more
-    than `longest` steps.
+    Raises BadInput for an observation of another size than the space declares, or without one of its keys, and when an
+    episode goes on for more than `longest` steps.
     """
 
     def __init__(self, env: gym.Env[Any, Any], task: str, scenario: str, longest: int) -> None:
@@ -68,6 +69,11 @@ def _as_given(space: gym.Space[Any], action: Any) -> Any:
 def _as_seen(space: gym.Space[Any], observation: Any) -> Any:
     """Arrays, a NumPy integer for Discrete, a mapping of those for a Dict: of the declared dtype and shape, all new."""
     if isinstance(space, spaces.Dict):
+        if not isinstance(observation, Mapping) or space.spaces.keys() - observation.keys():
+            raise BadInput(
+                f"the environment observes {shortened(observation)}, its space is a mapping of "
+                f"{', '.join(space.spaces)}; mend either"
+            )
         return {key: _as_seen(part, observation[key]) for key, part in space.spaces.items()}
     seen = np.array(observation, space.dtype)
     if seen.shape != space.shape:

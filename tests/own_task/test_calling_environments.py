@@ -126,11 +126,18 @@ def test_stacked_frames_of_one_array_differ():
     np.testing.assert_allclose(np.diff(observation[:, 0]), [1.0, 1.0], rtol=1e-6)
 
 
-def test_an_observation_of_another_size_than_declared_is_refused_by_name():
-    task = make_task("Narrow")
-    env = task.make_env("default")
-    env.unwrapped.see = lambda: np.zeros(3, np.float32)
-    with pytest.raises(BadInput, match=r"observes an array of shape \(3,\), its space says \(2,\)"):
+@pytest.mark.parametrize(
+    ("name", "kwargs", "seen", "told"),
+    [
+        ("Narrow", {}, np.zeros(3), r"observes an array of shape \(3,\), its space says \(2,\)"),
+        ("Plain", {"mapping": True}, {"x": [0.0]}, r"observes {'x': \[0.0\]}, its space is a mapping of place, x"),
+        ("Plain", {"mapping": True}, [1, 2], r"observes \[1, 2\], its space is a mapping of place, x"),
+    ],
+)
+def test_an_observation_that_is_none_of_the_declared_space_is_refused_by_name(name, kwargs, seen, told):
+    env = make_task(name, kwargs).make_env("default")
+    env.unwrapped.see = lambda: seen
+    with pytest.raises(BadInput, match=told):
         env.reset(seed=0)
 
 
