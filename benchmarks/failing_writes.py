@@ -228,7 +228,7 @@ def _broken_versions(client: Any, ended: bool) -> list[str]:
         found.append(f"approved versions are {approved}")
     if ended and say_so != approved:
         found.append(f"versions {say_so} say that they are approved, {approved} is")
-    periods = approvals(client, task)
+    periods = approvals(client, task, {})
     for one, next_one in itertools.pairwise(periods):
         if ended and (one.until is None or one.until > next_one.since):
             found.append(f"periods of approval overlap: {one}, {next_one}")

@@ -1,7 +1,12 @@
 """Files: down to the disk, which no loss of power takes back; behind a URI; kernels compiled once a machine."""
 
+import atexit
+import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +21,33 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return njit(cache=True, error_model="numpy")(function)
     except RuntimeError:  # "no locator available"
         return njit(error_model="numpy")(function)
+
+
+SCRATCH = "imitation-pretraining-"  # how the temporary folders of our processes begin
+ALIVE = "lock"  # a file in each, locked for as long as its process lives
+
+
+@cache
+def scratch() -> Path:
+    """This process's folder for temporary files. It goes with the process; a killed one's goes when the next asks here.
+
+    Raises OSError.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        try:
+            if left.lstat().st_uid != os.getuid() or left.is_symlink():
+                continue
+            with (left / ALIVE).open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # its process lives, or somebody else removes it
+            continue
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
+    lock = os.open(folder / "new", os.O_CREAT | os.O_RDWR)  # never closed: the system does, however the process ends
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(folder / "new", folder / ALIVE)  # under this name it is never seen unlocked
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def sync(file: IO[Any]) -> None:

@@ -29,7 +29,17 @@ from pipeline.tracking.datasets import fetch_dataset
 from pipeline.tracking.groups import read_evaluations
 from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version
 from pipeline.tracking.reuse import read_key
-from pipeline.tracking.runs import Run, StageRun, get_run, read_config, read_task, seed_of, stage_run_of, tag_of
+from pipeline.tracking.runs import (
+    Run,
+    StageRun,
+    get_kept_run,
+    get_run,
+    read_config,
+    read_task,
+    seed_of,
+    stage_run_of,
+    tag_of,
+)
 from pipeline.tracking.training import evaluations_record
 from pipeline.trajectories import content_digest, save_dataset
 
@@ -89,7 +99,7 @@ def _finished(run: StageRun, upstream: Mapping[str, str]) -> Run:
         raise BadInput(f"stage 'reproduce' takes no reference {unknown[0]!r}; it takes: run")
     if "run" not in upstream:
         raise BadInput("run is missing; give the id of a finished training, cloning or recording: -P run=<id>")
-    before = get_run(run.client, upstream["run"], "run")
+    before = get_kept_run(run.client, upstream["run"], "run")
     name, stage = f"run {before.info.run_id}", before.data.tags.get(Tag.STAGE, "unknown")
     if stage not in DO_AGAIN:
         nested = f"{stage}_seed" in DO_AGAIN
@@ -115,8 +125,9 @@ def _arm(run: StageRun, before: Run) -> Again:
     config = replace(read_config(run.client, stage_run, Finetune), seeds=(seed,))
     task = Task(read_task(run, stage_run), config.training.environment, config.training.use_camera)
     start = tags.get(lineage_run_tag("policy"))
-    clones = None if start is None else {seed: find_policy(run.client, start, task.config.name, {}).folder}
-    jobs = [arm.job for arm in arm_jobs(config, task, run.folder, clones) if arm.arm == tag_of(before, Tag.ARM)]
+    clone = None if start is None else find_policy(run.client, start, task.config.name, {})
+    starts = None if clone is None else {seed: (clone.folder, clone.digest)}
+    jobs = [arm.job for arm in arm_jobs(config, task, run.folder, starts) if arm.arm == tag_of(before, Tag.ARM)]
     if not jobs:
         raise BadInput(f"run {before.info.run_id}: the config on record has no arm {tags[Tag.ARM]!r}")
     return _train(run, before, jobs[0])

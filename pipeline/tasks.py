@@ -364,9 +364,15 @@ def _make(reference: str, kwargs: Mapping[str, Any], render_mode: str | None, ho
         kwargs = {**kwargs, "render_mode": render_mode}
     module_name, _, name = reference.rpartition(":")
     if module_name and "-v" not in name:
-        cls = _subclass(import_object(reference, "environment.id"), gym.Env, f"environment.id {reference!r}")
-        env: gym.Env[Any, Any] = call_with_user_arguments(cls, f"environment {reference!r}", **kwargs)
-        return TimeLimit(env, horizon) if horizon else env
+        try:
+            found = import_object(reference, "environment.id")
+        except BadInput:
+            if name not in gym.registry:  # an id without a version, which the module registers
+                raise
+        else:
+            cls = _subclass(found, gym.Env, f"environment.id {reference!r}")
+            env: gym.Env[Any, Any] = call_with_user_arguments(cls, f"environment {reference!r}", **kwargs)
+            return TimeLimit(env, horizon) if horizon else env
     _refuse_standard_library(module_name, "environment.id")
     for name, instead in REFUSED_ARGUMENTS.items():
         if name in kwargs:

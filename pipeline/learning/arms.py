@@ -21,10 +21,12 @@ class ArmJob:
     job: TrainingJob
 
 
-def arm_jobs(config: Finetune, task: Task, folder: Path, initial_policies: Mapping[int, Path] | None) -> list[ArmJob]:
+def arm_jobs(
+    config: Finetune, task: Task, folder: Path, initial_policies: Mapping[int, tuple[Path, str]] | None
+) -> list[ArmJob]:
     """For every seed one training, and one control with learning rate 0 when `control_timesteps` asks for it.
 
-    `initial_policies` maps every seed to the policy folder it starts from; None starts all from fresh weights.
+    `initial_policies` maps every seed to the policy it starts from, folder and digest; None: all from fresh weights.
     Raises BadInput before the first step.
     """
     task.refuse_holdouts(config.training.scenario_set, "training")
@@ -36,12 +38,14 @@ def arm_jobs(config: Finetune, task: Task, folder: Path, initial_policies: Mappi
     for arm in arms:
         control = arm in CONTROLS
         for seed in config.seeds:
+            start, digest = (None, None) if initial_policies is None else initial_policies[seed]
             job = TrainingJob(
                 task=task.config,
                 training=config.training,
                 seed=seed,
                 output=str(folder / f"{arm}-seed-{seed}"),
-                initial_policy=str(initial_policies[seed]) if initial_policies is not None else None,
+                initial_policy=None if start is None else str(start),
+                initial_digest=digest,
                 warm_start=config.warm_start if warm else None,
                 learning_rate_zero=control,
                 total_timesteps=config.control_timesteps if control else None,

@@ -24,6 +24,7 @@ class TrainingJob:
     convergence: Convergence | None = None  # None: no convergence test, the whole budget is used
     best_metric: str = Metric.EPISODE_RETURN  # figure that selects the best checkpoint
     initial_policy: str | None = None  # folder of a policy artifact; None: from scratch
+    initial_digest: str | None = None  # its digest, where that is known; None: it is read
     warm_start: WarmStart | None = None  # only with initial_policy
     learning_rate_zero: bool = False  # control: no weight may change, checked at the end
     total_timesteps: int | None = None  # budget of a control; None: that of `training`
@@ -41,9 +42,10 @@ def training_key(job: TrainingJob) -> ContentKey:
     """The content key of a training; a worker trains with one thread."""
     data = to_data(job)
     training = {key: value for key, value in data["training"].items() if key != "total_timesteps"}
-    elsewhere = ("task", "training", "output", "checkpoints", "initial_policy", "total_timesteps")
+    elsewhere = ("task", "training", "output", "checkpoints", "initial_policy", "initial_digest", "total_timesteps")
     settings = {key: value for key, value in data.items() if key not in elsewhere}
-    inputs = {} if job.initial_policy is None else {"initial policy": policy_digest(job.initial_policy)}
+    start = job.initial_policy
+    inputs = {} if start is None else {"initial policy": job.initial_digest or policy_digest(start)}
     return content_key({**settings, "training": training, "budget": job.budget}, job.task, inputs, threads=1)
 
 

@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from pipeline.disk import scratch
+
 LINE: Final = 16  # pixels
 MARGIN: Final = 6
 TIMELINE_HEIGHT: Final = 12
@@ -102,7 +104,7 @@ def to_mp4(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
     """H.264 video that every browser plays."""
     import imageio.v2 as imageio
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         path = Path(folder) / "clip.mp4"
         writer: Any = imageio.get_writer(
             path, format="FFMPEG", fps=frames_per_second, codec="libx264", pixelformat="yuv420p", macro_block_size=2,

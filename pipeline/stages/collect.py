@@ -62,7 +62,7 @@ from pipeline.trajectories import (
     metadata_digest,
     read_archive,
     read_metadata,
-    save_dataset,
+    write_dataset,
 )
 from pipeline.validation import Context, Refusal, TaskReplay, ValidationReport, validate
 from pipeline.validation.report import PASSED
@@ -142,7 +142,7 @@ def demonstrations(run: StageRun, config: Collect, task: Task, expert: str) -> D
 def _store(run: StageRun, metadata: DatasetMetadata, trajectories: Trajectories, context: Context) -> ValidationReport:
     """Write, validate what was written, and only then let the dataset appear in the store, whole, with its status."""
     folder = run.folder / Artifact.DATASET
-    save_dataset(folder, trajectories, metadata)
+    write_dataset(folder, trajectories.to_arrays(), metadata.to_data())  # validation digests what was written
     report = validate(folder, context)
     run.file(folder, Artifact.DATASET)
     run.text(report.to_json(), Artifact.VALIDATION_JSON)

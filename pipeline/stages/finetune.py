@@ -39,7 +39,7 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     policy = _policy(run, task.config.name, upstream)
     taint.refuse_tainted(run.client, policy, "finetune")
     starts = starting_policies(run, policy, config.seeds)
-    arms = arm_jobs(config, task, run.folder, {seed: start.folder for seed, start in starts.items()})
+    arms = arm_jobs(config, task, run.folder, {seed: (start.folder, start.digest) for seed, start in starts.items()})
     run.record_config(config, task.config, _inputs(run, policy, starts))
     group = upstream.get("group") or run.run_id
     made_from = lineage.from_policy(policy, "pretrain", get_run(run.client, str(policy.run_id), "policy").data.tags)

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Tag, VersionTag, registered_model
 from pipeline.tracking.runs import get_run, search, tag_value
-from pipeline.tracking.store import download, pages
+from pipeline.tracking.store import downloaded, pages
 from pipeline.trajectories import metadata_faults, read_metadata
 
 
@@ -43,7 +43,8 @@ def _dataset_row(run: Run) -> dict[str, Any]:
 def _metadata(run: Run) -> dict[str, Any]:
     """The metadata of a dataset; empty when they are gone or damaged: a list of datasets shows those as well."""
     try:
-        metadata = read_metadata(download(f"runs:/{run.info.run_id}/{Artifact.METADATA}"))
+        with downloaded(f"runs:/{run.info.run_id}/{Artifact.METADATA}") as copy:
+            metadata = read_metadata(copy)
     except (MlflowException, OSError, BadInput):
         return {}
     return {} if metadata_faults(metadata) else metadata

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Quality, Tag
 from pipeline.tasks import Task
 from pipeline.tracking.models import RUN_ID, find_policy
-from pipeline.tracking.runs import StageRun, get_run, latest_run, read_text_artifact, search, tag_of
-from pipeline.tracking.store import download
-from pipeline.trajectories import DatasetMetadata, Trajectories, content_digest, load_dataset, metadata_digest
+from pipeline.tracking.runs import StageRun, get_kept_run, latest_run, read_text_artifact, search, tag_of
+from pipeline.tracking.store import fetched
+from pipeline.trajectories import DatasetMetadata, Trajectories, load_dataset, metadata_digest
 from pipeline.validation.report import FAILED
 from pipeline.validation.rules import Refusal
 
@@ -125,7 +126,7 @@ def find_dataset_run(client: MlflowClient, reference: str, task: str | None) -> 
     if reference == "latest":
         return latest_run(client, "dataset", **{Tag.STAGE: "collect"}, **({} if task is None else {Tag.TASK: task}))
     if RUN_ID.fullmatch(reference):
-        run = get_run(client, reference, "dataset")
+        run = get_kept_run(client, reference, "dataset")
     elif DATASET_ID.fullmatch(reference):
         found = search(client, {Tag.DATASET_ID: reference, Tag.STAGE: "collect"}, limit=1, status=None)
         if not found:
@@ -163,13 +164,18 @@ def find_refusals(client: MlflowClient, run: Run) -> tuple[Refusal, ...]:
 
 def fetch_dataset(run: Run) -> StoredDataset:
     """Download and read a dataset, whatever its quality. Raises BadInput when it cannot be read."""
-    return StoredDataset(*load_dataset(download_dataset(run)), run)
+    return StoredDataset(*_loaded(download_dataset(run)), run)
+
+
+@lru_cache(maxsize=1)  # what every stage of a `main` asks for is one dataset
+def _loaded(folder: Path) -> tuple[Trajectories, DatasetMetadata]:
+    return load_dataset(folder)
 
 
 def download_dataset(run: Run) -> Path:
     """The dataset folder of a recording run on this machine."""
     try:
-        return download(f"runs:/{run.info.run_id}/{Artifact.DATASET}")
+        return fetched(f"runs:/{run.info.run_id}/{Artifact.DATASET}")
     except (MlflowException, OSError) as error:
         raise BadInput(f"dataset of run {run.info.run_id} cannot be fetched: {shortened(str(error))}") from None
 
@@ -187,8 +193,8 @@ def fetch_for_training(client: MlflowClient, reference: str, task: str | None) -
     if Tag.TAINT in tags:
         raise BadInput(f"{name} is tainted: {tags[Tag.TAINT]}; record a new one")
     stored = fetch_dataset(run)
-    digest, recorded = content_digest(stored.trajectories), tag_of(run, Tag.DATASET_DIGEST)
-    if digest != recorded or stored.metadata.content_digest != digest:
+    digest, recorded = stored.metadata.content_digest, tag_of(run, Tag.DATASET_DIGEST)
+    if digest != recorded:
         raise BadInput(f"{name}: its files changed: digest {digest}, on record {recorded}; record it anew")
     described = metadata_digest(stored.metadata.to_data())
     if described != tags.get(Tag.DATASET_METADATA_DIGEST):

@@ -61,7 +61,7 @@ class Forwarder:
         self._outbox.close()
 
     def child(self, stage_run: StageRun, name: str, tags: Mapping[str, Any], folder: Path | None = None) -> StageRun:
-        """A run nested in a stage's, of the same code. It is written through the outbox, its end too.
+        """A run nested in a stage's, of the same code, with its record. It is written through the outbox, its end too.
 
         A stage that goes on after an interruption goes on with the run of the same command, if it has one.
         """
@@ -70,12 +70,13 @@ class Forwarder:
         outbox = RunOutbox(self._outbox, run_id)
         return StageRun(stage_run.client, run_id, stage_run.experiment_id, folder or stage_run.folder, outbox)
 
-    @staticmethod
-    def _created(stage_run: StageRun, name: str, tags: Mapping[str, Any]) -> str:
+    def _created(self, stage_run: StageRun, name: str, tags: Mapping[str, Any]) -> str:
         all_tags = {MLFLOW_RUN_NAME: name, MLFLOW_PARENT_RUN_ID: stage_run.run_id, **code_tags(), **tags}
         created = stage_run.client.create_run(
             stage_run.experiment_id, tags={key: tag_text(value) for key, value in all_tags.items()}
         )
+        for operation in stage_run.record:
+            self._outbox.append(created.info.run_id, operation)
         return str(created.info.run_id)
 
     def _interrupted(self, stage_run: StageRun, tags: Mapping[str, Any]) -> str | None:

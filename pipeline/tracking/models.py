@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from pipeline.disk import scratch
 from pipeline.errors import BadInput, shortened
 from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, registered_model
 from pipeline.observations import row_dtype
 from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking import operations
 from pipeline.tracking.operations import Operation
-from pipeline.tracking.runs import StageRun, get_run, latest_run, search, seed_of
-from pipeline.tracking.store import download, pages, refuses
+from pipeline.tracking.runs import StageRun, get_kept_run, latest_run, search, seed_of
+from pipeline.tracking.store import fetched, pages, refuses
 
 MODEL_CODE = Path(__file__).with_name("policy_model.py")
 REQUIREMENTS = ["mlflow", "numpy", "safetensors", "stable-baselines3", "torch"]
@@ -98,7 +100,7 @@ def store_policy(client: MlflowClient, run_id: str, operation: Operation, again:
             model_type="policy",
         )
         model_id = str(model.model_id)
-    with tempfile.TemporaryDirectory(prefix="policy-") as place:
+    with tempfile.TemporaryDirectory(prefix="policy-", dir=scratch()) as place:
         client.log_model_artifacts(model_id, str(_pack(Path(place), folder, model_id, run_id)))
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     known = client.get_run(run_id).outputs if again else None
@@ -230,7 +232,7 @@ def fetch_version(version: ModelVersion) -> StoredPolicy:
     """Download a registered version and verify its bytes against the digest on record. Raises BadInput."""
     reference = f"{version.name}/{version.version}"
     try:
-        folder = download(f"models:/{reference}") / "artifacts" / Artifact.POLICY
+        folder = fetched(f"models:/{reference}") / "artifacts" / Artifact.POLICY
     except (MlflowException, OSError) as error:
         raise BadInput(f"policy of {reference} cannot be fetched: {shortened(str(error))}") from None
     recorded = version.tags.get(VersionTag.POLICY_DIGEST)
@@ -280,7 +282,7 @@ def _is_policy_folder(reference: str) -> bool:
 
 
 def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:
-    run = get_run(client, run_id, "policy")
+    run = get_kept_run(client, run_id, "policy")
     if run.info.status != "FINISHED":
         raise BadInput(f"policy {run_id}: that run is {run.info.status}, not FINISHED; wait for it or run it again")
     recorded = run.data.tags.get(Tag.POLICY_DIGEST)
@@ -296,14 +298,14 @@ def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:
 def download_policy(run_id: str) -> Path:
     """The policy folder of a run on this machine, whatever its bytes are. Raises BadInput."""
     try:
-        return download(f"runs:/{run_id}/{Artifact.POLICY}")
+        return fetched(f"runs:/{run_id}/{Artifact.POLICY}")
     except (MlflowException, OSError) as error:
         raise BadInput(f"policy of run {run_id} cannot be fetched: {shortened(str(error))}") from None
 
 
 def _verified(folder: Path, recorded: str | None, reference: str) -> str:
     try:
-        digest = policy_digest(folder)
+        digest = _digest(folder)
     except BadInput as error:
         raise BadInput(f"policy of {reference}: its files changed: {error}") from None
     if recorded is None:
@@ -317,6 +319,11 @@ def _verified(folder: Path, recorded: str | None, reference: str) -> str:
             "restore the recorded files or register the policy anew"
         )
     return digest
+
+
+@cache  # this process's own copy, which nobody changes
+def _digest(folder: Path) -> str:
+    return policy_digest(folder)
 
 
 def _signature(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> ModelSignature:

@@ -19,7 +19,7 @@ from pipeline.tracking.groups import read_training, trainings
 from pipeline.tracking.models import clones_by_seed, fetch_version, find_policy, find_version, training_seeds
 from pipeline.tracking.registry import require_approved
 from pipeline.tracking.runs import get_run, read_text_artifact, search, seed_of, tag_of
-from pipeline.tracking.store import download
+from pipeline.tracking.store import downloaded
 
 HANDS_ON = {
     "train_expert": "expert", "promote": "expert", "collect": "dataset", "pretrain": "policy", "baseline": "group",
@@ -170,7 +170,8 @@ def _setting(run: Run, key: str) -> Any:
 
 def _refuse_report(run: Run) -> None:
     try:
-        digest = report_digest(download(f"runs:/{run.info.run_id}/{Artifact.REPORT}"))
+        with downloaded(f"runs:/{run.info.run_id}/{Artifact.REPORT}") as copy:
+            digest = report_digest(copy)
     except (MlflowException, OSError) as error:
         raise BadInput(f"its report cannot be fetched: {error}") from None
     if digest != run.data.tags.get(Tag.REPORT_DIGEST):

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from pipeline.config.loading import flatten, parse_yaml, to_data, to_yaml, validate
 from pipeline.config.task import Snqi, TaskConfig
 from pipeline.content_key import ContentKey, content_key
-from pipeline.disk import sqlite_file
+from pipeline.disk import scratch, sqlite_file
 from pipeline.errors import BadInput, Interrupted, disk_refusal, machine_fault, say, shortened
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
 from pipeline.tracking import liveness, operations
@@ -34,7 +34,7 @@ from pipeline.tracking.provenance import environment_record, git_state
 from pipeline.tracking.store import (
     chosen_experiment,
     connect,
-    download,
+    downloaded,
     exclusive,
     local_folder,
     pages,
@@ -61,6 +61,7 @@ class StageRun:
     folder: Path  # for files on their way to the store; gone when the run closes
     outbox: RunOutbox | None = None
     continued: bool = False  # it was interrupted before, and goes on
+    record: list[Operation] = field(default_factory=list)  # the files that say what it runs, for runs nested in it too
 
     def write(self, operation: Operation) -> None:
         """Do it to the store, or leave it in the outbox."""
@@ -113,7 +114,7 @@ class StageRun:
 
     def json(self, content: Any, path: str) -> None:
         """Store an artifact as indented JSON."""
-        self.text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", path)
+        self.text(json_text(content), path)
 
     def file(self, local: Path, folder: str | None = None) -> None:
         """Store a file, or all of a local folder, under an artifact folder."""
@@ -136,11 +137,16 @@ class StageRun:
         """
         data = to_data(config)
         key = content_key(data, task, inputs)
-        self.text(to_yaml(config), Artifact.CONFIG)
-        self.text(to_yaml(task), Artifact.TASK)
-        for name, path in {} if task.snqi is None else vars(task.snqi).items():
-            self.text(Path(path).read_text(encoding="utf-8"), f"{Artifact.SNQI}/{name}.json")
-        self.json(environment_record(), Artifact.ENVIRONMENT)
+        snqi = {} if task.snqi is None else vars(task.snqi)
+        files = {
+            Artifact.CONFIG: to_yaml(config),
+            Artifact.TASK: to_yaml(task),
+            **{f"{Artifact.SNQI}/{name}.json": Path(path).read_text(encoding="utf-8") for name, path in snqi.items()},
+            Artifact.ENVIRONMENT: json_text(environment_record()),
+        }
+        self.record = [operations.text(content, path) for path, content in files.items()]
+        for operation in self.record:
+            self.write(operation)
         self.params({f"{CONFIG_PARAM_PREFIX}{key}": value for key, value in flatten(data).items()})
         self.tag({Tag.TASK: task.name})
         self.record_key(key)
@@ -154,6 +160,11 @@ class StageRun:
         """Where an artifact lies: a path for a local store, a URI for any other."""
         uri = f"{self.client.get_run(self.run_id).info.artifact_uri}/{path}"
         return local_file_uri_to_path(uri) if uri.startswith("file:") else uri
+
+
+def json_text(content: Any) -> str:
+    """Indented JSON with sorted keys."""
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager
@@ -178,7 +189,7 @@ def open_run(
         chosen = outer.info.experiment_id
     else:
         chosen = chosen_experiment(client, experiment)
-    with tempfile.TemporaryDirectory(prefix=f"{stage}-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{stage}-", dir=scratch()) as folder:
         run = _start(client, stage, chosen, given, nested, command, Path(folder))
         status, last = "FAILED", {}
         try:
@@ -353,7 +364,7 @@ def end_failed(run: StageRun) -> None:
 
 
 def get_run(client: MlflowClient, run_id: str, what: str) -> Run:
-    """The run of that id. Raises BadInput when there is none: an unknown id never stands for another run."""
+    """The run of that id, deleted or not. Raises BadInput when there is none: an unknown id stands for no other run."""
     try:
         return client.get_run(run_id)
     except MlflowException as error:
@@ -378,13 +389,25 @@ def seed_of(run: Run) -> int:
     return int(text)
 
 
+def get_kept_run(client: MlflowClient, run_id: str, what: str) -> Run:
+    """The run of that id, of which something is used. Raises BadInput when there is none, or it was deleted."""
+    run = get_run(client, run_id, what)
+    if run.info.lifecycle_stage != "active":
+        raise BadInput(
+            f"{what} {run_id}: that run was deleted; name another one, or bring it back: mlflow runs restore --run-id "
+            f"{run_id}"
+        )
+    return run
+
+
 def read_text_artifact(client: MlflowClient, run_id: str, path: str) -> str | None:
     """A text artifact of a run; None when the run has no such artifact. Raises BadInput for one that is no text."""
     folder = path.rpartition("/")[0]
     try:
         if not any(item.path == path for item in client.list_artifacts(run_id, folder or None)):
             return None
-        return download(f"runs:/{run_id}/{path}").read_text(encoding="utf-8")
+        with downloaded(f"runs:/{run_id}/{path}") as copy:
+            return copy.read_text(encoding="utf-8")
     except (MlflowException, OSError, UnicodeDecodeError) as error:
         if unanswered(error):
             raise

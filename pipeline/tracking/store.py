@@ -24,7 +24,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from pipeline.disk import sqlite_file, sync_folder
+from pipeline.disk import scratch, sqlite_file, sync_folder
 from pipeline.errors import BadInput, disk_refusal, shortened
 
 RUNS = "runs:/"
@@ -221,15 +221,27 @@ def pages(search: Callable[..., PagedList[T]], *arguments: Any, **options: Any) 
             return
 
 
+def fetched(uri: str) -> Path:
+    """This process's copy of an artifact that never changes, or of a folder of them; fetched once, whoever asks.
+
+    Raises MlflowException, OSError.
+    """
+    return _copy(mlflow.get_tracking_uri(), uri)
+
+
 @functools.cache
-def _downloads() -> "tempfile.TemporaryDirectory[str]":
-    """Where the artifacts lie that this process read; gone with it, where MLflow would leave every copy behind."""
-    return tempfile.TemporaryDirectory(prefix="artifacts-")
+def _copy(store: str, uri: str) -> Path:
+    return _download(uri, tempfile.mkdtemp(prefix="artifact-", dir=scratch()))
 
 
-def download(uri: str) -> Path:
-    """A copy of an artifact or a folder of them, for as long as this process lives. Raises MlflowException, OSError."""
-    place = tempfile.mkdtemp(dir=_downloads().name)
+@contextlib.contextmanager
+def downloaded(uri: str) -> Iterator[Path]:
+    """An artifact as it is now, to be read at once: the copy goes with the block. Raises MlflowException, OSError."""
+    with tempfile.TemporaryDirectory(prefix="artifact-", dir=scratch()) as place:
+        yield _download(uri, place)
+
+
+def _download(uri: str, place: str) -> Path:
     if uri.startswith(RUNS):  # MLflow's own way of these tells a full disk that the path is not correct
         run_id, _, path = uri.removeprefix(RUNS).partition("/")
         uri = f"{MlflowClient().get_run(run_id).info.artifact_uri}/{path}"

@@ -1,5 +1,6 @@
 """Where demonstrations come from: recorded, imported from Minari, or repaired; all through one validation."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_unreadable_metadata_quarantine_the_dataset_and_leave_it_in_the_list(
     shutil.copytree(download_dataset(client.get_run(story.collect)), damaged)
     (damaged / "metadata.json").write_text(content)
     monkeypatch.setattr("pipeline.stages.validate.download_dataset", lambda run: damaged)
-    monkeypatch.setattr("pipeline.tracking.catalogue.download", lambda _: damaged / "metadata.json")
+    monkeypatch.setattr("pipeline.tracking.catalogue.downloaded", lambda _: nullcontext(damaged / "metadata.json"))
     outcome = run_stage("validate", VALIDATE, {"dataset": story.dataset}, {})
     assert outcome.verdict is False
     listed = query.datasets(TASK).iloc[0]

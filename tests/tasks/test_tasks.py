@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
+from pipeline.content_key import content_key
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.tasks import REFUSED_ARGUMENTS, Purpose, Task
@@ -47,6 +48,14 @@ def play(made: Task, episode: Episode, action: int = 1) -> dict[str, float]:
         _, _, dones, infos = env.step(np.array([action]))
         if dones[0]:
             return made.outcome(infos[0])
+
+
+def test_an_environment_may_be_named_by_an_id_without_a_version_that_its_module_registers():
+    made = task(environment={"id": "registering:Line"})
+    episodes = made.episodes("train", 1, 4, Purpose.RECORD)
+    assert [play(made, episode) for episode in episodes] == [play(task(), episode) for episode in episodes]
+    assert content_key({}, made.config, {}).digest != content_key({}, task().config, {}).digest
+    assert "'registering:Lime'" in refusal(lambda: task(environment={"id": "registering:Lime"}).observation_space)
 
 
 # --- episodes --------------------------------------------------------------------------------------------------------

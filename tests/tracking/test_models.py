@@ -1,7 +1,10 @@
 """Policies in the store: found by reference, bound to their bytes, never mistaken for another."""
 
+import json
 import warnings
+from pathlib import Path
 
+import mlflow
 import mlflow.pyfunc
 import numpy as np
 import pytest
@@ -11,12 +14,15 @@ from real_things import TASK
 
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
-from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE, Alias, Tag, VersionTag
+from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE, Alias, Artifact, Quality, Tag, VersionTag
 from pipeline.policies import act_function, build_policy, policy_digest, probe_batch, save_policy
 from pipeline.tracking import models, registry
+from pipeline.tracking.datasets import fetch_dataset, fetch_for_training, find_dataset_run
 from pipeline.tracking.models import fetch_version, find_policy, find_version, training_seeds
+from pipeline.tracking.reuse import refuse_unsound
 
 UNKNOWN = "0" * 32
+PRETRAIN = {Tag.STAGE: "pretrain"}
 
 
 def refusal(action) -> str:
@@ -82,8 +88,6 @@ def test_a_version_whose_files_are_gone_is_refused_by_name(bench):
 
 def test_one_changed_byte_of_a_runs_policy_is_refused_by_its_run(bench):
     run_id = bench.policy_run()
-    stored = find_policy(bench.client, run_id, TASK, {})
-    assert stored.digest == bench.client.get_run(run_id).data.tags[Tag.POLICY_DIGEST]
     (weights,) = bench.folder.glob(f"mlartifacts/**/{run_id}/**/{POLICY_WEIGHTS_FILE}")
     change_one_byte(weights)
     message = refusal(lambda: find_policy(bench.client, run_id, TASK, {}))
@@ -225,3 +229,89 @@ def test_a_policy_is_packed_as_mlflow_itself_would_and_nothing_is_warned_of(tmp_
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
     assert files(packed) == files(tmp_path / "theirs")
+
+
+# --- fetched once ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fetches(monkeypatch) -> list[str]:
+    """What is downloaded from the store from now on, by its URI."""
+    seen: list[str] = []
+    real = mlflow.artifacts.download_artifacts
+
+    def counted(*args, **kwargs):
+        seen.append(kwargs["artifact_uri"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", counted)
+    return seen
+
+
+def test_an_artifact_is_fetched_and_digested_once_a_process_whoever_asks_and_its_record_is_read_every_time(
+    bench, fetches, monkeypatch
+):
+    digested: list[Path] = []
+    monkeypatch.setattr(models, "policy_digest", lambda folder: digested.append(folder) or policy_digest(folder))
+    version, run_id = bench.candidate(), bench.policy_run()
+    data = bench.dataset_run()
+    registry.approve(bench.client, version, bench.run("promote"), "good")
+    for _ in range(3):
+        first = [fetch_version(bench.version(version)), find_policy(bench.client, "walk-expert/1", TASK, {})]
+        second = [find_policy(bench.client, run_id, TASK, {}), find_policy(bench.client, "latest", TASK, PRETRAIN)]
+        loaded = [fetch_for_training(bench.client, data, TASK), fetch_dataset(bench.client.get_run(data))]
+    assert first[0].folder == first[1].folder and second[0].folder == second[1].folder
+    assert loaded[0].trajectories is loaded[1].trajectories
+    assert len(fetches) == 3 and len(digested) == 2
+    bench.client.set_tag(run_id, Tag.POLICY_DIGEST, "0" * 36)
+    assert "files changed" in refusal(lambda: find_policy(bench.client, run_id, TASK, {}))
+    bench.client.set_tag(data, Tag.DATASET_QUALITY, Quality.QUARANTINED)
+    assert "quarantined" in refusal(lambda: fetch_for_training(bench.client, data, TASK))
+    assert len(fetches) == 3
+
+
+def test_a_fetch_that_failed_is_tried_again(bench, fetches):
+    run_id = bench.policy_run()
+    (weights,) = bench.folder.glob(f"mlartifacts/**/{run_id}/**/{POLICY_WEIGHTS_FILE}")
+    away = weights.parent.rename(bench.folder / "away")
+    assert "cannot be fetched" in refusal(lambda: find_policy(bench.client, run_id, TASK, {}))
+    away.rename(weights.parent)
+    assert find_policy(bench.client, run_id, TASK, {}).run_id == run_id
+    assert len(fetches) == 2
+
+
+def test_what_is_asked_before_a_run_is_reused_is_fetched_once_for_all_that_came_from_it(bench, fetches):
+    """Twelve trainings that rest on one dataset, one expert and one clone, as `left_to_train` asks after them."""
+    version, data = bench.candidate(), bench.dataset_run()
+    clone = bench.policy_run("pretrain")
+    tags = {
+        "lineage__expert": f"{version.name}/{version.version}",
+        "lineage__dataset_run_id": data,
+        "lineage__pretrain_run_id": clone,
+        "arm": "pretrained",
+    }
+    evaluations = {"seed": 1, "evaluations": [{"timestep": 0, "figures": {"a": 1.0}}], "final_figures": {}, "final": {}}
+    members = [bench.policy_run("finetune_seed", **tags) for _ in range(12)]
+    for member in members:
+        bench.client.set_tag(member, Tag.SEED, "1")
+        bench.client.log_text(member, json.dumps(evaluations), Artifact.EVALUATIONS)
+        refuse_unsound(bench.client, bench.client.get_run(member))
+    policies = [uri for uri in fetches if not uri.endswith(Artifact.EVALUATIONS)]
+    assert len(policies) == 3 + len(members)
+
+
+# --- deleted ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_run_is_no_policy_and_no_dataset(bench):
+    for run_id, find in (
+        (bench.policy_run(), lambda run_id: find_policy(bench.client, run_id, TASK, {})),
+        (bench.dataset_run(), lambda run_id: fetch_for_training(bench.client, run_id, TASK)),
+        (bench.dataset_run(), lambda run_id: find_dataset_run(bench.client, run_id, None)),
+    ):
+        find(run_id)
+        bench.client.delete_run(run_id)
+        message = refusal(lambda find=find, run_id=run_id: find(run_id))
+        assert run_id in message and "was deleted" in message and "mlflow runs restore" in message
+        bench.client.restore_run(run_id)
+        find(run_id)

@@ -7,13 +7,15 @@ import mlflow
 import pytest
 from real_things import TASK
 
-from pipeline.config.loading import validate
-from pipeline.config.stages import Pretrain
+from pipeline.config.loading import load, load_task, validate
+from pipeline.config.stages import Finetune, Pretrain
 from pipeline.config.task import TaskConfig
 from pipeline.content_key import digest_of
 from pipeline.errors import BadInput
+from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Artifact, Tag
 from pipeline.tracking import liveness
+from pipeline.tracking.forwarder import child_run, forwarding
 from pipeline.tracking.runs import (
     end_failed,
     get_run,
@@ -25,6 +27,8 @@ from pipeline.tracking.runs import (
     tag_value,
 )
 from pipeline.tracking.store import DEFAULT_EXPERIMENT, connect, experiment_id
+from pipeline.tracking.training import seed_runs
+from pipeline.tracking.trials import TrialRun
 
 NOTE = "mlflow.note.content"
 
@@ -269,6 +273,24 @@ def test_the_resolved_config_is_on_record_and_reads_back_equal(store):
         read_text_artifact(run.client, run.run_id, path)
         for path in (Artifact.CONFIG, Artifact.TASK, Artifact.ENVIRONMENT)
     )
+
+
+def test_every_nested_run_has_the_record_of_its_stage(store, in_repository):
+    """The runs of seeds, of clones and of trials: settings, task, its SNQI files, packages and commit."""
+    task = load_task("configs/tasks/social_nav.yaml")
+    training = load(Finetune, "configs/smoke/finetune.yaml").training
+    with open_run("pretrain") as run:
+        run.record_config(pretrain_config(), task, {"dataset": "d1"})
+        with seed_runs(run, [TrainingJob(task, training, 1, str(run.folder))], [{}]) as seeds:
+            nested = [seeds.run(0).run_id]
+        with forwarding(run) as forwarder, child_run(forwarder, run, "clone", {}) as child:
+            trial = TrialRun.start(run, forwarder, task.name, "study", 0, {"a": 1}, (1,))
+        nested += [child.run_id, trial.run.run_id]
+    files = [Artifact.CONFIG, Artifact.TASK, Artifact.ENVIRONMENT, "snqi/weights.json", "snqi/baseline.json"]
+    recorded = [read_text_artifact(run.client, run.run_id, path) for path in files]
+    assert all(recorded)
+    for run_id in nested:
+        assert [read_text_artifact(run.client, run_id, path) for path in files] == recorded
 
 
 def test_equal_work_has_equal_keys_and_any_difference_another(store):

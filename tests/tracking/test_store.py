@@ -1,6 +1,11 @@
-"""The store behind a URI: what SQLAlchemy takes is taken, wherever the file lies, and nothing lies anywhere else."""
+"""The store behind a URI, and what lies on this machine on its behalf: found where it should be, and nowhere else."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
@@ -8,7 +13,7 @@ import mlflow
 import pytest
 
 from pipeline.cli import DONE, ask, stage_main
-from pipeline.disk import sqlite_file
+from pipeline.disk import scratch, sqlite_file
 from pipeline.errors import BadInput
 from pipeline.names import Tag
 from pipeline.study import _storage
@@ -108,3 +113,55 @@ def test_the_store_can_be_made_by_a_command_that_does_nothing_else(tmp_path, mon
         assert capsys.readouterr().out == f"store: ready; look at it: {ui_command()}\n"
     assert search(connect(), {}, status=None) == []
     assert (tmp_path / "deep" / "mlflow.db").is_file()
+
+
+# --- temporary files -------------------------------------------------------------------------------------------------
+
+STAGE = """
+import sys, time
+from pipeline.tracking.runs import open_run
+with open_run("evaluate") as run:
+    (run.folder / "large").write_bytes(bytes(100_000))
+    print(run.folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_goes_when_the_next_one_starts_and_what_a_living_one_has_stays(store, tmp_path):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    stages = [
+        subprocess.Popen([sys.executable, "-c", STAGE], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    (foreign := temporary / "imitation-pretraining-of-somebody").mkdir()
+    (victim := tmp_path / "victim").mkdir()
+    (victim / "lock").touch()
+    (linked := temporary / "imitation-pretraining-link").symlink_to(victim)
+    try:
+        living, killed = (Path(stage.stdout.readline().strip()) for stage in stages)
+        assert {living.parents[1], killed.parents[1]} == {temporary}
+        stages[1].send_signal(signal.SIGKILL)
+        stages[1].wait()
+        assert killed.is_dir()
+        code = "from pipeline.disk import scratch; print(scratch())"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        assert (living / "large").is_file()
+        assert not killed.parent.exists()
+        assert not Path(done.stdout.strip()).exists()  # its own went with it
+        assert foreign.is_dir() and linked.is_symlink() and (victim / "lock").is_file()
+    finally:
+        for stage in stages:
+            stage.kill()
+            stage.wait()
+
+
+def test_temporary_files_of_a_process_lie_in_its_own_folder_until_they_are_read(store):
+    with open_run("evaluate") as run:
+        run.text("hello", "note.txt")
+        before = set(scratch().iterdir())
+        assert read_text_artifact(run.client, run.run_id, "note.txt") == "hello"
+        assert set(scratch().iterdir()) == before
+        assert run.folder.parent == scratch()
+    assert not run.folder.exists() and scratch().parent == Path(tempfile.gettempdir())
