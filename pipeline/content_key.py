@@ -156,6 +156,7 @@ def package_code(root: Path = ROOT) -> Mapping[str, str]:
     return {str(path.relative_to(root.parent)): _file_digest(path) for path in decisive}
 
 
+@cache
 def report_code(root: Path = ROOT) -> str:
     """One digest of the room that makes reports, which is an input of the stage whose result is a report."""
     files = sorted(path for path in (root / REPORT).rglob("*") if path.suffix in (".py", ".html", ".css"))

@@ -145,6 +145,7 @@ def test_what_a_report_looks_like_decides_no_training(tmp_path):
     css = folder / "report" / "templates" / "report.css"
     css.write_text(css.read_text() + "body { color: teal }")
     package_code.cache_clear()
+    report_code.cache_clear()
     assert dict(package_code(folder)) == code and report_code(folder) != looks
 
 
