@@ -21,9 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file
+
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
 from pipeline.content_key import machine, processor_kind
+from pipeline.learning.checkpoints import STATE
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 
@@ -31,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLOCK = re.compile(r"time|seconds|minutes|fps|per_second|epoch_ms|_at$|utc|date|moment|started|ended")
 IDENTITY = re.compile(
     r"run_id|\.id$|^id$|uri|path|folder|commit|version|link|digest|group|run$|experiment|command|source"
+    r"|^dataset$|^job$"
 )
 COMMANDS = (
     ("main", "configs/smoke/main.yaml"),
@@ -47,11 +51,23 @@ def digest(data: Any) -> str:
 def figures(data: Any) -> Any:
     """Numbers, flags and plain words of a JSON document; not its clocks, ids and paths."""
     if isinstance(data, dict):
-        kept = {key: value for key, value in data.items() if not (CLOCK.search(key) or IDENTITY.search(key))}
+        kept = {
+            key: value
+            for key, value in data.items()
+            if not CLOCK.search(key) and not (isinstance(value, str) and IDENTITY.search(key))
+        }
         return {key: figures(value) for key, value in kept.items()}
     if isinstance(data, list):
         return [figures(value) for value in data]
     return data if not isinstance(data, str) or len(data) < 32 else None
+
+
+def leaves(data: Any, name: str) -> dict[str, str]:
+    """`{"a": {"b": 1}}` -> `{"name a.b": "1"}`; long lists as digests."""
+    if isinstance(data, dict):
+        return {key: text for part in data for key, text in leaves(data[part], f"{name}.{part}").items()}
+    text = json.dumps(data)
+    return {name: text if len(text) < 80 else digest(data)}
 
 
 def run_pipelines(folder: Path) -> None:
@@ -93,7 +109,7 @@ def store(folder: Path) -> dict[str, str]:
             points = database.execute("SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ?", (run,))
             metrics: dict[str, list[Any]] = defaultdict(list)
             for key, *point in points:
-                if not CLOCK.search(key):
+                if not CLOCK.search(key) and not key.startswith("train/"):  # thinned by the clock
                     metrics[key].append(point)
             for key, found in metrics.items():
                 held[f"{name} metric {key}"] = f"{len(found)} points, {digest(sorted(found))}"
@@ -102,7 +118,7 @@ def store(folder: Path) -> dict[str, str]:
                     held[f"{name} {key}"] = value
             for file in sorted(Path(uri.removeprefix("file://")).rglob("*.json")):
                 if file.name in ("report.json", "evaluations.json", "diagnostics.json", "distribution_shift.json"):
-                    held[f"{name} {file.name}"] = digest(figures(json.loads(file.read_text())))
+                    held |= leaves(figures(json.loads(file.read_text())), f"{name} {file.name}")
     return held
 
 
@@ -113,10 +129,12 @@ def checkpointed(folder: Path) -> dict[str, str]:
         load_task("configs/tasks/social_nav.yaml"), training, 1, str(folder / "out"), checkpoints=str(folder / "kept")
     )
     result = train(job, lambda _: None)
-    files = {
-        f"checkpoint {file.suffix} {number}": hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        for number, file in enumerate(sorted(path for path in (folder / "kept").rglob("*") if path.is_file()))
-    }
+    files: dict[str, str] = {}
+    for number, file in enumerate(sorted((folder / "kept").rglob("*.safetensors"))):
+        tensors = load_file(file)
+        state = figures(json.loads(tensors.pop(STATE).tobytes()))
+        held = [(name, tensor.shape, tensor.tobytes().hex()) for name, tensor in sorted(tensors.items())]
+        files[f"checkpoint {number}"] = digest([held, state])
     return {**files, "best policy": result.best_digest, "last policy": result.last_digest}
 
 
