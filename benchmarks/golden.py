@@ -109,7 +109,7 @@ def store(folder: Path) -> dict[str, str]:
             points = database.execute("SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ?", (run,))
             metrics: dict[str, list[Any]] = defaultdict(list)
             for key, *point in points:
-                if not CLOCK.search(key) and not key.startswith("train/"):  # thinned by the clock
+                if not CLOCK.search(key):
                     metrics[key].append(point)
             for key, found in metrics.items():
                 held[f"{name} metric {key}"] = f"{len(found)} points, {digest(sorted(found))}"

@@ -4,6 +4,8 @@ The command line turns the first into exit code 2, the second into exit code 3; 
 """
 
 import errno
+import os
+import re
 import sqlite3
 import sys
 from collections.abc import Iterable
@@ -11,6 +13,7 @@ from difflib import get_close_matches
 from typing import TextIO
 
 LONGEST_LINE = 1_500  # characters of an error
+PASSWORD = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s/:@'\"]*:)[^\s/@'\"]+@")
 # a disk that is full, read-only or broken, in the words of the system and of SQLite
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 SQLITE_ERRORS = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN")
@@ -32,14 +35,20 @@ class BadInput(Exception):
 def printable(text: object) -> str:
     """Text from outside on one line that a terminal does nothing with but show: `"a\\n\\x1b[2J"` is `"a \\\\x1b[2J"`.
 
-    Whitespace of any kind is a space; control characters, and those that turn the direction of text, are written out.
+    Whitespace of any kind is a space; control characters, and those that turn the direction of text, are written out; a
+    password in an address is left out: `postgresql://anna:***@host/runs`.
     """
-    return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in str(text))
+    shown = "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in str(text))
+    return PASSWORD.sub(r"\1***@", shown)
 
 
 def say(line: object, stream: TextIO | None = None) -> None:
     """One line for people on standard output, or on another stream. Everything that is printed goes through here."""
-    print(printable(line), file=stream or sys.stdout, flush=True)
+    stream = stream or sys.stdout
+    try:
+        print(printable(line), file=stream, flush=True)
+    except BrokenPipeError:  # a reader that has seen enough (`| head`) ends no work: the rest goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Interrupted(Exception):

@@ -175,8 +175,17 @@ def perform(client: MlflowClient, run_id: str, operation: Operation) -> None:
 
 
 def milliseconds() -> int:
-    """Now, since 1970."""
-    return int(time.time() * 1000)
+    """Now, since 1970, and later than what was given out before in this process.
+
+    MLflow keeps one of two points that agree in run, name, step, value and moment, so that a fast training would have
+    fewer points than a slow one.
+    """
+    global _given
+    _given = max(int(time.time() * 1000), _given + 1)
+    return _given
+
+
+_given = 0
 
 
 def tag_text(value: Any) -> str:

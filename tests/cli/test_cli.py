@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pipeline.cli import ask, parse, stage_main
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, printable
 from pipeline.names import STAGES, Tag, lineage_run_tag
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
@@ -281,6 +281,25 @@ def test_what_nobody_can_read_ends_with_code_3(store, repository):
         with open("/dev/full", "w") as full:
             code = subprocess.run([sys.executable, "-m", "pipeline", verb], cwd=repository, stdout=full, timeout=120)
         assert code.returncode == 3
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(store, repository):
+    for _ in range(3):
+        connect().create_run("0", tags={Tag.STAGE: "collect"})
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "runs"], cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as asking:
+        asking.stdout.close()
+        errors = asking.stderr.read()
+        assert (asking.wait(timeout=120), errors) == (0, b"")
+
+
+def test_a_password_in_an_address_is_not_shown():
+    address = "postgresql+psycopg://anna:se:cret@host:5432/runs"
+    assert printable(f"store '{address}?a=b'") == "store 'postgresql+psycopg://anna:***@host:5432/runs?a=b'"
+    assert str(BadInput(f"no answer from {address}")).endswith("//anna:***@host:5432/runs")
+    for plain in ("sqlite:////a/b.db", "http://host:5000/a@b", "s3://bucket/x", "module:Class", "a: b@c"):
+        assert printable(plain) == plain
 
 
 def test_whatever_ends_a_stage_unexpectedly_is_code_3_never_1(store, in_repository, tmp_path, monkeypatch, capfd):

@@ -21,6 +21,7 @@ from pipeline.tracking import candidates, models, operations
 from pipeline.tracking.forwarder import deliver_leftovers, forward, forwarding, sync
 from pipeline.tracking.outbox import Outbox, RunOutbox
 from pipeline.tracking.runs import StageRun
+from pipeline.tracking.store import connect
 
 APPENDER = Path(__file__).with_name("outbox_appender.py")
 
@@ -420,3 +421,13 @@ def test_what_waits_and_what_is_refused_is_told_by_run(bench, outbox):
 
 def in_store(bench: Bench) -> StageRun:
     return StageRun(bench.client, bench.run("baseline", status=None), bench.experiment, bench.folder)
+
+
+def test_points_of_one_step_that_are_equal_are_two_points_however_fast_they_came(store):
+    client = connect()
+    run_id = client.create_run("0").info.run_id
+    for _ in range(50):
+        operations.perform(client, run_id, operations.metrics([("train/std", 1.0, 512)]))
+    assert len(client.get_metric_history(run_id, "train/std")) == 50
+    several = [operations.metrics([("a", 1.0, 0)])["points"][0][3] for _ in range(1000)]
+    assert several == sorted(set(several))
