@@ -15,9 +15,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
+from torch import nn
 
 from pipeline.errors import BadInput, shortened
 
+_NAMED: Final = nn.ModuleDict()
 FIELD = re.compile(r"[A-Za-z0-9_]{1,64}")
 WIDEST_SPAN: Final = 1e6  # of an action: wider ones are bounded in name only
 LIMIT: Final = "pipeline.envs.limits:LimitAction"
@@ -37,6 +39,11 @@ def check_observation_space(space: gym.Space[Any]) -> None:
     for key, part in space.spaces.items():
         if not FIELD.fullmatch(key):
             raise BadInput(f"observation space: the key {shortened(key)} must be of letters, digits and _, at most 64")
+        if hasattr(_NAMED, key):  # SB3 keeps a layer of each key under its name
+            raise BadInput(
+                f"observation space: the key {key!r} is a word of torch.nn.Module's own, which cannot name a layer; "
+                f"give it another name in the environment or in a wrapper"
+            )
         if fault := _fault(part):
             raise BadInput(f"observation space: {key!r} is {shortened(part)}, which is not taken: {fault}; {_FLATTEN}")
     if not space.spaces:
@@ -68,7 +75,10 @@ def check_action_space(space: gym.Space[Any]) -> None:
     if not fault and isinstance(space, spaces.MultiBinary) and len(space.shape) != 1:
         fault = "it has more than one axis"
     if fault:
-        raise BadInput(f"action space {shortened(space)} cannot be learnt by PPO: {fault}")
+        raise BadInput(
+            f"action space {shortened(space)} cannot be learnt by PPO: {fault}; where no change of the environment is "
+            "possible, a gymnasium.ActionWrapper of yours in environment.wrappers (module:Class) can give it another"
+        )
 
 
 def _fault_of_measured(space: spaces.Box) -> str:

@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from pipeline.demonstrators import Actor, ActorSlots
+from pipeline.envs.calling import broken
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
@@ -128,7 +129,10 @@ def _view_episode(env: gym.Env[Any, Any], index: int, episode: EpisodeData, fram
 
 
 def _frame(env: gym.Env[Any, Any]) -> np.ndarray:
-    frame = env.render()
+    try:
+        frame = env.render()
+    except Exception as error:
+        broken(f"environment {env} cannot be drawn", error)
     if not isinstance(frame, np.ndarray):
         raise BadInput(f"environment {env} gives no picture with render_mode {RENDER_MODE!r}; playback needs one")
     return frame.copy()  # an environment may draw into one array again and again

@@ -8,10 +8,9 @@ Where somebody demonstrates, he plays the same episodes.
 
 import hashlib
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +20,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 from pipeline.config.training import Network
 from pipeline.demonstrators import ActorSlots, Scripted
+from pipeline.envs.calling import raised
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
@@ -29,6 +29,7 @@ from pipeline.policies import build_policy
 from pipeline.spaces import space_bounds
 from pipeline.tasks import RENDER_MODE, Purpose, Task
 
+LARGEST = float(np.finfo(np.float32).max)  # that a policy can read
 LONGEST = 2_000  # steps after which a probed episode is left where it is
 
 
@@ -56,7 +57,8 @@ class Probe:
     limit: int | None  # steps after which Gymnasium says it truncates
     reward_threshold: float | None  # return that Gymnasium calls solved
     drawn: str | None  # why its pictures cannot be had; empty: they can; None: it has none
-    repeatable: bool  # the same seed and actions gave the same bits again
+    repeatable: bool  # the same seed and actions gave the same bits again, another environment being played beside it
+    alone: bool  # they did without the other
     starts: int  # different first observations
     steps_per_second: float
     making: float  # seconds of making an environment, another than the first
@@ -81,13 +83,15 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
     Raises BadInput when the environment, or the demonstrator in it, cannot be played.
     """
     scenario = next(iter(task.config.scenarios))
-    env = _made(task, scenario)
+    env = task.make_env(scenario)
     try:
         played = [
             _play(env, Episode(scenario, chosen.seed))
             for chosen in task.episodes("train", seed, episodes, Purpose.EVALUATE)
         ]
         again = _play(env, played[0].episode)
+        with closing(task.make_env(scenario)) as other:
+            beside = _play(env, played[0].episode, beside=other)
         shown = [] if demonstrator is None else [_play(env, one.episode, demonstrator) for one in played]
         space, spec = env.observation_space, env.spec
         making, drawn, drawing = _made_again(task, scenario, played[0].episode)
@@ -106,7 +110,8 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             limit=None if spec is None else spec.max_episode_steps,
             reward_threshold=None if spec is None else spec.reward_threshold,
             drawn=drawn,
-            repeatable=again.same_as(played[0]),
+            repeatable=again.same_as(played[0]) and beside.same_as(played[0]),
+            alone=again.same_as(played[0]),
             starts=len({one.start for one in played}),
             steps_per_second=len(steps) / max(1e-9, sum(one.seconds for one in played)),
             making=making,
@@ -124,21 +129,10 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
         env.close()
 
 
-def _made(task: Task, scenario: str) -> gym.Env[Any, Any]:
-    try:
-        return task.make_env(scenario)
-    except BadInput:
-        raise
-    except Exception as error:  # somebody else's code, as in `_play`
-        raise BadInput(
-            f"environment {task.config.environment.id!r} cannot be made: {_told(error)}; mend it first"
-        ) from None
-
-
 def _made_again(task: Task, scenario: str, episode: Episode) -> tuple[float, str | None, float]:
     """Seconds of making an environment, why none can be drawn (see `Probe.drawn`), and seconds of a frame."""
     started = time.perf_counter()
-    _made(task, scenario).close()
+    task.make_env(scenario).close()
     making = time.perf_counter() - started
     if not task.renders:
         return making, None, 0.0
@@ -152,7 +146,7 @@ def _made_again(task: Task, scenario: str, episode: Episode) -> tuple[float, str
         finally:
             env.close()
     except Exception as error:  # somebody else's code, and drivers that are not there
-        return making, _told(error), 0.0
+        return making, raised(error.__cause__ or error), 0.0
     fault = (
         "" if all(isinstance(frame, np.ndarray) for frame in frames) else f"render() gave a {type(frames[0]).__name__}"
     )
@@ -163,7 +157,7 @@ def seconds_of_an_update(observations: gym.Space[Any], acts: gym.Space[Any]) -> 
     """Seconds of a gradient step of actor and critic, whose network `new_task` proposes, over `BATCH` observations."""
     policy = build_policy(observations, acts, Network(hidden=(64, 64)), seed=0)
     batch, _ = policy.obs_to_tensor(from_rows(np.zeros(BATCH, row_dtype(observations))))
-    actions = policy(batch)[0].detach()
+    actions = policy(batch)[0].detach().flatten(1) if acts.shape else policy(batch)[0].detach()  # as PPO keeps them
     seconds = []
     for _ in range(4):  # the first is slower, and any may be held up
         started = time.perf_counter()
@@ -171,12 +165,6 @@ def seconds_of_an_update(observations: gym.Space[Any], acts: gym.Space[Any]) -> 
         (values.mean() - likelihoods.mean()).backward()
         seconds.append(time.perf_counter() - started)
     return min(seconds)
-
-
-def _told(error: Exception) -> str:
-    """What somebody else's code raised, and where: its words alone may be none."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error or 'without a word'} ({Path(place.filename).name}:{place.lineno})"
 
 
 @dataclass(frozen=True)
@@ -201,32 +189,38 @@ class _Played:
         return self.digest == other.digest and self.rewards.tobytes() == other.rewards.tobytes()
 
 
-def _play(env: gym.Env[Any, Any], episode: Episode, demonstrator: Scripted | None = None) -> _Played:
+def _play(
+    env: gym.Env[Any, Any],
+    episode: Episode,
+    demonstrator: Scripted | None = None,
+    beside: gym.Env[Any, Any] | None = None,
+) -> _Played:
+    """An episode, at random or with a demonstrator; another environment may be played `beside` it, as in recordings."""
     env.action_space.seed(episode.seed)
     choose = (lambda _: env.action_space.sample()) if demonstrator is None else _answers(demonstrator, env)
     started, rewards = time.perf_counter(), list[float]()
-    try:
-        observation, info = env.reset(seed=episode.seed)
-        rows, over, truncated = [one_row(env.observation_space, observation).copy()], False, False
-        while not over and len(rewards) < LONGEST:
-            observation, reward, terminated, truncated, info = env.step(choose(observation))
-            rows.append(one_row(env.observation_space, observation).copy())
-            rewards.append(float(reward))
-            over = bool(terminated or truncated)
-    except BadInput:
-        raise
-    except Exception as error:  # somebody else's code: whatever it raises, it cannot be played
-        who = "" if demonstrator is None else f" with {demonstrator.name}"
-        raise BadInput(f"environment cannot be played{who}: {_told(error)}; mend it first") from None
+    observation, info = env.reset(seed=episode.seed)
+    rows, over, truncated, other_over = [one_row(env.observation_space, observation)], False, False, True
+    while not over and len(rewards) < LONGEST:
+        action = choose(observation)
+        if beside is not None:
+            if other_over:
+                beside.reset(seed=episode.seed)
+            other_over = any(beside.step(action)[2:4])
+        observation, reward, terminated, truncated, info = env.step(action)
+        rows.append(one_row(env.observation_space, observation))
+        rewards.append(float(reward))
+        over = bool(terminated or truncated)
     seconds = time.perf_counter() - started
     seen = np.stack(rows)
     flat = flat_rows(seen)
     low, high = (limit.astype(np.float64) for limit in (flat.min(axis=0), flat.max(axis=0)))
     for what, values in (("rewards", rewards), ("observations", [*low, *high])):
-        wrong = [value for value in values if not np.isfinite(value)]
+        wrong = [value for value in values if not abs(value) <= LARGEST]
         if wrong:
             raise BadInput(
-                f"environment {what} must be finite; the episode with seed {episode.seed} has {wrong[0]}: mend it first"
+                f"environment {what} must be finite, as float32; the episode with seed {episode.seed} has {wrong[0]}: "
+                "mend it first"
             )
     return _Played(
         episode=episode,

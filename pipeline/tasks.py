@@ -19,7 +19,7 @@ from gymnasium.wrappers import TimeLimit
 
 from pipeline.config.loading import to_data
 from pipeline.config.task import MeasureInfo, Outcome, TaskConfig, Wrapper
-from pipeline.envs.calling import Called, Fresh
+from pipeline.envs.calling import Called, Fresh, broken, left_as_found
 from pipeline.envs.camera import ChannelsFirst, draw_headless, turned
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.serial import SerialVecEnv, outcome_of
@@ -181,6 +181,7 @@ class Task:
             ):
                 yield Episode(names[scenario], _purpose_seed(Purpose.TRAIN, int(low_bits)))
 
+    @left_as_found()
     def make_env(self, scenario: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """The Gymnasium environment of a scenario. Raises BadInput when it cannot be made."""
         if scenario not in self.config.scenarios:
@@ -190,7 +191,10 @@ class Task:
             )
         kwargs = {**self.environment_kwargs, **self.config.scenarios[scenario]}
         mode = RENDER_MODE if self.use_camera else render_mode
-        env = _make(self.config.environment.id, kwargs, mode, self.config.horizon)
+        try:
+            env = _make(self.config.environment.id, kwargs, mode, self.config.horizon)
+        except Exception as error:
+            broken(f"environment {self.config.environment.id!r} cannot be made", error)
         limit = None if env.spec is None else env.spec.max_episode_steps
         try:
             if self._wrappers:
@@ -319,14 +323,16 @@ def import_object(reference: str, what: str) -> Any:
     module_name, _, attribute = reference.partition(":")
     _refuse_standard_library(module_name, what)
     try:
-        return getattr(import_module(module_name), attribute)
+        with left_as_found():
+            module = import_module(module_name)
     except ImportError as error:
         raise BadInput(f"{what} {reference!r}: cannot import {module_name!r}: {error}; is it installed?") from None
-    except AttributeError:
-        names = [name for name in dir(import_module(module_name)) if not name.startswith("_")]
-        raise BadInput(
-            f"{what} {reference!r}: {module_name!r} has no {attribute!r}.{did_you_mean(attribute, names)}"
-        ) from None
+    except Exception as error:
+        broken(f"{what} {reference!r}: {module_name!r} cannot be imported", error)
+    if not hasattr(module, attribute):
+        names = [name for name in dir(module) if not name.startswith("_")]
+        raise BadInput(f"{what} {reference!r}: {module_name!r} has no {attribute!r}.{did_you_mean(attribute, names)}")
+    return getattr(module, attribute)
 
 
 def _subclass(found: Any, parent: type, what: str) -> Any:
@@ -346,7 +352,8 @@ def _refuse_standard_library(module_name: str, what: str) -> None:
 def call_with_user_arguments(function: Callable[..., Any], what: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call with keyword arguments from a configuration; what it refuses is the user's error, in one line."""
     try:
-        return function(*args, **kwargs)
+        with left_as_found():
+            return function(*args, **kwargs)
     except (TypeError, ValueError, OverflowError) as error:
         raise BadInput(f"{what} refuses its arguments {shortened(kwargs)}: {error}") from None
 

@@ -2,26 +2,33 @@
 
     env = Called(Fresh(env), task="x", scenario="default", longest=20_000)
 
-What goes in is the environment's own and what comes out is the caller's, and no episode goes on for ever.
+What goes in is the environment's own and what comes out is the caller's, and no episode goes on for ever. What
+somebody else's code raises is told in one line, and what it changes of the process is put back.
 """
 
 import math
-from collections.abc import Mapping
+import os
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 
-from pipeline.errors import BadInput, shortened
+from pipeline.errors import BadInput, disk_refusal, shortened
 
 
 class Called(gym.Wrapper[Any, Any, Any, Any]):
     """Gives the environment what `action_space.sample()` would give it, and its observations as fresh NumPy values.
 
-    Raises BadInput for an observation of another size than the space declares, or without one of its keys, and when an
-    episode goes on for more than `longest` steps.
+    Raises BadInput for an observation of another size than the space declares, or without one of its keys, when an
+    episode goes on for more than `longest` steps, and for whatever the environment itself raises.
     """
 
     def __init__(self, env: gym.Env[Any, Any], task: str, scenario: str, longest: int) -> None:
@@ -33,15 +40,61 @@ class Called(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._seed, self._steps = seed, 0
-        observation, info = self.env.reset(seed=seed, options=options)
-        return _as_seen(self._observes, observation), info
+        with left_as_found():
+            try:
+                observation, info = self.env.reset(seed=seed, options=options)
+                return _as_seen(self._observes, observation), info or {}
+            except Exception as error:
+                self._broken(error)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if self._steps >= self._longest:
             raise BadInput(not_ended(self._task, self._scenario, self._seed, self._longest))
         self._steps += 1
-        observation, reward, terminated, truncated, info = self.env.step(_as_given(self._acts, action))
-        return _as_seen(self._observes, observation), reward, terminated, truncated, info
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(_as_given(self._acts, action))
+            return _as_seen(self._observes, observation), float(reward), terminated, truncated, info or {}
+        except Exception as error:
+            self._broken(error)
+
+    def _broken(self, error: Exception) -> NoReturn:
+        broken(
+            f"task {self._task!r}: the environment cannot be played (scenario {self._scenario!r}, seed {self._seed}, "
+            f"step {self._steps})",
+            error,
+        )
+
+
+def broken(what: str, error: Exception) -> NoReturn:
+    """Raises BadInput for somebody else's code that raised `error`, unless that is told already or a disk's."""
+    if isinstance(error, BadInput) or disk_refusal(error) is not None:
+        raise error
+    gym_before = isinstance(error, ValueError) and "unpack" in str(error)
+    remedy = "mend it first" + (": reset() returns (observation, info), step() five values" if gym_before else "")
+    raise BadInput(f"{what}: {raised(error)}; {remedy}") from error
+
+
+def raised(error: BaseException) -> str:
+    """`ZeroDivisionError: division by zero (mine.py:7)`: the words alone may be none."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error or 'without a word'} ({Path(place.filename).name}:{place.lineno})"
+
+
+@contextmanager
+def left_as_found() -> Iterator[None]:
+    """What somebody else's code changes of the whole process is put back: other parts of it rely on that.
+
+    That is the folder, NumPy's errors, new warnings that are errors, and torch's default type of number.
+    """
+    folder, errors, filters, number = os.getcwd(), np.geterr(), warnings.filters[:], torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        np.seterr(**errors)
+        for added in [found for found in warnings.filters if found[0] == "error" and found not in filters]:
+            warnings.filters.remove(added)  # type: ignore[attr-defined]  # a list, whatever the stubs say
+        torch.set_default_dtype(number)
 
 
 class Fresh(gym.ObservationWrapper[Any, Any, Any]):

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -16,10 +17,19 @@ _NOTHING: dict[str, Any] = {}  # shared by all slots that did not end an episode
 
 
 def outcome_of(info: dict[str, Any]) -> dict[str, float]:
-    """Every number of a final info as float: `{"success": array([True]), "name": "a"}` -> `{"success": 1.0}`."""
-    scalars = (bool, int, float, np.bool_, np.integer, np.floating)
-    plain = {k: v.item() if isinstance(v, np.ndarray) and v.size == 1 else v for k, v in info.items()}
-    return {key: float(value) for key, value in plain.items() if isinstance(value, scalars)}
+    """Every number of a final info as float: `{"success": array([True]), "name": "a", 7: 1}` -> `{"success": 1.0}`.
+
+    An array of one is a number, a tensor's too. Left out are keys that no task file can name, as they are no text, and
+    what no float holds.
+    """
+    numbers = {}
+    for key, value in info.items():
+        with suppress(OverflowError, TypeError):  # a whole number beyond every float; a tensor on another device
+            array = np.asarray(value) if hasattr(value, "__array__") else None
+            number = array.item() if array is not None and array.size == 1 else value
+            if isinstance(key, str) and isinstance(number, bool | int | float | np.floating):
+                numbers[key] = float(number)
+    return numbers
 
 
 class SerialVecEnv(EpisodeVecEnv):

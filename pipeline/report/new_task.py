@@ -159,7 +159,11 @@ def summary(
 
 def _warnings(config: NewTask, probe: Probe, success: Mapping[str, Any]) -> Iterator[str]:
     if not probe.repeatable:
-        yield "the same seed and actions did not give the same episode; nothing will be replayed"
+        beside = " when another environment was played beside it (np.random, or other state that they share?)"
+        yield (
+            f"the same seed and actions did not give the same episode{beside if probe.alone else ''}; nothing will be "
+            "replayed: let everything random follow from reset(seed=...), in a generator of the environment's own"
+        )
     if probe.starts == 1:
         yield (
             "every episode starts with the same observation; if it goes on alike too, demonstrations are copies of "

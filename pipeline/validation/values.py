@@ -240,13 +240,15 @@ def _bits_used(bits: np.ndarray, mask: np.unsignedinteger, row_offsets: np.ndarr
 @rule("episodes_distinct", "No two episodes are the same, but where a small world leads there from both seeds.", SOUND)
 def episodes_distinct(dataset: Dataset, context: Context) -> Iterable[Finding]:
     copies = _copies(dataset)
-    enough = len(dataset.lengths) - len(copies) >= context.min_episodes  # else it is one demonstration, many times
+    distinct = len(dataset.lengths) - len(copies)
+    enough = distinct >= context.min_episodes  # else it is one demonstration, many times
+    few = "" if enough else f"; a small world may lead to copies beside {context.min_episodes} others, here {distinct}"
     honest = 0
     for index, other in copies.items():
         if enough and _leads_there(dataset, context, index):
             honest += 1
             continue
-        message = f"the episode is a copy of episode {other}, step for step"
+        message = f"the episode is a copy of episode {other}, step for step{few}"
         yield Finding("episodes_distinct", index, None, f"copy of {other}", "distinct episodes", message)
     if honest:
         dataset.notes.append(f"{honest} episodes equal an earlier one; re-simulation leads there from their own seeds")

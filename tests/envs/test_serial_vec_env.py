@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 from pipeline.envs.episodes import Episode
@@ -144,3 +145,5 @@ def test_only_scalars_become_outcomes() -> None:
     assert outcome_of({"a": True, "b": np.float32(2), "c": "x", "d": [1], "e": 3}) == {"a": 1.0, "b": 2.0, "e": 3.0}
     arrays = {"a": np.array([True]), "b": np.array(2), "c": np.array([[3.5]]), "d": np.zeros(2), "e": np.array(["x"])}
     assert outcome_of(arrays) == {"a": 1.0, "b": 2.0, "c": 3.5}  # an array of one is a number
+    assert outcome_of({"a": torch.tensor(True), "b": torch.zeros(2)}) == {"a": 1.0}
+    assert outcome_of({7: 1, None: 2, "huge": 10**400, "deep": {"a": 1}, "imaginary": 1j}) == {}

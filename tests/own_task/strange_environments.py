@@ -2,11 +2,14 @@
 
 import itertools
 import multiprocessing
+import os
 import time
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 
 _MADE = itertools.count()
@@ -185,6 +188,82 @@ class Undrawable(Line):
         raise OSError("no screen")
 
 
+class Far(Line):
+    """Observes what no policy can read: float32 has no such number."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+
+    def see(self):
+        return np.array([1e300])
+
+
+class Plate(Line):
+    """Acts in an array of two axes."""
+
+    action_space = spaces.Box(-1, 1, (2, 2), np.float64)
+
+    def step(self, action):
+        return super().step(action[0])
+
+
+class Named(Line):
+    """Says at its end what no task file can name, what no float holds, and nothing at all until then."""
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        over = rest[2] or rest[3]
+        return *rest, {**info, 7: 3, None: 1, "huge": 10**400, "why": None, "path": [1, 2]} if over else None
+
+
+class Shared(Line):
+    """Draws from the generator that everybody shares, seeded at its start."""
+
+    def reset(self, *, seed=None, options=None):
+        np.random.seed(seed)  # noqa: NPY002
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        return super().step(action + np.random.normal(0, 0.1))  # noqa: NPY002
+
+
+class Fragile(Line):
+    """Breaks where random play seldom comes; `way` is what breaks."""
+
+    def __init__(self, render_mode: str | None = None, way: str = "step") -> None:
+        super().__init__(render_mode)
+        self._way = way
+        if way == "make":
+            raise RuntimeError("no licence")
+
+    def reset(self, *, seed=None, options=None):
+        if self._way == "reset":
+            raise RuntimeError("no map")
+        return super().reset(seed=seed)[0] if self._way == "old" else super().reset(seed=seed)
+
+    def step(self, action):
+        if self._way == "step" and self.t == 5:
+            raise RuntimeError("off the map\nand away")
+        return super().step(action)
+
+    def see(self):
+        return "nowhere" if self._way == "see" and self.t == 5 else super().see()
+
+
+class Rough(Line):
+    """Changes the process that it is made in, in four ways."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        os.chdir(Path(__file__).parent)
+        np.seterr(all="raise")
+        warnings.simplefilter("error", UserWarning)
+        torch.set_default_dtype(torch.float64)
+
+    def reset(self, *, seed=None, options=None):
+        np.seterr(under="raise")
+        return super().reset(seed=seed)
+
+
 class Bytes(Line):
     """Observes bytes that are no picture."""
 
@@ -203,6 +282,11 @@ def walk(observation):
 
 
 _ANSWER = np.zeros(1, np.float32)
+
+
+def away(observation):
+    """Never there: up to the wall."""
+    return np.where(observation < 0, -1, 1).astype(np.float32)
 
 
 def walk_the_same(observation):

@@ -3,14 +3,17 @@
 import contextlib
 import json
 import multiprocessing
+import os
 import time
+import warnings
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import psutil
 import pytest
-from strange_environments import Line
+import torch
+from strange_environments import Line, away
 
 from pipeline.cli import stage_main
 from pipeline.config.loading import validate
@@ -28,7 +31,7 @@ from pipeline.observations import from_rows
 from pipeline.playback import film_actions, film_actor
 from pipeline.policies import act_function, build_policy
 from pipeline.probing import probe_environment
-from pipeline.tasks import Purpose, Task
+from pipeline.tasks import Purpose, Task, import_object
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
 from pipeline.trajectories import content_digest
@@ -139,6 +142,55 @@ def test_an_observation_that_is_none_of_the_declared_space_is_refused_by_name(na
     env.unwrapped.see = lambda: seen
     with pytest.raises(BadInput, match=told):
         env.reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        ("step", r"step 6\): RuntimeError: off the map and away \(strange_environments.py:\d+\); mend it first$"),
+        ("see", r"step 5\): ValueError: .*'nowhere'.*; mend it first$"),
+        ("reset", r"step 0\): RuntimeError: no map \(strange_environments.py:\d+\); mend it first$"),
+        ("old", r"step 0\): ValueError: .*; mend it first: reset\(\) returns \(observation, info\), step\(\) five"),
+    ],
+)
+def test_what_an_environment_raises_is_one_line_wherever_it_is_played(way, told):
+    task, episode = make_task("Fragile", {"way": way}), Episode("default", 3)
+    ways = (
+        lambda: run_episodes(task, away, (episode,)),
+        lambda: record_episodes(task, away, (episode,), 0.0, 0),
+        lambda: film_actor(task, episode, away),
+        lambda: probe_environment(task, 1, 0, actor("away")),
+    )
+    for play in ways:
+        with pytest.raises(BadInput, match=r"task 'strange': the environment cannot be played \(.*" + told):
+            play()
+
+
+def test_an_environment_that_cannot_be_made_is_one_line():
+    with pytest.raises(BadInput, match=r"cannot be made: RuntimeError: no licence \(strange_environments.py:\d+\)"):
+        make_task("Fragile", {"way": "make"}).make_env("default")
+
+
+def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "misspelt_environments.py").write_text("clss Line: pass")
+    (tmp_path / "unnamed_environments.py").write_text("Line.play()")
+    (tmp_path / "halved_environments.py").write_text("import math\nmath.half")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, told in (("misspelt", "SyntaxError"), ("unnamed", "NameError"), ("halved", "AttributeError")):
+        with pytest.raises(BadInput, match=f"'{module}_environments' cannot be imported: {told}: .*mend it first"):
+            import_object(f"{module}_environments:Line", "environment.id")
+
+
+def test_a_script_that_breaks_is_one_line():
+    with pytest.raises(BadInput, match=r"lost' cannot act: KeyError: 'the way' \(strange_environments.py:\d+\)"):
+        run_episodes(make_task("Line"), actor("lost"), (Episode("default", 3),))
+
+
+def test_what_an_environment_changes_of_the_process_is_put_back():
+    before = os.getcwd(), np.geterr(), list(warnings.filters), torch.get_default_dtype()
+    records = run_episodes(make_task("Rough"), actor("walk"), (Episode("default", 3),))
+    assert records.metrics["success"].tolist() == [1.0]
+    assert (os.getcwd(), np.geterr(), list(warnings.filters), torch.get_default_dtype()) == before
 
 
 def go_right(observations):

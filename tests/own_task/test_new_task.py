@@ -133,6 +133,21 @@ def test_an_environment_that_does_not_repeat_itself_is_found_out_and_never_repla
     )
 
 
+def test_an_environment_that_repeats_itself_only_alone_is_found_out():
+    probe = probed("strange_environments:Shared")
+    assert probe.alone and not probe.repeatable
+    told = " ".join(summary(NewTask(env=KNOWN, name="known"), probe, sizes(probe), ["a"]))
+    assert "when another environment was played beside it (np.random" in told
+    assert "beside it" not in " ".join(
+        summary(NewTask(env=KNOWN, name="known"), probed(kind="moody"), sizes(probe), ["a"])
+    )
+
+
+def test_what_no_task_file_can_name_is_no_figure_and_actions_may_have_two_axes():
+    assert set(probed("strange_environments:Named").final_keys) == {"is_success"}
+    assert probed("strange_environments:Plate").updating > 0
+
+
 def test_observations_that_leave_their_space_are_told():
     probe = probed("strange_environments:Narrow")
     assert probe.outside.startswith("element 1 was -") and probe.outside.endswith("declared is 0 to 0")
@@ -142,10 +157,14 @@ def test_observations_that_leave_their_space_are_told():
 
 
 def test_rewards_and_observations_that_are_no_numbers_are_refused():
-    with pytest.raises(BadInput, match=r"environment rewards must be finite; the episode with seed \d+ has nan"):
+    with pytest.raises(
+        BadInput, match=r"environment rewards must be finite, as float32; the episode with seed \d+ has nan"
+    ):
         probed(kind="unpaid")
-    with pytest.raises(BadInput, match=r"environment observations must be finite; .* has inf"):
+    with pytest.raises(BadInput, match=r"environment observations must be finite, .* has inf"):
         probed(kind="dizzy")
+    with pytest.raises(BadInput, match=r"environment observations must be finite, as float32; .* has 1e\+300"):
+        probed("strange_environments:Far")
 
 
 def test_pictures_that_are_declared_but_cannot_be_drawn_are_told_and_asked_for_nowhere():
@@ -168,12 +187,12 @@ def test_numbers_of_any_kind_are_scaled_where_they_are_large():
 
 
 def test_somebody_elses_crash_is_one_line():
-    with pytest.raises(BadInput, match=r"cannot be played: ZeroDivisionError: a wheel came off"):
+    with pytest.raises(BadInput, match=r"cannot be played .*, step 2\): ZeroDivisionError: a wheel came off"):
         probed(kind="broken")
     with pytest.raises(BadInput, match=r"cannot be made: AssertionError: no wheels \(strange_environments.py:\d+\)"):
         probed(kind="stillborn")
     with pytest.raises(
-        BadInput, match=r"with strange_environments:lost: KeyError: 'the way' \(strange_env.*\); mend it"
+        BadInput, match=r"'strange_environments:lost' cannot act: KeyError: 'the way' \(strange_env.*\); mend it"
     ):
         probed(by="lost")
     with pytest.raises(BadInput, match=r"'strange_environments:bold' answered 2, which is not an action"):

@@ -215,6 +215,7 @@ BOX = spaces.Box(0.0, 1.0, (2,))
         (spaces.Sequence(BOX), "Sequence"),
         (spaces.Dict({"a": spaces.Dict({"b": BOX})}), "'a' is Dict"),
         (spaces.Dict({"a b": BOX}), "'a b'"),
+        (spaces.Dict({"items": BOX}), "'items' is a word of torch.nn.Module's own"),
         (spaces.Dict({}), "no key"),
         (spaces.Discrete(3, start=1), "must start at 0"),
         (spaces.MultiDiscrete([[2, 3], [2, 3]]), "more than one axis"),
