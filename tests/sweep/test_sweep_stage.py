@@ -279,7 +279,8 @@ def test_a_killed_sweep_continues_and_no_finished_trial_is_run_again(files, quic
     assert all(t["values"] in again for t in lost)
     assert len({json.dumps(values) for values in again}) == 4
     runs = left.runs("sweep_trial")
-    assert len(runs) == len(kinds) and all(run.info.status != "RUNNING" for run in runs)
+    # the kill may come between the study's giving out a trial and the beginning of its run
+    assert len(kinds) - len(lost) <= len(runs) <= len(kinds) and all(run.info.status != "RUNNING" for run in runs)
 
 
 def test_two_processes_share_the_trials_and_come_to_the_same_winner(files, quick, store_of, start):
