@@ -400,7 +400,7 @@ def _make(reference: str, kwargs: Mapping[str, Any], render_mode: str | None, ho
         raise BadInput(f"environment {reference!r} needs a package that is not installed: {error}") from None
     except (gym.error.Error, ImportError) as error:
         hint = did_you_mean(reference, gym.registry)
-        raise BadInput(f"environment.id {reference!r} cannot be made: {error}.{hint}") from None
+        raise BadInput(f"environment.id {reference!r} cannot be made: {str(error).rstrip('.')}.{hint}") from None
 
 
 REFUSED_WRAPPERS: Final[Mapping[str, str]] = {

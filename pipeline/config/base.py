@@ -1,7 +1,7 @@
 """The decorator and the constrained types that every configuration dataclass uses."""
 
 import math
-from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, Final, TypeVar, cast, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from pydantic.dataclasses import dataclass
@@ -19,7 +19,8 @@ def configuration(cls: type[T]) -> type[T]:
     return cast(type[T], dataclass(config=_STRICT, frozen=True, kw_only=True)(cls))
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+NAME: Final = "^[a-z][a-z0-9_]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 LARGEST = 2**63 - 1  # whole number that NumPy, and whatever is written in C, takes
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Steps = Annotated[int, Field(ge=0, le=LARGEST)]

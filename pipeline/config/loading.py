@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.config.base import NAME
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput, did_you_mean, shortened
 
@@ -208,6 +209,8 @@ def _explain(cls: type, error: ValidationError) -> str:
     value = fault["input"]
     if fault["type"] == "string_type" and not isinstance(value, dict | list):
         message += "; put it in quotes"
+    elif fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == NAME:
+        message = "a name is a lower-case letter of a to z, then such letters, digits and _, at most 64 in all"
     elif fault["type"] == "bool_type" and isinstance(value, str):
         message += "; write true or false"
     shown = "" if isinstance(value, dict) and fault["type"] == "value_error" else f" = {shortened(value)}"

@@ -5,6 +5,7 @@ Everything is written to be edited: what was measured stands beside what was cho
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any, Final
@@ -152,7 +153,8 @@ def summary(
         told = f"{', '.join(untested[:3])}{more}; see docs/own-task.md"
         lines.append(f"  WARNING: installed in other versions than were tested together: {told}")
     first = f"records {config.demonstrator}" if config.demonstrator else "trains an expert and puts it through the gate"
-    command = f"mlflow run . -e main --env-manager local -P config={config.folder}/{config.name}/main.yaml"
+    main = shlex.quote(f"{config.folder}/{config.name}/main.yaml")
+    command = f"mlflow run . -e main --env-manager local -P config={main}"
     lines.append(f"next: main {first} first, since cloning needs demonstrations; about {sizes.duration}:")
     return (*lines, f"  {command}")
 

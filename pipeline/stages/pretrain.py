@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -84,20 +85,27 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
                 _log_clone(child, clones[-1], config.algorithm)
     _log_stage(run, clones)
     success = [point_figures(clone.final)[Metric.SUCCESS_RATE] for clone in clones]
-    explained = [clone.result.critic_explained_variance for clone in clones]
     steps = sum(clone.result.environment_steps for clone in clones)
     otherwise = recorded_otherwise(dataset.metadata, task)
     how = "" if config.algorithm == "bc" else f" by {config.algorithm}, {steps:,} environment steps"
     return StageOutcome(
         (
             f"pretrain: {len(clones)} clones of {dataset.metadata.dataset_id}{how}: success on fresh episodes "
-            f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); critics explain "
-            f"{sum(explained) / len(explained):.2f} of the variance of held-out returns",
+            f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); "
+            f"{_critics([clone.result.critic_explained_variance for clone in clones])}",
             *input_warnings(task),
             *(() if otherwise is None else (f"  warning: {otherwise}",)),
         ),
         outputs={"policy": run.run_id},
     )
+
+
+def _critics(explained: Sequence[float]) -> str:
+    """How much they explain, over the seeds of which it is known."""
+    known = [share for share in explained if isfinite(share)]
+    if not known:
+        return "how well critics do is not known: none was trained, or held-out returns do not vary"
+    return f"critics explain {sum(known) / len(known):.2f} of the variance of held-out returns"
 
 
 def through_camera(run: StageRun, task: Task, dataset: StoredDataset) -> StoredDataset:

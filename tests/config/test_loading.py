@@ -212,7 +212,11 @@ EXPERT = "task: t\n"
         (TrainExpert, EXPERT + "training: {learning_rate: {initial: .inf}}", ["learning_rate.initial = inf", "finite"]),
         (TrainExpert, EXPERT + "training: {learning_rate: 3e-4}", ["training.learning_rate = 0.0003"]),
         (TrainExpert, EXPERT + "training: {network: {activation: thanh}}", ["'thanh'", "'tanh' or 'relu'"]),
-        (TrainExpert, EXPERT + "training: {scenario_set: Train!}", ["training.scenario_set = 'Train!'", "pattern"]),
+        (
+            TrainExpert,
+            EXPERT + "training: {scenario_set: Train!}",
+            ["training.scenario_set = 'Train!'", "a name is a lower-case letter"],
+        ),
         (TrainExpert, EXPERT + "training:", ["training = None"]),
         (TrainExpert, EXPERT + "seeds: [1, 2, 1]", ["seeds must be distinct", "[1, 2, 1]"]),
         (TrainExpert, EXPERT + "seeds: []", ["seeds = []", "at least 1"]),
@@ -289,7 +293,11 @@ EXPERT = "task: t\n"
             ["success", "exactly one of info and return_at_least"],
         ),
         (TaskConfig, TASK + "metrics: {jerk: {info: j, over: median}}", ["metrics.jerk.over = 'median'", "'last'"]),
-        (TaskConfig, TASK.replace("name: walk", "name: Walk It"), ["name = 'Walk It'", "pattern"]),
+        (
+            TaskConfig,
+            TASK.replace("name: walk", "name: Walk It"),
+            ["name = 'Walk It'", "a name is a lower-case letter"],
+        ),
     ],
 )
 def test_a_fault_is_one_line_with_key_value_and_what_is_allowed(tmp_path, cls, text, parts):

@@ -277,7 +277,7 @@ def test_every_stage_reads_its_config_and_main_names_them(kind, demonstrator):
     assert len({*seeds, read["pretrain"]["evaluation"]["seed"]}) == len(seeds) + 1  # what main asks for
     if kind == "sound":
         assert (task.success.info, task.collision.info) == ("success", "crash")
-        assert "# metrics: {distance: {info: distance}}" in files["tasks/known.yaml"]
+        assert '# metrics: {"distance": {info: "distance"}}' in files["tasks/known.yaml"]
     else:
         assert task.success.return_at_least == pytest.approx(4.4)  # a tenth above the best random return
         assert "A GUESS" in files["tasks/known.yaml"]
@@ -423,7 +423,11 @@ def test_the_configs_appear_and_the_run_keeps_them(folder, capfd):
         (["--env", "strange_environments:Knwon", "--name", "a"], "Did you mean 'Known'?"),
         (["--env", "no_such_module:Known", "--name", "a"], "is it installed?"),
         (["--env", KNOWN], "'name' is missing"),
-        (["--env", KNOWN, "--name", "Not a name"], "name = 'Not a name'"),
+        (
+            ["--env", KNOWN, "--name", "Not a name"],
+            "name = 'Not a name': a name is a lower-case letter of a to z, then",
+        ),
+        (["--env", "Nothing", "--name", "a"], "doesn't exist."),
         (["--env", KNOWN, "--name", "../../a"], "name = '../../a'"),
         (["--env", KNOWN, "--name", "tasks"], "folder of configs"),
         (["--env", KNOWN, "--name", "a", "--kwargs", "{kind: unbounded}"], "pipeline.envs.limits:LimitAction"),
@@ -438,6 +442,16 @@ def test_a_refusal_is_one_line_and_leaves_nothing(folder, capfd, arguments, name
     assert line.startswith("error: ")
     assert named in line
     assert everything_in(folder) == ["new_task.yaml"]
+
+
+def test_names_and_folders_that_yaml_would_read_as_something_else_are_texts(folder, capfd):
+    for name in ("null", "true"):
+        code, out, errors = new_task(capfd, "--env", KNOWN, "--name", name, "--folder", "mine: #1")
+        assert code == 0, errors
+        assert load_task(folder / f"mine: #1/tasks/{name}.yaml").name == name
+        stages = parse_yaml((folder / f"mine: #1/{name}/main.yaml").read_text(), "main")["stages"]
+        assert stages["compare"] == f"mine: #1/{name}/compare.yaml"
+        assert f"-P config='mine: #1/{name}/main.yaml'" in out
 
 
 def test_bounds_that_are_given_are_in_the_task(folder, capfd):

@@ -9,7 +9,7 @@ from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Pretrain
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Tag, lineage_run_tag
-from pipeline.stages.pretrain import answering
+from pipeline.stages.pretrain import _critics, answering
 from pipeline.tasks import Task
 from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.groups import Group, upfront_cost
@@ -74,3 +74,8 @@ def test_dagger_is_refused_where_nobody_can_be_asked(story, client, demonstrator
     config = load(Pretrain, "configs/smoke/dagger/pretrain.yaml")
     with open_run("pretrain") as run, pytest.raises(BadInput, match=f"{demonstrator['name']}.*cannot be asked"):
         answering(run, Task(load_task(config.task)), config, other)
+
+
+def test_critics_of_which_nothing_is_known_are_told_so_and_spoil_no_mean():
+    assert _critics([0.5, float("nan"), 1.0]) == "critics explain 0.75 of the variance of held-out returns"
+    assert "is not known" in _critics([float("nan")])
