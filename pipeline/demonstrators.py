@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from pipeline.envs.calling import broken
+from pipeline.envs.calling import RAISED, broken
 from pipeline.errors import BadInput, shortened
 from pipeline.policies import WRAPPERS, ActFunction, Observations, act_function, load_policy, read_spec
 from pipeline.spaces import space_bounds
@@ -96,7 +96,7 @@ class ActorSlots:
                     self._instances[slot].reset()
                 # copies: what a script keeps or changes is its own, and it may answer with one array again and again
                 answers.append(deepcopy(self._instances[slot].act(rows_of(observations, slot, copy=True))))
-            except Exception as error:
+            except RAISED as error:
                 broken(f"scripted demonstrator {name!r} cannot act", error)
         self._starts[slots] = False
         return _as_actions(name, answers, self._space)

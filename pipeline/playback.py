@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from pipeline.demonstrators import Actor, ActorSlots
-from pipeline.envs.calling import broken
+from pipeline.envs.calling import RAISED, broken
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
@@ -131,7 +131,7 @@ def _view_episode(env: gym.Env[Any, Any], index: int, episode: EpisodeData, fram
 def _frame(env: gym.Env[Any, Any]) -> np.ndarray:
     try:
         frame = env.render()
-    except Exception as error:
+    except RAISED as error:
         broken(f"environment {env} cannot be drawn", error)
     if not isinstance(frame, np.ndarray):
         raise BadInput(f"environment {env} gives no picture with render_mode {RENDER_MODE!r}; playback needs one")

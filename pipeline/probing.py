@@ -20,7 +20,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 from pipeline.config.training import Network
 from pipeline.demonstrators import ActorSlots, Scripted
-from pipeline.envs.calling import raised
+from pipeline.envs.calling import RAISED, raised
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
@@ -145,7 +145,7 @@ def _made_again(task: Task, scenario: str, episode: Episode) -> tuple[float, str
             frames = [env.render() for _ in range(3)]
         finally:
             env.close()
-    except Exception as error:  # somebody else's code, and drivers that are not there
+    except RAISED as error:  # somebody else's code, and drivers that are not there
         return making, raised(error.__cause__ or error), 0.0
     fault = (
         "" if all(isinstance(frame, np.ndarray) for frame in frames) else f"render() gave a {type(frames[0]).__name__}"

@@ -5,7 +5,7 @@ Nothing here knows a task by name: everything comes from a `TaskConfig`. What a 
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from enum import IntEnum
 from functools import cached_property
 from importlib import import_module
@@ -19,7 +19,7 @@ from gymnasium.wrappers import TimeLimit
 
 from pipeline.config.loading import to_data
 from pipeline.config.task import MeasureInfo, Outcome, TaskConfig, Wrapper
-from pipeline.envs.calling import Called, Fresh, broken, left_as_found
+from pipeline.envs.calling import RAISED, Called, Fresh, broken, left_as_found
 from pipeline.envs.camera import ChannelsFirst, draw_headless, turned
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.serial import SerialVecEnv, outcome_of
@@ -193,7 +193,7 @@ class Task:
         mode = RENDER_MODE if self.use_camera else render_mode
         try:
             env = _make(self.config.environment.id, kwargs, mode, self.config.horizon)
-        except Exception as error:
+        except RAISED as error:
             broken(f"environment {self.config.environment.id!r} cannot be made", error)
         limit = None if env.spec is None else env.spec.max_episode_steps
         try:
@@ -206,7 +206,8 @@ class Task:
             check_observation_space(env.observation_space)
             check_action_space(env.action_space)
         except BadInput:
-            env.close()
+            with suppress(*RAISED):
+                env.close()
             raise
         summed = {name: m for name, m in self.config.metrics.items() if m.over != "last"}
         if summed:
@@ -327,7 +328,7 @@ def import_object(reference: str, what: str) -> Any:
             module = import_module(module_name)
     except ImportError as error:
         raise BadInput(f"{what} {reference!r}: cannot import {module_name!r}: {error}; is it installed?") from None
-    except Exception as error:
+    except RAISED as error:
         broken(f"{what} {reference!r}: {module_name!r} cannot be imported", error)
     if not hasattr(module, attribute):
         names = [name for name in dir(module) if not name.startswith("_")]

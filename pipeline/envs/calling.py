@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +22,8 @@ import torch
 from gymnasium import spaces
 
 from pipeline.errors import BadInput, disk_refusal, shortened
+
+RAISED: Final = (Exception, SystemExit)  # by somebody else's code: a simulator whose window is closed quits Python
 
 
 class Called(gym.Wrapper[Any, Any, Any, Any]):
@@ -44,7 +46,7 @@ class Called(gym.Wrapper[Any, Any, Any, Any]):
             try:
                 observation, info = self.env.reset(seed=seed, options=options)
                 return _as_seen(self._observes, observation), info or {}
-            except Exception as error:
+            except RAISED as error:
                 self._broken(error)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -54,10 +56,17 @@ class Called(gym.Wrapper[Any, Any, Any, Any]):
         try:
             observation, reward, terminated, truncated, info = self.env.step(_as_given(self._acts, action))
             return _as_seen(self._observes, observation), float(reward), terminated, truncated, info or {}
-        except Exception as error:
+        except RAISED as error:
             self._broken(error)
 
-    def _broken(self, error: Exception) -> NoReturn:
+    def close(self) -> None:
+        """One that cannot be closed spoils nothing that was played in it."""
+        try:
+            self.env.close()
+        except RAISED as error:
+            warnings.warn(f"task {self._task!r}: the environment cannot be closed: {raised(error)}", stacklevel=2)
+
+    def _broken(self, error: BaseException) -> NoReturn:
         broken(
             f"task {self._task!r}: the environment cannot be played (scenario {self._scenario!r}, seed {self._seed}, "
             f"step {self._steps})",
@@ -65,7 +74,7 @@ class Called(gym.Wrapper[Any, Any, Any, Any]):
         )
 
 
-def broken(what: str, error: Exception) -> NoReturn:
+def broken(what: str, error: BaseException) -> NoReturn:
     """Raises BadInput for somebody else's code that raised `error`, unless that is told already or a disk's."""
     if isinstance(error, BadInput) or disk_refusal(error) is not None:
         raise error

@@ -243,7 +243,14 @@ class Fragile(Line):
     def step(self, action):
         if self._way == "step" and self.t == 5:
             raise RuntimeError("off the map\nand away")
+        if self._way == "quit" and self.t == 5:
+            raise SystemExit("window closed")
         return super().step(action)
+
+    def close(self):
+        super().close()
+        if self._way == "close":
+            raise RuntimeError("disconnected")
 
     def see(self):
         return "nowhere" if self._way == "see" and self.t == 5 else super().see()

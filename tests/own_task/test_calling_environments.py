@@ -148,6 +148,7 @@ def test_an_observation_that_is_none_of_the_declared_space_is_refused_by_name(na
     ("way", "told"),
     [
         ("step", r"step 6\): RuntimeError: off the map and away \(strange_environments.py:\d+\); mend it first$"),
+        ("quit", r"step 6\): SystemExit: window closed \(strange_environments.py:\d+\); mend it first$"),
         ("see", r"step 5\): ValueError: .*'nowhere'.*; mend it first$"),
         ("reset", r"step 0\): RuntimeError: no map \(strange_environments.py:\d+\); mend it first$"),
         ("old", r"step 0\): ValueError: .*; mend it first: reset\(\) returns \(observation, info\), step\(\) five"),
@@ -169,6 +170,14 @@ def test_what_an_environment_raises_is_one_line_wherever_it_is_played(way, told)
 def test_an_environment_that_cannot_be_made_is_one_line():
     with pytest.raises(BadInput, match=r"cannot be made: RuntimeError: no licence \(strange_environments.py:\d+\)"):
         make_task("Fragile", {"way": "make"}).make_env("default")
+
+
+def test_what_was_played_in_an_environment_that_cannot_be_closed_is_kept():
+    task = make_task("Fragile", {"way": "close"})
+    with pytest.warns(
+        UserWarning, match="task 'strange': the environment cannot be closed: RuntimeError: disconnected"
+    ):
+        assert run_episodes(task, actor("walk"), (Episode("default", 3),)).metrics["success"].tolist() == [1.0]
 
 
 def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch):

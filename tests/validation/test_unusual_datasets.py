@@ -262,6 +262,8 @@ def test_copies_are_honest_where_their_own_seeds_lead_there():
     ):
         found = findings(episodes_distinct, data, context)
         assert [(f.episode, f.value) for f in found][-1] == (8, "copy of 2"), context
+    (*_, few) = findings(episodes_distinct, data, replace(small, min_episodes=4))
+    assert few.message.endswith("a small world may lead to copies beside 4 others, here 3")
     data.arrays["seeds"][8] = 9  # from there the world starts at 0, not at 2
     assert [f.episode for f in findings(episodes_distinct, data, small)] == [8]
     data.arrays["seeds"][8] = UNKNOWN_SEED
