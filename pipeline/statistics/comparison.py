@@ -470,7 +470,8 @@ def _reasons(
     interval = f"[{ratio.low:.3g}, {ratio.high:.3g}]"
     if never_met(pairs):
         longest = max(pair.pretrained.steps for pair in pairs)
-        return (f"no run of either arm met the target within {longest:,} steps, so their times cannot be compared",)
+        met = "met the target" + (f" in {settings.patience} evaluations in a row" if settings.patience > 1 else "")
+        return (f"no run of either arm {met} within {longest:,} steps, so their times cannot be compared",)
     if len(pairs) < MINIMUM_PAIRS:
         few = f"{len(pairs)} matched seeds are too few for an interval; at least {MINIMUM_PAIRS} are needed"
         return (few,)

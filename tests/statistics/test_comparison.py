@@ -125,7 +125,8 @@ def test_where_no_run_met_the_target_nothing_is_compared_and_no_target_is_met() 
     assert result.unanswered
     assert (result.verdict, result.target_met) == ("not shown", False)
     assert result.reasons == (
-        "no run of either arm met the target within 100,000 steps, so their times cannot be compared",
+        "no run of either arm met the target in 2 evaluations in a row within 100,000 steps, so their times cannot be "
+        "compared",
     )
     assert result.seeds_for_verdict is not None and "train longer" in result.seeds_for_verdict.explanation
     one = compare({**none, "scratch": [*none["scratch"][:3], run(4, 50)]}, SETTINGS)
