@@ -32,10 +32,8 @@ class TaskReplay:
             self._environments[scenario] = self._task.make_env(scenario)
         try:
             return _play(self._task, self._environments[scenario], seed, executed_actions)
-        except (gym.error.Error, AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            # however an environment takes seeds and actions that are not its own
-            why = f"{type(error).__name__}: {error}"
-            raise BadInput(f"the environment refuses seed {seed} or its actions: {why}") from None
+        except BadInput as error:  # what an environment raises is told in one line wherever it is called
+            raise BadInput(f"the environment refuses seed {seed} or its actions: {error}") from error
 
     def close(self) -> None:
         for env in self._environments.values():
