@@ -22,9 +22,9 @@ STORE := sqlite:///mlflow.db
 
 .PHONY: demo test test-slow test-processors golden golden-check setup check older browser race ui clean
 
-# the store first: two demos, started in the same second, would both make its tables
+# the store first: two demos, started in the same second, would both make its tables; artifacts lie beside it
 demo: setup
-	MLFLOW_TRACKING_URI=$(STORE) python -m pipeline store
+	MLFLOW_TRACKING_URI=$(STORE) MLFLOW_EXPERIMENT_NAME=$(TASK) python -m pipeline store
 	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) \
 		-P config=configs/$(TASK)/main.yaml
 

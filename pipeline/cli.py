@@ -141,9 +141,11 @@ def ask(arguments: Sequence[str] | None = None) -> int:
         if known.verb == "sync":
             return _sync()
         if known.verb == "store":
-            from pipeline.tracking.store import connect, ui_command  # late: --help answers at once
+            from pipeline.tracking.store import connect, experiment_id, ui_command  # late: --help answers at once
 
-            connect()
+            client = connect()
+            if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):  # `mlflow run` would put its artifacts into ./mlruns
+                experiment_id(client, name, "MLFLOW_EXPERIMENT_NAME")
             say(f"store: ready; look at it: {ui_command()}")
             return DONE
         for line in _answer(known).split("\n"):

@@ -113,6 +113,10 @@ def test_the_store_can_be_made_by_a_command_that_does_nothing_else(tmp_path, mon
         assert capsys.readouterr().out == f"store: ready; look at it: {ui_command()}\n"
     assert search(connect(), {}, status=None) == []
     assert (tmp_path / "deep" / "mlflow.db").is_file()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "walks")
+    assert ask(["store"]) == DONE
+    beside = (tmp_path / "deep" / "mlartifacts" / "walks").as_uri()
+    assert connect().get_experiment_by_name("walks").artifact_location == beside
 
 
 # --- temporary files -------------------------------------------------------------------------------------------------
