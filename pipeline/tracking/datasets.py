@@ -1,6 +1,5 @@
 """Demonstration datasets in the store: logged as inputs of runs, found again by reference, verified by digest."""
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -152,13 +151,21 @@ def find_refusals(client: MlflowClient, run: Run) -> tuple[Refusal, ...]:
     again = search(client, {Tag.DATASET_ID: run.data.tags[Tag.DATASET_ID], Tag.STAGE: "validate"}, status=None)
     found = []
     for validation in (run, *again):
-        # a report that is gone, damaged, or of a version that wrote less, says nothing
-        with contextlib.suppress(BadInput, ValueError, KeyError, TypeError):
-            report = json.loads(read_text_artifact(client, validation.info.run_id, Artifact.VALIDATION_JSON) or "{}")
+        run_id = validation.info.run_id
+        text = read_text_artifact(client, run_id, Artifact.VALIDATION_JSON)
+        if text is None:  # it ended before it came to a verdict
+            continue
+        try:
+            report = json.loads(text)
             failed = tuple(rule["rule"] for rule in report["rules"] if rule["state"] == FAILED)
             asked = int(report["min_episodes"]), int(report["replay_episodes"])
-            if failed:
-                found.append(Refusal(validation.info.run_id, failed, *asked))
+        except (ValueError, KeyError, TypeError):
+            raise BadInput(
+                f"{Artifact.VALIDATION_JSON} of run {run_id} is damaged: why dataset "
+                f"{shortened(run.data.tags[Tag.DATASET_ID])} was quarantined is not known; repair or record it"
+            ) from None
+        if failed:
+            found.append(Refusal(run_id, failed, *asked))
     return tuple(found)
 
 
