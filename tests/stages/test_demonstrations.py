@@ -11,6 +11,7 @@ from pipeline import query
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Quality, Tag, lineage_run_tag
 from pipeline.tracking.datasets import download_dataset, fetch_dataset, fetch_for_training, find_dataset_run
+from pipeline.tracking.runs import search
 from pipeline.trajectories import content_digest, load_dataset, save_dataset
 from pipeline.workflow import run_stage
 
@@ -340,6 +341,16 @@ def test_a_dataset_that_was_too_short_is_not_made_long_enough_by_asking_for_less
     quarantined(client, story)
     outcome = run_stage("validate", VALIDATE, {"dataset": story.dataset}, {"min_episodes": "24"})
     assert outcome.verdict is False and "min_episodes >= 100" in outcome.summary[0]
+
+
+def test_a_damaged_report_of_a_validation_lifts_no_quarantine(story, client):
+    quarantined(client, story)
+    dataset = {"dataset": story.dataset}
+    assert run_stage("validate", VALIDATE, dataset, {"min_episodes": "24"}).verdict is False
+    (latest, *_) = search(client, {Tag.STAGE: "validate"}, status=None)
+    client.log_text(latest.info.run_id, "{", Artifact.VALIDATION_JSON)
+    with pytest.raises(BadInput, match=f"run {latest.info.run_id} is damaged.*repair or record"):
+        run_stage("validate", VALIDATE, dataset, {"min_episodes": "24"})
 
 
 # --- another environment than the task's -----------------------------------------------------------------------------
