@@ -16,9 +16,9 @@ from imitation.algorithms import bc
 from imitation.data.types import Transitions
 
 from pipeline.config.training import Cloning, Network
+from pipeline.data import Trajectories
 from pipeline.learning.cloning import clone
 from pipeline.policies import build_policy
-from pipeline.trajectories import Trajectories
 
 SPACES = (spaces.Box(-1, 1, (40,), np.float32), spaces.Box(-1, 1, (2,), np.float32))
 NETWORK = Network(hidden=(64, 64))

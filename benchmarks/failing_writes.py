@@ -41,10 +41,10 @@ from pipeline.cli import stage_main
 from pipeline.config.loading import load_task
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
-from pipeline.evaluation import record_episodes
-from pipeline.foreign_policies import export_sb3_zip
 from pipeline.names import Gate, Quality, Tag, VersionTag, registered_model
+from pipeline.play.evaluation import record_episodes
 from pipeline.policies import build_policy
+from pipeline.policies.foreign import export_sb3_zip
 from pipeline.stages import collect, promote, validate  # noqa: F401
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.datasets import fetch_for_training

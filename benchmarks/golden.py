@@ -25,16 +25,16 @@ from safetensors.numpy import load_file
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.content_key import machine, processor_kind
 from pipeline.learning.checkpoints import STATE
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
+from pipeline.tracking.content_key import machine, processor_kind
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = re.compile(r"time|seconds|minutes|fps|per_second|epoch_ms|_at$|utc|date|moment|started|ended")
 IDENTITY = re.compile(
     r"run_id|\.id$|^id$|uri|path|folder|commit|version|link|digest|group|run$|experiment|command|source"
-    r"|^dataset$|^job$"
+    r"|^dataset$|^job$|storage"
 )
 COMMANDS = (
     ("main", "configs/smoke/main.yaml"),
@@ -78,9 +78,12 @@ def run_pipelines(folder: Path) -> None:
     }
     for stage, config in COMMANDS:
         task = "lunar_lander" if "lunar" in config else "social_nav"
-        reference = ["--dataset", "latest"] if stage == "pretrain" else []
+        more = {
+            "pretrain": ["--dataset", "latest"],
+            "sweep": ["--storage", f"sqlite:///{folder}/sweep.db"],  # a study that is finished would only be told again
+        }.get(stage, [])
         done = subprocess.run(
-            [sys.executable, "-m", f"entrypoints.{stage}", "--config", config, *reference],
+            [sys.executable, "-m", f"entrypoints.{stage}", "--config", config, *more],
             cwd=ROOT, env={**environment, "MLFLOW_EXPERIMENT_NAME": task}, capture_output=True, text=True,
         )  # fmt: skip
         print(f"{stage} {config}: code {done.returncode}", flush=True)

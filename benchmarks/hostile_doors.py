@@ -29,31 +29,7 @@ from pipeline.config.loading import load, load_task, parse_yaml, to_data, to_yam
 from pipeline.config.stages import STAGE_CONFIGS, Finetune, Scripted, Sweep
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Network
-from pipeline.content_key import ContentKey, content_key
-from pipeline.demonstrators import scripted
-from pipeline.errors import BadInput
-from pipeline.evaluation import record_episodes
-from pipeline.exchange import ImportTarget, export_minari, import_minari
-from pipeline.first_difference import between_evaluations
-from pipeline.foreign_policies import as_ppo, import_sb3_zip
-from pipeline.learning.certificates import TransferCertificate, certify
-from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
-from pipeline.names import Artifact, Metric, Tag
-from pipeline.policies import build_policy, load_policy, policy_digest, read_spec, save_policy
-from pipeline.snqi import load_baseline, load_weights
-from pipeline.spaces import space_to_json
-from pipeline.stages import compare
-from pipeline.stages.sweep import Judge
-from pipeline.statistics.shift import measure_shift
-from pipeline.study import make_pruner, sampler_maker
-from pipeline.tasks import Purpose, Task
-from pipeline.tracking.groups import read_evaluations, read_training
-from pipeline.tracking.outbox import Outbox
-from pipeline.tracking.provenance import git_state
-from pipeline.tracking.reuse import read_key
-from pipeline.tracking.runs import read_config, read_task, read_text_artifact, search
-from pipeline.tracking.store import connect, experiment_id
-from pipeline.trajectories import (
+from pipeline.data import (
     DatasetMetadata,
     content_digest,
     load_dataset,
@@ -61,6 +37,30 @@ from pipeline.trajectories import (
     read_metadata,
     save_dataset,
 )
+from pipeline.data.spaces import space_to_json
+from pipeline.errors import BadInput
+from pipeline.learning.certificates import TransferCertificate, certify
+from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
+from pipeline.names import Artifact, Metric, Tag
+from pipeline.play.demonstrators import scripted
+from pipeline.play.evaluation import record_episodes
+from pipeline.play.first_difference import between_evaluations
+from pipeline.play.minari import ImportTarget, export_minari, import_minari
+from pipeline.policies import build_policy, load_policy, policy_digest, read_spec, save_policy
+from pipeline.policies.foreign import as_ppo, import_sb3_zip
+from pipeline.stages import compare
+from pipeline.stages.sweep import Judge
+from pipeline.statistics.shift import measure_shift
+from pipeline.statistics.snqi import load_baseline, load_weights
+from pipeline.sweep.study import make_pruner, sampler_maker
+from pipeline.tasks import Purpose, Task
+from pipeline.tracking.content_key import ContentKey, content_key
+from pipeline.tracking.groups import read_evaluations, read_training
+from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.provenance import git_state
+from pipeline.tracking.reuse import read_key
+from pipeline.tracking.runs import read_config, read_task, read_text_artifact, search
+from pipeline.tracking.store import connect, experiment_id
 from pipeline.validation import Context
 from pipeline.validation import validate as validate_dataset
 

@@ -26,8 +26,8 @@ import stable_baselines3  # noqa: F401  (imported before the forks, so that they
 from pipeline.config.loading import load, to_yaml
 from pipeline.config.stages import STAGE_CONFIGS, Main
 from pipeline.names import Tag
+from pipeline.stages.main import run_stage
 from pipeline.tracking.runs import experiment_ids
-from pipeline.workflow import run_stage
 
 SMALLER = {
     "train_expert": {"seeds": "[1]", "training.checkpoint_every": "1024"},

@@ -29,11 +29,11 @@ from local_server import LocalServer
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.evaluation import point_figures
+from pipeline.executors.threads import one_thread
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.learning.ppo import train
-from pipeline.learning.threads import one_thread
 from pipeline.names import EVAL_PREFIX, Tag
+from pipeline.play.evaluation import point_figures
 from pipeline.tracking import operations
 from pipeline.tracking.outbox import Outbox, outbox_folder
 from pipeline.tracking.runs import open_run

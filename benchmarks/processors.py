@@ -90,15 +90,15 @@ def product(folder: Path) -> dict[str, str]:
 
     from pipeline.config.loading import load, load_task
     from pipeline.config.stages import Collect, Finetune
-    from pipeline.demonstrators import scripted
-    from pipeline.evaluation import run_episodes
+    from pipeline.data import Trajectories, content_digest
     from pipeline.learning.cloning import clone
     from pipeline.learning.jobs import TrainingJob
     from pipeline.learning.ppo import train
+    from pipeline.play.demonstrators import scripted
+    from pipeline.play.evaluation import run_episodes
     from pipeline.policies import act_function, build_policy, load_policy, save_policy, weights_digest
     from pipeline.stages.collect import record
     from pipeline.tasks import Purpose, Task
-    from pipeline.trajectories import Trajectories, content_digest
     from pipeline.validation.replay import TaskReplay, replay_episodes
 
     torch.set_num_threads(1)

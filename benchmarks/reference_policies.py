@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.demonstrators import Actor, ActorSlots, scripted
 from pipeline.envs.episodes import Episode
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES
 from pipeline.envs.social_nav.vector import SocialNavVecEnv
-from pipeline.snqi import fit_baseline, load_weights, snqi, write_baseline
+from pipeline.play.demonstrators import Actor, ActorSlots, scripted
+from pipeline.statistics.snqi import fit_baseline, load_weights, snqi, write_baseline
 
 SCRIPTS = "pipeline.envs.social_nav.reference"
 RANDOM = np.random.default_rng(0)

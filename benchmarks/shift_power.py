@@ -10,9 +10,9 @@ import argparse
 import numpy as np
 
 from pipeline.config.loading import load_task
-from pipeline.demonstrators import scripted
 from pipeline.envs.social_nav.observation import FEATURES
-from pipeline.evaluation import record_episodes
+from pipeline.play.demonstrators import scripted
+from pipeline.play.evaluation import record_episodes
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
 

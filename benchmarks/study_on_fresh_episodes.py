@@ -17,9 +17,9 @@ import numpy as np
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.evaluation import point_figures, run_episodes
-from pipeline.learning.threads import one_thread
+from pipeline.executors.threads import one_thread
 from pipeline.names import Arm, Metric, Tag, lineage_run_tag
+from pipeline.play.evaluation import point_figures, run_episodes
 from pipeline.policies import act_function, load_policy
 from pipeline.report.text import interval, markdown_table, signed
 from pipeline.statistics import Estimate

@@ -22,10 +22,11 @@ import mlflow
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.learning.jobs import TrainingEvent, TrainingJob, training_key
+from pipeline.executors.threads import one_thread
+from pipeline.learning.jobs import TrainingEvent, TrainingJob
 from pipeline.learning.ppo import train
-from pipeline.learning.threads import one_thread
 from pipeline.names import Tag
+from pipeline.tracking.content_key import training_key
 from pipeline.tracking.runs import open_run
 from pipeline.tracking.training import seed_runs
 

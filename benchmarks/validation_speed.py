@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.spaces import space_to_json
-from pipeline.trajectories import DatasetMetadata, Trajectories, content_digest, save_dataset
+from pipeline.data import DatasetMetadata, Trajectories, content_digest, save_dataset
+from pipeline.data.spaces import space_to_json
 from pipeline.validation import Context, validate
 
 EPISODES, STEPS, FEATURES = 5_000, 200, 40

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.config.stages import GateRule
 from pipeline.errors import BadInput, did_you_mean
-from pipeline.evaluation import RATES, EpisodeRecords, summarise, summarise_by_scenario
 from pipeline.names import Metric
+from pipeline.play.evaluation import RATES, EpisodeRecords, summarise, summarise_by_scenario
 from pipeline.statistics import bootstrap_mean, wilson_interval
 
 

@@ -28,7 +28,7 @@ class Tag:
     ALGORITHM: Final = "algorithm"  # that a clone was made by
     CODE_DIRTY: Final = "code.dirty"
     CODE_COMMIT: Final = "code.commit"
-    CONTENT_KEY: Final = "content.key"  # equal for two runs that come to the same (pipeline/content_key.py)
+    CONTENT_KEY: Final = "content.key"  # equal for two runs that come to the same (pipeline/tracking/content_key.py)
     COMMAND: Final = "command.digest"  # of what a run was asked to do, and of the code: the same goes on with it
     CONTINUES: Final = "continues"  # the run that goes on in place of this one
     PROCESS: Final = "process"  # machine, number and start of the process behind a run that has not ended in order

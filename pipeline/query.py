@@ -23,7 +23,7 @@ from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import SEED_STAGES, STAGES, SWEEP_FRESH, SWEEP_TRIAL, Alias, Tag, registered_model
 from pipeline.policies import ActFunction, act_function
 from pipeline.policies import load_policy as load_policy_file
-from pipeline.snqi import fit_baseline, write_baseline
+from pipeline.statistics.snqi import fit_baseline, write_baseline
 from pipeline.tracking import lineage as _lineage
 from pipeline.tracking.catalogue import dataset_rows, metric_history, version_rows
 from pipeline.tracking.datasets import StoredDataset, fetch_for_training
@@ -150,7 +150,7 @@ def load_ppo(reference: str) -> "PPO":
 
     Nothing is unpickled: the network is rebuilt from the artifact, whose bytes are held to the digest on record.
     """
-    from pipeline.foreign_policies import as_ppo
+    from pipeline.policies.foreign import as_ppo
 
     return as_ppo(load_policy_file(_policy(reference).folder))
 
@@ -165,7 +165,7 @@ def load_demonstrations(reference: str) -> StoredDataset:
 
 def export_dataset(reference: str, folder: str) -> str:
     """Write a validated dataset as a Minari dataset (HDF5) to a new folder; returns a line for people."""
-    from pipeline.exchange import export_minari
+    from pipeline.play.minari import export_minari
 
     stored = load_demonstrations(reference)
     export_minari(stored.trajectories, stored.metadata, folder)
@@ -174,7 +174,7 @@ def export_dataset(reference: str, folder: str) -> str:
 
 def export_policy(reference: str, file: str) -> str:
     """Write the approved version of an expert as an SB3 `.zip` to a new file; returns a line for people."""
-    from pipeline.foreign_policies import export_sb3_zip
+    from pipeline.policies.foreign import export_sb3_zip
 
     version = find_version(connect(), reference, _task_of(reference), Alias.APPROVED)
     require_approved(version, "export_policy")

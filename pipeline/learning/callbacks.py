@@ -16,7 +16,9 @@ from pipeline.config.task import TaskConfig
 from pipeline.config.training import Convergence, EvaluationSchedule
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, did_you_mean
-from pipeline.evaluation import (
+from pipeline.learning.jobs import Emit, EvaluationPoint, TrainingEvent
+from pipeline.names import EVAL_PREFIX, Metric
+from pipeline.play.evaluation import (
     EpisodeRecords,
     evaluation_env,
     mean_intervals,
@@ -24,8 +26,6 @@ from pipeline.evaluation import (
     run_episodes,
     with_intervals,
 )
-from pipeline.learning.jobs import Emit, EvaluationPoint, TrainingEvent
-from pipeline.names import EVAL_PREFIX, Metric
 from pipeline.policies import act_function, tensors_of
 from pipeline.tasks import Task
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from pipeline.disk import sync, sync_folder
+from pipeline.files import sync, sync_folder
 
 FILE_NAME: Final = re.compile(r"(\d{6})-([0-9a-f]{36})\.safetensors")
 UNFINISHED: Final = ".unfinished"

@@ -28,12 +28,12 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.config.training import Cloning
+from pipeline.data import Trajectories
+from pipeline.data.observations import from_rows, row_dtype
 from pipeline.errors import BadInput, shortened
-from pipeline.evaluation import EpisodeRecords, point_figures
 from pipeline.learning.divergence import Diverged, not_finite
-from pipeline.observations import from_rows, row_dtype
+from pipeline.play.evaluation import EpisodeRecords, point_figures
 from pipeline.policies import load_tensors, tensors_of
-from pipeline.trajectories import Trajectories
 
 MIN_LOG_STD = -5.0  # a demonstrator that is copied exactly would drive the spread to 0 and the loss to minus infinity
 _CHUNK = 16_384  # rows of one forward pass without gradient

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.config.base import Bound
-from pipeline.evaluation import EpisodeRecords, point_figures, summarise_by_scenario
 from pipeline.learning.jobs import TrainingResult
+from pipeline.play.evaluation import EpisodeRecords, point_figures, summarise_by_scenario
 
 TREND_EVALUATIONS = 10  # the last evaluations a trend is read from
 Trend = Literal["improving", "flat", "worsening", "too short to tell"]

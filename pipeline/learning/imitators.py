@@ -39,9 +39,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from pipeline.config.stages import Pretrain
 from pipeline.config.training import AdversarialTraining, Dagger, LearningRate, PPOTraining
-from pipeline.demonstrators import ActorSlots, Demonstrator
+from pipeline.data import Trajectories
 from pipeline.errors import BadInput, shortened
-from pipeline.evaluation import EpisodeRecords, point_figures
 from pipeline.learning.callbacks import next_evaluation
 from pipeline.learning.cloning import (
     MIN_LOG_STD,
@@ -59,9 +58,10 @@ from pipeline.learning.cloning import (
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job, make_model, training_env
+from pipeline.play.demonstrators import ActorSlots, Demonstrator
+from pipeline.play.evaluation import EpisodeRecords, point_figures
 from pipeline.policies import ActFunction, act_function, load_tensors, tensors_of
 from pipeline.tasks import Task
-from pipeline.trajectories import Trajectories
 
 ADVERSARIES: Final[Mapping[str, type[AdversarialTrainer]]] = {"gail": gail.GAIL, "airl": airl.AIRL}
 

@@ -4,13 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.config.loading import to_data
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Convergence, PPOTraining, WarmStart
-from pipeline.content_key import ContentKey, content_key
-from pipeline.evaluation import EpisodeRecords
 from pipeline.names import Metric
-from pipeline.policies import policy_digest
+from pipeline.play.evaluation import EpisodeRecords
 
 
 @dataclass(frozen=True)
@@ -30,23 +27,13 @@ class TrainingJob:
     total_timesteps: int | None = None  # budget of a control; None: that of `training`
     final_episodes: int = 200  # fresh episodes that the best checkpoint is measured on at the end
     checkpoints: str | None = None  # folder that a killed training goes on from; None: none are kept
+    checkpoint_key: str = ""  # digest of the training's content key: a checkpoint of another training is not taken
     exact_budget: bool = False  # cut the last rollout so that exactly `budget` steps are trained, whatever n_steps is
 
     @property
     def budget(self) -> int:
         """Environment steps asked for; SB3 rounds up to whole rollouts unless `exact_budget`."""
         return self.training.total_timesteps if self.total_timesteps is None else self.total_timesteps
-
-
-def training_key(job: TrainingJob) -> ContentKey:
-    """The content key of a training; a worker trains with one thread."""
-    data = to_data(job)
-    training = {key: value for key, value in data["training"].items() if key != "total_timesteps"}
-    elsewhere = ("task", "training", "output", "checkpoints", "initial_policy", "initial_digest", "total_timesteps")
-    settings = {key: value for key, value in data.items() if key not in elsewhere}
-    start = job.initial_policy
-    inputs = {} if start is None else {"initial policy": job.initial_digest or policy_digest(start)}
-    return content_key({**settings, "training": training, "budget": job.budget}, job.task, inputs, threads=1)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from pipeline.config.training import EvaluationSchedule, LearningRate, PPOTraining
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
 from pipeline.errors import BadInput, did_you_mean, shortened
-from pipeline.evaluation import EpisodeRecords, run_episodes
 from pipeline.learning.callbacks import Emitter, EvaluationCallback, EventWriter, TrainingDone
 from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
 from pipeline.learning.divergence import Diverged
@@ -32,7 +31,6 @@ from pipeline.learning.jobs import (
     TrainingResult,
     TransferProof,
     WallSeconds,
-    training_key,
 )
 from pipeline.learning.repeatability import repeats_itself
 from pipeline.learning.training_state import (
@@ -46,6 +44,7 @@ from pipeline.learning.training_state import (
 )
 from pipeline.learning.warm_start import WarmPPO, transfer
 from pipeline.names import Metric
+from pipeline.play.evaluation import EpisodeRecords, run_episodes
 from pipeline.policies import (
     WRAPPERS,
     act_function,
@@ -119,7 +118,7 @@ def train(job: TrainingJob, emit: Emit) -> TrainingResult:
     emitter = Emitter(emit)
     check_job(job)
     task = Task(job.task, job.training.environment, job.training.use_camera)
-    folder = None if job.checkpoints is None else CheckpointFolder(Path(job.checkpoints), training_key(job).digest)
+    folder = None if job.checkpoints is None else CheckpointFolder(Path(job.checkpoints), job.checkpoint_key)
     evaluation = _evaluation_callback(job, task, emitter)
     try:
         state = None if folder is None else _found(folder, emitter)

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Final
 
-from pipeline.demonstrators import Actor, policy_actions
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingEvent, TrainingJob
 from pipeline.learning.ppo import evaluation_episodes
 from pipeline.names import Artifact
-from pipeline.playback import film_actor
+from pipeline.play.demonstrators import Actor, policy_actions
+from pipeline.play.filming import film_actor
 from pipeline.report.playback import Clip, annotate, encode
 from pipeline.tasks import Task
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from pipeline.config.loading import to_data
 from pipeline.config.stages import NewTask
-from pipeline.observations import LARGEST_NUMBER, unscaled
-from pipeline.probing import Probe, Sizes, Spread
+from pipeline.data.observations import LARGEST_NUMBER, unscaled
+from pipeline.play.probing import Probe, Sizes, Spread
 
 SUCCESS_KEYS: Final = ("is_success", "success", "reached_goal", "goal_reached")
 COLLISION_KEYS: Final = ("collision", "is_collision", "collided", "crash", "crashed")

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.disk import scratch
+from pipeline.files import scratch
 
 LINE: Final = 16  # pixels
 MARGIN: Final = 6

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.config.sweep import Objective
 from pipeline.names import Metric
-from pipeline.objectives import Contender
 from pipeline.report.text import NOT_MEASURED, markdown_table, number, one_line
+from pipeline.sweep.objectives import Contender
 
 if TYPE_CHECKING:
     import optuna
 
-    from pipeline.study import TrialRecord
+    from pipeline.sweep.study import TrialRecord
 
 PICTURE_WIDTH: Final = 9.0  # inches
 PICTURE_HEIGHT: Final = 5.0

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.evaluation import ActionHistogram, EpisodeRecords, summarise, summarise_by_scenario
 from pipeline.names import Metric
+from pipeline.play.evaluation import ActionHistogram, EpisodeRecords, summarise, summarise_by_scenario
 from pipeline.report.text import interval, markdown_table, number
 from pipeline.statistics import Estimate
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from pipeline.evaluation import point_figures
+from pipeline.data.observations import unscaled
 from pipeline.learning.jobs import TrainingResult
 from pipeline.names import Metric
-from pipeline.observations import unscaled
+from pipeline.play.evaluation import point_figures
 from pipeline.tasks import Task
 
 

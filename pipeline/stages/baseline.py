@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Finetune
-from pipeline.content_key import digest_of
 from pipeline.learning.arms import arm_jobs, shared_settings
 from pipeline.names import Tag
 from pipeline.report.progress import TrainingProgress
 from pipeline.report.trainings import input_warnings, trainings_summary
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
+from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.runs import StageRun
 from pipeline.tracking.training import left_to_train, log_bill, train_logged
 

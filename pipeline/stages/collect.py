@@ -17,10 +17,22 @@ import numpy as np
 
 from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Collect, Minari, Repaired
-from pipeline.demonstrators import Demonstrator, Scripted, from_policy, scripted
+from pipeline.data import (
+    UNAPPROVED,
+    UNKNOWN_SEED,
+    DatasetMetadata,
+    Trajectories,
+    concatenate,
+    content_digest,
+    load_dataset,
+    metadata_digest,
+    read_archive,
+    read_metadata,
+    write_dataset,
+)
+from pipeline.data.spaces import space_to_json
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, shortened
-from pipeline.evaluation import record_episodes, records_of, summarise, with_intervals, with_snqi
 from pipeline.names import (
     EVAL_PREFIX,
     LINEAGE_PREFIX,
@@ -34,9 +46,10 @@ from pipeline.names import (
     VersionTag,
     lineage_run_tag,
 )
+from pipeline.play.demonstrators import Demonstrator, Scripted, from_policy, scripted
+from pipeline.play.evaluation import record_episodes, records_of, summarise, with_intervals, with_snqi
 from pipeline.policies import ActFunction, act_function, load_policy
 from pipeline.report.tables import rollout_table, statistics_table
-from pipeline.spaces import space_to_json
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
@@ -51,19 +64,6 @@ from pipeline.tracking.models import RUN_ID, StoredPolicy, fetch_version, find_e
 from pipeline.tracking.provenance import git_state
 from pipeline.tracking.registry import approvals, moment_of_use, require_approved
 from pipeline.tracking.runs import StageRun, get_run
-from pipeline.trajectories import (
-    UNAPPROVED,
-    UNKNOWN_SEED,
-    DatasetMetadata,
-    Trajectories,
-    concatenate,
-    content_digest,
-    load_dataset,
-    metadata_digest,
-    read_archive,
-    read_metadata,
-    write_dataset,
-)
 from pipeline.validation import Context, Refusal, TaskReplay, ValidationReport, validate
 from pipeline.validation.report import PASSED
 
@@ -271,7 +271,7 @@ def _expert_to_ask(run: StageRun, metadata: DatasetMetadata) -> ActFunction | No
 
 
 def _read_minari(config: Collect, task: Task, source: Minari) -> tuple[Trajectories, DatasetMetadata]:
-    from pipeline.exchange import ImportTarget, import_minari  # late: Minari and HDF5 take a second
+    from pipeline.play.minari import ImportTarget, import_minari  # late: Minari and HDF5 take a second
 
     target = None if source.scenario is None else ImportTarget(task, source.scenario, config.scenario_set)
     trajectories, metadata = import_minari(source.path, target)

@@ -7,14 +7,13 @@ from datetime import UTC, datetime
 from pipeline.config.loading import flatten, load_task, parse_json, to_data, validate
 from pipeline.config.stages import Compare, Finetune
 from pipeline.config.task import TaskConfig
-from pipeline.content_key import report_code
-from pipeline.demonstrators import Actor, as_policy_sees
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.evaluation import point_figures, run_episodes, summarise
 from pipeline.learning.ppo import final_episodes
 from pipeline.names import CONTROLS, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
-from pipeline.playback import film_actor
+from pipeline.play.demonstrators import Actor, as_policy_sees
+from pipeline.play.evaluation import point_figures, run_episodes, summarise
+from pipeline.play.filming import film_actor
 from pipeline.policies import act_function, load_policy
 from pipeline.report.comparison import build_report
 from pipeline.report.context import Animation, LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
@@ -25,6 +24,7 @@ from pipeline.statistics.comparison import compare as compare_arms
 from pipeline.statistics.shift import Shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
+from pipeline.tracking.content_key import report_code
 from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dataset
 from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
 from pipeline.tracking.models import StoredPolicy, find_policy

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Evaluate
-from pipeline.demonstrators import Actor, as_policy_sees, policy_actions, scripted
 from pipeline.errors import BadInput
-from pipeline.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
 from pipeline.names import EVAL_PREFIX, Artifact, Tag
+from pipeline.play.demonstrators import Actor, as_policy_sees, policy_actions, scripted
+from pipeline.play.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
 from pipeline.report.films import check_drawable, draw_episode
 from pipeline.report.tables import statistics_table
 from pipeline.report.text import one_line

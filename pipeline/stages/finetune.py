@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Finetune
-from pipeline.content_key import digest_of
+from pipeline.data.observations import flat_rows
 from pipeline.errors import BadInput
-from pipeline.evaluation import record_episodes
 from pipeline.learning.arms import arm_jobs, shared_settings
 from pipeline.learning.certificates import TransferCertificate, verify_certificate
 from pipeline.names import Artifact, Tag, lineage_run_tag
-from pipeline.observations import flat_rows
+from pipeline.play.evaluation import record_episodes
 from pipeline.report.progress import TrainingProgress
 from pipeline.report.trainings import input_warnings, trainings_summary
 from pipeline.stages import StageOutcome
@@ -18,6 +17,7 @@ from pipeline.statistics.plain import to_plain
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
+from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.datasets import demonstrator_of, fetch_dataset
 from pipeline.tracking.models import StoredPolicy, clones_by_seed, find_policy
 from pipeline.tracking.runs import StageRun, get_run, read_text_artifact

@@ -10,9 +10,9 @@ from typing import Any, Final
 from pipeline.config.loading import parse_yaml, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, NewTask
 from pipeline.config.task import TaskConfig
-from pipeline.demonstrators import Scripted, scripted
 from pipeline.errors import BadInput
-from pipeline.probing import probe_environment, sizes
+from pipeline.play.demonstrators import Scripted, scripted
+from pipeline.play.probing import probe_environment, sizes
 from pipeline.report.new_task import summary, task_files
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task

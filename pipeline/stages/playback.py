@@ -6,10 +6,11 @@ from contextlib import closing
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Playback
+from pipeline.data import UNKNOWN_SEED
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Quality, Tag
-from pipeline.playback import film_actions
+from pipeline.play.filming import film_actions
 from pipeline.report.inspection import inspection_files
 from pipeline.report.playback import Clip, annotate, encode
 from pipeline.stages import StageOutcome
@@ -17,7 +18,6 @@ from pipeline.tasks import Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import StoredDataset, fetch_dataset, find_dataset_run, log_dataset_input
 from pipeline.tracking.runs import StageRun
-from pipeline.trajectories import UNKNOWN_SEED
 from pipeline.validation import EpisodeReplay, TaskReplay, replay_episodes
 from pipeline.validation.inspection import Inspection, inspect_dataset
 

@@ -14,22 +14,30 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Pretrain
-from pipeline.content_key import ContentKey, content_key
-from pipeline.demonstrators import Demonstrator
+from pipeline.data import content_digest
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.evaluation import EpisodeRecords, evaluation_env, point_figures, run_episodes, summarise, with_intervals
 from pipeline.learning.certificates import TransferCertificate, certify
 from pipeline.learning.cloning import CloningResult, CriticPoint, EpochPoint, clone
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.ppo import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
-from pipeline.playback import view_again
+from pipeline.play.demonstrators import Demonstrator
+from pipeline.play.evaluation import (
+    EpisodeRecords,
+    evaluation_env,
+    point_figures,
+    run_episodes,
+    summarise,
+    with_intervals,
+)
+from pipeline.play.filming import view_again
 from pipeline.policies import WRAPPERS, act_function, build_policy, save_policy
 from pipeline.report.trainings import input_warnings
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
+from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.datasets import (
     StoredDataset,
     demonstrator_of,
@@ -40,7 +48,6 @@ from pipeline.tracking.datasets import (
 from pipeline.tracking.forwarder import child_run, forwarding
 from pipeline.tracking.models import log_policy
 from pipeline.tracking.runs import StageRun
-from pipeline.trajectories import content_digest
 
 UPSTREAM = ("dataset",)
 BEST = {

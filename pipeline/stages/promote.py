@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
-from pipeline.demonstrators import as_policy_sees, policy_actions
 from pipeline.errors import BadInput
-from pipeline.evaluation import run_episodes
 from pipeline.gate import GateDecision, Measured, decide
 from pipeline.names import Alias, Artifact, Metric, Tag, lineage_run_tag
+from pipeline.play.demonstrators import as_policy_sees, policy_actions
+from pipeline.play.evaluation import run_episodes
 from pipeline.policies import WRAPPERS, save_policy
 from pipeline.report.diagnostics import gate_markdown
 from pipeline.stages import StageOutcome
@@ -98,7 +98,7 @@ def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
 
 def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
     """Somebody's SB3 zip as a candidate: rebuilt from its tensors and readable settings, nothing in it is unpickled."""
-    from pipeline.foreign_policies import import_sb3_zip  # late: the gate seldom needs it
+    from pipeline.policies.foreign import import_sb3_zip  # late: the gate seldom needs it
 
     policy = import_sb3_zip(path, task.observation_space, task.action_space)
     with path.open("rb") as stream:

@@ -10,16 +10,16 @@ from typing import Any
 
 from pipeline.config.loading import to_data, to_yaml
 from pipeline.config.sweep import Sweep
-from pipeline.content_key import digest_of
 from pipeline.errors import BadInput, say
-from pipeline.evaluation import point_figures
+from pipeline.executors.local import News, TrainingPool
 from pipeline.learning.callbacks import select_figure
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import TrainingEvent, TrainingResult
-from pipeline.learning.trials import TrialPlan, fresh_job, reported_step, trial_config, trial_job, trial_plan
-from pipeline.learning.workers import News, TrainingPool
 from pipeline.names import EVAL_PREFIX, SWEEP_FRESH, Artifact, Metric, Tag
-from pipeline.objectives import (
+from pipeline.play.evaluation import point_figures
+from pipeline.report.sweep import SweepReport, kind, sweep_markdown, sweep_pictures
+from pipeline.stages import StageOutcome
+from pipeline.sweep.objectives import (
     Contender,
     Evaluation,
     FreshResult,
@@ -36,9 +36,9 @@ from pipeline.objectives import (
     worst,
     worth,
 )
-from pipeline.report.sweep import SweepReport, kind, sweep_markdown, sweep_pictures
-from pipeline.stages import StageOutcome
-from pipeline.study import OpenTrial, SweepStudy, TakenOver, TrialRecord, ranking
+from pipeline.sweep.study import OpenTrial, SweepStudy, TakenOver, TrialRecord, ranking
+from pipeline.sweep.trials import TrialPlan, fresh_job, reported_step, trial_config, trial_job, trial_plan
+from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.runs import StageRun
 from pipeline.tracking.store import exclusive

@@ -6,7 +6,12 @@ from pathlib import Path
 from pipeline.config.loading import load_task
 from pipeline.config.stages import TrainExpert
 from pipeline.config.task import TaskConfig
-from pipeline.evaluation import (
+from pipeline.learning.callbacks import select_figure
+from pipeline.learning.diagnosis import Diagnosis, diagnose
+from pipeline.learning.jobs import TrainingJob, TrainingResult
+from pipeline.learning.ppo import check_job
+from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag, registered_model
+from pipeline.play.evaluation import (
     concatenate_records,
     point_figures,
     run_episodes,
@@ -14,11 +19,6 @@ from pipeline.evaluation import (
     summarise_by_scenario,
     with_intervals,
 )
-from pipeline.learning.callbacks import select_figure
-from pipeline.learning.diagnosis import Diagnosis, diagnose
-from pipeline.learning.jobs import TrainingJob, TrainingResult
-from pipeline.learning.ppo import check_job
-from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag, registered_model
 from pipeline.policies import act_function, load_policy
 from pipeline.report.diagnostics import diagnosis_markdown
 from pipeline.report.progress import TrainingProgress

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Collect, Validate
+from pipeline.data import metadata_faults, read_metadata
 from pipeline.errors import BadInput
 from pipeline.names import METADATA_FILE, Artifact, Quality, Tag
 from pipeline.policies import act_function, load_policy
@@ -17,7 +18,6 @@ from pipeline.tracking.datasets import download_dataset, find_dataset_run, find_
 from pipeline.tracking.models import find_expert
 from pipeline.tracking.registry import approvals
 from pipeline.tracking.runs import Run, StageRun, read_config, tag_of
-from pipeline.trajectories import metadata_faults, read_metadata
 from pipeline.validation import Context, TaskReplay, validate
 
 UPSTREAM = ("dataset",)

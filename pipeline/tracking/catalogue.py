@@ -7,11 +7,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from pipeline.data import metadata_faults, read_metadata
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Tag, VersionTag, registered_model
 from pipeline.tracking.runs import get_run, search, tag_value
 from pipeline.tracking.store import downloaded, pages
-from pipeline.trajectories import metadata_faults, read_metadata
 
 
 def dataset_rows(client: MlflowClient, task: str | None) -> list[dict[str, Any]]:

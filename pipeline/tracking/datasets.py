@@ -16,14 +16,14 @@ from mlflow.data.dataset_source_registry import register_dataset_source
 from mlflow.entities import DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 
-from pipeline.demonstrators import Demonstrator, from_policy, scripted
+from pipeline.data import DatasetMetadata, Trajectories, load_dataset, metadata_digest
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Quality, Tag
+from pipeline.play.demonstrators import Demonstrator, from_policy, scripted
 from pipeline.tasks import Task
 from pipeline.tracking.models import RUN_ID, find_policy
 from pipeline.tracking.runs import StageRun, get_kept_run, latest_run, read_text_artifact, search, tag_of
 from pipeline.tracking.store import fetched
-from pipeline.trajectories import DatasetMetadata, Trajectories, load_dataset, metadata_digest
 from pipeline.validation.report import FAILED
 from pipeline.validation.rules import Refusal
 

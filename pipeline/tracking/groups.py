@@ -11,10 +11,10 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.config.loading import parse_json, validate
-from pipeline.content_key import digest_of
 from pipeline.errors import BadInput, shortened
 from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag
 from pipeline.statistics.comparison import RunData, UpfrontCost
+from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.lineage import sources
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.runs import get_run, latest_run, read_text_artifact, search, seed_of, tag_of

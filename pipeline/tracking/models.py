@@ -21,10 +21,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from pipeline.disk import scratch
+from pipeline.data.observations import row_dtype
 from pipeline.errors import BadInput, shortened
+from pipeline.files import scratch
 from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, registered_model
-from pipeline.observations import row_dtype
 from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking import operations
 from pipeline.tracking.operations import Operation

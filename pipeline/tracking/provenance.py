@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.content_key import installed, machine, processor_kind
+from pipeline.tracking.content_key import installed, machine, processor_kind
 
 PACKAGES = ("gymnasium", "imitation", "mlflow", "numba", "numpy", "optuna", "scipy", "stable-baselines3", "torch")
 

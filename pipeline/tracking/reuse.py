@@ -10,10 +10,10 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline.config.loading import parse_json
-from pipeline.content_key import ContentKey, digest_of
 from pipeline.errors import BadInput
 from pipeline.names import CONFIG_PARAM_PREFIX, LINEAGE_ROLES, OUTPUT_PREFIX, Alias, Artifact, Tag, VersionTag
 from pipeline.names import lineage_run_tag as lineage_tag
+from pipeline.tracking.content_key import ContentKey, digest_of
 from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.groups import read_training, trainings
 from pipeline.tracking.models import clones_by_seed, fetch_version, find_policy, find_version, training_seeds

@@ -23,11 +23,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pipeline.config.loading import flatten, parse_yaml, to_data, to_yaml, validate
 from pipeline.config.task import Snqi, TaskConfig
-from pipeline.content_key import ContentKey, content_key
-from pipeline.disk import scratch, sqlite_file
 from pipeline.errors import BadInput, Interrupted, disk_refusal, machine_fault, say, shortened
+from pipeline.files import scratch, sqlite_file
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
 from pipeline.tracking import liveness, operations
+from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.outbox import Outbox, RunOutbox
 from pipeline.tracking.provenance import environment_record, git_state

@@ -24,8 +24,8 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from pipeline.disk import scratch, sqlite_file, sync_folder
 from pipeline.errors import BadInput, disk_refusal, shortened
+from pipeline.files import scratch, sqlite_file, sync_folder
 
 RUNS = "runs:/"
 T = TypeVar("T")

@@ -10,12 +10,13 @@ from typing import Any
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.errors import Interrupted, say
-from pipeline.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
+from pipeline.executors.local import run_side_by_side
 from pipeline.learning.arms import ArmJob
-from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult, training_key
-from pipeline.learning.workers import run_side_by_side
+from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Resume, Tag, reused_tag
+from pipeline.play.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
 from pipeline.tracking import operations
+from pipeline.tracking.content_key import training_key
 from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.models import log_policy
 from pipeline.tracking.operations import Operation
@@ -35,7 +36,10 @@ class SeedRuns:
     ) -> None:
         self._runs = [_start_child(stage_run, forwarder, job, t) for job, t in zip(jobs, tags, strict=True)]
         places = [checkpoint_folder(stage_run) / run.run_id for run in self._runs]
-        self.jobs = [replace(job, checkpoints=str(place)) for job, place in zip(jobs, places, strict=True)]
+        self.jobs = [
+            replace(job, checkpoints=str(place), checkpoint_key=training_key(job).digest)
+            for job, place in zip(jobs, places, strict=True)
+        ]
         # of an interrupted stage's; their trainings only say again what they came to, and nothing of it is logged
         self._open = {i for i, run in enumerate(self._runs) if not (stage_run.continued and _is_finished(run))}
 

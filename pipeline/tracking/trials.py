@@ -10,8 +10,8 @@ from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from pipeline.config.loading import flatten
-from pipeline.disk import sqlite_file
 from pipeline.errors import BadInput
+from pipeline.files import sqlite_file
 from pipeline.learning.jobs import TrainingEvent
 from pipeline.names import CONFIG_PARAM_PREFIX, SWEEP_TRIAL, Artifact, Tag
 from pipeline.tracking.forwarder import Forwarder

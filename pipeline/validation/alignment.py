@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from pipeline.data import UNKNOWN_SEED
+from pipeline.data.observations import flat_rows, from_rows
+from pipeline.data.spaces import space_bounds
 from pipeline.errors import BadInput
-from pipeline.observations import flat_rows, from_rows
-from pipeline.spaces import space_bounds
-from pipeline.trajectories import UNKNOWN_SEED
 from pipeline.validation.replay import first_difference
 from pipeline.validation.report import Finding
 from pipeline.validation.rules import Context, Dataset, chunks, rule

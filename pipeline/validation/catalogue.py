@@ -4,9 +4,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.data import DatasetMetadata, Trajectories, read_archive, read_metadata
 from pipeline.errors import BadInput, disk_refusal
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
-from pipeline.trajectories import DatasetMetadata, Trajectories, read_archive, read_metadata
 from pipeline.validation.alignment import ALIGNMENT
 from pipeline.validation.provenance import PROVENANCE
 from pipeline.validation.report import FAILED, NOT_RUN, PASSED, Finding, RuleOutcome, State, ValidationReport

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from gymnasium import spaces
 
+from pipeline.data import DatasetMetadata, Trajectories
+from pipeline.data.observations import flat_rows
+from pipeline.data.spaces import space_bounds, space_from_json
 from pipeline.errors import BadInput
 from pipeline.names import Metric
-from pipeline.observations import flat_rows
-from pipeline.spaces import space_bounds, space_from_json
-from pipeline.trajectories import DatasetMetadata, Trajectories
 from pipeline.validation.rules import chunks
 
 OUTLIER_SCORE = 3.5  # Iglewicz and Hoaglin (1993), *How to detect and handle outliers*

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from pipeline.config.loading import to_data
+from pipeline.data import UNKNOWN_SEED
 from pipeline.envs.episodes import Episode
 from pipeline.errors import shortened
 from pipeline.names import Metric
 from pipeline.tasks import PURPOSE_BITS, SEED_BITS, Purpose, Task
-from pipeline.trajectories import UNKNOWN_SEED
 from pipeline.validation.report import Finding
 from pipeline.validation.rules import Approval, Context, Dataset, no_task, rule
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
+from pipeline.data import EpisodeData, Trajectories
+from pipeline.data.observations import element_names, flat_rows, one_row
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
-from pipeline.evaluation import with_snqi
 from pipeline.names import Metric
-from pipeline.observations import element_names, flat_rows, one_row
+from pipeline.play.evaluation import with_snqi
 from pipeline.tasks import Task
-from pipeline.trajectories import EpisodeData, Trajectories
 from pipeline.validation.rules import Replay, ReplayedEpisode, plain
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.config.task import TaskConfig
-from pipeline.observations import element_names, flat_rows
-from pipeline.spaces import space_from_json
-from pipeline.trajectories import ARRAYS, METRIC_PREFIX, Trajectories, arrays_digest, offsets
+from pipeline.data import ARRAYS, METRIC_PREFIX, Trajectories, arrays_digest, offsets
+from pipeline.data.observations import element_names, flat_rows
+from pipeline.data.spaces import space_from_json
 from pipeline.validation.report import Finding
 
 CHUNK_ROWS = 1 << 15  # rows looked at together: temporary arrays stay small against the dataset

@@ -5,10 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from gymnasium import spaces
 
-from pipeline.errors import BadInput, shortened
-from pipeline.names import Metric
-from pipeline.observations import check_action_space, check_observation_space, row_dtype
-from pipeline.trajectories import (
+from pipeline.data import (
     ARRAYS,
     METADATA_DIGEST,
     METRIC_PREFIX,
@@ -18,6 +15,9 @@ from pipeline.trajectories import (
     origin_of,
     shape_faults,
 )
+from pipeline.data.observations import check_action_space, check_observation_space, row_dtype
+from pipeline.errors import BadInput, shortened
+from pipeline.names import Metric
 from pipeline.validation.report import Finding
 from pipeline.validation.rules import Context, Dataset, rule
 

@@ -6,11 +6,11 @@ import numpy as np
 from gymnasium import spaces
 from scipy.special import ndtr
 
+from pipeline.data import UNKNOWN_SEED, EpisodeData
+from pipeline.data.observations import flat_rows
+from pipeline.data.spaces import space_bounds
 from pipeline.errors import BadInput
 from pipeline.names import Metric
-from pipeline.observations import flat_rows
-from pipeline.spaces import space_bounds
-from pipeline.trajectories import UNKNOWN_SEED, EpisodeData
 from pipeline.validation.replay import first_difference
 from pipeline.validation.report import Finding
 from pipeline.validation.rules import Context, Dataset, chunks, no_task, plain, rule

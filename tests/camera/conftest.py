@@ -5,8 +5,8 @@ from dot_environment import point_all
 
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
-from pipeline.evaluation import record_episodes
-from pipeline.playback import view_again
+from pipeline.play.evaluation import record_episodes
+from pipeline.play.filming import view_again
 from pipeline.tasks import Purpose, Task
 
 

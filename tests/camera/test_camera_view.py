@@ -6,11 +6,11 @@ import pytest
 from dot_environment import Dot
 from gymnasium import spaces
 
-import pipeline.playback
+import pipeline.play.filming
 from pipeline.envs.camera import CameraView, ChannelsFirst
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.playback import view_again
+from pipeline.play.filming import view_again
 from pipeline.policies import sees_images
 from pipeline.tasks import Purpose
 
@@ -146,7 +146,7 @@ def test_an_episode_that_goes_elsewhere_is_refused(recorded, make_task):
 def test_pictures_that_show_nothing_or_take_too_much_memory_are_refused(recorded, make_task, monkeypatch):
     blank = make_task(use_camera=True, kwargs={"blank": True})
     assert "every frame is the same picture" in refusal(lambda: view_again(blank, recorded))
-    monkeypatch.setattr(pipeline.playback, "MAX_SEEN_BYTES", len(recorded.observations) * 2 * 40 * 40 - 1)
+    monkeypatch.setattr(pipeline.play.filming, "MAX_SEEN_BYTES", len(recorded.observations) * 2 * 40 * 40 - 1)
     assert "540 frames of 3,200 bytes" in refusal(lambda: view_again(make_task(use_camera=True), recorded))
 
 

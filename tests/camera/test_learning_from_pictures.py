@@ -9,15 +9,15 @@ from gymnasium import spaces
 
 from pipeline.config.loading import validate
 from pipeline.config.training import Cloning, Network, PPOTraining, WarmStart
-from pipeline.demonstrators import policy_actions
 from pipeline.errors import BadInput
-from pipeline.evaluation import point_figures, run_episodes
 from pipeline.learning.certificates import certify, verify_certificate
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.names import POLICY_SPEC_FILE
-from pipeline.playback import view_again
+from pipeline.play.demonstrators import policy_actions
+from pipeline.play.evaluation import point_figures, run_episodes
+from pipeline.play.filming import view_again
 from pipeline.policies import (
     WRAPPERS,
     act_function,

@@ -8,9 +8,9 @@ from pipeline.config.loading import load, to_data
 from pipeline.config.stages import Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Tag
+from pipeline.stages.main import Plan, plan
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
-from pipeline.workflow import Plan, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = {

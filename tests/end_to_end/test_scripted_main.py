@@ -12,13 +12,13 @@ from gymnasium.envs.box2d.lunar_lander import heuristic as gymnasium_heuristic
 from pipeline import query
 from pipeline.config.loading import load
 from pipeline.config.stages import Main
+from pipeline.data import UNAPPROVED
 from pipeline.envs.lunar_lander import heuristic
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Tag
+from pipeline.stages.main import plan, run_stage
 from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.store import connect
-from pipeline.trajectories import UNAPPROVED
-from pipeline.workflow import plan, run_stage
 
 SMOKE = "configs/smoke/lunar_lander/main.yaml"
 SCRIPT = "pipeline.envs.lunar_lander:heuristic"

@@ -9,12 +9,12 @@ from project import EXPERIMENT, GROUP, TASK
 from pipeline import query
 from pipeline.config.loading import load_task, validate
 from pipeline.config.stages import STAGE_CONFIGS
+from pipeline.data import content_digest, load_dataset
 from pipeline.names import ARMS, Alias, Arm, Artifact, Gate, Quality, Tag, VersionTag, lineage_run_tag
 from pipeline.policies import load_policy, tensor_digests
 from pipeline.tracking.models import download_policy
 from pipeline.tracking.runs import read_config, read_text_artifact, search
 from pipeline.tracking.store import connect, experiment_id
-from pipeline.trajectories import content_digest, load_dataset
 
 ALONE = (
     "train_expert", "promote", "collect", "validate", "playback", "pretrain", "finetune", "baseline", "evaluate",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import BadInput
-from pipeline.snqi import (
+from pipeline.statistics.snqi import (
     TERMS,
     Spread,
     fit_baseline,

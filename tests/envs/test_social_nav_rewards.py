@@ -17,7 +17,7 @@ from pipeline.envs.social_nav.rewards import REWARDS
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES
 from pipeline.envs.social_nav.vector import SocialNavVecEnv
 from pipeline.errors import BadInput
-from pipeline.snqi import load_baseline, load_weights, snqi
+from pipeline.statistics.snqi import load_baseline, load_weights, snqi
 
 SNQI_FILES = Path(__file__).resolve().parents[2] / "configs" / "social_nav"
 WEIGHTS_FILE, BASELINE_FILE = SNQI_FILES / "snqi_weights.json", SNQI_FILES / "snqi_baseline.json"

@@ -6,11 +6,11 @@ import pytest
 
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
-from pipeline.demonstrators import Scripted, scripted
+from pipeline.data import UNAPPROVED, content_digest
 from pipeline.errors import BadInput
-from pipeline.evaluation import record_episodes, run_episodes
+from pipeline.play.demonstrators import Scripted, scripted
+from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.tasks import Purpose, Task
-from pipeline.trajectories import UNAPPROVED, content_digest
 
 HERE = __name__
 

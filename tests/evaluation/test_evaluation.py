@@ -10,9 +10,10 @@ import pytest
 from pipeline.config.loading import load_task, to_data, validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Network
+from pipeline.data import content_digest
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.evaluation import (
+from pipeline.play.evaluation import (
     EpisodeRecords,
     evaluation_env,
     point_figures,
@@ -23,9 +24,8 @@ from pipeline.evaluation import (
     with_intervals,
 )
 from pipeline.policies import act_function, build_policy
-from pipeline.snqi import load_baseline, load_weights, snqi
+from pipeline.statistics.snqi import load_baseline, load_weights, snqi
 from pipeline.tasks import Purpose, Task
-from pipeline.trajectories import content_digest
 from pipeline.validation.replay import TaskReplay, replay_episodes
 
 
@@ -166,7 +166,7 @@ def test_the_quality_index_is_reported_when_the_task_names_its_files():
 
 
 def test_an_episode_of_a_batched_environment_that_does_not_end_is_one_too(monkeypatch):
-    monkeypatch.setattr("pipeline.evaluation.LONGEST_BATCHED", 20)
+    monkeypatch.setattr("pipeline.play.evaluation.LONGEST_BATCHED", 20)
     task = Task(load_task("configs/tasks/social_nav.yaml"))
     (episode,) = task.episodes("train_small", 0, 1, Purpose.EVALUATE)
     with pytest.raises(BadInput, match=rf"'{episode.scenario}', seed {episode.seed}, has not ended after 20 steps"):

@@ -6,9 +6,9 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.config.training import Network
-from pipeline.first_difference import between_evaluations, between_policies, between_trajectories
+from pipeline.data import Trajectories
+from pipeline.play.first_difference import between_evaluations, between_policies, between_trajectories
 from pipeline.policies import build_policy, save_policy
-from pipeline.trajectories import Trajectories
 
 
 def trajectories(**changes) -> Trajectories:

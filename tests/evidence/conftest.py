@@ -33,7 +33,7 @@ class Finished:
 def finished(tmp_path_factory, repository) -> Finished:
     from pipeline.config.loading import load, to_yaml
     from pipeline.config.stages import STAGE_CONFIGS, Main
-    from pipeline.workflow import run_stage
+    from pipeline.stages.main import run_stage
 
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:

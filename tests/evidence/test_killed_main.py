@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.names import Tag
+from pipeline.stages.main import run_stage
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.runs import experiment_ids
 from pipeline.tracking.store import connect
-from pipeline.workflow import run_stage
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from pipeline.names import Artifact, Tag
+from pipeline.stages.main import run_stage
 from pipeline.tracking.runs import get_run
 from pipeline.tracking.store import connect
-from pipeline.workflow import run_stage
 
 TASK = {
     "name": "mirrored_dot",

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from one_group import GROUP
 
-from pipeline import content_key
 from pipeline.cli import DONE, stage_main
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
 from pipeline.learning.arms import arm_jobs
 from pipeline.names import ARMS, Tag
 from pipeline.tasks import Task
+from pipeline.tracking import content_key
 from pipeline.tracking.groups import find_group
 from pipeline.tracking.runs import open_run, search
 from pipeline.tracking.store import connect

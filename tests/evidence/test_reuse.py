@@ -9,11 +9,11 @@ from one_group import GROUP
 from pipeline import query
 from pipeline.errors import BadInput
 from pipeline.names import ARMS, OUTPUT_PREFIX, SEED_STAGES, Artifact, Gate, Quality, Tag, VersionTag
+from pipeline.stages.main import run_stage
 from pipeline.tracking.groups import find_group
 from pipeline.tracking.reuse import refuse_unsound
 from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.store import connect
-from pipeline.workflow import run_stage
 
 STAGES = ("train_expert", "promote", "collect", "pretrain", "baseline", "finetune", "compare")
 

@@ -8,9 +8,9 @@ from one_group import GROUP
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.demonstrators import scripted
-from pipeline.evaluation import record_episodes
 from pipeline.names import Tag
+from pipeline.play.demonstrators import scripted
+from pipeline.play.evaluation import record_episodes
 from pipeline.stages.finetune import distribution_shift
 from pipeline.statistics.shift import measure_shift
 from pipeline.tasks import Purpose, Task

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pipeline.config.loading import load
 from pipeline.config.stages import Main
-from pipeline.workflow import plan
+from pipeline.stages.main import plan
 
 
 def test_the_study_is_the_demo_with_ten_matched_seeds_in_four_arms_and_a_name(in_repository):

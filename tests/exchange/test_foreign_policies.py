@@ -16,8 +16,8 @@ from stable_baselines3 import A2C, DQN, PPO
 
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
-from pipeline.foreign_policies import export_sb3_zip, import_sb3_zip
 from pipeline.policies import build_policy, load_policy, save_policy, tensor_digests
+from pipeline.policies.foreign import export_sb3_zip, import_sb3_zip
 
 OBSERVATIONS, ACTIONS = spaces.Box(-1, 1, (4,)), spaces.Box(-2, 2, (2,))
 
@@ -237,7 +237,7 @@ def test_widths_that_the_bytes_cannot_fill_are_refused_before_a_network_of_them_
         },
         r"has the shape \(0, 4\).* need \(1, 4\)": {**good, **dict.fromkeys(layers[:2], torch.zeros(0, 4))},
     }  # fmt: skip
-    monkeypatch.setattr("pipeline.foreign_policies.build_policy", lambda *_, **__: pytest.fail("a network was built"))
+    monkeypatch.setattr("pipeline.policies.foreign.build_policy", lambda *_, **__: pytest.fail("a network was built"))
     for message, state in cases.items():
         path = remade(theirs, tmp_path / "x.zip", policy_pth=packed(state))
         with pytest.raises(BadInput, match=message) as error:

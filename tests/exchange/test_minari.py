@@ -16,14 +16,14 @@ from told_environment import Told, walk
 
 from pipeline.config.loading import validate as validate_config
 from pipeline.config.task import TaskConfig
-from pipeline.demonstrators import scripted
+from pipeline.data import DatasetMetadata, Trajectories, content_digest, save_dataset
+from pipeline.data.spaces import space_to_json
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.evaluation import record_episodes
-from pipeline.exchange import ImportTarget, export_minari, import_minari
-from pipeline.spaces import space_to_json
+from pipeline.play.demonstrators import scripted
+from pipeline.play.evaluation import record_episodes
+from pipeline.play.minari import ImportTarget, export_minari, import_minari
 from pipeline.tasks import Task
-from pipeline.trajectories import DatasetMetadata, Trajectories, content_digest, save_dataset
 from pipeline.validation import Context, TaskReplay, validate
 
 TASK = validate_config(

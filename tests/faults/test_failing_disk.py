@@ -11,6 +11,7 @@ import torch
 from faulty_disk import FaultyDisk
 from real_things import Bench, tiny_dataset
 
+from pipeline.data import load_dataset, save_dataset
 from pipeline.errors import BadInput, disk_refusal
 from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
 from pipeline.names import Alias, Artifact, Gate, VersionTag
@@ -19,7 +20,6 @@ from pipeline.tracking import datasets, forwarder, operations, registry
 from pipeline.tracking import store as store_module
 from pipeline.tracking.datasets import fetch_dataset
 from pipeline.tracking.outbox import Outbox
-from pipeline.trajectories import load_dataset, save_dataset
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,7 @@ def test_a_dataset_that_is_written_in_place_is_found_torn(tmp_path):
 
     def save():
         (tmp_path / "dataset").mkdir(exist_ok=True)
-        from pipeline.trajectories.files import write_archive
+        from pipeline.data.dataset_files import write_archive
 
         with open(tmp_path / "dataset" / "trajectories.npz", "wb") as file:
             write_archive(file, trajectories.to_arrays())

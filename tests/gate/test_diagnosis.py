@@ -5,9 +5,9 @@ import pytest
 
 from pipeline.config.base import Bound
 from pipeline.envs.episodes import Episode
-from pipeline.evaluation import EpisodeRecords
 from pipeline.learning.diagnosis import ADVICE, diagnose, trend_of
 from pipeline.learning.jobs import EvaluationPoint, TrainingResult, WallSeconds
+from pipeline.play.evaluation import EpisodeRecords
 
 STEP = 100_000
 THRESHOLDS = {"success_rate": Bound(min=0.9), "collision_rate": Bound(max=0.05)}

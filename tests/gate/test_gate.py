@@ -7,8 +7,8 @@ from pipeline.config.loading import validate
 from pipeline.config.stages import GateRule
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.evaluation import EpisodeRecords
 from pipeline.gate import GateDecision, Measured, decide
+from pipeline.play.evaluation import EpisodeRecords
 
 N = 200
 

@@ -15,7 +15,7 @@ import torch
 from pipeline.config.training import WarmStart
 from pipeline.learning import checkpoints
 from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
-from pipeline.learning.jobs import TrainingJob, training_key
+from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.learning.repeatability import repeats_itself
 from pipeline.policies import build_policy, save_policy
@@ -102,7 +102,7 @@ def whole(job, tmp_path_factory):
 
 
 def resumed(job, folder: Path, checkpoint):
-    CheckpointFolder(folder, training_key(job).digest).save(checkpoint)
+    CheckpointFolder(folder, job.checkpoint_key).save(checkpoint)
     return outcome(replace(job, checkpoints=str(folder)))
 
 
@@ -203,7 +203,7 @@ def test_a_kill_at_any_write_costs_nothing(job, whole, tmp_path):
 def test_torn_and_foreign_checkpoints_are_passed_over(job, whole, tmp_path):
     reached, taken = whole
     killed = replace(job, checkpoints=str(tmp_path))
-    folder = CheckpointFolder(tmp_path, training_key(job).digest)
+    folder = CheckpointFolder(tmp_path, job.checkpoint_key)
     folder.save(taken[1])
     folder.save(taken[2])
     newest = max(tmp_path.iterdir())
@@ -215,7 +215,7 @@ def test_torn_and_foreign_checkpoints_are_passed_over(job, whole, tmp_path):
         f"checkpoint {newest.name} is damaged or of another training: passed over"
     ]
     assert outcome(killed) == reached
-    assert CheckpointFolder(tmp_path, training_key(replace(job, seed=6)).digest).newest() is None
+    assert CheckpointFolder(tmp_path, "of another training").newest() is None
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
     assert outcome(killed) == reached  # from the beginning

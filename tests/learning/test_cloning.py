@@ -12,13 +12,13 @@ from imitation.data.types import Transitions
 
 from pipeline.config.loading import validate
 from pipeline.config.training import Cloning, Network
+from pipeline.data import Trajectories
 from pipeline.errors import BadInput
-from pipeline.evaluation import run_episodes
 from pipeline.learning.certificates import TransferCertificate, certify, verify_certificate
 from pipeline.learning.cloning import CriticPoint, _Actor, clone, episode_returns, split_by_episode, train_critic
+from pipeline.play.evaluation import run_episodes
 from pipeline.policies import act_function, build_policy, save_policy, tensor_digests, weights_digest
 from pipeline.tasks import Purpose, Task
-from pipeline.trajectories import Trajectories
 
 OBSERVATIONS = spaces.Box(-1, 1, (4,), np.float32)
 ACTIONS = {"continuous": spaces.Box(-1, 1, (2,), np.float32), "discrete": spaces.Discrete(3)}

@@ -9,15 +9,15 @@ import torch
 from pipeline.config.loading import validate
 from pipeline.config.stages import Pretrain
 from pipeline.config.training import Cloning, Network, WarmStart
-from pipeline.demonstrators import Demonstrator
 from pipeline.errors import BadInput
-from pipeline.evaluation import record_episodes, run_episodes
+from pipeline.executors.local import run_side_by_side
 from pipeline.learning.cloning import clone
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.learning.imitators import imitate
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
-from pipeline.learning.workers import run_side_by_side
+from pipeline.play.demonstrators import Demonstrator
+from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.policies import act_function, build_policy, load_policy, save_policy, weights_digest
 from pipeline.tasks import Purpose, Task
 

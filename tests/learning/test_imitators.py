@@ -10,10 +10,10 @@ from imitation.data import serialize
 from pipeline.config.loading import validate
 from pipeline.config.stages import Pretrain
 from pipeline.config.training import Network
-from pipeline.demonstrators import Demonstrator, Scripted
 from pipeline.errors import BadInput
-from pipeline.evaluation import record_episodes, run_episodes
 from pipeline.learning.imitators import imitate
+from pipeline.play.demonstrators import Demonstrator, Scripted
+from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.policies import act_function, build_policy, tensor_digests, weights_digest
 from pipeline.tasks import Purpose, Task
 

@@ -10,7 +10,6 @@ from pipeline.config.loading import validate
 from pipeline.config.task import MeasureInfo
 from pipeline.config.training import Convergence, EvaluationSchedule, LearningRate
 from pipeline.errors import BadInput
-from pipeline.evaluation import point_figures, run_episodes
 from pipeline.learning.callbacks import converged_at, next_evaluation, select_figure
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import (
@@ -21,6 +20,7 @@ from pipeline.learning.ppo import (
     learning_rate_schedule,
     train,
 )
+from pipeline.play.evaluation import point_figures, run_episodes
 from pipeline.policies import act_function, build_policy, load_policy, policy_digest, weights_digest
 from pipeline.stages.train_expert import best_result
 from pipeline.tasks import Purpose, Task

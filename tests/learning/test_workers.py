@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from pipeline.errors import BadInput
+from pipeline.executors.local import TrainingCrashed, run_side_by_side
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
-from pipeline.learning.workers import TrainingCrashed, run_side_by_side
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import PPOTraining
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.workers import run_side_by_side
+from pipeline.executors.local import run_side_by_side
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it

@@ -19,22 +19,22 @@ from pipeline.cli import stage_main
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Network, PPOTraining
-from pipeline.demonstrators import scripted
+from pipeline.data import content_digest
+from pipeline.data.observations import from_rows
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.evaluation import SLOTS, evaluation_env, record_episodes, run_episodes
+from pipeline.executors.local import TrainingCrashed, TrainingPool, run_side_by_side
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
-from pipeline.learning.workers import TrainingCrashed, TrainingPool, run_side_by_side
 from pipeline.names import Artifact, Tag
-from pipeline.observations import from_rows
-from pipeline.playback import film_actions, film_actor
+from pipeline.play.demonstrators import scripted
+from pipeline.play.evaluation import SLOTS, evaluation_env, record_episodes, run_episodes
+from pipeline.play.filming import film_actions, film_actor
+from pipeline.play.probing import probe_environment
 from pipeline.policies import act_function, build_policy
-from pipeline.probing import probe_environment
 from pipeline.tasks import Purpose, Task, import_object
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
-from pipeline.trajectories import content_digest
 from pipeline.validation.replay import TaskReplay, replay_episodes
 
 

@@ -13,10 +13,10 @@ from pipeline.cli import stage_main
 from pipeline.config.loading import load, load_task, parse_yaml, validate
 from pipeline.config.stages import STAGE_CONFIGS, NewTask
 from pipeline.config.task import TaskConfig
-from pipeline.demonstrators import scripted
 from pipeline.errors import BadInput
 from pipeline.names import Tag
-from pipeline.probing import Probe, probe_environment, seconds_of_an_update, sizes
+from pipeline.play.demonstrators import scripted
+from pipeline.play.probing import Probe, probe_environment, seconds_of_an_update, sizes
 from pipeline.report.new_task import collisions_allowed, success_of, successes, summary, target_of, task_files
 from pipeline.stages.new_task import write_new
 from pipeline.tasks import Task

@@ -10,11 +10,11 @@ from gymnasium import spaces
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Collect, Evaluate
-from pipeline.demonstrators import scripted
 from pipeline.envs import quadruped
 from pipeline.envs.quadruped import GaitClock, diagonal_trot
 from pipeline.errors import BadInput
-from pipeline.evaluation import run_episodes
+from pipeline.play.demonstrators import scripted
+from pipeline.play.evaluation import run_episodes
 from pipeline.tasks import Purpose, Task
 
 PLAIN = {

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from pipeline.names import Artifact, Tag
+from pipeline.stages.main import run_stage
 from pipeline.tracking.datasets import fetch_dataset
 from pipeline.tracking.runs import get_run, read_text_artifact, search
 from pipeline.tracking.store import connect
-from pipeline.workflow import run_stage
 
 pytestmark = pytest.mark.slow
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from pipeline.envs.episodes import Episode
-from pipeline.evaluation import ActionHistogram, EpisodeRecords
 from pipeline.gate import GateDecision, GateRow
 from pipeline.learning.diagnosis import Diagnosis, Shortfall
+from pipeline.play.evaluation import ActionHistogram, EpisodeRecords
 from pipeline.report.diagnostics import diagnosis_markdown, gate_markdown
 from pipeline.report.tables import statistics_table
 from pipeline.report.text import interval, markdown_table, number, one_line, percent, signed

@@ -10,20 +10,20 @@ from odd_environments import ACTIONS, KINDS, Odd, Reader
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Cloning, Network, PPOTraining, WarmStart
-from pipeline.demonstrators import Scripted
+from pipeline.data import UNAPPROVED, DatasetMetadata, Trajectories, content_digest, load_dataset, save_dataset
+from pipeline.data.observations import check_action_space, check_observation_space, flat_rows, from_rows, unscaled
+from pipeline.data.spaces import space_to_json
 from pipeline.envs.limits import LimitAction
 from pipeline.errors import BadInput
-from pipeline.evaluation import record_episodes, run_episodes
-from pipeline.exchange import export_minari
 from pipeline.learning.certificates import certify
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
-from pipeline.observations import check_action_space, check_observation_space, flat_rows, from_rows, unscaled
+from pipeline.play.demonstrators import Scripted
+from pipeline.play.evaluation import record_episodes, run_episodes
+from pipeline.play.minari import export_minari
 from pipeline.policies import WRAPPERS, act_function, build_policy, load_policy, probe_batch, save_policy
-from pipeline.spaces import space_to_json
 from pipeline.tasks import Purpose, Task
-from pipeline.trajectories import UNAPPROVED, DatasetMetadata, Trajectories, content_digest, load_dataset, save_dataset
 from pipeline.validation import Context, TaskReplay, replay_episodes
 from pipeline.validation import validate as validate_dataset
 from pipeline.validation.inspection import inspect_dataset

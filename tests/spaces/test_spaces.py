@@ -8,8 +8,8 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.spaces import MAX_ELEMENTS, space_from_json, space_to_json
 from pipeline.errors import BadInput
-from pipeline.spaces import MAX_ELEMENTS, space_from_json, space_to_json
 
 
 def same_bits(a: spaces.Space, b: spaces.Space) -> bool:

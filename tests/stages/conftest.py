@@ -30,12 +30,12 @@ def told(empty_store, tmp_path_factory) -> Story:
         patch.chdir(ROOT)
         from pipeline.config.loading import load_task
         from pipeline.config.training import Network
-        from pipeline.foreign_policies import export_sb3_zip
         from pipeline.policies import build_policy
+        from pipeline.policies.foreign import export_sb3_zip
+        from pipeline.stages.main import run_stage
         from pipeline.tasks import Task
         from pipeline.tracking.datasets import find_dataset_run
         from pipeline.tracking.store import connect
-        from pipeline.workflow import run_stage
 
         task = Task(load_task("configs/tasks/social_nav.yaml"))
         somebodys = folder / "theirs.zip"

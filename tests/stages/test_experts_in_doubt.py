@@ -14,13 +14,13 @@ from pipeline import query
 from pipeline.config.loading import load_task
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
-from pipeline.foreign_policies import export_sb3_zip
 from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag
 from pipeline.policies import build_policy, load_policy
+from pipeline.policies.foreign import export_sb3_zip
+from pipeline.stages.main import run_stage
 from pipeline.tasks import Task
 from pipeline.tracking import taint
 from pipeline.tracking.runs import open_run, read_text_artifact
-from pipeline.workflow import run_stage
 
 PROMOTE = "configs/smoke/promote.yaml"
 IMPOSSIBLE = {"rules": "[{scenario_set: train_small, metric: success_rate, min: 1.1}]"}

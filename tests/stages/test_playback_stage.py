@@ -13,8 +13,8 @@ from PIL import Image
 
 from pipeline import query
 from pipeline.errors import BadInput
+from pipeline.stages.main import run_stage
 from pipeline.tracking.runs import read_text_artifact
-from pipeline.workflow import run_stage
 
 PLAYBACK = "configs/smoke/playback.yaml"
 

@@ -9,13 +9,13 @@ from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Pretrain
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Tag, lineage_run_tag
+from pipeline.stages.main import run_stage
 from pipeline.stages.pretrain import _critics, answering
 from pipeline.tasks import Task
 from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.groups import Group, upfront_cost
 from pipeline.tracking.models import clones_by_seed, find_policy
 from pipeline.tracking.runs import get_run, open_run, read_text_artifact, search
-from pipeline.workflow import run_stage
 
 ALGORITHMS = ("gail", "airl", "dagger")
 SCRIPT = "pipeline.envs.social_nav.reference:dynamic_window"

@@ -6,7 +6,7 @@ import pytest
 from pipeline.config.loading import load_task, validate
 from pipeline.config.sweep import Objective
 from pipeline.errors import BadInput
-from pipeline.objectives import (
+from pipeline.sweep.objectives import (
     Contender,
     Evaluation,
     FreshResult,

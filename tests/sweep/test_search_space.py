@@ -10,7 +10,7 @@ from pipeline.config.search import points, with_values
 from pipeline.config.stages import TrainExpert
 from pipeline.config.sweep import Parameter, Sweep
 from pipeline.errors import BadInput
-from pipeline.learning.trials import fresh_job, reported_step, trial_config, trial_job, trial_plan
+from pipeline.sweep.trials import fresh_job, reported_step, trial_config, trial_job, trial_plan
 
 FLOAT = {"type": "float", "low": 0.1, "high": 0.9}
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.config.loading import load, validate
 from pipeline.config.sweep import Pruner, Sampler, Sweep
 from pipeline.errors import BadInput
-from pipeline.study import SweepStudy, TakenOver, TrialRecord, make_pruner, ranking, sampler_maker
+from pipeline.sweep.study import SweepStudy, TakenOver, TrialRecord, make_pruner, ranking, sampler_maker
 
 SPACE = {
     "training.learning_rate.initial": {"type": "log", "low": 1.0e-4, "high": 1.0e-2},
@@ -127,7 +127,7 @@ DIE = """
     import os, sys
     from pipeline.config.loading import load
     from pipeline.config.sweep import Sweep
-    from pipeline.study import SweepStudy
+    from pipeline.sweep.study import SweepStudy
     study = SweepStudy(load(Sweep, sys.argv[1]), {"base": 1}, True)
     trial = study.next()
     study.complete(trial, 0.5, {}, {})

@@ -7,7 +7,7 @@ import yaml
 
 from pipeline.config.loading import validate
 from pipeline.config.sweep import Objective, Sampler, Sweep
-from pipeline.learning.trials import trial_plan
+from pipeline.sweep.trials import trial_plan
 
 
 def test_the_config_of_the_documentation_passes_every_check(repository, in_repository):

@@ -3,9 +3,9 @@
 import pytest
 
 from pipeline.config.sweep import Objective
-from pipeline.objectives import Contender, FreshResult, winner
 from pipeline.report.sweep import SweepReport, sweep_markdown
-from pipeline.study import TrialRecord
+from pipeline.sweep.objectives import Contender, FreshResult, winner
+from pipeline.sweep.study import TrialRecord
 
 
 def contender(trial, values, excess=-0.1, sweep_value=None):

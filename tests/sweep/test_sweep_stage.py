@@ -15,8 +15,8 @@ import yaml
 from pipeline.cli import stage_main
 from pipeline.config.loading import load
 from pipeline.config.stages import TrainExpert
+from pipeline.stages.main import run_stage
 from pipeline.tracking.runs import read_text_artifact
-from pipeline.workflow import run_stage
 
 KINDS = {
     "training.environment.skill": {"type": "categorical", "choices": [0.3, 0.6, 0.9]},

@@ -9,10 +9,10 @@ import pytest
 
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
-from pipeline.content_key import content_key
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.tasks import REFUSED_ARGUMENTS, Purpose, Task
+from pipeline.tracking.content_key import content_key
 
 COUNTING = "counting_environment:Counting"
 BOUNDED = "counting_environment:BoundedWrapper"

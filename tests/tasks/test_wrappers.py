@@ -8,11 +8,11 @@ from gymnasium import spaces
 from test_tasks import refusal, task
 
 from pipeline.config.training import Network
-from pipeline.demonstrators import policy_actions
 from pipeline.envs.episodes import Episode
 from pipeline.envs.limits import DeclareObservation
 from pipeline.envs.scaling import ScaleObservation
-from pipeline.evaluation import record_episodes
+from pipeline.play.demonstrators import policy_actions
+from pipeline.play.evaluation import record_episodes
 from pipeline.policies import WRAPPERS, build_policy, save_policy
 from pipeline.tasks import Purpose, Task
 from pipeline.validation import TaskReplay, replay_episodes

@@ -13,15 +13,15 @@ from gymnasium import spaces
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Network
-from pipeline.evaluation import record_episodes
+from pipeline.data import DatasetMetadata, content_digest, save_dataset
+from pipeline.data.spaces import space_to_json
 from pipeline.names import Artifact, Quality, Tag
+from pipeline.play.evaluation import record_episodes
 from pipeline.policies import build_policy, policy_digest, save_policy
-from pipeline.spaces import space_to_json
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import registry
 from pipeline.tracking.datasets import dataset_tags
 from pipeline.tracking.store import connect, experiment_id
-from pipeline.trajectories import DatasetMetadata, content_digest, save_dataset
 
 TASK = "walk"
 

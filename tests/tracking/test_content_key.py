@@ -5,13 +5,13 @@ import os
 import shutil
 from dataclasses import replace
 
-from pipeline import content_key as module
 from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import Collect, Finetune
 from pipeline.config.task import TaskConfig
-from pipeline.content_key import DISPATCH, code_behind, content_key, package_code, report_code
-from pipeline.learning.jobs import TrainingJob, training_key
+from pipeline.learning.jobs import TrainingJob
 from pipeline.policies import build_policy, save_policy
+from pipeline.tracking import content_key as module
+from pipeline.tracking.content_key import DISPATCH, code_behind, content_key, package_code, report_code, training_key
 
 TASK = {
     "name": "pole",

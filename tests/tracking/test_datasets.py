@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from real_things import TASK
 
+from pipeline.data import content_digest, load_dataset, save_dataset
 from pipeline.errors import BadInput
 from pipeline.names import Quality, Tag
 from pipeline.tracking.datasets import fetch_for_training, find_dataset_run, log_dataset_input
 from pipeline.tracking.runs import open_run
-from pipeline.trajectories import content_digest, load_dataset, save_dataset
 
 UNKNOWN = "0" * 32
 

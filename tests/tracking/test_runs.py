@@ -10,11 +10,11 @@ from real_things import TASK
 from pipeline.config.loading import load, load_task, validate
 from pipeline.config.stages import Finetune, Pretrain
 from pipeline.config.task import TaskConfig
-from pipeline.content_key import digest_of
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Artifact, Tag
 from pipeline.tracking import liveness
+from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.forwarder import child_run, forwarding
 from pipeline.tracking.runs import (
     end_failed,

@@ -13,10 +13,10 @@ import mlflow
 import pytest
 
 from pipeline.cli import DONE, ask, stage_main
-from pipeline.disk import scratch, sqlite_file
 from pipeline.errors import BadInput
+from pipeline.files import scratch, sqlite_file
 from pipeline.names import Tag
-from pipeline.study import _storage
+from pipeline.sweep.study import _storage
 from pipeline.tracking.runs import open_run, read_text_artifact, search
 from pipeline.tracking.store import connect, local_folder, ui_command
 
@@ -149,7 +149,7 @@ def test_what_a_killed_process_left_goes_when_the_next_one_starts_and_what_a_liv
         stages[1].send_signal(signal.SIGKILL)
         stages[1].wait()
         assert killed.is_dir()
-        code = "from pipeline.disk import scratch; print(scratch())"
+        code = "from pipeline.files import scratch; print(scratch())"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
         assert (living / "large").is_file()
         assert not killed.parent.exists()

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import BadInput
-from pipeline.trajectories import (
+from pipeline.data import (
     DatasetMetadata,
     Trajectories,
     content_digest,
@@ -25,6 +24,7 @@ from pipeline.trajectories import (
     save_dataset,
     write_dataset,
 )
+from pipeline.errors import BadInput
 
 
 def trajectories(episodes: int = 3, steps: int = 5) -> Trajectories:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from pipeline.data import Trajectories, TrajectoryBuilder, concatenate, content_digest
 from pipeline.errors import BadInput
-from pipeline.trajectories import Trajectories, TrajectoryBuilder, concatenate, content_digest
 
 
 @dataclass(frozen=True)

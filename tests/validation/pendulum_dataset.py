@@ -7,9 +7,9 @@ import numpy as np
 
 from pipeline.config.loading import validate as validate_config
 from pipeline.config.task import TaskConfig
-from pipeline.spaces import space_to_json
+from pipeline.data import DatasetMetadata, Trajectories, TrajectoryBuilder, content_digest
+from pipeline.data.spaces import space_to_json
 from pipeline.tasks import Purpose, Task
-from pipeline.trajectories import DatasetMetadata, Trajectories, TrajectoryBuilder, content_digest
 from pipeline.validation import Approval, Context, TaskReplay
 
 HORIZON = 40

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from pipeline.spaces import space_to_json
+from pipeline.data.spaces import space_to_json
 from pipeline.validation import Context
 from pipeline.validation.rules import Dataset
 

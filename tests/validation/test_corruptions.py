@@ -10,8 +10,8 @@ from pendulum_dataset import NOISE, TASK, act, describe
 
 from pipeline.config.loading import validate as validate_config
 from pipeline.config.task import TaskConfig
-from pipeline.spaces import space_to_json
-from pipeline.trajectories import arrays_digest, metadata_digest, write_dataset
+from pipeline.data import arrays_digest, metadata_digest, write_dataset
+from pipeline.data.spaces import space_to_json
 from pipeline.validation import CATALOGUE, Approval, Refusal, validate
 
 ANY = object()  # for values that another test computes by hand

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.trajectories import ARRAYS
-from pipeline.trajectories.metadata import METADATA_KEYS
+from pipeline.data import ARRAYS
+from pipeline.data.metadata import METADATA_KEYS
 from pipeline.validation import CATALOGUE
 
 TEXT = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pendulum_dataset import NOISE, act, describe
 
+from pipeline.data import arrays_digest, metadata_digest, read_archive, read_metadata, write_dataset
 from pipeline.errors import BadInput
-from pipeline.trajectories import arrays_digest, metadata_digest, read_archive, read_metadata, write_dataset
 from pipeline.validation import validate
 
 BUDGET = settings(

@@ -9,12 +9,12 @@ import pytest
 from pendulum_dataset import describe
 
 from pipeline.config.loading import load_task
-from pipeline.demonstrators import scripted
+from pipeline.data import content_digest
+from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
-from pipeline.evaluation import record_episodes
-from pipeline.spaces import space_to_json
+from pipeline.play.demonstrators import scripted
+from pipeline.play.evaluation import record_episodes
 from pipeline.tasks import Purpose, Task
-from pipeline.trajectories import content_digest
 from pipeline.validation import Context, TaskReplay, replay_episodes, validate
 
 MEASURED = ("return", "length")  # held to rewards and steps by rules of their own

@@ -7,9 +7,9 @@ import pytest
 from gymnasium import spaces
 from small_datasets import LINE, dataset, findings, walk
 
+from pipeline.data import UNKNOWN_SEED
+from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
-from pipeline.spaces import space_to_json
-from pipeline.trajectories import UNKNOWN_SEED
 from pipeline.validation import Context, replay_episodes, validate
 from pipeline.validation.alignment import labels, replay, time_alignment
 from pipeline.validation.inspection import inspect_dataset

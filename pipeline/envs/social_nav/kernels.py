@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.disk import compiled
 from pipeline.envs.social_nav.dynamics import move
 from pipeline.envs.social_nav.layout import SLOT
 from pipeline.envs.social_nav.metrics import account
 from pipeline.envs.social_nav.observation import RAYS, observe
 from pipeline.envs.social_nav.rewards import pay
 from pipeline.envs.social_nav.scenarios import spawn
+from pipeline.files import compiled
 
 
 def source_digest() -> str:

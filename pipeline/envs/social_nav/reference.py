@@ -9,7 +9,6 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from pipeline.disk import compiled
 from pipeline.envs.social_nav.kernels import source_digest
 from pipeline.envs.social_nav.layout import MAX_SPEED, MAX_TURN, PEDESTRIAN_RADIUS, ROBOT_RADIUS
 from pipeline.envs.social_nav.observation import (
@@ -22,6 +21,7 @@ from pipeline.envs.social_nav.observation import (
     VELOCITY_SCALE,
     VIEW,
 )
+from pipeline.files import compiled
 
 _COLUMN = {name: k for k, name in enumerate(FEATURES)}
 

@@ -16,7 +16,7 @@ from numba import njit
 
 from pipeline.envs.social_nav.layout import NEAR_MISS_CLEARANCE, REWARD_TERMS, Slot
 from pipeline.errors import BadInput, did_you_mean, shortened
-from pipeline.snqi import load_baseline, load_weights
+from pipeline.statistics.snqi import load_baseline, load_weights
 
 PROGRESS, SIMPLE, PUNISH_ACTION, SNQI_STEP = range(4)
 LARGEST_ACTION_CHANGE = math.sqrt(8.0)  # |a - a_previous| between opposite corners of [-1, 1]^2

@@ -11,12 +11,12 @@ from typing import Any, Final, TypeVar
 from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
 from pipeline.config.training import LearningRate
-from pipeline.content_key import content_key, digest_of, package_code
 from pipeline.errors import BadInput, printable, say
 from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
-from pipeline.reproduction import reproduce
 from pipeline.stages import StageOutcome
+from pipeline.stages.reproduce import reproduce
 from pipeline.tracking import registry
+from pipeline.tracking.content_key import content_key, digest_of, package_code
 from pipeline.tracking.forwarder import deliver_leftovers
 from pipeline.tracking.groups import common_group
 from pipeline.tracking.models import find_version

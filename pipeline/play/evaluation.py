@@ -18,17 +18,17 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from pipeline.demonstrators import Actor, ActorSlots
+from pipeline.data import Trajectories, TrajectoryBuilder
+from pipeline.data.observations import span_of
 from pipeline.envs.calling import not_ended
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
 from pipeline.errors import BadInput
 from pipeline.names import Metric
-from pipeline.observations import span_of
+from pipeline.play.demonstrators import Actor, ActorSlots
 from pipeline.policies import Observations
-from pipeline.snqi import Baseline, Weights, load_baseline, load_weights, snqi
 from pipeline.statistics import Estimate, bootstrap_means, bootstrap_quantiles, column_means
+from pipeline.statistics.snqi import Baseline, Weights, load_baseline, load_weights, snqi
 from pipeline.tasks import Task
-from pipeline.trajectories import Trajectories, TrajectoryBuilder
 
 HISTOGRAM_BINS: Final = 20
 SLOTS: Final = 16  # environments side by side where each is an object that holds memory; more are hardly faster

@@ -22,12 +22,12 @@ from typing import IO, Any, Final
 
 import numpy as np
 
-from pipeline.disk import sync, sync_folder
+from pipeline.data.metadata import SCHEMA_VERSION, DatasetMetadata
+from pipeline.data.observations import join_fields, split_fields
+from pipeline.data.trajectories import Trajectories, content_digest
 from pipeline.errors import BadInput, shortened
+from pipeline.files import sync, sync_folder
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
-from pipeline.observations import join_fields, split_fields
-from pipeline.trajectories.arrays import Trajectories, content_digest
-from pipeline.trajectories.metadata import SCHEMA_VERSION, DatasetMetadata
 
 MAX_ARCHIVE_BYTES: Final = (1 << 32) - 1  # a plain zip, without its 64-bit extension
 MAX_METADATA_BYTES: Final = 8_000_000

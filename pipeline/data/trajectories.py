@@ -1,7 +1,7 @@
 """Recorded episodes in memory: flat arrays, the offsets that cut them into episodes, and their digest.
 
-Observations are one array. Of a Dict space its rows are structured (`pipeline.observations`); files hold one array a
-field, `observations.<key>`.
+Observations are one array. Of a Dict space its rows are structured (`pipeline.data.observations`); files hold one
+array a field, `observations.<key>`.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
+from pipeline.data.observations import split_fields
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Metric
-from pipeline.observations import split_fields
 
 DIGEST_LENGTH: Final = 36  # what MLflow keeps of a dataset digest
 UNKNOWN_SEED: Final = -1  # of an imported episode whose seed nobody wrote down

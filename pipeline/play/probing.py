@@ -19,14 +19,14 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
 from pipeline.config.training import Network
-from pipeline.demonstrators import ActorSlots, Scripted
+from pipeline.data.observations import batch_of_one, element_names, flat_rows, from_rows, one_row, row_dtype
+from pipeline.data.spaces import space_bounds
 from pipeline.envs.calling import RAISED, raised
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
-from pipeline.observations import batch_of_one, element_names, flat_rows, from_rows, one_row, row_dtype
+from pipeline.play.demonstrators import ActorSlots, Scripted
 from pipeline.policies import build_policy
-from pipeline.spaces import space_bounds
 from pipeline.tasks import RENDER_MODE, Purpose, Task
 
 LARGEST = float(np.finfo(np.float32).max)  # that a policy can read

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium import spaces
 
-from pipeline.observations import one_row, row_dtype, to_rows
-from pipeline.trajectories.arrays import Trajectories
+from pipeline.data.observations import one_row, row_dtype, to_rows
+from pipeline.data.trajectories import Trajectories
 
 
 class EpisodeSpec(Protocol):

@@ -205,7 +205,7 @@ def _child_main(job: TrainingJob, pipe: connection.Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        from pipeline.learning.threads import one_thread
+        from pipeline.executors.threads import one_thread
 
         one_thread()
         from pipeline.learning.ppo import train

@@ -29,8 +29,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.config.sweep import Parameter, Pruner, Sampler, SearchSpace, Sweep
-from pipeline.disk import sqlite_file
 from pipeline.errors import BadInput, did_you_mean, shortened
+from pipeline.files import sqlite_file
 
 SAMPLERS: Final = {
     "tpe": optuna.samplers.TPESampler,

@@ -15,14 +15,14 @@ from typing import Any, Final
 import gymnasium as gym
 import numpy as np
 
-from pipeline.demonstrators import Actor, ActorSlots
+from pipeline.data import UNKNOWN_SEED, EpisodeData, Trajectories
+from pipeline.data.observations import batch_of_one, flat_rows, one_row, row_dtype
 from pipeline.envs.calling import RAISED, broken
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
-from pipeline.observations import batch_of_one, flat_rows, one_row, row_dtype
+from pipeline.play.demonstrators import Actor, ActorSlots
 from pipeline.tasks import RENDER_MODE, Task
-from pipeline.trajectories import UNKNOWN_SEED, EpisodeData, Trajectories
 
 MAX_SEEN_BYTES: Final = 1 << 31  # of frames held in memory for a cloning
 SEEN_TOLERANCE: Final = 1e-4  # of a state, absolute and relative: another processor rounds otherwise

@@ -3,7 +3,19 @@
 Whether the data is *right* (ends, bounds, provenance, ...) is decided in `pipeline.validation`, not here.
 """
 
-from pipeline.trajectories.arrays import (
+from pipeline.data.builder import EpisodeSpec, TrajectoryBuilder
+from pipeline.data.dataset_files import load_dataset, read_archive, read_metadata, save_dataset, write_dataset
+from pipeline.data.metadata import (
+    METADATA_DIGEST,
+    SCHEMA_VERSION,
+    UNAPPROVED,
+    DatasetMetadata,
+    MetadataFault,
+    metadata_digest,
+    metadata_faults,
+    origin_of,
+)
+from pipeline.data.trajectories import (
     ARRAYS,
     METRIC_PREFIX,
     STEP_ARRAYS,
@@ -15,18 +27,6 @@ from pipeline.trajectories.arrays import (
     content_digest,
     offsets,
     shape_faults,
-)
-from pipeline.trajectories.builder import EpisodeSpec, TrajectoryBuilder
-from pipeline.trajectories.files import load_dataset, read_archive, read_metadata, save_dataset, write_dataset
-from pipeline.trajectories.metadata import (
-    METADATA_DIGEST,
-    SCHEMA_VERSION,
-    UNAPPROVED,
-    DatasetMetadata,
-    MetadataFault,
-    metadata_digest,
-    metadata_faults,
-    origin_of,
 )
 
 __all__ = [

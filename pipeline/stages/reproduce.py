@@ -10,14 +10,14 @@ from pathlib import Path
 
 from pipeline.config.loading import to_data
 from pipeline.config.stages import Collect, Finetune, Pretrain, Reproduce, TrainExpert
-from pipeline.content_key import ContentKey, Difference, content_key
-from pipeline.demonstrators import Demonstrator, from_policy, scripted
+from pipeline.data import content_digest, save_dataset
 from pipeline.errors import BadInput
-from pipeline.first_difference import between_evaluations, between_policies, between_trajectories
+from pipeline.executors.local import run_side_by_side
 from pipeline.learning.arms import arm_jobs
-from pipeline.learning.jobs import TrainingJob, training_key
-from pipeline.learning.workers import run_side_by_side
+from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
+from pipeline.play.demonstrators import Demonstrator, from_policy, scripted
+from pipeline.play.first_difference import between_evaluations, between_policies, between_trajectories
 from pipeline.policies import policy_digest
 from pipeline.report.progress import TrainingProgress
 from pipeline.stages import StageOutcome
@@ -25,6 +25,7 @@ from pipeline.stages.collect import record
 from pipeline.stages.pretrain import answering, clone_key, make_clone, through_camera
 from pipeline.stages.train_expert import training_jobs
 from pipeline.tasks import Task
+from pipeline.tracking.content_key import ContentKey, Difference, content_key, training_key
 from pipeline.tracking.datasets import fetch_dataset
 from pipeline.tracking.groups import read_evaluations
 from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version
@@ -41,7 +42,6 @@ from pipeline.tracking.runs import (
     tag_of,
 )
 from pipeline.tracking.training import evaluations_record
-from pipeline.trajectories import content_digest, save_dataset
 
 UPSTREAM = ("run",)
 AGAIN = "again"  # artifact folder of what was made again

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
 
+from pipeline.data.trajectories import DIGEST_LENGTH
 from pipeline.errors import BadInput, shortened
 from pipeline.names import METADATA_FILE
-from pipeline.trajectories.arrays import DIGEST_LENGTH
 
 SCHEMA_VERSION: Final = 1
 
@@ -29,7 +29,7 @@ class DatasetMetadata:
     seeds: tuple[int, ...]  # listed seeds, from which the episode seeds were derived
     noise_std: float  # execution noise, as a share of the half range of the action space
     filter: dict[str, Any]  # {"min_return": float or None, "only_success": bool}
-    observation_space: dict[str, Any]  # pipeline.spaces
+    observation_space: dict[str, Any]  # pipeline.data.spaces
     action_space: dict[str, Any]
     environment: dict[str, Any]  # {"id": str, "kwargs": {...}, "wrappers": [...], "scenarios": {scenario: {...}}}
     holdout_scenarios: tuple[str, ...]

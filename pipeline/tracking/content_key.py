@@ -28,7 +28,9 @@ from llvmlite.binding import get_host_cpu_name
 from pipeline.config.loading import flatten, parse_json, to_data, validate
 from pipeline.config.task import Snqi, TaskConfig
 from pipeline.errors import printable
-from pipeline.snqi import load_baseline, load_weights
+from pipeline.learning.jobs import TrainingJob
+from pipeline.policies import policy_digest
+from pipeline.statistics.snqi import load_baseline, load_weights
 from pipeline.tasks import REFERENCE
 
 ROOT: Final = Path(__file__).parent
@@ -58,7 +60,7 @@ class Difference:
     now: str
 
     def sentence(self) -> str:
-        """`config differs: training.ppo.gamma = 0.9 (was 0.99)`, `code differs: pipeline/tasks.py`."""
+        """`config differs: training.ppo.gamma = 0.9 (was 0.99)`, `code differs: pipeline/tasks/__init__.py`."""
         section, name = printable(self.section), printable(self.name)
         if self.section not in DIGESTS:
             return f"{section} differs: {name} = {_short(self.now)} (was {_short(self.before)})"
@@ -127,6 +129,26 @@ def content_key(
             "machine": machine(torch.get_num_threads() if threads is None else threads),
         }
     )
+
+
+def training_key(job: TrainingJob) -> ContentKey:
+    """The content key of a training; a worker trains with one thread."""
+    data = to_data(job)
+    training = {key: value for key, value in data["training"].items() if key != "total_timesteps"}
+    elsewhere = (
+        "task",
+        "training",
+        "output",
+        "checkpoints",
+        "checkpoint_key",
+        "initial_policy",
+        "initial_digest",
+        "total_timesteps",
+    )
+    settings = {key: value for key, value in data.items() if key not in elsewhere}
+    start = job.initial_policy
+    inputs = {} if start is None else {"initial policy": job.initial_digest or policy_digest(start)}
+    return content_key({**settings, "training": training, "budget": job.budget}, job.task, inputs, threads=1)
 
 
 def digest_of(data: Any) -> str:

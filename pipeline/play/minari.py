@@ -31,10 +31,10 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
+from pipeline.data import UNKNOWN_SEED, DatasetMetadata, Trajectories, content_digest
+from pipeline.data.spaces import space_from_json, space_to_json
 from pipeline.errors import BadInput, shortened
-from pipeline.spaces import space_from_json, space_to_json
 from pipeline.tasks import MEASURED, REDUCTIONS, Task
-from pipeline.trajectories import UNKNOWN_SEED, DatasetMetadata, Trajectories, content_digest
 
 MAIN_FILE: Final = "main_data.hdf5"
 OUR_METADATA: Final = "demonstrations"  # key of Minari's metadata.json under which ours stands

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data import STEP_ARRAYS, Trajectories
 from pipeline.errors import BadInput, shortened
 from pipeline.policies import POLICY_SPEC_FILE, load_policy, tensors_of
-from pipeline.trajectories import STEP_ARRAYS, Trajectories
 
 
 def between_trajectories(before: Trajectories, now: Trajectories) -> str | None:

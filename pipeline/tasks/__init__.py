@@ -19,13 +19,13 @@ from gymnasium.wrappers import TimeLimit
 
 from pipeline.config.loading import to_data
 from pipeline.config.task import MeasureInfo, Outcome, TaskConfig, Wrapper
+from pipeline.data.observations import check_action_space, check_observation_space, element_names, row_dtype
 from pipeline.envs.calling import RAISED, Called, Fresh, broken, left_as_found
 from pipeline.envs.camera import ChannelsFirst, draw_headless, turned
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.serial import SerialVecEnv, outcome_of
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import Metric
-from pipeline.observations import check_action_space, check_observation_space, element_names, row_dtype
 
 SEED_BITS = 31  # environments may hand the seed to generators that take no more
 PURPOSE_BITS = 2

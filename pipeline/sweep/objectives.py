@@ -17,9 +17,9 @@ import numpy as np
 from pipeline.config.sweep import Objective
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput, did_you_mean
-from pipeline.evaluation import RATES, SNQI
 from pipeline.names import Metric
-from pipeline.snqi import TERMS, load_baseline, load_weights, snqi
+from pipeline.play.evaluation import RATES, SNQI
+from pipeline.statistics.snqi import TERMS, load_baseline, load_weights, snqi
 
 EPISODES: Final = "episodes"
 AGGREGATE: Final = "aggregate"

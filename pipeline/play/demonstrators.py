@@ -24,12 +24,12 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from pipeline.data import UNAPPROVED
+from pipeline.data.spaces import space_bounds
 from pipeline.envs.calling import RAISED, broken
 from pipeline.errors import BadInput, shortened
 from pipeline.policies import WRAPPERS, ActFunction, Observations, act_function, load_policy, read_spec
-from pipeline.spaces import space_bounds
 from pipeline.tasks import Task, call_with_user_arguments, import_object
-from pipeline.trajectories import UNAPPROVED
 
 
 class EpisodeActor(Protocol):

@@ -35,11 +35,11 @@ from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
 from pipeline.config.training import Network
-from pipeline.disk import compiled, sync, sync_folder
+from pipeline.data.observations import check_action_space, check_observation_space
+from pipeline.data.spaces import space_from_json, space_to_json
 from pipeline.errors import BadInput, shortened
+from pipeline.files import compiled, sync, sync_folder
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
-from pipeline.observations import check_action_space, check_observation_space
-from pipeline.spaces import space_from_json, space_to_json
 
 FORMAT_VERSION: Final = 1
 DIGEST_LENGTH: Final = 36  # MLflow allows no longer digest of a dataset; one length for all
