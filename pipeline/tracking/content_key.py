@@ -33,7 +33,7 @@ from pipeline.policies import policy_digest
 from pipeline.statistics.snqi import load_baseline, load_weights
 from pipeline.tasks import REFERENCE
 
-ROOT: Final = Path(__file__).parent
+ROOT: Final = Path(__file__).parents[1]
 DIGEST_LENGTH: Final = 36  # as long as MLflow takes for a dataset
 # versions that can change the bits of a result; physics engines only where they are installed
 PACKAGES: Final = ("gymnasium", "imitation", "numba", "numpy", "safetensors", "scipy", "stable-baselines3", "torch")
