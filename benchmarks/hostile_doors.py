@@ -169,7 +169,7 @@ def read_task_file(folder: Path) -> None:
 
 def demonstrators(root: Path) -> tuple[Path, ...]:
     for name, data in {
-        "planner": {"reference": "pipeline.envs.social_nav.reference:dynamic_window", "kwargs": {}},
+        "planner": {"reference": "social_nav_planners:dynamic_window", "kwargs": {}},
         "trot": {
             "reference": "pipeline.envs.quadruped:diagonal_trot",
             "kwargs": yaml.safe_load((ROOT / "configs/quadruped/collect.yaml").read_text())["scripted"]["kwargs"],

@@ -106,7 +106,7 @@ def product(folder: Path) -> dict[str, str]:
     for name in ("social_nav", "lunar_lander", "quadruped"):
         task, config = Task(load_task(f"configs/tasks/{name}.yaml")), load(Collect, f"configs/{name}/collect.yaml")
         config = replace(config, episodes=20, filter=replace(config.filter, min_return=None), noise=Noise(std=0.1))
-        script = config.scripted or Scripted(demonstrator="pipeline.envs.social_nav.reference:dynamic_window")
+        script = config.scripted or Scripted(demonstrator="benchmarks.social_nav_planners:dynamic_window")
         recorded, _ = record(task, config, scripted(script.demonstrator, script.kwargs))
         results[f"{name}: recorded from a script"] = content_digest(recorded)
         kept = folder / f"{name}.npz"

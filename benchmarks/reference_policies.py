@@ -16,7 +16,7 @@ from pipeline.envs.social_nav.vector import SocialNavVecEnv
 from pipeline.play.demonstrators import Actor, ActorSlots, scripted
 from pipeline.statistics.snqi import fit_baseline, load_weights, snqi, write_baseline
 
-SCRIPTS = "pipeline.envs.social_nav.reference"
+SCRIPTS = "social_nav_planners"
 RANDOM = np.random.default_rng(0)
 POLICIES: dict[str, Actor] = {
     "stand still": scripted(f"{SCRIPTS}:stand_still", {}).actor,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from social_nav_planners import dynamic_window
 
 from pipeline.envs.social_nav.environment import SocialNavEnv
-from pipeline.envs.social_nav.reference import dynamic_window
 from pipeline.envs.social_nav.scenarios import FAMILIES
 
 STEPS, SEED, COLUMNS = 30, 5, 4

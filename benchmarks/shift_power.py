@@ -16,7 +16,7 @@ from pipeline.play.evaluation import record_episodes
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
 
-PLANNER = scripted("pipeline.envs.social_nav.reference:dynamic_window", {})
+PLANNER = scripted("social_nav_planners:dynamic_window", {})
 
 Sample = tuple[list[np.ndarray], list[str]]  # observations of each episode, its scenario
 

@@ -1,9 +1,10 @@
 """What an episode is, and the vectorised environment that plays given episodes: the contract of all rooms."""
 
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
+import gymnasium
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -17,6 +18,7 @@ class Episode:
 
 
 EpisodeStream = Iterator[Episode]  # finite in evaluation and recording, infinite in training
+NOTHING: Final[dict[str, Any]] = {}  # the info of all slots that did not end an episode
 
 
 class EpisodeVecEnv(VecEnv):
@@ -38,6 +40,31 @@ class EpisodeVecEnv(VecEnv):
 
     running: np.ndarray  # (n,) bool: slots that still play
 
-    @abstractmethod
+    def __init__(self, num_envs: int, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]):
+        VecEnv.__init__(self, num_envs, observation_space, action_space)  # not that of a class beside this one
+        self.running = np.zeros(num_envs, bool)
+        self._episodes: list[Episode | None] = [None] * num_envs
+
     def set_streams(self, streams: Sequence[EpisodeStream]) -> None:
         """Replace the streams (as many as there are slots); they take effect at the next `reset()`."""
+        if len(streams) != self.num_envs:
+            raise ValueError(f"{len(streams)} streams were given for {self.num_envs} slots.")
+        self._streams = list(streams)
+
+    def _next_episode(self, i: int) -> Episode | None:
+        """Slot i goes on to the next episode of its stream; None: it idles from now on."""
+        self._episodes[i] = next(self._streams[i], None)
+        self.running[i] = self._episodes[i] is not None
+        return self._episodes[i]
+
+    def _final_info(
+        self, i: int, total: float, steps: int, observation: Any, truncated: bool, outcome: dict[str, float]
+    ) -> dict[str, Any]:
+        """What slot i reports of the episode that it just ended with this return."""
+        return {
+            "episode": {"r": total, "l": steps, "t": 0.0},
+            "terminal_observation": observation,
+            "TimeLimit.truncated": truncated,
+            "episode_spec": self._episodes[i],
+            "outcome": outcome,
+        }

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from benchmarks.social_nav_planners import dynamic_window, straight_to_goal
 from pipeline.envs.social_nav.environment import SocialNavEnv
-from pipeline.envs.social_nav.reference import dynamic_window, straight_to_goal
 from pipeline.envs.social_nav.scenarios import FAMILIES
 
 DT, ROBOT, PERSON = 0.1, 0.30, 0.25

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from benchmarks.social_nav_planners import straight_to_goal
 from pipeline.envs.social_nav.environment import SocialNavEnv
-from pipeline.envs.social_nav.reference import straight_to_goal
 
 
 def near(frame: np.ndarray, colour: tuple[int, int, int], tolerance: int = 12) -> np.ndarray:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.social_nav_planners import dynamic_window, straight_to_goal
 from pipeline.envs.episodes import Episode
 from pipeline.envs.social_nav.environment import SocialNavEnv
-from pipeline.envs.social_nav.reference import dynamic_window, straight_to_goal
 from pipeline.envs.social_nav.rewards import REWARDS
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES
 from pipeline.envs.social_nav.vector import SocialNavVecEnv
@@ -169,7 +169,7 @@ def test_snqi_step_takes_its_files_by_path(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="nowhere"):
         SocialNavEnv(reward_name="snqi_step", reward_kwargs=SNQI | {"baseline": str(tmp_path / "nowhere.json")})
     for missing in SNQI:
-        with pytest.raises(BadInput, match=f"reward_kwargs.{missing} is None; the reward snqi_step needs the path"):
+        with pytest.raises(BadInput, match=f"reward_kwargs of 'snqi_step': key {missing!r} is missing"):
             SocialNavEnv(reward_name="snqi_step", reward_kwargs={k: v for k, v in SNQI.items() if k != missing})
 
 
@@ -177,12 +177,12 @@ def test_snqi_step_takes_its_files_by_path(tmp_path: Path) -> None:
     ("name", "kwargs", "message"),
     [
         ("progress", {"colision": 1.0}, "Did you mean 'collision'"),
-        ("simple", {"progress": 1.0}, "allowed are living, pedestrian, obstacle, goal"),
-        ("simple", {"goal": -1.0}, "finite number >= 0"),
-        ("simple", {"goal": "much"}, "finite number >= 0"),
-        ("progress", {"success": math.inf}, "finite number >= 0"),
+        ("simple", {"progress": 1.0}, "Allowed here: goal, living, obstacle, pedestrian"),
+        ("simple", {"goal": -1.0}, "goal = -1.0: input should be greater than or equal to 0"),
+        ("simple", {"goal": "much"}, "goal = 'much': input should be a valid number"),
+        ("progress", {"success": math.inf}, "success = inf: input should be a finite number"),
         ("simple", {"obstacle": 0.05}, "at least living"),
-        ("snqi_step", {"weights": 3}, "path of a JSON file"),
+        ("snqi_step", SNQI | {"weights": 3}, "weights = 3: input should be a valid string"),
         ("speed", {}, "allowed are progress, simple, punish_action, snqi_step"),
     ],
 )

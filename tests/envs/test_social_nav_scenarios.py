@@ -6,9 +6,9 @@ from itertools import count
 import numpy as np
 import pytest
 
+from benchmarks.social_nav_planners import dynamic_window, stand_still, straight_to_goal
 from pipeline.envs.episodes import Episode
 from pipeline.envs.social_nav.environment import SocialNavEnv
-from pipeline.envs.social_nav.reference import dynamic_window, stand_still, straight_to_goal
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES, PEDESTRIANS
 from pipeline.envs.social_nav.vector import SocialNavVecEnv
 

@@ -17,7 +17,7 @@ from pipeline.tasks import Purpose, Task
 from pipeline.tracking.runs import open_run
 from pipeline.tracking.store import connect
 
-PLANNER = scripted("pipeline.envs.social_nav.reference:dynamic_window", {})
+PLANNER = scripted("benchmarks.social_nav_planners:dynamic_window", {})
 EPISODES = 40
 
 

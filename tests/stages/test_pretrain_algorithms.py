@@ -18,7 +18,7 @@ from pipeline.tracking.models import clones_by_seed, find_policy
 from pipeline.tracking.runs import get_run, open_run, read_text_artifact, search
 
 ALGORITHMS = ("gail", "airl", "dagger")
-SCRIPT = "pipeline.envs.social_nav.reference:dynamic_window"
+SCRIPT = "benchmarks.social_nav_planners:dynamic_window"
 
 
 def pretrain(algorithm: str, dataset: str, **overrides: str) -> str:

@@ -25,7 +25,7 @@ TASK_FILE = Path(__file__).parents[2] / "configs" / "tasks" / "social_nav.yaml"
 def recorded():
     task = Task(load_task(TASK_FILE))
     episodes = task.episodes("train_small", 42, 24, Purpose.RECORD)
-    straight = scripted("pipeline.envs.social_nav.reference:straight_to_goal", {})
+    straight = scripted("benchmarks.social_nav_planners:straight_to_goal", {})
     trajectories = record_episodes(task, straight.actor, episodes, 0.3, 1, 8)
     metadata = describe(
         task,
@@ -54,7 +54,7 @@ def test_it_passes_with_every_episode_played_again(recorded):
     trajectories, metadata, context = recorded
     report = validate((trajectories, metadata), context)
     assert report.passed, report.summary()
-    script = "script pipeline.envs.social_nav.reference:straight_to_goal (version "
+    script = "script benchmarks.social_nav_planners:straight_to_goal (version "
     assert report.notes[0].startswith(f"demonstrations: {script}")
     assert report.notes[0].endswith("; no expert was approved for this dataset")
     assert report.notes[1:] == ("re-simulation: 24 of 24 episodes bit-identical",)

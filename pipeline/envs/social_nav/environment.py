@@ -1,6 +1,6 @@
 """The Gymnasium face of the simulation: one slot, one scenario."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium
@@ -11,7 +11,7 @@ from pipeline.envs.social_nav.kernels import advance, start
 from pipeline.envs.social_nav.layout import HORIZON, MAX_PEDESTRIANS, MAX_SPEED, SETTINGS, SLOT
 from pipeline.envs.social_nav.metrics import episode_metrics
 from pipeline.envs.social_nav.observation import FEATURES, OBSERVATION_SIZE
-from pipeline.envs.social_nav.rewards import reward_settings
+from pipeline.envs.social_nav.rewards import REWARDS, reward_settings
 from pipeline.envs.social_nav.scenarios import DENSITIES, FAMILIES, PEDESTRIANS
 from pipeline.errors import BadInput, did_you_mean
 
@@ -35,32 +35,29 @@ def make_settings(
     horizon: int = HORIZON,
 ) -> np.ndarray:
     """Checked settings of an environment, (1,) SETTINGS. Raises BadInput."""
+    _refuse_unknown("reward_name", reward_name, REWARDS)
     if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
         raise BadInput(f"horizon is {horizon!r}; it must be a whole number of steps >= 1.")
     if isinstance(max_speed, bool) or not isinstance(max_speed, (int, float)) or not 0.0 < max_speed <= 3.0:
         raise BadInput(f"max_speed is {max_speed!r}; it must be a number above 0 and at most 3 m/s.")
-    settings = np.zeros(1, SETTINGS)
-    settings["horizon"], settings["max_speed"] = horizon, max_speed
-    settings["reward"], settings["weights"][0] = reward_settings(reward_name, reward_kwargs)
-    return settings
+    return np.array([(horizon, max_speed, *reward_settings(reward_name, reward_kwargs or {}))], SETTINGS)
 
 
 def scenario_numbers(
     scenario: str = "frontal_approach", density: str = "low", pedestrians: int | None = None
 ) -> tuple[int, int]:
     """Number of the family and of pedestrians (by density unless given). Raises BadInput."""
-    if scenario not in FAMILIES:
-        raise BadInput(
-            f"scenario is {scenario!r}; allowed are {', '.join(FAMILIES)}.{did_you_mean(str(scenario), FAMILIES)}"
-        )
-    if density not in DENSITIES:
-        raise BadInput(
-            f"density is {density!r}; allowed are {', '.join(DENSITIES)}.{did_you_mean(str(density), DENSITIES)}"
-        )
+    _refuse_unknown("scenario", scenario, FAMILIES)
+    _refuse_unknown("density", density, DENSITIES)
     count = PEDESTRIANS[scenario][DENSITIES.index(density)] if pedestrians is None else pedestrians
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_PEDESTRIANS:
         raise BadInput(f"pedestrians is {pedestrians!r}; it must be a whole number from 0 to {MAX_PEDESTRIANS}.")
     return FAMILIES.index(scenario), count
+
+
+def _refuse_unknown(what: str, word: str, allowed: Iterable[str]) -> None:
+    if word not in allowed:
+        raise BadInput(f"{what} is {word!r}; allowed are {', '.join(allowed)}.{did_you_mean(str(word), allowed)}")
 
 
 class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -94,9 +91,9 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.scenario, self.density, self.render_mode = scenario, density, render_mode
         self.observation_space, self.action_space = observation_space(), action_space()
         self.family, self.pedestrians = scenario_numbers(scenario, density, pedestrians)
-        self._settings = make_settings(reward_name, reward_kwargs, max_speed, horizon)
+        self._settings, self._horizon = make_settings(reward_name, reward_kwargs, max_speed, horizon), horizon
         self._slots = np.zeros(1, SLOT)
-        self._observations = np.zeros((1, len(FEATURES)), np.float32)
+        self._observations = np.zeros((1, OBSERVATION_SIZE), np.float32)
         self._rewards = np.zeros(1, np.float32)
         self._done = np.zeros(1, np.int8)
         self._trail: list[tuple[float, float]] = []  # m, kept for rendering only
@@ -122,7 +119,7 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         advance(self._slots, actions, self._settings, self._observations, self._rewards, self._done)
         self._leave_trail()
         terminated, truncated = bool(self._done[0] == 1), bool(self._done[0] == 2)
-        info = self.metrics()
+        info = episode_metrics(self._slots[0], self._horizon)
         return self._observations[0].copy(), float(self._rewards[0]), terminated, truncated, info
 
     def _leave_trail(self) -> None:
@@ -136,12 +133,7 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         from pipeline.envs.social_nav.rendering import draw_frame
 
         title = f"{self.scenario.replace('_', ' ')}, {self.density}"
-        horizon = int(self._settings["horizon"][0])
-        return draw_frame(self._slots[0], self._observations[0], title, horizon, self._trail)
-
-    def metrics(self) -> dict[str, Any]:
-        """Episode metrics of all steps so far."""
-        return dict(episode_metrics(self._slots[0], int(self._settings["horizon"][0])))
+        return draw_frame(self._slots[0], self._observations[0], title, self._horizon, self._trail)
 
     def state(self) -> np.void:
         """A copy of the full simulation state, one `SLOT` record: positions, velocities, walls, accumulators."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.envs.social_nav.geometry import crosses
 from pipeline.envs.social_nav.layout import (
     DT,
     FORCE_LIMIT,
@@ -86,101 +87,59 @@ class _Canvas:
         font = ImageFont.load_default(size * _OVERSAMPLING)
         self.draw.text((x * _OVERSAMPLING, y * _OVERSAMPLING), words, font=font, fill=fill, anchor=anchor)
 
-    def finish(self) -> np.ndarray:
-        return np.asarray(self.image.resize((WIDTH, HEIGHT), Image.Resampling.BOX))
-
-
-def _extent(state: np.void) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner (m) of what the whole episode may show: walls, goal and routes."""
-    n, walls = int(state["pedestrians"]), state["walls"][: state["wall_count"]]
-    xs, ys = [walls[:, [0, 2]].ravel(), [state["goal_x"], -5.0]], [walls[:, [1, 3]].ravel(), [state["goal_y"], 0.0]]
-    for i in range(n):
-        stops = int(state["route_length"][i])
-        xs.append(state["route_x"][i, :stops])
-        ys.append(state["route_y"][i, :stops])
-    x, y = np.concatenate(xs), np.concatenate(ys)
-    return np.array([x.min(), y.min()]) - _MARGIN, np.array([x.max(), y.max()]) + _MARGIN
-
-
-def _visible(state: np.void) -> np.ndarray:
-    """Which pedestrians no wall hides from the robot, (pedestrians,) bool."""
-    n = int(state["pedestrians"])
-    robot = np.array([state["x"], state["y"]])
-    people = np.stack([state["ped_x"][:n], state["ped_y"][:n]], axis=1)
-    visible = np.ones(n, bool)
-    for x1, y1, x2, y2 in state["walls"][: state["wall_count"]]:
-        start, edge, sight = np.array([x1, y1]), np.array([x2 - x1, y2 - y1]), people - robot
-        sides = _cross(edge, robot - start) * _cross(edge, people - start)
-        ends = _cross(sight, start - robot) * _cross(sight, start + edge - robot)
-        visible &= ~((sides < 0) & (ends < 0))
-    return visible
-
-
-def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.asarray(a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0])
-
-
-def _draw_scan(canvas: _Canvas, state: np.void, observation: np.ndarray) -> None:
-    proximity = observation[FEATURES.index("proximity_00") :].astype(np.float64)
-    reach = 1.0 / proximity - 1.0 + ROBOT_RADIUS
-    x = state["x"] + reach * (state["cos"] * RAY_COS - state["sin"] * RAY_SIN)
-    y = state["y"] + reach * (state["sin"] * RAY_COS + state["cos"] * RAY_SIN)
-    canvas.draw.polygon([canvas.at(*point) for point in zip(x, y, strict=True)], fill=_SEEN)
-    for point in zip(x, y, strict=True):
-        canvas.disc(*point, 0.045, fill=_TRAIL)
-
-
-def _draw_people(canvas: _Canvas, state: np.void) -> None:
-    visible = _visible(state)
-    for i in range(int(state["pedestrians"])):
-        x, y = float(state["ped_x"][i]), float(state["ped_y"][i])
-        colour = _DISTURBED if state["robot_force"][i] > FORCE_LIMIT else _CALM
-        canvas.arrow(x, y, _ARROW * float(state["ped_vx"][i]), _ARROW * float(state["ped_vy"][i]), colour)
-        canvas.disc(x, y, PEDESTRIAN_RADIUS, fill=colour if visible[i] else _GROUND, outline=colour)
-
-
-def _draw_robot(canvas: _Canvas, state: np.void) -> None:
-    x, y, cos, sin = (float(state[key]) for key in ("x", "y", "cos", "sin"))
-    crashed = state["collision_pedestrian"] or state["collision_wall"]
-    canvas.disc(x, y, ROBOT_RADIUS, fill=_ROBOT, outline=_DISTURBED if crashed else _ROBOT, w=4 if crashed else 1)
-    canvas.arrow(x, y, 0.7 * float(state["speed"]) * cos, 0.7 * float(state["speed"]) * sin, _ROBOT)
-    nose, side = 0.24, 0.13
-    corners = [(nose, 0.0), (-0.12, side), (-0.12, -side)]
-    canvas.draw.polygon([canvas.at(x + a * cos - b * sin, y + a * sin + b * cos) for a, b in corners], fill=_INK)
-
-
-def _draw_words(canvas: _Canvas, state: np.void, title: str, horizon: int) -> None:
-    outcome, band = next((_OUTCOMES[key] for key in _OUTCOMES if state[key]), ("", _BAND))
-    canvas.draw.rectangle((0, 0, WIDTH * _OVERSAMPLING, _HEADER * _OVERSAMPLING), fill=band)
-    facts = (
-        f"{int(state['steps']) * DT:.1f} s     step {int(state['steps'])} of {horizon}     "
-        f"speed {float(state['speed']):.1f} m/s     near misses {int(state['near_misses'])}     "
-        f"disturbed {int(state['force_events'])}"
-    )
-    canvas.text(12, 17, title, 17, _INK, "lm")
-    canvas.text(WIDTH - 12, 17, outcome, 17, _INK, "rm")
-    canvas.text(12, 40, facts, 13, _INK, "lm")
-
 
 def draw_frame(
     state: np.void, observation: np.ndarray, title: str, horizon: int, trail: Sequence[Point] = ()
 ) -> np.ndarray:
     """One `SLOT` record, its observation (OBSERVATION_SIZE,) and the robot's past places (m) -> (544, 640, 3) uint8."""
-    canvas = _Canvas(*_extent(state))
-    _draw_scan(canvas, state, observation)
-    n = int(state["pedestrians"])
+    x, y, cos, sin, speed, goal_x, goal_y = (
+        float(state[key]) for key in ("x", "y", "cos", "sin", "speed", "goal_x", "goal_y")
+    )
+    n, walls = int(state["pedestrians"]), state["walls"][: state["wall_count"]]
+
+    # the canvas holds all that the whole episode may show: walls, start and goal, routes
+    stops = [slice(int(length)) for length in state["route_length"][:n]]
+    xs = np.concatenate([walls[:, [0, 2]].ravel(), [goal_x, -5.0], *(state["route_x"][i, stops[i]] for i in range(n))])
+    ys = np.concatenate([walls[:, [1, 3]].ravel(), [goal_y, 0.0], *(state["route_y"][i, stops[i]] for i in range(n))])
+    canvas = _Canvas(np.array([xs.min(), ys.min()]) - _MARGIN, np.array([xs.max(), ys.max()]) + _MARGIN)
+
+    reach = 1.0 / observation[FEATURES.index("proximity_00") :].astype(np.float64) - 1.0 + ROBOT_RADIUS
+    rays = zip(reach, RAY_COS, RAY_SIN, strict=True)
+    scan = [(x + r * (cos * a - sin * b), y + r * (sin * a + cos * b)) for r, a, b in rays]
+    canvas.draw.polygon([canvas.at(*point) for point in scan], fill=_SEEN)
+    for point in scan:
+        canvas.disc(*point, 0.045, fill=_TRAIL)
+
     if n and state["steps"] and state["clearance"] < NEAR_MISS_CLEARANCE:
-        canvas.disc(float(state["x"]), float(state["y"]), ROBOT_RADIUS + NEAR_MISS_CLEARANCE, fill=_HALO)
-    for x1, y1, x2, y2 in state["walls"][: state["wall_count"]].tolist():
+        canvas.disc(x, y, ROBOT_RADIUS + NEAR_MISS_CLEARANCE, fill=_HALO)
+    for x1, y1, x2, y2 in walls.tolist():
         canvas.line([(x1, y1), (x2, y2)], _WALL, max(3.0, 0.1 * canvas.scale / _OVERSAMPLING))
-    goal = (float(state["goal_x"]), float(state["goal_y"]))
-    robot = (float(state["x"]), float(state["y"]))
-    canvas.line([robot, (float(state["waypoint_x"]), float(state["waypoint_y"]))], _PLAN, 1.2)
-    canvas.disc(*goal, GOAL_RADIUS, outline=_GOAL, w=3)
-    canvas.disc(*goal, GOAL_RADIUS / 2.5, fill=_GOAL)
+    canvas.line([(x, y), (float(state["waypoint_x"]), float(state["waypoint_y"]))], _PLAN, 1.2)
+    canvas.disc(goal_x, goal_y, GOAL_RADIUS, outline=_GOAL, w=3)
+    canvas.disc(goal_x, goal_y, GOAL_RADIUS / 2.5, fill=_GOAL)
     if len(trail) > 1:
         canvas.line(list(trail), _TRAIL, 3.0)
-    _draw_people(canvas, state)
-    _draw_robot(canvas, state)
-    _draw_words(canvas, state, title, horizon)
-    return canvas.finish()
+
+    for i in range(n):
+        px, py = float(state["ped_x"][i]), float(state["ped_y"][i])
+        colour = _DISTURBED if state["robot_force"][i] > FORCE_LIMIT else _CALM
+        hidden = any(crosses.py_func(x, y, px, py, *wall) for wall in walls.tolist())
+        canvas.arrow(px, py, _ARROW * float(state["ped_vx"][i]), _ARROW * float(state["ped_vy"][i]), colour)
+        canvas.disc(px, py, PEDESTRIAN_RADIUS, fill=_GROUND if hidden else colour, outline=colour)
+
+    crashed = state["collision_pedestrian"] or state["collision_wall"]
+    canvas.disc(x, y, ROBOT_RADIUS, fill=_ROBOT, outline=_DISTURBED if crashed else _ROBOT, w=4 if crashed else 1)
+    canvas.arrow(x, y, 0.7 * speed * cos, 0.7 * speed * sin, _ROBOT)
+    nose = [(0.24, 0.0), (-0.12, 0.13), (-0.12, -0.13)]  # m, in the robot's frame
+    canvas.draw.polygon([canvas.at(x + a * cos - b * sin, y + a * sin + b * cos) for a, b in nose], fill=_INK)
+
+    outcome, band = next((_OUTCOMES[key] for key in _OUTCOMES if state[key]), ("", _BAND))
+    canvas.draw.rectangle((0, 0, WIDTH * _OVERSAMPLING, _HEADER * _OVERSAMPLING), fill=band)
+    facts = (
+        f"{int(state['steps']) * DT:.1f} s     step {int(state['steps'])} of {horizon}     speed {speed:.1f} m/s     "
+        f"near misses {int(state['near_misses'])}     disturbed {int(state['force_events'])}"
+    )
+    canvas.text(12, 17, title, 17, _INK, "lm")
+    canvas.text(WIDTH - 12, 17, outcome, 17, _INK, "rm")
+    canvas.text(12, 40, facts, 13, _INK, "lm")
+    return np.asarray(canvas.image.resize((WIDTH, HEIGHT), Image.Resampling.BOX))

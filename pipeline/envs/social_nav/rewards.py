@@ -6,23 +6,25 @@ episode to the worst that staying alive could have scored, less the collision co
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numba import njit
 
+from pipeline.config.base import NonNegative, configuration
+from pipeline.config.loading import validate
+from pipeline.config.task import Snqi
 from pipeline.envs.social_nav.layout import NEAR_MISS_CLEARANCE, REWARD_TERMS, Slot
-from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.statistics.snqi import load_baseline, load_weights
 
 PROGRESS, SIMPLE, PUNISH_ACTION, SNQI_STEP = range(4)
 LARGEST_ACTION_CHANGE = math.sqrt(8.0)  # |a - a_previous| between opposite corners of [-1, 1]^2
 
 
-@dataclass(frozen=True)
+@configuration
 class Progress:
     """Dense default. Per step:
 
@@ -33,115 +35,67 @@ class Progress:
     episode to -collision - progress * retreat - horizon * (living + near_miss + comfort + smoothness).
     """
 
-    progress: float = 0.25  # per m
-    living: float = 0.003  # per step
-    near_miss: float = 0.015  # per step in contact
-    comfort: float = 0.01  # per step that disturbs everybody
-    smoothness: float = 0.005  # per largest change of action
-    success: float = 2.0
-    collision: float = 2.0
-    retreat: float = 1.0  # m, walking further away from the goal than this costs no more
+    progress: NonNegative = 0.25  # per m
+    living: NonNegative = 0.003  # per step
+    near_miss: NonNegative = 0.015  # per step in contact
+    comfort: NonNegative = 0.01  # per step that disturbs everybody
+    smoothness: NonNegative = 0.005  # per largest change of action
+    success: NonNegative = 2.0
+    collision: NonNegative = 2.0
+    retreat: NonNegative = 1.0  # m, walking further away from the goal than this costs no more
 
 
-@dataclass(frozen=True)
+@configuration
 class Simple:
     """-living / horizon per step, -pedestrian or -obstacle on a crash, +goal on arrival."""
 
-    living: float = 0.1
-    pedestrian: float = 5.0
-    obstacle: float = 2.0
-    goal: float = 1.0
+    living: NonNegative = 0.1
+    pedestrian: NonNegative = 5.0
+    obstacle: NonNegative = 2.0
+    goal: NonNegative = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.pedestrian, self.obstacle) < self.living:
+            raise ValueError(
+                f"pedestrian ({self.pedestrian}) and obstacle ({self.obstacle}) must be at least living "
+                f"({self.living}), or crashing would score better than staying alive; raise them"
+            )
 
 
-@dataclass(frozen=True)
-class PunishAction:
+@configuration
+class PunishAction(Simple):
     """`Simple` minus action * |a - a_previous| per step.
 
     A crash takes the return of the episode to that of `Simple` less the action cost of `horizon` largest changes.
     """
 
-    living: float = 0.1
-    pedestrian: float = 5.0
-    obstacle: float = 2.0
-    goal: float = 1.0
-    action: float = 0.1
+    action: NonNegative = 0.1
 
 
-@dataclass(frozen=True)
-class SnqiStep:
-    """SNQI paid step by step: each normalised term pays its increment, so that the sum over an episode telescopes.
-
-    Near misses are exact, comfort is force events / pedestrians of the step over the horizon, jerk is the running mean
-    of finite differences. A crash costs the collision weight and takes every term to its worst.
-    """
-
-    weights: str | None = None  # path of a JSON file; both must be given
-    baseline: str | None = None  # path of a JSON file
-
-
-REWARDS: Mapping[str, Callable[..., Any]] = {
+# `Snqi`, the files of the index, is paid step by step: each normalised term pays its increment, so that the sum over an
+# episode telescopes. Near misses are exact, comfort is force events / pedestrians of the step over the horizon, jerk is
+# the running mean of finite differences. A crash costs the collision weight and takes every term to its worst.
+REWARDS: Final[Mapping[str, type[Any]]] = {
     "progress": Progress,
     "simple": Simple,
     "punish_action": PunishAction,
-    "snqi_step": SnqiStep,
+    "snqi_step": Snqi,
 }
 
 
-def reward_settings(name: str, kwargs: Mapping[str, Any] | None) -> tuple[int, np.ndarray]:
+def reward_settings(name: str, kwargs: Mapping[str, Any]) -> tuple[int, np.ndarray]:
     """`("simple", {"goal": 2.0})` -> number of the reward, weights (REWARD_TERMS,) for the kernel.
 
-    Raises BadInput for an unknown name or keyword, and for a weight that is not a finite number >= 0.
+    Raises BadInput for an unknown keyword, and for a weight that is not a finite number >= 0.
     """
-    if name not in REWARDS:
-        raise BadInput(
-            f"reward_name is {name!r}; allowed are {', '.join(REWARDS)}."
-            f"{did_you_mean(str(name), REWARDS)} Choose one of them."
-        )
-    kind = REWARDS[name]
-    allowed = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for key in kwargs or {}:
-        if key not in allowed:
-            raise BadInput(
-                f"reward_kwargs.{key} is unknown to the reward {name!r}; allowed are {', '.join(allowed)}."
-                f"{did_you_mean(str(key), allowed)} Correct or remove it."
-            )
-    chosen = kind(**(kwargs or {}))
-    number = list(REWARDS).index(name)
-    weights = np.zeros(REWARD_TERMS)
-    values = _snqi_weights(chosen) if isinstance(chosen, SnqiStep) else _plain_weights(chosen)
-    weights[: len(values)] = values
-    return number, weights
-
-
-def _plain_weights(chosen: Progress | Simple | PunishAction) -> list[float]:
-    values = []
-    for field in fields(chosen):
-        value = getattr(chosen, field.name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < math.inf:
-            raise BadInput(f"reward_kwargs.{field.name} is {value!r}; it must be a finite number >= 0.")
-        values.append(float(value))
-    if not isinstance(chosen, Progress):
-        least = chosen.living
-        for key in ("pedestrian", "obstacle"):
-            if getattr(chosen, key) < least:
-                raise BadInput(
-                    f"reward_kwargs.{key} is {getattr(chosen, key)!r}; it must be at least living ({least}), "
-                    "or crashing would score better than staying alive. Raise it."
-                )
-    return values
-
-
-def _snqi_weights(chosen: SnqiStep) -> list[float]:
-    for key, path in vars(chosen).items():
-        if not isinstance(path, str):
-            raise BadInput(
-                f"reward_kwargs.{key} is {shortened(path)}; the reward snqi_step needs the path of a JSON file there."
-            )
-    weights, baseline = load_weights(Path(str(chosen.weights))), load_baseline(Path(str(chosen.baseline)))
-    values = [weights[key] for key in ("success", "time", "collisions", "near", "comfort", "force_exceed", "jerk")]
-    for key in ("near_misses", "force_exceed_events", "jerk_mean"):
-        values += [baseline[key].med, 1.0 / (baseline[key].p95 - baseline[key].med)]
-    return values
+    chosen = validate(REWARDS[name], dict(kwargs), f"reward_kwargs of {name!r}")
+    values = list(asdict(chosen).values())
+    if isinstance(chosen, Snqi):
+        weights, baseline = load_weights(Path(chosen.weights)), load_baseline(Path(chosen.baseline))
+        values = [weights[key] for key in ("success", "time", "collisions", "near", "comfort", "force_exceed", "jerk")]
+        for key in ("near_misses", "force_exceed_events", "jerk_mean"):
+            values += [baseline[key].med, 1.0 / (baseline[key].p95 - baseline[key].med)]
+    return list(REWARDS).index(name), np.pad(np.array(values, np.float64), (0, REWARD_TERMS - len(values)))
 
 
 @njit

@@ -15,21 +15,8 @@ from pipeline.envs.social_nav.dynamics import SPEED_LEAST, SPEED_MEAN, SPEED_MOS
 from pipeline.envs.social_nav.geometry import follow_path, measure_bends, wall_clearance
 from pipeline.envs.social_nav.layout import FAR_AWAY, MAX_PEDESTRIANS, Slot
 
-FAMILIES = (
-    "frontal_approach",
-    "intersection",
-    "blind_corner",
-    "narrow_doorway",
-    "parallel_traffic",
-    "perpendicular_traffic",
-    "circular_crossing",
-    "crowd_navigation",
-)
-FRONTAL, INTERSECTION, CORNER, DOORWAY, PARALLEL, PERPENDICULAR, CIRCULAR, CROWD = range(len(FAMILIES))
 DENSITIES = ("low", "medium", "high")
-
-# Pedestrians of each family at low, medium and high density.
-PEDESTRIANS = {
+PEDESTRIANS = {  # of each family at these densities
     "frontal_approach": (3, 6, 9),
     "intersection": (3, 6, 10),
     "blind_corner": (2, 4, 7),
@@ -39,6 +26,8 @@ PEDESTRIANS = {
     "circular_crossing": (3, 6, 10),
     "crowd_navigation": (4, 8, 12),
 }
+FAMILIES = tuple(PEDESTRIANS)
+FRONTAL, INTERSECTION, CORNER, DOORWAY, PARALLEL, PERPENDICULAR, CIRCULAR, CROWD = range(len(FAMILIES))
 
 ROBOT_GUARD = 2.8  # nobody spawns nearer to the robot: 1 s at SPEED_FACTOR * SPEED_MOST plus both radii is 2.76 m
 PEOPLE_GUARD = 0.7  # between pedestrians at spawn, centre to centre
@@ -84,73 +73,44 @@ def _corridor(slot: Slot, half: float) -> None:
 
 
 @njit
-def _crossroads(slot: Slot, half: float) -> None:
-    """Two corridors that cross; the robot goes straight on or turns off."""
-    for sx in (-1.0, 1.0):
-        for sy in (-1.0, 1.0):
-            _wall(slot, sx * half, sy * half, sx * 8.0, sy * half)
-            _wall(slot, sx * half, sy * half, sx * half, sy * 8.0)
-            _bend(slot, sx * (half - CORNER_GUARD), sy * (half - CORNER_GUARD))
-    side = half - 0.7
-    turn = uniform(slot, 0.0, 1.0)
-    if turn < 0.5:
-        _place(slot, -5.0, uniform(slot, -side, side), 4.0, uniform(slot, -side, side))
-    else:
-        goal_y = 4.0 if turn < 0.75 else -4.0
-        _place(slot, -5.0, uniform(slot, -side, side), uniform(slot, -side, side), goal_y)
-
-
-@njit
-def _bent_corridor(slot: Slot, half: float) -> None:
-    """A corridor with a right-angled corner that hides who comes."""
-    _wall(slot, -8.0, -half, half, -half)
-    _wall(slot, half, -half, half, 8.0)
-    _wall(slot, -8.0, half, -half, half)
-    _wall(slot, -half, half, -half, 8.0)
-    _bend(slot, -half + CORNER_GUARD, half - CORNER_GUARD)
-    side = half - 0.7
-    _place(slot, -5.0, uniform(slot, -side, side), uniform(slot, -side, side), 4.0)
-
-
-@njit
-def _two_rooms(slot: Slot, gap: float, door_y: float) -> None:
-    """Two rooms and a doorway between them."""
-    _box(slot, -6.0, -4.0, 6.0, 4.0)
-    _wall(slot, 0.0, -4.0, 0.0, door_y - 0.5 * gap)
-    _wall(slot, 0.0, door_y + 0.5 * gap, 0.0, 4.0)
-    _bend(slot, 0.0, door_y - 0.5 * gap + CORNER_GUARD)
-    _bend(slot, 0.0, door_y + 0.5 * gap - CORNER_GUARD)
-    _place(slot, uniform(slot, -5.2, -4.2), uniform(slot, -3.0, 3.0), uniform(slot, 3.5, 5.0), uniform(slot, -3.0, 3.0))
-
-
-@njit
-def _hall(slot: Slot, x: float, y: float) -> None:
-    """A room with a pillar near its middle."""
-    _box(slot, -6.0, -6.0, 6.0, 6.0)
-    _box(slot, x - 0.5, y - 0.5, x + 0.5, y + 0.5)
-    reach = 0.5 + CORNER_GUARD
-    for sx in (-1.0, 1.0):
-        for sy in (-1.0, 1.0):
-            _bend(slot, x + sx * reach, y + sy * reach)
-    _place(slot, -5.0, uniform(slot, -4.0, 4.0), uniform(slot, 3.5, 5.0), uniform(slot, -4.0, 4.0))
-
-
-@njit
 def _lay_out(slot: Slot, family: int) -> tuple[float, float]:
     """Walls, start, goal and turning points. Returns two numbers that the routes of the family need."""
     a, b = 0.0, 0.0
     if family == FRONTAL:
         a = uniform(slot, 1.6, 2.4)
         _corridor(slot, a)
-    elif family == INTERSECTION:
+    elif family == INTERSECTION:  # two corridors that cross; the robot goes straight on or turns off
         a = uniform(slot, 1.5, 2.1)
-        _crossroads(slot, a)
-    elif family == CORNER:
+        for sx in (-1.0, 1.0):
+            for sy in (-1.0, 1.0):
+                _wall(slot, sx * a, sy * a, sx * 8.0, sy * a)
+                _wall(slot, sx * a, sy * a, sx * a, sy * 8.0)
+                _bend(slot, sx * (a - CORNER_GUARD), sy * (a - CORNER_GUARD))
+        side = a - 0.7
+        turn = uniform(slot, 0.0, 1.0)
+        if turn < 0.5:
+            _place(slot, -5.0, uniform(slot, -side, side), 4.0, uniform(slot, -side, side))
+        else:
+            goal_y = 4.0 if turn < 0.75 else -4.0
+            _place(slot, -5.0, uniform(slot, -side, side), uniform(slot, -side, side), goal_y)
+    elif family == CORNER:  # a corridor with a right-angled corner that hides who comes
         a = uniform(slot, 1.4, 2.0)
-        _bent_corridor(slot, a)
-    elif family == DOORWAY:
+        _wall(slot, -8.0, -a, a, -a)
+        _wall(slot, a, -a, a, 8.0)
+        _wall(slot, -8.0, a, -a, a)
+        _wall(slot, -a, a, -a, 8.0)
+        _bend(slot, -a + CORNER_GUARD, a - CORNER_GUARD)
+        side = a - 0.7
+        _place(slot, -5.0, uniform(slot, -side, side), uniform(slot, -side, side), 4.0)
+    elif family == DOORWAY:  # two rooms, and between them a doorway of width a at y = b
         a, b = uniform(slot, 1.4, 1.9), uniform(slot, -2.0, 2.0)
-        _two_rooms(slot, a, b)
+        _box(slot, -6.0, -4.0, 6.0, 4.0)
+        _wall(slot, 0.0, -4.0, 0.0, b - 0.5 * a)
+        _wall(slot, 0.0, b + 0.5 * a, 0.0, 4.0)
+        _bend(slot, 0.0, b - 0.5 * a + CORNER_GUARD)
+        _bend(slot, 0.0, b + 0.5 * a - CORNER_GUARD)
+        x, y, goal_x = uniform(slot, -5.2, -4.2), uniform(slot, -3.0, 3.0), uniform(slot, 3.5, 5.0)
+        _place(slot, x, y, goal_x, uniform(slot, -3.0, 3.0))
     elif family == PARALLEL:
         a = uniform(slot, 2.0, 2.8)
         _corridor(slot, a)
@@ -162,8 +122,15 @@ def _lay_out(slot: Slot, family: int) -> tuple[float, float]:
         a = uniform(slot, 4.0, 4.8)
         offset = uniform(slot, -0.5, 0.5)
         _place(slot, -a, offset, a, uniform(slot, -0.5, 0.5))
-    else:
-        _hall(slot, uniform(slot, -0.8, 0.8), uniform(slot, -1.5, 1.5))
+    else:  # a room with a pillar near its middle
+        x, y = uniform(slot, -0.8, 0.8), uniform(slot, -1.5, 1.5)
+        _box(slot, -6.0, -6.0, 6.0, 6.0)
+        _box(slot, x - 0.5, y - 0.5, x + 0.5, y + 0.5)
+        reach = 0.5 + CORNER_GUARD
+        for sx in (-1.0, 1.0):
+            for sy in (-1.0, 1.0):
+                _bend(slot, x + sx * reach, y + sy * reach)
+        _place(slot, -5.0, uniform(slot, -4.0, 4.0), uniform(slot, 3.5, 5.0), uniform(slot, -4.0, 4.0))
     return a, b
 
 
@@ -179,17 +146,6 @@ def _flow(slot: Slot, i: int, side: float, start: float, end: float) -> None:
     """Along x from `start` to `end`, anywhere in the width."""
     _stop(slot, i, start, uniform(slot, -side, side))
     _stop(slot, i, end, uniform(slot, -side, side))
-
-
-@njit
-def _direction(slot: Slot) -> tuple[float, float]:
-    """A uniform unit vector (drawn in the disc and normalised, so that no trigonometry is needed)."""
-    while True:
-        x, y = uniform(slot, -1.0, 1.0), uniform(slot, -1.0, 1.0)
-        square = x * x + y * y
-        if 0.01 < square < 1.0:
-            length = math.sqrt(square)
-            return x / length, y / length
 
 
 @njit
@@ -227,8 +183,12 @@ def _draw_route(slot: Slot, i: int, family: int, a: float, b: float) -> None:
         _stop(slot, i, uniform(slot, -3.0, 3.0), -sign * 5.5)
     elif family == CIRCULAR:
         radius = a + uniform(slot, -0.5, 0.5)
-        x, y = _direction(slot)
-        x, y = x * radius, y * radius
+        x = y = square = 0.0
+        while not 0.01 < square < 1.0:  # drawn in the disc and normalised: no trigonometry is needed
+            x, y = uniform(slot, -1.0, 1.0), uniform(slot, -1.0, 1.0)
+            square = x * x + y * y
+        length = math.sqrt(square)
+        x, y = x / length * radius, y / length * radius
         _stop(slot, i, x, y)
         _stop(slot, i, -x, -y)
     else:
@@ -279,38 +239,6 @@ def _populate(slot: Slot, family: int, count: int, a: float, b: float) -> None:
 
 
 @njit
-def _mirror(slot: Slot) -> None:
-    slot.y, slot.goal_y = -slot.y, -slot.goal_y
-    for k in range(slot.wall_count):
-        slot.walls[k, 1], slot.walls[k, 3] = -slot.walls[k, 1], -slot.walls[k, 3]
-    for k in range(slot.bend_count):
-        slot.bends[k, 1] = -slot.bends[k, 1]
-    for i in range(slot.pedestrians):
-        slot.ped_y[i] = -slot.ped_y[i]
-        for k in range(slot.route_length[i]):
-            slot.route_y[i, k] = -slot.route_y[i, k]
-
-
-@njit
-def _set_off(slot: Slot) -> None:
-    """Pedestrians walk at their desired speed; the robot stands and looks roughly along its path."""
-    for i in range(slot.pedestrians):
-        slot.ped_target_x[i], slot.ped_target_y[i] = slot.route_x[i, 1], slot.route_y[i, 1]
-        dx, dy = slot.ped_target_x[i] - slot.ped_x[i], slot.ped_target_y[i] - slot.ped_y[i]
-        length = math.sqrt(dx * dx + dy * dy)
-        slot.ped_vx[i], slot.ped_vy[i] = slot.ped_speed[i] * dx / length, slot.ped_speed[i] * dy / length
-    measure_bends(slot)
-    follow_path(slot)
-    slot.shortest_path = slot.path_distance
-    dx, dy = slot.waypoint_x - slot.x, slot.waypoint_y - slot.y
-    tilt = uniform(slot, -0.3, 0.3)  # tangent of the angle off the path
-    cos, sin = dx - tilt * dy, dy + tilt * dx
-    length = math.sqrt(cos * cos + sin * sin)
-    slot.cos, slot.sin = cos / length, sin / length
-    slot.action[0] = -1.0  # the action of a robot that stands
-
-
-@njit
 def spawn(slot: Slot, family: int, pedestrians: int, seed: int) -> None:
     """Lay out one episode: geometry, robot, goal and pedestrians, all from the seed."""
     slot.random_state = np.uint64(seed)
@@ -318,6 +246,28 @@ def spawn(slot: Slot, family: int, pedestrians: int, seed: int) -> None:
     slot.bend_count = 0
     a, b = _lay_out(slot, family)
     _populate(slot, family, min(pedestrians, MAX_PEDESTRIANS), a, b)
-    if uniform(slot, 0.0, 1.0) < 0.5:
-        _mirror(slot)
-    _set_off(slot)
+    if uniform(slot, 0.0, 1.0) < 0.5:  # mirrored
+        slot.y, slot.goal_y = -slot.y, -slot.goal_y
+        for k in range(slot.wall_count):
+            slot.walls[k, 1], slot.walls[k, 3] = -slot.walls[k, 1], -slot.walls[k, 3]
+        for k in range(slot.bend_count):
+            slot.bends[k, 1] = -slot.bends[k, 1]
+        for i in range(slot.pedestrians):
+            slot.ped_y[i] = -slot.ped_y[i]
+            for k in range(slot.route_length[i]):
+                slot.route_y[i, k] = -slot.route_y[i, k]
+    for i in range(slot.pedestrians):  # they walk at their desired speed
+        slot.ped_target_x[i], slot.ped_target_y[i] = slot.route_x[i, 1], slot.route_y[i, 1]
+        dx, dy = slot.ped_target_x[i] - slot.ped_x[i], slot.ped_target_y[i] - slot.ped_y[i]
+        length = math.sqrt(dx * dx + dy * dy)
+        slot.ped_vx[i], slot.ped_vy[i] = slot.ped_speed[i] * dx / length, slot.ped_speed[i] * dy / length
+    measure_bends(slot)
+    follow_path(slot)
+    slot.shortest_path = slot.path_distance
+    # the robot stands and looks roughly along its path
+    dx, dy = slot.waypoint_x - slot.x, slot.waypoint_y - slot.y
+    tilt = uniform(slot, -0.3, 0.3)  # tangent of the angle off the path
+    cos, sin = dx - tilt * dy, dy + tilt * dx
+    length = math.sqrt(cos * cos + sin * sin)
+    slot.cos, slot.sin = cos / length, sin / length
+    slot.action[0] = -1.0  # the action of a robot that stands

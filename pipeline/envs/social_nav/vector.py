@@ -1,20 +1,18 @@
 """The batched face of the simulation: all slots advance in one compiled call."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
+from pipeline.envs.episodes import NOTHING, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.social_nav.environment import action_space, make_settings, observation_space, scenario_numbers
 from pipeline.envs.social_nav.kernels import advance, start
 from pipeline.envs.social_nav.layout import SLOT
 from pipeline.envs.social_nav.metrics import episode_metrics
 from pipeline.envs.social_nav.observation import OBSERVATION_SIZE
 from pipeline.errors import BadInput
-
-_NOTHING: dict[str, Any] = {}  # shared by all slots that did not end an episode
 
 
 class SocialNavVecEnv(EpisodeVecEnv):
@@ -33,29 +31,19 @@ class SocialNavVecEnv(EpisodeVecEnv):
         **environment_kwargs: Any,
     ) -> None:
         super().__init__(len(streams), observation_space(), action_space())
+        self.set_streams(streams)
         self._numbers = {name: scenario_numbers(**kwargs) for name, kwargs in scenarios.items()}
         self._settings = make_settings(**environment_kwargs)
         self._horizon = int(self._settings["horizon"][0])
-        self._streams: list[Iterator[Episode]] = list(streams)
-        self._episodes: list[Episode | None] = [None] * self.num_envs
         self._slots = np.zeros(self.num_envs, SLOT)
         self._observations = np.zeros((self.num_envs, OBSERVATION_SIZE), np.float32)
         self._rewards = np.zeros(self.num_envs, np.float32)
         self._done = np.zeros(self.num_envs, np.int8)
-        self._actions = np.zeros((self.num_envs, 2), np.float32)
-        self._no_infos = [_NOTHING] * self.num_envs
-        self.running = np.zeros(self.num_envs, bool)
-
-    def set_streams(self, streams: Sequence[EpisodeStream]) -> None:
-        if len(streams) != self.num_envs:
-            raise ValueError(f"{len(streams)} streams were given for {self.num_envs} slots")
-        self._streams = list(streams)
+        self._no_infos = [NOTHING] * self.num_envs
 
     def _begin(self, i: int) -> None:
         """Start the next episode of stream i, or let the slot idle when there is none."""
-        episode = next(self._streams[i], None)
-        self._episodes[i] = episode
-        self.running[i] = episode is not None
+        episode = self._next_episode(i)
         if episode is None:
             self._slots[i]["running"] = 0
             self._observations[i] = 0.0
@@ -64,8 +52,7 @@ class SocialNavVecEnv(EpisodeVecEnv):
         if episode.scenario not in self._numbers:
             known = ", ".join(self._numbers)
             raise BadInput(f"The episode's scenario is {episode.scenario!r}; this environment was made for {known}.")
-        family, pedestrians = self._numbers[episode.scenario]
-        start(self._slots, i, family, pedestrians, episode.seed, self._settings, self._observations)
+        start(self._slots, i, *self._numbers[episode.scenario], episode.seed, self._settings, self._observations)
 
     def reset(self) -> VecEnvObs:
         for i in range(self.num_envs):
@@ -91,20 +78,12 @@ class SocialNavVecEnv(EpisodeVecEnv):
         done = self._done > 0
         infos = list(self._no_infos)
         for i in np.flatnonzero(done).tolist():
-            infos[i] = self._final_info(i)
+            slot, observation, truncated = self._slots[i], self._observations[i].copy(), bool(self._done[i] == 2)
+            total, steps, outcome = float(slot["reward_sum"]), int(slot["steps"]), episode_metrics(slot, self._horizon)
+            infos[i] = self._final_info(i, total, steps, observation, truncated, outcome)
             self._done[i] = 0
             self._begin(i)
         return self._observations.copy(), rewards, done, infos
-
-    def _final_info(self, i: int) -> dict[str, Any]:
-        slot = self._slots[i]
-        return {
-            "episode": {"r": float(slot["reward_sum"]), "l": int(slot["steps"]), "t": 0.0},
-            "terminal_observation": self._observations[i].copy(),
-            "TimeLimit.truncated": bool(self._done[i] == 2),
-            "episode_spec": self._episodes[i],
-            "outcome": episode_metrics(slot, self._horizon),
-        }
 
     def close(self) -> None:
         """Nothing to release."""

@@ -1,15 +1,14 @@
 """Reference policies: scripted demonstrators that see the observation only. A learned expert is read against them.
 
-Each is a function of one observation, (OBSERVATION_SIZE,) float32 -> (2,) float32.
+Each is a function of one observation, (OBSERVATION_SIZE,) float32 -> (2,) float32. They demonstrate too, in a checkout:
+`-P scripted.demonstrator=benchmarks.social_nav_planners:dynamic_window`.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numba import njit
 
-from pipeline.envs.social_nav.kernels import source_digest
 from pipeline.envs.social_nav.layout import MAX_SPEED, MAX_TURN, PEDESTRIAN_RADIUS, ROBOT_RADIUS
 from pipeline.envs.social_nav.observation import (
     FEATURES,
@@ -112,25 +111,18 @@ def _arc_cost(
     return math.hypot(target[0] - x, target[1] - y) + _CLEARANCE_WEIGHT * max(_COMFORTABLE - least, 0.0)
 
 
-def _compile(version: str) -> Callable[..., None]:
-    @compiled  # see kernels.py on the closure variable
-    def plan(row: np.ndarray, max_speed: float, action: np.ndarray) -> None:
-        version  # noqa: B018
-        people, points, target = np.empty((NEAREST, 4)), np.empty((RAYS, 2)), np.empty(2)
-        seen, walls = _scan_points(row, max_speed, people, points)
-        ahead = min(row[_GOAL] * GOAL_SCALE, _LOOK_AHEAD)
-        target[0], target[1] = row[_WAY_COS] * ahead, row[_WAY_SIN] * ahead
-        best = math.inf
-        for a in range(_SPEEDS):
-            for b in range(_TURNS):
-                forward, turn = a / (_SPEEDS - 1.0), 2.0 * b / (_TURNS - 1.0) - 1.0
-                cost = _arc_cost(forward * max_speed, turn * MAX_TURN, target, people, seen, points, walls)
-                cost += 0.05 * abs(turn - row[_TURN])
-                if cost < best:
-                    best = cost
-                    action[0], action[1] = 2.0 * forward - 1.0, turn
-
-    return plan
-
-
-_plan = _compile(source_digest())
+@compiled
+def _plan(row: np.ndarray, max_speed: float, action: np.ndarray) -> None:
+    people, points, target = np.empty((NEAREST, 4)), np.empty((RAYS, 2)), np.empty(2)
+    seen, walls = _scan_points(row, max_speed, people, points)
+    ahead = min(row[_GOAL] * GOAL_SCALE, _LOOK_AHEAD)
+    target[0], target[1] = row[_WAY_COS] * ahead, row[_WAY_SIN] * ahead
+    best = math.inf
+    for a in range(_SPEEDS):
+        for b in range(_TURNS):
+            forward, turn = a / (_SPEEDS - 1.0), 2.0 * b / (_TURNS - 1.0) - 1.0
+            cost = _arc_cost(forward * max_speed, turn * MAX_TURN, target, people, seen, points, walls)
+            cost += 0.05 * abs(turn - row[_TURN])
+            if cost < best:
+                best = cost
+                action[0], action[1] = 2.0 * forward - 1.0, turn
