@@ -42,19 +42,11 @@ _PICTURES = 256  # the same through a convolutional network, whose activations a
 
 @dataclass(frozen=True)
 class EpochPoint:
-    """After an epoch; epoch 0 is the untrained policy."""
+    """After an epoch of the actor, of which epoch 0 is the untrained policy, or of the critic."""
 
     epoch: int
-    metrics: Mapping[str, float]  # bc/..., and eval/... never: records hold the rollouts
-    records: EpisodeRecords | None  # rollouts of the deterministic policy, on evaluated epochs
-
-
-@dataclass(frozen=True)
-class CriticPoint:
-    """After an epoch of the critic."""
-
-    epoch: int
-    metrics: Mapping[str, float]  # critic/train_loss, critic/val_loss, critic/explained_variance
+    metrics: Mapping[str, float]  # bc/... or critic/train_loss, critic/val_loss, critic/explained_variance
+    records: EpisodeRecords | None = None  # rollouts of the deterministic policy, on evaluated epochs
 
 
 @dataclass(frozen=True)
@@ -62,18 +54,62 @@ class CloningResult:
     """What cloning came to; the policy it was given holds the best actor and the trained critic."""
 
     epochs: tuple[EpochPoint, ...]
-    critic_epochs: tuple[CriticPoint, ...]
+    critic_epochs: tuple[EpochPoint, ...]
     best_epoch: int
     train_episodes: np.ndarray  # (N_train,) int64 indices of the trajectories
     held_out_episodes: np.ndarray  # (N_val,) int64
-    critic_explained_variance: float  # of held-out returns, by the critic that was kept; NaN when none was trained
     samples_per_second: float  # of the actor's gradient steps; NaN where that was not measured
     wall_seconds: float
     environment_steps: int = 0  # played to learn from, evaluations apart
 
+    @property
+    def critic_explained_variance(self) -> float:
+        """Of held-out returns, by the critic that was kept; NaN when none was trained."""
+        kept = min(self.critic_epochs, key=lambda point: point.metrics["critic/val_loss"], default=None)
+        return kept.metrics["critic/explained_variance"] if kept else math.nan
+
 
 Evaluate = Callable[[ActorCriticPolicy], EpisodeRecords]
-OnPoint = Callable[[EpochPoint | CriticPoint], None]
+OnPoint = Callable[[EpochPoint], None]
+
+
+def check_demonstrations(policy: ActorCriticPolicy, trajectories: Trajectories) -> None:
+    """Raise BadInput unless observations and actions have the shapes of the policy's spaces."""
+    for what, space, array in (
+        ("observations", policy.observation_space, trajectories.observations),
+        ("actions", policy.action_space, trajectories.actions),
+    ):
+        needed = row_dtype(space)
+        if array.shape[1:] != needed.shape or array.dtype.names != needed.base.names:
+            given = f"{shortened(array.dtype.names)} of " if array.dtype.names else ""
+            raise BadInput(f"demonstrations: {what} have shape {given}{array.shape[1:]}, the policy needs {space}")
+
+
+def split_by_episode(returns: np.ndarray, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of training and held-out episodes: `round(fraction * N)` held out, at least one of each.
+
+    Stratified by the episodes' `returns` (N,): one is drawn from the middle of every group of neighbours in return, so
+    that rare failures are held out in proportion. Without it held-out returns may lack what the critic finds hardest.
+    """
+    episodes = len(returns)
+    if episodes < 2:
+        raise BadInput(f"cloning needs at least 2 episodes, one of them to hold out, got {episodes}; record more")
+    held_out = min(max(round(validation_fraction * episodes), 1), episodes - 1)
+    rng = np.random.default_rng([seed, 1])
+    shuffled = rng.permutation(episodes)  # equal returns in no particular order
+    groups = np.array_split(shuffled[np.argsort(returns[shuffled], kind="stable")], held_out)
+    chosen = np.sort([rng.choice(group[len(group) // 4 : len(group) - len(group) // 4]) for group in groups])
+    return np.setdiff1d(np.arange(episodes), chosen), chosen
+
+
+def episode_returns(trajectories: Trajectories) -> np.ndarray:
+    """(N,) float64: the sum of the rewards of every episode."""
+    return np.add.reduceat(trajectories.rewards.astype(np.float64), trajectories.step_offsets[:-1])
+
+
+def rank(figures: Mapping[str, float]) -> tuple[float, float]:
+    """What clones are ranked by, larger is better: success rate, then mean return."""
+    return figures["success_rate"], figures["return_mean"]
 
 
 def clone(
@@ -95,101 +131,99 @@ def clone(
     check_demonstrations(policy, trajectories)
     if settings.select == "rollout" and evaluate is None:
         raise BadInput("cloning.select = 'rollout' needs rollout evaluations; use 'validation_loss' without them")
-    train_rows, held_out_rows = split_by_episode(episode_returns(trajectories), settings.validation_fraction, seed)
-    data = _ActorData.of(policy, trajectories, train_rows, held_out_rows)
-    epochs, best_epoch, rate = _clone_actor(policy, data, settings, seed, evaluate, on_point)
-    critic_epochs: tuple[CriticPoint, ...] = ()
-    if settings.critic_epochs:
-        critic_epochs = train_critic(policy, trajectories, train_rows, held_out_rows, settings, seed, on_point)
-    kept = min(critic_epochs, key=lambda point: point.metrics["critic/val_loss"], default=None)
-    explained = kept.metrics["critic/explained_variance"] if kept else math.nan
+    train_episodes, held_out = split_by_episode(episode_returns(trajectories), settings.validation_fraction, seed)
+    inputs, space = _Inputs(policy, policy.pi_features_extractor, trajectories), policy.action_space
+    if isinstance(space, spaces.Box):
+        clipped = np.clip(trajectories.actions, space.low, space.high).reshape(trajectories.steps, -1)
+        labels = torch.as_tensor(clipped, dtype=torch.float32)
+    else:
+        labels = torch.as_tensor(trajectories.actions.reshape(trajectories.steps, -1), dtype=torch.int64)
+
+    def samples(episodes: np.ndarray) -> _Samples:
+        steps = _steps(trajectories, episodes)
+        return _Samples(inputs, torch.as_tensor(trajectories.step_rows[steps]), labels[torch.as_tensor(steps)])
+
+    train, validation, actor = samples(train_episodes), samples(held_out), _Actor(policy, settings)
+    optimizer = torch.optim.Adam(
+        actor.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    generator = torch.Generator().manual_seed(seed)
+    points: list[EpochPoint] = []
+    best_value: Any = None
+    best_epoch, best_tensors, seconds = 0, dict[str, torch.Tensor](), 0.0
+    for epoch in range(settings.epochs + 1):
+        if epoch > 0:
+            began = time.perf_counter()
+            order = torch.randperm(len(train.rows), generator=generator)
+            for x, y in train.batches(settings.batch_size, order):
+                optimizer.zero_grad()
+                actor.differentiate(x, y)
+                optimizer.step()
+            if actor.log_std is not None:
+                with torch.no_grad():
+                    actor.log_std.clamp_(min=MIN_LOG_STD)
+            seconds += time.perf_counter() - began
+        metrics = actor.curves(train, validation)
+        weights, losses = not_finite(policy), metrics["bc/train_loss"] + metrics["bc/val_loss"]
+        if weights is not None or not math.isfinite(losses):
+            if best_tensors:
+                load_tensors(policy, best_tensors)
+            raise Diverged(
+                f"cloning of seed {seed} diverged in epoch {epoch}: {weights or 'its loss'} is not finite; lower "
+                f"cloning.learning_rate (now {settings.learning_rate:g})"
+            )
+        due = epoch % settings.evaluate_every_epochs == 0 or epoch == settings.epochs
+        records = evaluate(policy) if evaluate is not None and due else None
+        points.append(EpochPoint(epoch, metrics, records))
+        on_point(points[-1])
+        if settings.select == "validation_loss":
+            value: Any = -metrics["bc/val_loss"]
+        else:
+            value = None if records is None else rank(point_figures(records))
+        if value is not None and (best_value is None or value > best_value):
+            best_value, best_epoch, best_tensors = value, epoch, tensors_of(policy)
+    load_tensors(policy, best_tensors)
     return CloningResult(
-        epochs=epochs,
-        critic_epochs=critic_epochs,
+        epochs=tuple(points),
+        critic_epochs=train_critic(policy, trajectories, train_episodes, held_out, settings, seed, on_point),
         best_epoch=best_epoch,
-        train_episodes=train_rows,
-        held_out_episodes=held_out_rows,
-        critic_explained_variance=explained,
-        samples_per_second=rate,
+        train_episodes=train_episodes,
+        held_out_episodes=held_out,
+        samples_per_second=settings.epochs * len(train.rows) / seconds,
         wall_seconds=time.perf_counter() - started,
     )
 
 
-def check_demonstrations(policy: ActorCriticPolicy, trajectories: Trajectories) -> None:
-    """Raise BadInput unless observations and actions have the shapes of the policy's spaces."""
-    for what, space, array in (
-        ("observations", policy.observation_space, trajectories.observations),
-        ("actions", policy.action_space, trajectories.actions),
-    ):
-        needed = row_dtype(space)
-        if array.shape[1:] != needed.shape or array.dtype.names != needed.base.names:
-            given = f"{shortened(array.dtype.names)} of " if array.dtype.names else ""
-            raise BadInput(f"demonstrations: {what} have shape {given}{array.shape[1:]}, the policy needs {space}")
-
-
-def episode_returns(trajectories: Trajectories) -> np.ndarray:
-    """(N,) float64: the sum of the rewards of every episode."""
-    return np.add.reduceat(trajectories.rewards.astype(np.float64), trajectories.step_offsets[:-1])
-
-
-def split_by_episode(returns: np.ndarray, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of training and held-out episodes: `round(fraction * N)` held out, at least one of each.
-
-    Stratified by the episodes' `returns` (N,): one is drawn from the middle of every group of neighbours in return, so
-    that rare failures are held out in proportion. Without it held-out returns may lack what the critic finds hardest.
-    """
-    episodes = len(returns)
-    if episodes < 2:
-        raise BadInput(f"cloning needs at least 2 episodes, one of them to hold out, got {episodes}; record more")
-    held_out = min(max(round(validation_fraction * episodes), 1), episodes - 1)
-    rng = np.random.default_rng([seed, 1])
-    shuffled = rng.permutation(episodes)  # equal returns in no particular order
-    groups = np.array_split(shuffled[np.argsort(returns[shuffled], kind="stable")], held_out)
-    chosen = np.sort([rng.choice(group[len(group) // 4 : len(group) - len(group) // 4]) for group in groups])
-    return np.setdiff1d(np.arange(episodes), chosen), chosen
-
-
-# --- actor -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
 class _Inputs:
-    """Observations as tensors, held once however many sets draw from them, and how a part of the policy reads them."""
+    """Observations as tensors, held once however many sets draw from them, as a part of the policy reads them."""
 
-    rows: Any  # (S + N, features) float32; for a convolutional extractor as recorded, one tensor or one a key
-    read: Callable[[Any], torch.Tensor] | None  # that extractor, rows -> (n, features); None: it has been at work
-    chunk: int  # rows of one forward pass without gradient
-
-    @classmethod
-    def of(cls, policy: ActorCriticPolicy, extractor: nn.Module, data: Trajectories) -> "_Inputs":
-        """An extractor without weights reads once and for all; a convolutional one reads every batch anew."""
-
-        def read(rows: Any) -> torch.Tensor:
-            features: torch.Tensor = extractor(
-                preprocess_obs(rows, policy.observation_space, normalize_images=policy.normalize_images)
-            )
-            return features
-
+    def __init__(self, policy: ActorCriticPolicy, extractor: nn.Module, data: Trajectories) -> None:
+        self._policy, self._extractor = policy, extractor
         stored = from_rows(data.observations)
-        mapping = isinstance(stored, dict)
-        rows = {k: torch.as_tensor(v) for k, v in stored.items()} if mapping else torch.as_tensor(stored)
-        if any(True for _ in extractor.parameters()):
-            return cls(rows, read, _PICTURES)
-        with torch.no_grad():
-            return cls(read(rows).to(torch.float32), None, _CHUNK)
+        self._rows: Any  # (S + N, features) float32; for a convolutional extractor as recorded, one tensor or one a key
+        if isinstance(stored, dict):
+            self._rows = {key: torch.as_tensor(array) for key, array in stored.items()}
+        else:
+            self._rows = torch.as_tensor(stored)
+        self._learns = any(True for _ in extractor.parameters())
+        self.chunk = _PICTURES if self._learns else _CHUNK
+        if not self._learns:
+            with torch.no_grad():
+                self._rows = self._read(self._rows).to(torch.float32)
 
-    def features(self, part: Any) -> torch.Tensor:
-        """What the rest of the network reads of a part, (n, features)."""
-        features: torch.Tensor = part if self.read is None else self.read(part)
+    def _read(self, rows: Any) -> torch.Tensor:
+        scaled = preprocess_obs(rows, self._policy.observation_space, normalize_images=self._policy.normalize_images)
+        features: torch.Tensor = self._extractor(scaled)
         return features
 
-    def parts(self, rows: torch.Tensor, size: int) -> Iterator[Any]:
-        """The given rows (n,) int64, `size` of them at a time."""
-        if self.read is None:
-            yield from self.rows[rows].split(size)  # small: all at once is faster
+    def features(self, rows: torch.Tensor, size: int | None = None) -> Iterator[torch.Tensor]:
+        """(n, features) of the given rows (n,) int64, `size` of them at a time, or as many as fit into memory."""
+        if not self._learns:
+            yield from self._rows[rows].split(size or self.chunk)  # small: all at once is faster
             return
-        for few in rows.split(size):
-            yield {k: v[few] for k, v in self.rows.items()} if isinstance(self.rows, dict) else self.rows[few]
+        for few in rows.split(size or self.chunk):
+            mapping = isinstance(self._rows, dict)
+            yield self._read({k: v[few] for k, v in self._rows.items()} if mapping else self._rows[few])
 
 
 @dataclass(frozen=True)
@@ -200,35 +234,12 @@ class _Samples:
     rows: torch.Tensor  # (n,) int64
     y: torch.Tensor  # (n, dims) float32 or int64 labels; (n,) float32 returns
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batches(self, size: int, order: torch.Tensor | None = None) -> Iterator[tuple[Any, torch.Tensor]]:
-        """(inputs, targets) of at most `size` samples each; a last incomplete batch is given as it is."""
+    def batches(
+        self, size: int | None = None, order: torch.Tensor | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(features, targets) of `size` samples each, the last of the rest; by default as many as fit into memory."""
         rows, y = (self.rows, self.y) if order is None else (self.rows[order], self.y[order])
-        yield from zip(self.inputs.parts(rows, size), y.split(size), strict=True)
-
-    def chunks(self) -> Iterator[tuple[Any, torch.Tensor]]:
-        """All samples in order, in parts that fit into memory."""
-        return self.batches(self.inputs.chunk)
-
-
-@dataclass(frozen=True)
-class _ActorData:
-    """Observations and the demonstrator's labels."""
-
-    train: _Samples
-    val: _Samples
-
-    @classmethod
-    def of(cls, policy: ActorCriticPolicy, data: Trajectories, train: np.ndarray, held_out: np.ndarray) -> "_ActorData":
-        inputs, labels = _Inputs.of(policy, policy.pi_features_extractor, data), _labels(policy, data)
-
-        def samples(episodes: np.ndarray) -> _Samples:
-            steps = _steps(data, episodes)
-            return _Samples(inputs, torch.as_tensor(data.step_rows[steps]), labels[torch.as_tensor(steps)])
-
-        return cls(samples(train), samples(held_out))
+        yield from zip(self.inputs.features(rows, size), y.split(size or self.inputs.chunk), strict=True)
 
 
 def _steps(data: Trajectories, episodes: np.ndarray) -> np.ndarray:
@@ -238,76 +249,38 @@ def _steps(data: Trajectories, episodes: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.repeat(chosen, data.lengths))
 
 
-def _labels(policy: ActorCriticPolicy, data: Trajectories) -> torch.Tensor:
-    space = policy.action_space
-    if isinstance(space, spaces.Box):
-        labels = np.clip(data.actions, space.low, space.high).reshape(data.steps, -1)
-        return torch.as_tensor(labels, dtype=torch.float32)
-    return torch.as_tensor(data.actions.reshape(data.steps, -1), dtype=torch.int64)
-
-
 class _Actor:
-    """The actor's part of a policy as one function from inputs to loss."""
+    """The actor behind its features extractor, and what it is taught by."""
 
-    def __init__(
-        self, policy: ActorCriticPolicy, settings: Cloning, features: Callable[[Any], torch.Tensor] = lambda part: part
-    ) -> None:
+    def __init__(self, policy: ActorCriticPolicy, settings: Cloning) -> None:
+        self._settings, self._extractor = settings, policy.pi_features_extractor
         self._head = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
-        self._features, self._extractor = features, policy.pi_features_extractor
         self.log_std: nn.Parameter | None = getattr(policy, "log_std", None)
         space = policy.action_space
         self._choices = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else []
         self._binary = isinstance(space, spaces.MultiBinary)
-        self._settings = settings
 
     def parameters(self) -> list[nn.Parameter]:
         spread = [self.log_std] if self.log_std is not None else []
         return [*self._extractor.parameters(), *self._head.parameters(), *spread]
 
-    def body(self, x: Any) -> torch.Tensor:
-        """Inputs of n rows -> (n, outputs): the mean of a Gaussian, or logits."""
-        output: torch.Tensor = self._head(self._features(x))
-        return output
-
-    def loss(self, x: Any, y: torch.Tensor) -> torch.Tensor:
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Mean over the batch of the negative log-likelihood (or squared error), minus the weighted entropy."""
-        output = self.body(x)
+        output: torch.Tensor = self._head(x)  # (n, outputs): the mean of a Gaussian, or logits
         if self._settings.loss == "nll":
-            loss = self.negative_log_likelihood(output, y)
+            loss = self._negative_log_likelihood(output, y)
         elif self.log_std is not None:
             loss = functional.mse_loss(output, y)
         else:
             loss = _sum(
                 functional.mse_loss(part.softmax(dim=1), functional.one_hot(label, part.shape[1]).float())
-                for part, label in zip(self.logits(output), y.unbind(dim=1), strict=True)
+                for part, label in zip(self._logits(output), y.unbind(dim=1), strict=True)
             )
         if self._settings.entropy_weight:
-            loss = loss - self._settings.entropy_weight * self.entropy(output)
+            loss = loss - self._settings.entropy_weight * self._entropy(output)
         return loss
 
-    def logits(self, output: torch.Tensor) -> list[torch.Tensor]:
-        """(n, choices) for every component of an action; a switch chooses between logit 0 and its own."""
-        if self._binary:
-            return [torch.stack([torch.zeros_like(one), one], dim=1) for one in output.unbind(dim=1)]
-        return list(output.split(self._choices, dim=1)) if self._choices else [output]
-
-    def negative_log_likelihood(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if self.log_std is None:
-            parts = zip(self.logits(output), y.unbind(dim=1), strict=True)
-            return _sum(functional.cross_entropy(part, label) for part, label in parts)
-        residual = (y - output) * torch.exp(-self.log_std)
-        constant = 0.5 * math.log(2 * math.pi) * y.shape[1]
-        return 0.5 * residual.square().sum() / len(y) + self.log_std.sum() + constant
-
-    def entropy(self, output: torch.Tensor) -> torch.Tensor:
-        """Mean entropy in nats."""
-        if self.log_std is None:
-            parts = self.logits(output)
-            kinds = (torch.distributions.Categorical(logits=part, validate_args=False) for part in parts)
-            return _sum(kind.entropy().mean() for kind in kinds)
-        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
-
-    def differentiate(self, x: Any, y: torch.Tensor) -> None:
+    def differentiate(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Leave the gradient of `loss` in `.grad` of every parameter, which held none.
 
         For the Gaussian log-likelihood the loss's own derivative is written out: by automatic differentiation it takes
@@ -317,7 +290,7 @@ class _Actor:
         if self.log_std is None or self._settings.loss != "nll":
             self.loss(x, y).backward()
             return
-        output = self.body(x)
+        output = self._head(x)
         with torch.no_grad():
             precision = torch.exp(-self.log_std)
             residual = (output - y) * precision
@@ -325,106 +298,51 @@ class _Actor:
             gradient = residual * precision / len(y)
         output.backward(gradient)
 
-    def norm(self, gradient: bool) -> float:
-        """Euclidean norm of all the actor's weights, or of their last gradients."""
-        tensors = [p.grad if gradient else p.detach() for p in self.parameters()]
-        return math.sqrt(sum(float(t.square().sum()) for t in tensors if t is not None))
+    @torch.no_grad()
+    def curves(self, train: _Samples, validation: _Samples) -> dict[str, float]:
+        """The points of an epoch; every loss is over the whole of its set, with the weights as they are now."""
 
+        def mean_loss(samples: _Samples) -> float:
+            return sum(float(self.loss(x, y)) * len(y) for x, y in samples.batches()) / len(samples.rows)
 
-def _clone_actor(
-    policy: ActorCriticPolicy,
-    data: _ActorData,
-    settings: Cloning,
-    seed: int,
-    evaluate: Evaluate | None,
-    on_point: OnPoint,
-) -> tuple[tuple[EpochPoint, ...], int, float]:
-    """Every point, the epoch whose weights the policy ends with, and samples per second."""
-    actor = _Actor(policy, settings, data.train.inputs.features)
-    optimizer = torch.optim.Adam(
-        actor.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    generator = torch.Generator().manual_seed(seed)
-    points: list[EpochPoint] = []
-    best: tuple[Any, int, dict[str, torch.Tensor]] | None = None
-    seconds = 0.0
-    for epoch in range(settings.epochs + 1):
-        started = time.perf_counter()
-        if epoch > 0:
-            _one_epoch(actor, optimizer, data, settings.batch_size, generator)
-        seconds += time.perf_counter() - started if epoch > 0 else 0.0
-        metrics = _actor_metrics(actor, data)
-        weights, losses = not_finite(policy), metrics["bc/train_loss"] + metrics["bc/val_loss"]
-        if weights is not None or not math.isfinite(losses):
-            if best is not None:
-                load_tensors(policy, best[2])
-            raise Diverged(
-                f"cloning of seed {seed} diverged in epoch {epoch}: {weights or 'its loss'} is not finite; lower "
-                f"cloning.learning_rate (now {settings.learning_rate:g})"
-            )
-        due = epoch % settings.evaluate_every_epochs == 0 or epoch == settings.epochs
-        records = evaluate(policy) if evaluate is not None and due else None
-        point = EpochPoint(epoch, metrics, records)
-        points.append(point)
-        on_point(point)
-        value = _selection_value(point, settings)
-        if value is not None and (best is None or value > best[0]):
-            best = (value, epoch, tensors_of(policy))
-    assert best is not None
-    load_tensors(policy, best[2])
-    samples = settings.epochs * len(data.train)
-    return tuple(points), best[1], samples / seconds if seconds else 0.0
+        def norm(tensors: Iterable[torch.Tensor | None]) -> float:
+            return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors if tensor is not None))
 
+        output = torch.cat([self._head(x) for x, _ in validation.batches()])
+        metrics = {
+            "bc/train_loss": mean_loss(train),
+            "bc/val_loss": mean_loss(validation),
+            "bc/neglogp": float(self._negative_log_likelihood(output, validation.y)),
+            "bc/entropy": float(self._entropy(output)),
+            "bc/weight_norm": norm(self.parameters()),
+            "bc/grad_norm": norm(parameter.grad for parameter in self.parameters()),
+        }
+        if self.log_std is None:
+            chosen = torch.stack([part.argmax(dim=1) for part in self._logits(output)], dim=1)
+            return {**metrics, "bc/accuracy": float((chosen == validation.y).all(dim=1).float().mean())}
+        error, std = (output - validation.y).abs().mean(), self.log_std.exp().mean()
+        return {**metrics, "bc/mean_absolute_error": float(error), "bc/std": float(std)}
 
-def _one_epoch(
-    actor: _Actor,
-    optimizer: torch.optim.Optimizer,
-    data: _ActorData,
-    batch_size: int,
-    generator: torch.Generator,
-) -> None:
-    """One pass over the training samples in a fresh random order."""
-    order = torch.randperm(len(data.train), generator=generator)
-    for batch_x, batch_y in data.train.batches(batch_size, order):
-        optimizer.zero_grad()
-        actor.differentiate(batch_x, batch_y)
-        optimizer.step()
-    if actor.log_std is not None:
-        with torch.no_grad():
-            actor.log_std.clamp_(min=MIN_LOG_STD)
+    def _logits(self, output: torch.Tensor) -> list[torch.Tensor]:
+        """(n, choices) for every component of an action; a switch chooses between logit 0 and its own."""
+        if self._binary:
+            return [torch.stack([torch.zeros_like(one), one], dim=1) for one in output.unbind(dim=1)]
+        return list(output.split(self._choices, dim=1)) if self._choices else [output]
 
+    def _negative_log_likelihood(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.log_std is None:
+            parts = zip(self._logits(output), y.unbind(dim=1), strict=True)
+            return _sum(functional.cross_entropy(part, label) for part, label in parts)
+        residual = (y - output) * torch.exp(-self.log_std)
+        constant = 0.5 * math.log(2 * math.pi) * y.shape[1]
+        return 0.5 * residual.square().sum() / len(y) + self.log_std.sum() + constant
 
-def _selection_value(point: EpochPoint, settings: Cloning) -> Any | None:
-    """What ranks this point, larger is better; None when it was not evaluated."""
-    if settings.select == "validation_loss":
-        return -point.metrics["bc/val_loss"]
-    return None if point.records is None else rank(point_figures(point.records))
-
-
-def rank(figures: Mapping[str, float]) -> tuple[float, float]:
-    """What clones are ranked by, larger is better: success rate, then mean return."""
-    return figures["success_rate"], figures["return_mean"]
-
-
-@torch.no_grad()
-def _actor_metrics(actor: _Actor, data: _ActorData) -> dict[str, float]:
-    """The curves of an epoch; every loss is computed over the whole of its set with the weights as they are now."""
-    output = torch.cat([actor.body(x) for x, _ in data.val.chunks()])
-    metrics = {
-        "bc/train_loss": _mean_loss(actor, data.train),
-        "bc/val_loss": _mean_loss(actor, data.val),
-        "bc/neglogp": float(actor.negative_log_likelihood(output, data.val.y)),
-        "bc/entropy": float(actor.entropy(output)),
-        "bc/weight_norm": actor.norm(gradient=False),
-        "bc/grad_norm": actor.norm(gradient=True),
-    }
-    if actor.log_std is None:
-        chosen = torch.stack([part.argmax(dim=1) for part in actor.logits(output)], dim=1)
-        metrics["bc/accuracy"] = float((chosen == data.val.y).all(dim=1).float().mean())
-    else:
-        metrics["bc/mean_absolute_error"] = float((output - data.val.y).abs().mean())
-        metrics["bc/std"] = float(actor.log_std.exp().mean())
-    return metrics
+    def _entropy(self, output: torch.Tensor) -> torch.Tensor:
+        """Mean entropy in nats."""
+        if self.log_std is not None:
+            return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        kinds = (torch.distributions.Categorical(logits=part, validate_args=False) for part in self._logits(output))
+        return _sum(kind.entropy().mean() for kind in kinds)
 
 
 def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -432,22 +350,15 @@ def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(torch.add, terms)
 
 
-def _mean_loss(actor: _Actor, samples: _Samples) -> float:
-    return sum(float(actor.loss(x, y)) * len(y) for x, y in samples.chunks()) / len(samples)
-
-
-# --- critic ----------------------------------------------------------------------------------------------------------
-
-
 def train_critic(
     policy: ActorCriticPolicy,
     trajectories: Trajectories,
-    train_rows: np.ndarray,
-    held_out_rows: np.ndarray,
+    train_episodes: np.ndarray,
+    held_out_episodes: np.ndarray,
     settings: Cloning,
     seed: int,
     on_point: OnPoint = lambda _: None,
-) -> tuple[CriticPoint, ...]:
+) -> tuple[EpochPoint, ...]:
     """Regress the critic on discounted returns; it is trained on standardised returns and rescaled at the end.
 
     It ends as it was after the epoch with the least held-out loss: returns with rare failures are soon learnt by heart.
@@ -455,104 +366,69 @@ def train_critic(
     A timeout is no end: the return of a truncated episode continues with the critic's own value of its last
     observation, renewed before every epoch (fitted value iteration), and with 0 after a termination.
     """
-    inputs = _Inputs.of(policy, policy.vf_features_extractor, trajectories)
-    train, held_out = (_CriticData.of(trajectories, rows) for rows in (train_rows, held_out_rows))
-    plain = train.data.discounted_returns(settings.gamma)
-    mean, spread = float(plain.mean()), float(plain.std()) or 1.0
-    critic = _Critic(policy, inputs, mean, spread)
-    optimizer = torch.optim.Adam(critic.parts.parameters(), settings.critic_learning_rate, fused=True)
-    generator = torch.Generator().manual_seed(seed)
-    points: list[CriticPoint] = []
-    best: tuple[float, dict[str, torch.Tensor]] = (math.inf, {})
-    untrained = copy.deepcopy(critic.parts.state_dict())
+    if not settings.critic_epochs:
+        return ()
+    inputs = _Inputs(policy, policy.vf_features_extractor, trajectories)
+    head = nn.Sequential(*policy.mlp_extractor.value_net, policy.value_net)
+    critic = nn.ModuleList([policy.vf_features_extractor, head])
+    bare = replace(trajectories, observations=np.empty((trajectories.steps + len(trajectories), 0)))
+
+    def part(episodes: np.ndarray) -> tuple[Trajectories, torch.Tensor, torch.Tensor]:
+        """Rewards and ends; rows of the observations before every step, and after the last step of every episode."""
+        before = trajectories.step_rows[_steps(trajectories, episodes)]
+        after_last = trajectories.observation_offsets[1:][episodes] - 1
+        return bare.select(episodes), torch.as_tensor(before), torch.as_tensor(after_last)
+
+    @torch.no_grad()
+    def values(rows: torch.Tensor) -> np.ndarray:
+        """(n,) float64 in the unit of the return."""
+        predicted = torch.cat([head(x) for x in inputs.features(rows)]).flatten()
+        return mean + spread * predicted.numpy().astype(np.float64)
 
     def diverged(epoch: int) -> Diverged:
-        critic.parts.load_state_dict(untrained)
+        critic.load_state_dict(untrained)
         return Diverged(
             f"the critic of seed {seed} diverged in epoch {epoch}: its loss is not finite; lower "
             f"cloning.critic_learning_rate (now {settings.critic_learning_rate:g})"
         )
 
+    train, rows, last = part(train_episodes)
+    held_out, held_out_rows, held_out_last = part(held_out_episodes)
+    plain = train.discounted_returns(settings.gamma)
+    mean, spread = float(plain.mean()), float(plain.std()) or 1.0
+    optimizer = torch.optim.Adam(critic.parameters(), settings.critic_learning_rate, fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    untrained = copy.deepcopy(critic.state_dict())
+    points: list[EpochPoint] = []
+    best_loss, best = math.inf, untrained
     for epoch in range(1, settings.critic_epochs + 1):
-        final = critic.values(train.last) if epoch > 1 else np.full(len(train.data), mean)
-        targets = torch.as_tensor(
-            (train.data.discounted_returns(settings.gamma, final) - mean) / spread, dtype=torch.float32
-        )
-        order = torch.randperm(len(train.rows), generator=generator)
+        final = values(last) if epoch > 1 else np.full(len(train), mean)
+        standardised = (train.discounted_returns(settings.gamma, final) - mean) / spread
+        samples = _Samples(inputs, rows, torch.as_tensor(standardised, dtype=torch.float32))
         losses = []
-        for x, y in _Samples(inputs, train.rows, targets).batches(settings.batch_size, order):
-            loss = functional.mse_loss(critic.body(x).flatten(), y)
+        for x, y in samples.batches(settings.batch_size, torch.randperm(len(rows), generator=generator)):
+            loss = functional.mse_loss(head(x).flatten(), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-        metrics = _critic_metrics(critic, held_out, settings.gamma, losses)
+        returns = held_out.discounted_returns(settings.gamma, values(held_out_last))
+        error, variance = returns - values(held_out_rows), float(returns.var())
+        metrics = {
+            "critic/train_loss": float(torch.stack(losses).mean()) * spread**2,
+            "critic/val_loss": float(np.square(error).mean()),
+            "critic/explained_variance": 1 - float(error.var()) / variance if variance > 0 else math.nan,
+        }
         if not math.isfinite(metrics["critic/train_loss"] + metrics["critic/val_loss"]):
             raise diverged(epoch)
-        points.append(CriticPoint(epoch, metrics))
+        points.append(EpochPoint(epoch, metrics))
         on_point(points[-1])
-        if points[-1].metrics["critic/val_loss"] < best[0]:
-            best = (points[-1].metrics["critic/val_loss"], copy.deepcopy(critic.parts.state_dict()))
-    critic.parts.load_state_dict(best[1])
-    critic.rescale()
-    if not_finite(critic.parts) is not None:
+        if metrics["critic/val_loss"] < best_loss:
+            best_loss, best = metrics["critic/val_loss"], copy.deepcopy(critic.state_dict())
+    critic.load_state_dict(best)
+    with torch.no_grad():  # mean and spread go into the last layer, so that the policy itself predicts returns
+        policy.value_net.weight.mul_(spread)
+        policy.value_net.bias.mul_(spread).add_(mean)
+    if not_finite(critic) is not None:
         raise diverged(settings.critic_epochs)
     return tuple(points)
-
-
-@dataclass(frozen=True)
-class _CriticData:
-    """Some episodes, and where their observations are among the inputs."""
-
-    data: Trajectories  # without observations: rewards and ends are what returns are made of
-    rows: torch.Tensor  # (n,) int64: the observation before every step
-    last: torch.Tensor  # (episodes,) int64: the one after the last step of each
-
-    @classmethod
-    def of(cls, data: Trajectories, episodes: np.ndarray) -> "_CriticData":
-        episodes = np.sort(episodes)  # the order of the rows
-        rows = torch.as_tensor(data.step_rows[_steps(data, episodes)])
-        last = torch.as_tensor(data.observation_offsets[1:][episodes] - 1)
-        bare = replace(data, observations=np.empty((data.steps + len(data), 0)))
-        return cls(bare.select(episodes), rows, last)
-
-
-class _Critic:
-    """The critic's part of a policy while it predicts `(return - mean) / spread`."""
-
-    def __init__(self, policy: ActorCriticPolicy, inputs: _Inputs, mean: float, spread: float) -> None:
-        self._head = nn.Sequential(*policy.mlp_extractor.value_net, policy.value_net)
-        self.parts = nn.ModuleList([policy.vf_features_extractor, self._head])
-        self._inputs, self.mean, self.spread = inputs, mean, spread
-
-    def body(self, x: Any) -> torch.Tensor:
-        """Inputs of n rows -> (n, 1)."""
-        output: torch.Tensor = self._head(self._inputs.features(x))
-        return output
-
-    @torch.no_grad()
-    def values(self, rows: torch.Tensor) -> np.ndarray:
-        """(n,) float64 values in the unit of the return, of the inputs' `rows` (n,)."""
-        parts = [self.body(part) for part in self._inputs.parts(rows, self._inputs.chunk)]
-        return self.mean + self.spread * torch.cat(parts).flatten().numpy().astype(np.float64)
-
-    @torch.no_grad()
-    def rescale(self) -> None:
-        """Move mean and spread into the last layer, so that the policy itself predicts returns."""
-        last = self._head[-1]
-        assert isinstance(last, nn.Linear)
-        last.weight.mul_(self.spread)
-        last.bias.mul_(self.spread).add_(self.mean)
-
-
-def _critic_metrics(
-    critic: _Critic, held_out: _CriticData, gamma: float, losses: list[torch.Tensor]
-) -> dict[str, float]:
-    returns = held_out.data.discounted_returns(gamma, critic.values(held_out.last))
-    error = returns - critic.values(held_out.rows)
-    variance = float(returns.var())
-    return {
-        "critic/train_loss": float(torch.stack(losses).mean()) * critic.spread**2,
-        "critic/val_loss": float(np.square(error).mean()),
-        "critic/explained_variance": 1 - float(error.var()) / variance if variance > 0 else math.nan,
-    }

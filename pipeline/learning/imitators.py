@@ -45,7 +45,6 @@ from pipeline.learning.callbacks import next_evaluation
 from pipeline.learning.cloning import (
     MIN_LOG_STD,
     CloningResult,
-    CriticPoint,
     EpochPoint,
     Evaluate,
     OnPoint,
@@ -110,17 +109,13 @@ def imitate(
         raise Diverged(f"{config.algorithm} of seed {seed} {error}") from None
     actor = {name: untrained[name] if "value_net" in name else tensor for name, tensor in course.best.items()}
     load_tensors(policy, actor)
-    critic: tuple[CriticPoint, ...] = ()
-    if config.cloning.critic_epochs:
-        critic = train_critic(policy, trajectories, train_rows, held_out_rows, config.cloning, seed, on_point)
-    kept = min(critic, key=lambda point: point.metrics["critic/val_loss"], default=None)
+    critic = train_critic(policy, trajectories, train_rows, held_out_rows, config.cloning, seed, on_point)
     return CloningResult(
         epochs=tuple(course.points),
         critic_epochs=critic,
         best_epoch=course.best_at,
         train_episodes=train_rows,
         held_out_episodes=held_out_rows,
-        critic_explained_variance=kept.metrics["critic/explained_variance"] if kept else math.nan,
         samples_per_second=math.nan,
         wall_seconds=time.perf_counter() - started,
         environment_steps=steps,

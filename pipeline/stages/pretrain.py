@@ -18,7 +18,7 @@ from pipeline.data import content_digest
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.learning.certificates import TransferCertificate, certify
-from pipeline.learning.cloning import CloningResult, CriticPoint, EpochPoint, clone
+from pipeline.learning.cloning import CloningResult, EpochPoint, clone
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.ppo import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
@@ -218,9 +218,9 @@ def _clone(
     def evaluate(clone_so_far: ActorCriticPolicy) -> EpisodeRecords:
         return play(clone_so_far, episodes)
 
-    def on_point(point: EpochPoint | CriticPoint) -> None:
+    def on_point(point: EpochPoint) -> None:
         log(point.metrics, point.epoch)
-        if isinstance(point, EpochPoint) and point.records is not None:
+        if point.records is not None:
             figures = with_intervals(summarise(point.records))
             log({f"{EVAL_PREFIX}{name}": value for name, value in figures.items()}, point.epoch)
 
