@@ -2,10 +2,12 @@
 
 import atexit
 import fcntl
+import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -63,6 +65,62 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_folder(
+    folder: Path, files: Mapping[str, bytes | Callable[[IO[bytes]], object]], replace: bool = False
+) -> None:
+    """A folder of these files, down to the disk, as a whole or not at all; with `replace` in the place of an old one.
+
+    A failure leaves the old one, a crash one of the two, as `.<name>.old-<process>` at worst. Raises OSError, also for
+    a folder that holds anything and is not to be replaced.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, stale = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
+    for leftover in (fresh, stale):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        fresh.mkdir()
+        for name, content in files.items():
+            with open(fresh / name, "wb") as file:
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    content(file)
+                sync(file)
+        sync_folder(fresh)
+        if replace and folder.exists():
+            folder.rename(stale)
+        fresh.rename(folder)
+    except BaseException:
+        if stale.exists():
+            stale.rename(folder)
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def strict_json(content: bytes | str) -> Any:
+    """JSON that means the same to every reader: no key twice, and no NaN, infinity or number that becomes one.
+
+    Raises ValueError, for what is nested too deeply as well.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key is given twice")
+        return dict(pairs)
+
+    def finite(text: str) -> float:
+        if not math.isfinite(float(text)):
+            raise ValueError(f"{text} is no JSON number")
+        return float(text)
+
+    try:
+        return json.loads(content, object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def sqlite_file(uri: str) -> Path | None:

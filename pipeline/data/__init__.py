@@ -3,18 +3,17 @@
 Whether the data is *right* (ends, bounds, provenance, ...) is decided in `pipeline.validation`, not here.
 """
 
-from pipeline.data.builder import EpisodeSpec, TrajectoryBuilder
-from pipeline.data.dataset_files import load_dataset, read_archive, read_metadata, save_dataset, write_dataset
+from pipeline.data.builder import TrajectoryBuilder
+from pipeline.data.formats.npz import load_dataset, read_archive, read_metadata, save_dataset, write_dataset
 from pipeline.data.metadata import (
     METADATA_DIGEST,
     SCHEMA_VERSION,
     UNAPPROVED,
     DatasetMetadata,
-    MetadataFault,
     metadata_digest,
     metadata_faults,
     origin_of,
-)
+)  # fmt: skip
 from pipeline.data.trajectories import (
     ARRAYS,
     METRIC_PREFIX,
@@ -27,33 +26,11 @@ from pipeline.data.trajectories import (
     content_digest,
     offsets,
     shape_faults,
-)
+)  # fmt: skip
 
 __all__ = [
-    "ARRAYS",
-    "METADATA_DIGEST",
-    "METRIC_PREFIX",
-    "SCHEMA_VERSION",
-    "STEP_ARRAYS",
-    "UNAPPROVED",
-    "UNKNOWN_SEED",
-    "DatasetMetadata",
-    "EpisodeData",
-    "EpisodeSpec",
-    "MetadataFault",
-    "Trajectories",
-    "TrajectoryBuilder",
-    "arrays_digest",
-    "concatenate",
-    "content_digest",
-    "load_dataset",
-    "metadata_digest",
-    "metadata_faults",
-    "offsets",
-    "origin_of",
-    "read_archive",
-    "read_metadata",
-    "save_dataset",
-    "shape_faults",
-    "write_dataset",
-]
+    "ARRAYS", "METADATA_DIGEST", "METRIC_PREFIX", "SCHEMA_VERSION", "STEP_ARRAYS", "UNAPPROVED", "UNKNOWN_SEED",
+    "DatasetMetadata", "EpisodeData", "Trajectories", "TrajectoryBuilder", "arrays_digest", "concatenate",
+    "content_digest", "load_dataset", "metadata_digest", "metadata_faults", "offsets", "origin_of", "read_archive",
+    "read_metadata", "save_dataset", "shape_faults", "write_dataset",
+]  # fmt: skip

@@ -11,8 +11,6 @@ them, and the tensors must fit it exactly, by name, shape and dtype, and be fini
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -38,7 +36,7 @@ from pipeline.config.training import Network
 from pipeline.data.observations import check_action_space, check_observation_space
 from pipeline.data.spaces import space_from_json, space_to_json
 from pipeline.errors import BadInput, shortened
-from pipeline.files import compiled, sync, sync_folder
+from pipeline.files import compiled, strict_json, write_folder
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
 
 FORMAT_VERSION: Final = 1
@@ -151,7 +149,7 @@ def save_policy(policy: ActorCriticPolicy, folder: str | Path, provenance: Mappi
         POLICY_WEIGHTS_FILE: to_safetensors(tensors_of(policy)),
         POLICY_SPEC_FILE: (json.dumps(spec, indent=1, sort_keys=True, allow_nan=False) + "\n").encode(),
     }
-    _replace_folder(Path(folder), files)
+    write_folder(Path(folder), files, replace=True)
     return policy_digest(folder)
 
 
@@ -268,17 +266,9 @@ def _refuse_hollow(spec: PolicySpec, weights: Path) -> None:
 
 
 def _parse_json(content: bytes, path: Path) -> Any:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key is given twice")
-        return dict(pairs)
-
-    def no_constant(text: str) -> float:
-        raise ValueError(f"{text} is not JSON")
-
     try:
-        return json.loads(content, object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except (ValueError, RecursionError) as error:
+        return strict_json(content)
+    except ValueError as error:
         raise BadInput(f"policy {str(path)!r} is not valid JSON: {error}") from None
 
 
@@ -322,34 +312,6 @@ def _read_tensors(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str,
         if not bool(torch.isfinite(tensor).all()):
             raise BadInput(f"policy {str(path)!r}: tensor {name!r} holds a value that is not finite")
     return tensors
-
-
-def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder with these files in the place of `folder`; a failure leaves the old one, a crash one of the two.
-
-    Raises OSError.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    stale = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    for leftover in (fresh, stale):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        fresh.mkdir()
-        for name, content in files.items():
-            with open(fresh / name, "wb") as file:
-                file.write(content)
-                sync(file)
-        if folder.exists():
-            folder.rename(stale)
-        fresh.rename(folder)
-    except OSError:
-        if stale.exists():
-            stale.rename(folder)
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    sync_folder(folder.parent)
-    shutil.rmtree(stale, ignore_errors=True)
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_a_dataset_that_is_written_in_place_is_found_torn(tmp_path):
 
     def save():
         (tmp_path / "dataset").mkdir(exist_ok=True)
-        from pipeline.data.dataset_files import write_archive
+        from pipeline.data.formats.npz import write_archive
 
         with open(tmp_path / "dataset" / "trajectories.npz", "wb") as file:
             write_archive(file, trajectories.to_arrays())
@@ -153,7 +153,7 @@ def test_a_policy_that_cannot_be_replaced_is_still_the_old_one(tmp_path, store):
         save_policy(new, folder, {})
 
     calls = calls_of(replace)
-    assert len(calls) == 10  # a folder, twice open, write and sync, two renames, sync
+    assert len(calls) == 11  # a folder, twice open, write and sync, sync, two renames, sync
     for error, at, for_good in each_fault(calls):
         save_policy(old, folder, {})
         refused_at(replace, error, at, for_good)

@@ -1,0 +1,182 @@
+"""Datasets on disk: written as a whole or not at all, read without trusting a byte.
+
+    trajectories.npz   one uncompressed .npy member per array of `Trajectories.to_arrays`; of a Dict one per key
+    metadata.json      the fields of `DatasetMetadata` and `metadata_digest`, the digest of the others
+
+Reading never runs code and never allocates more than the file holds: sizes are checked before anything is read, and
+object arrays, compressed members, foreign names and anything else that `save_dataset` does not write are refused.
+"""
+
+import json
+import math
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+
+from pipeline.data.metadata import SCHEMA_VERSION, DatasetMetadata
+from pipeline.data.observations import join_fields, split_fields
+from pipeline.data.trajectories import Trajectories, content_digest
+from pipeline.errors import BadInput, shortened
+from pipeline.files import strict_json, write_folder
+from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
+
+MAX_ARCHIVE_BYTES: Final = (1 << 32) - 1  # a plain zip, without its 64-bit extension
+MAX_METADATA_BYTES: Final = 8_000_000
+MAX_MEMBERS: Final = 256
+MAX_DIRECTORY_BYTES: Final = 1 << 17
+MAX_HEADER_BYTES: Final = 4096
+# a .npy of version 1.0 exactly as numpy begins it; its own parser takes far more than that: little-endian or byte-sized
+# booleans, integers, floats and texts, C order, at most 8 axes
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00([\x00-\xff]{2})"
+    rb"\{'descr': '([|<](?:b1|[iu][1248]|f[248]|U[1-9]\d{0,8}))', 'fortran_order': False, "
+    rb"'shape': \(((?:\d{1,18},|\d{1,18}(?:, \d{1,18}){1,7})?)\), \} *\n"
+)
+_MEMBER = re.compile(r"[a-z][a-z_]{0,63}(\.[A-Za-z0-9_]{1,64})?\.npy")
+
+
+def save_dataset(folder: str | Path, trajectories: Trajectories, metadata: DatasetMetadata) -> None:
+    """Write a dataset as a whole or not at all. Raises BadInput when the folder holds anything already.
+
+    `metadata.content_digest` must be `content_digest(trajectories)` (ValueError).
+    """
+    digest = content_digest(trajectories)
+    if (metadata.content_digest, metadata.episodes, metadata.steps) != (digest, len(trajectories), trajectories.steps):
+        raise ValueError(f"metadata describes other trajectories: {metadata.content_digest} instead of {digest}")
+    write_dataset(folder, trajectories.to_arrays(), metadata.to_data())
+
+
+def write_dataset(folder: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Write arrays and metadata as they are, right or wrong, as a whole or not at all."""
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise BadInput(f"dataset folder {str(target)!r} is not empty; datasets are never overwritten, give a new one")
+    text = json.dumps(metadata, indent=1, allow_nan=False)
+    write_folder(
+        target,
+        {
+            TRAJECTORIES_FILE: lambda file: write_archive(file, arrays),
+            METADATA_FILE: lambda file: file.write(text.encode()),
+        },
+    )
+
+
+def load_dataset(folder: str | Path) -> tuple[Trajectories, DatasetMetadata]:
+    """Read a dataset and hold it to its own digest. Raises BadInput, one line, on anything wrong with the files.
+
+    That the files are whole does not make the data right: only a dataset that `pipeline.validation` passed is.
+    """
+    metadata = DatasetMetadata.from_data(read_metadata(Path(folder) / METADATA_FILE))
+    if metadata.schema_version != SCHEMA_VERSION:
+        raise BadInput(f"{METADATA_FILE}: schema_version = {metadata.schema_version}, this code reads {SCHEMA_VERSION}")
+    trajectories = Trajectories.from_arrays(read_archive(Path(folder) / TRAJECTORIES_FILE))
+    digest = content_digest(trajectories)
+    if digest != metadata.content_digest:
+        raise BadInput(
+            f"{TRAJECTORIES_FILE}: digest {digest} differs from {metadata.content_digest} in {METADATA_FILE}"
+        )
+    return trajectories, metadata
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The JSON object of a metadata file, unchecked. Raises BadInput when it is no strict, bounded JSON object."""
+    file = Path(path)
+    try:
+        _bounded(file, MAX_METADATA_BYTES)
+        data = strict_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file.name} cannot be read: {shortened(str(error))}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{file.name} must hold a JSON object, got {shortened(data)}")
+    return data
+
+
+def _bounded(file: Path, limit: int) -> int:
+    size = file.stat().st_size
+    if not file.is_file() or size > limit:
+        raise ValueError(f"it has {size} bytes, allowed is a file of at most {limit}")
+    return size
+
+
+def write_archive(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as an uncompressed .npz that `np.load(allow_pickle=False)` reads; equal arrays give equal bytes."""
+    plain = split_fields(arrays)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
+        for name in sorted(plain):
+            array = np.ascontiguousarray(plain[name]).reshape(plain[name].shape)
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
+                np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
+
+
+def read_archive(path: str | Path) -> dict[str, np.ndarray]:
+    """Every array of an archive that `write_archive` wrote, by name.
+
+    Raises BadInput, without reading more than the file has, on anything else: a damaged zip, compressed or
+    encrypted members, names with a path, a header that claims another size, object or structured arrays.
+    """
+    file = Path(path)
+    try:
+        size = _bounded(file, MAX_ARCHIVE_BYTES)
+        with open(file, "rb") as stream:
+            # a large directory is refused before `zipfile` reads it into memory
+            stream.seek(max(0, size - 22))
+            end = stream.read(22)  # the end record of a zip without a comment, as `write_archive` makes it
+            if len(end) < 22 or end[:4] != b"PK\x05\x06":
+                raise ValueError("it does not end as a complete .npz archive; was it cut short?")
+            if int.from_bytes(end[12:16], "little") > MAX_DIRECTORY_BYTES:
+                raise ValueError(f"it lists more than {MAX_MEMBERS} members")
+            with zipfile.ZipFile(stream) as archive:
+                members = archive.infolist()
+                _refuse_members(members, size)
+                plain = {member.filename.removesuffix(".npy"): _read_array(archive, member) for member in members}
+        return join_fields(plain, "observations")
+    except (
+        OSError, ValueError, EOFError, RuntimeError, NotImplementedError, MemoryError, OverflowError, TypeError,
+        LookupError, struct.error, zlib.error, zipfile.BadZipFile,
+    ) as error:  # what zipfile raises on damaged input  # fmt: skip
+        raise BadInput(f"{file.name} cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
+
+
+def _refuse_members(members: list[zipfile.ZipInfo], size: int) -> None:
+    names = [member.filename for member in members]
+    if len(members) > MAX_MEMBERS or len(set(names)) != len(names):
+        raise ValueError(f"it holds more than {MAX_MEMBERS} members or the same one twice")
+    for member in members:
+        shown = shortened(member.filename)
+        if not _MEMBER.fullmatch(member.filename):
+            raise ValueError(f"a member is called {shown}; members are named like actions.npy or metric.return.npy")
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
+            raise ValueError(f"member {shown} is compressed or encrypted; members must be stored as they are")
+        if member.file_size != member.compress_size:
+            raise ValueError(f"member {shown} claims {member.file_size} bytes and stores {member.compress_size}")
+    # subtle: overlapping members would read the same bytes again and again
+    if sum(member.file_size for member in members) > size:
+        raise ValueError("its members claim more bytes than the file has")
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as stream:
+        begin = stream.read(MAX_HEADER_BYTES)
+    header = _HEADER.match(begin)
+    if header is None or header.end() != 10 + int.from_bytes(header[1], "little"):
+        raise ValueError(
+            f"{member.filename} begins {shortened(begin)}; allowed are numbers, booleans, texts in C order"
+        )
+    dtype = np.dtype(header[2].decode())
+    expected = math.prod(map(int, re.findall(rb"\d+", header[3]))) * dtype.itemsize
+    if header.end() + expected != member.file_size or dtype.itemsize > max(1024, expected):
+        raise ValueError(f"{member.filename} claims {expected} bytes of data in a member of {member.file_size}")
+    with archive.open(member) as stream:
+        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+        stream.read(1)  # only reading to the end makes zipfile compare the checksum
+    if dtype.kind == "U" and array.size:
+        codes = array.reshape(-1).view(np.uint32)
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+            raise ValueError(f"{member.filename} holds what is no text")
+    return array
