@@ -96,8 +96,8 @@ def product(folder: Path) -> dict[str, str]:
     from pipeline.learning.ppo import train
     from pipeline.play.demonstrators import scripted
     from pipeline.play.evaluation import run_episodes
+    from pipeline.play.recording import record
     from pipeline.policies import act_function, build_policy, load_policy, save_policy, weights_digest
-    from pipeline.stages.collect import record
     from pipeline.tasks import Purpose, Task
     from pipeline.validation.replay import TaskReplay, replay_episodes
 
@@ -107,7 +107,7 @@ def product(folder: Path) -> dict[str, str]:
         task, config = Task(load_task(f"configs/tasks/{name}.yaml")), load(Collect, f"configs/{name}/collect.yaml")
         config = replace(config, episodes=20, filter=replace(config.filter, min_return=None), noise=Noise(std=0.1))
         script = config.scripted or Scripted(demonstrator="benchmarks.social_nav_planners:dynamic_window")
-        recorded, _ = record(task, config, scripted(script.demonstrator, script.kwargs))
+        recorded, _ = record(task, config, scripted(script.demonstrator, script.kwargs).actor)
         results[f"{name}: recorded from a script"] = content_digest(recorded)
         kept = folder / f"{name}.npz"
         if not kept.exists():

@@ -1,4 +1,4 @@
-"""The arms of a comparison as training jobs: one function makes both, so that only the initial weights can differ."""
+"""What stages train, as jobs: an expert, and the arms of a comparison, which differ in their initial weights alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,11 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.loading import to_data
-from pipeline.config.stages import Finetune
+from pipeline.config.stages import Finetune, TrainExpert
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job
 from pipeline.names import CONTROLS, Arm
 from pipeline.tasks import Task
+
+
+def expert_jobs(config: TrainExpert, task: Task, folder: Path) -> list[TrainingJob]:
+    """One job a seed, checked before the first step. Raises BadInput."""
+    task.refuse_holdouts(config.training.scenario_set, "training")
+    jobs = [
+        TrainingJob(
+            task=task.config,
+            training=config.training,
+            seed=seed,
+            output=str(folder / f"seed-{seed}"),
+            convergence=config.convergence,
+            best_metric=config.best_metric,
+            final_episodes=config.final_episodes,
+        )
+        for seed in config.seeds
+    ]
+    for job in jobs:
+        check_job(job)
+    return jobs
 
 
 @dataclass(frozen=True)

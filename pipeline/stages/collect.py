@@ -22,7 +22,6 @@ from pipeline.data import (
     UNKNOWN_SEED,
     DatasetMetadata,
     Trajectories,
-    concatenate,
     content_digest,
     load_dataset,
     metadata_digest,
@@ -31,7 +30,6 @@ from pipeline.data import (
     write_dataset,
 )
 from pipeline.data.spaces import space_to_json
-from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, shortened
 from pipeline.names import (
     EVAL_PREFIX,
@@ -47,11 +45,12 @@ from pipeline.names import (
     lineage_run_tag,
 )
 from pipeline.play.demonstrators import Demonstrator, Scripted, from_policy, scripted
-from pipeline.play.evaluation import record_episodes, records_of, summarise, with_intervals, with_snqi
+from pipeline.play.evaluation import records_of, summarise, with_intervals, with_snqi
+from pipeline.play.recording import record
 from pipeline.policies import ActFunction, act_function, load_policy
 from pipeline.report.tables import rollout_table, statistics_table
 from pipeline.stages import StageOutcome
-from pipeline.tasks import Purpose, Task
+from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.datasets import (
     dataset_tags,
@@ -132,7 +131,7 @@ def demonstrations(run: StageRun, config: Collect, task: Task, expert: str) -> D
         return _repaired(run, config, task, config.repaired)
     demonstrator, started = _demonstrator(run, config, task, expert)
     run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
-    trajectories, steps = record(task, config, demonstrator)
+    trajectories, steps = record(task, config, demonstrator.actor)
     metadata = _metadata(run, config, task, demonstrator, trajectories, started)
     actor = demonstrator.actor
     act = None if isinstance(actor, Scripted) else actor
@@ -150,38 +149,6 @@ def _store(run: StageRun, metadata: DatasetMetadata, trajectories: Trajectories,
     log_dataset_input(run, metadata, run.run_id, "recorded")
     run.tag(dataset_tags(metadata, report.status))
     return report
-
-
-def record(task: Task, config: Collect, demonstrator: Demonstrator) -> tuple[Trajectories, int]:
-    """The kept episodes, in the asked-for shares, and the environment steps that were played for them.
-
-    What the filter drops is recorded again with fresh seeds, scenario by scenario, a few times; a demonstrator that
-    fails more often leaves a dataset that validation finds short.
-    """
-    filtered = config.filter.min_return is not None or config.filter.only_success
-    asked = task.episodes(config.scenario_set, config.seeds, config.episodes, Purpose.RECORD)
-    missing = Counter(episode.scenario for episode in asked)
-    waiting: dict[str, list[Episode]] = {scenario: [] for scenario in missing}
-    for episode in task.recordable_episodes(config.scenario_set, config.seeds, config.episodes, filtered):
-        waiting[episode.scenario].append(episode)
-    kept: list[Trajectories] = []
-    steps = 0
-    while batch := _take(waiting, missing):
-        part = record_episodes(task, demonstrator.actor, batch, config.noise.std, config.seeds[0], config.n_envs)
-        good = np.flatnonzero(part.passing(config.filter.min_return, config.filter.only_success))
-        kept.append(part.select(good))
-        steps += part.steps
-        missing -= Counter(str(part.scenarios[index]) for index in good)
-    return concatenate(kept), steps
-
-
-def _take(waiting: dict[str, list[Episode]], missing: Counter[str]) -> list[Episode]:
-    """As many waiting episodes of every scenario as are missing; taken from `waiting`, scenarios interleaved."""
-    batch: list[Episode] = []
-    for scenario, count in missing.items():
-        batch.extend(waiting[scenario][:count])
-        waiting[scenario] = waiting[scenario][count:]
-    return sorted(batch, key=lambda episode: episode.seed)
 
 
 def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) -> tuple[Demonstrator, str]:

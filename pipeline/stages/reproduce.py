@@ -13,20 +13,19 @@ from pipeline.config.stages import Collect, Finetune, Pretrain, Reproduce, Train
 from pipeline.data import content_digest, save_dataset
 from pipeline.errors import BadInput
 from pipeline.executors.local import run_side_by_side
-from pipeline.learning.arms import arm_jobs
+from pipeline.learning.arms import arm_jobs, expert_jobs
+from pipeline.learning.clones import make_clone
 from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
 from pipeline.play.demonstrators import Demonstrator, from_policy, scripted
 from pipeline.play.first_difference import between_evaluations, between_policies, between_trajectories
+from pipeline.play.recording import record
 from pipeline.policies import policy_digest
 from pipeline.report.progress import TrainingProgress
 from pipeline.stages import StageOutcome
-from pipeline.stages.collect import record
-from pipeline.stages.pretrain import answering, clone_key, make_clone, through_camera
-from pipeline.stages.train_expert import training_jobs
 from pipeline.tasks import Task
-from pipeline.tracking.content_key import ContentKey, Difference, content_key, training_key
-from pipeline.tracking.datasets import fetch_dataset
+from pipeline.tracking.content_key import ContentKey, Difference, clone_key, content_key, training_key
+from pipeline.tracking.datasets import answering, fetch_dataset, through_camera
 from pipeline.tracking.groups import read_evaluations
 from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version
 from pipeline.tracking.reuse import read_key
@@ -117,7 +116,7 @@ def _expert(run: StageRun, before: Run) -> Again:
     stage_run = stage_run_of(run.client, before)
     config = replace(read_config(run.client, stage_run, TrainExpert), seeds=(seed_of(before),))
     task = Task(read_task(run, stage_run), config.training.environment, config.training.use_camera)
-    return _train(run, before, training_jobs(config, task, run.folder)[0])
+    return _train(run, before, expert_jobs(config, task, run.folder)[0])
 
 
 def _arm(run: StageRun, before: Run) -> Again:
@@ -157,10 +156,12 @@ def _clone(run: StageRun, before: Run) -> Again:
     tags, stage_run = before.data.tags, stage_run_of(run.client, before)
     config, task = read_config(run.client, stage_run, Pretrain), Task(read_task(run, stage_run))
     dataset = fetch_dataset(get_run(run.client, tag_of(before, lineage_run_tag("dataset")), "dataset run"))
-    key, demonstrator = clone_key(task, config, dataset, seed_of(before)), answering(run, task, config, dataset)
+    key = clone_key(config, task.config, dataset.metadata, seed_of(before))
+    demonstrator = answering(run.client, config, dataset.metadata, task)
     if config.use_camera:
         task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
-    clone = make_clone(task, config, dataset, seed_of(before), demonstrator, run.folder, lambda metrics, epoch: None)
+    data, digest, folder = dataset.trajectories, dataset.metadata.content_digest, run.folder
+    clone = make_clone(task, config, data, digest, seed_of(before), demonstrator, folder, lambda metrics, epoch: None)
     stored = download_policy(before.info.run_id)
     return Again(
         key,
@@ -178,7 +179,7 @@ def _recording(run: StageRun, before: Run) -> Again:
         raise BadInput(f"run {before.info.run_id} took in a dataset from outside; only a recording can be done again")
     task = Task(read_task(run, before), config.environment)
     demonstrator = _demonstrator(run, config, task, before)
-    trajectories, _ = record(task, config, demonstrator)
+    trajectories, _ = record(task, config, demonstrator.actor)
     stored = fetch_dataset(before)
     folder = run.folder / Artifact.DATASET
     save_dataset(folder, trajectories, stored.metadata)

@@ -6,10 +6,10 @@ from pathlib import Path
 from pipeline.config.loading import load_task
 from pipeline.config.stages import TrainExpert
 from pipeline.config.task import TaskConfig
+from pipeline.learning.arms import expert_jobs
 from pipeline.learning.callbacks import select_figure
 from pipeline.learning.diagnosis import Diagnosis, diagnose
-from pipeline.learning.jobs import TrainingJob, TrainingResult
-from pipeline.learning.ppo import check_job
+from pipeline.learning.jobs import TrainingResult
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag, registered_model
 from pipeline.play.evaluation import (
     concatenate_records,
@@ -38,7 +38,7 @@ def inputs(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> d
 
 def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
-    jobs = training_jobs(config, task, run.folder)
+    jobs = expert_jobs(config, task, run.folder)
     run.record_config(config, task.config, inputs(run, config, upstream))
     tags = [{Tag.STAGE: "train_expert_seed"} for _ in jobs]
     with TrainingProgress("train_expert", jobs) as progress:
@@ -69,26 +69,6 @@ def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> Stag
         ),
         outputs={} if version is None else {"expert": f"models:/{name}/{version.version}"},
     )
-
-
-def training_jobs(config: TrainExpert, task: Task, folder: Path) -> list[TrainingJob]:
-    """One job a seed, checked before the first step. Raises BadInput."""
-    task.refuse_holdouts(config.training.scenario_set, "training")
-    jobs = [
-        TrainingJob(
-            task=task.config,
-            training=config.training,
-            seed=seed,
-            output=str(folder / f"seed-{seed}"),
-            convergence=config.convergence,
-            best_metric=config.best_metric,
-            final_episodes=config.final_episodes,
-        )
-        for seed in config.seeds
-    ]
-    for job in jobs:
-        check_job(job)
-    return jobs
 
 
 def best_result(results: Sequence[TrainingResult], best_metric: str, task: TaskConfig) -> TrainingResult:

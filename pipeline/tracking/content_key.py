@@ -26,7 +26,9 @@ import torch
 from llvmlite.binding import get_host_cpu_name
 
 from pipeline.config.loading import flatten, parse_json, to_data, validate
+from pipeline.config.stages import Pretrain
 from pipeline.config.task import Snqi, TaskConfig
+from pipeline.data import DatasetMetadata
 from pipeline.errors import printable
 from pipeline.learning.jobs import TrainingJob
 from pipeline.policies import policy_digest
@@ -149,6 +151,18 @@ def training_key(job: TrainingJob) -> ContentKey:
     start = job.initial_policy
     inputs = {} if start is None else {"initial policy": job.initial_digest or policy_digest(start)}
     return content_key({**settings, "training": training, "budget": job.budget}, job.task, inputs, threads=1)
+
+
+def cloning_inputs(config: Pretrain, metadata: DatasetMetadata) -> dict[str, str]:
+    """The data; who answers to the clone, for the algorithm that asks."""
+    asked = {"demonstrator": str(metadata.demonstrator["digest"])} if config.algorithm == "dagger" else {}
+    return {"dataset": metadata.content_digest, **asked}
+
+
+def clone_key(config: Pretrain, task: TaskConfig, metadata: DatasetMetadata, seed: int) -> ContentKey:
+    """The content key of one clone."""
+    settings = {key: value for key, value in to_data(config).items() if key != "seeds"}
+    return content_key({**settings, "seed": seed}, task, cloning_inputs(config, metadata))
 
 
 def digest_of(data: Any) -> str:

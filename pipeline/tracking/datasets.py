@@ -2,8 +2,9 @@
 
 import json
 import re
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from mlflow.data.dataset_source_registry import register_dataset_source
 from mlflow.entities import DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 
-from pipeline.data import DatasetMetadata, Trajectories, load_dataset, metadata_digest
+from pipeline.config.stages import Pretrain
+from pipeline.data import DatasetMetadata, Trajectories, content_digest, load_dataset, metadata_digest
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Quality, Tag
 from pipeline.play.demonstrators import Demonstrator, from_policy, scripted
+from pipeline.play.filming import view_again
 from pipeline.tasks import Task
 from pipeline.tracking.models import RUN_ID, find_policy
 from pipeline.tracking.runs import StageRun, get_kept_run, latest_run, read_text_artifact, search, tag_of
@@ -251,3 +254,28 @@ def demonstrator_of(client: MlflowClient, metadata: DatasetMetadata, task: Task)
             return None
         return today if today.provenance["digest"] == named["digest"] else None
     return None
+
+
+def answering(client: MlflowClient, config: Pretrain, metadata: DatasetMetadata, task: Task) -> Demonstrator | None:
+    """Who answers to the clone; None for an algorithm that asks nobody. Raises BadInput where nobody can be asked."""
+    if config.algorithm != "dagger":
+        return None
+    demonstrator = demonstrator_of(client, metadata, task)
+    if demonstrator is None:
+        named = metadata.demonstrator
+        raise BadInput(
+            f"algorithm 'dagger' asks the demonstrator, but {named['name']!r} ({named['kind']}) of dataset "
+            f"{metadata.dataset_id} cannot be asked: the data was imported, or the script changed since; "
+            "record again, or use algorithm 'bc', 'gail' or 'airl'"
+        )
+    return demonstrator
+
+
+def through_camera(run: StageRun, task: Task, dataset: StoredDataset) -> StoredDataset:
+    """The dataset with what the task's camera sees instead of the recorded observations; labels stay as they are."""
+    started = time.perf_counter()
+    kwargs = dataset.metadata.environment["kwargs"]
+    seen = view_again(Task(task.config, kwargs, use_camera=True), dataset.trajectories)
+    run.metrics({"camera/frames": len(seen.observations), "camera/seconds": time.perf_counter() - started})
+    run.tag({Tag.CAMERA_DIGEST: content_digest(seen)})
+    return replace(dataset, trajectories=seen)

@@ -10,12 +10,12 @@ from pipeline.config.stages import Pretrain
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Tag, lineage_run_tag
 from pipeline.stages.main import run_stage
-from pipeline.stages.pretrain import _critics, answering
+from pipeline.stages.pretrain import _critics
 from pipeline.tasks import Task
-from pipeline.tracking.datasets import fetch_for_training
+from pipeline.tracking.datasets import answering, fetch_for_training
 from pipeline.tracking.groups import Group, upfront_cost
 from pipeline.tracking.models import clones_by_seed, find_policy
-from pipeline.tracking.runs import get_run, open_run, read_text_artifact, search
+from pipeline.tracking.runs import get_run, read_text_artifact, search
 
 ALGORITHMS = ("gail", "airl", "dagger")
 SCRIPT = "benchmarks.social_nav_planners:dynamic_window"
@@ -72,8 +72,8 @@ def test_dagger_is_refused_where_nobody_can_be_asked(story, client, demonstrator
     stored = fetch_for_training(client, story.dataset, "social_nav")
     other = replace(stored, metadata=replace(stored.metadata, demonstrator=demonstrator))
     config = load(Pretrain, "configs/smoke/dagger/pretrain.yaml")
-    with open_run("pretrain") as run, pytest.raises(BadInput, match=f"{demonstrator['name']}.*cannot be asked"):
-        answering(run, Task(load_task(config.task)), config, other)
+    with pytest.raises(BadInput, match=f"{demonstrator['name']}.*cannot be asked"):
+        answering(client, config, other.metadata, Task(load_task(config.task)))
 
 
 def test_critics_of_which_nothing_is_known_are_told_so_and_spoil_no_mean():

@@ -1,0 +1,82 @@
+"""One clone of a dataset: a policy of one seed, learnt by whichever algorithm, certified and evaluated."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from pipeline.config.stages import Pretrain
+from pipeline.data import Trajectories
+from pipeline.envs.episodes import Episode
+from pipeline.learning.certificates import TransferCertificate, certify
+from pipeline.learning.cloning import CloningResult, EpochPoint, clone
+from pipeline.learning.ppo import evaluation_episodes, final_episodes
+from pipeline.names import EVAL_PREFIX, Artifact
+from pipeline.play.demonstrators import Demonstrator
+from pipeline.play.evaluation import EpisodeRecords, evaluation_env, run_episodes, summarise, with_intervals
+from pipeline.policies import WRAPPERS, act_function, build_policy, save_policy
+from pipeline.tasks import Task
+
+
+@dataclass(frozen=True)
+class Clone:
+    """The clone of one seed, its evidence and its evaluation on fresh episodes."""
+
+    folder: Path
+    digest: str
+    certificate: TransferCertificate
+    result: CloningResult
+    final: EpisodeRecords
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Environment steps of all its evaluations."""
+        played = [point.records for point in self.result.epochs if point.records is not None]
+        return sum(records.steps for records in (*played, self.final))
+
+
+def make_clone(
+    task: Task,
+    config: Pretrain,
+    data: Trajectories,
+    data_digest: str,
+    seed: int,
+    demonstrator: Demonstrator | None,
+    folder: Path,
+    log: Callable[[Mapping[str, float], int], None],
+) -> Clone:
+    """Clone actor and critic from one seed's fresh weights into a folder, certify the artifact and evaluate it.
+
+    `data_digest` names the data in the artifact; the demonstrator answers to the algorithm that asks. `log` takes the
+    points of the curves: metrics and their epoch. Raises Diverged, the best policy seen in the folder.
+    """
+    policy = build_policy(task.observation_space, task.action_space, config.network, seed)
+    place, library = folder / Artifact.POLICY, folder / "library"
+    provenance = {"task": task.config.name, "seed": seed, "dataset_digest": data_digest, WRAPPERS: task.wrappers}
+    scheduled = evaluation_episodes(task, config.scenario_set, config.evaluation)
+    final = final_episodes(task, config.scenario_set, config.evaluation, config.final_episodes)
+    with closing(evaluation_env(task)) as env:
+
+        def play(clone_so_far: ActorCriticPolicy, episodes: Sequence[Episode] = scheduled) -> EpisodeRecords:
+            return run_episodes(task, act_function(clone_so_far), episodes, env=env)
+
+        def on_point(point: EpochPoint) -> None:
+            log(point.metrics, point.epoch)
+            if point.records is not None:
+                figures = with_intervals(summarise(point.records))
+                log({f"{EVAL_PREFIX}{name}": value for name, value in figures.items()}, point.epoch)
+
+        try:
+            if config.algorithm == "bc":
+                result = clone(policy, data, config.cloning, seed, play, on_point=on_point)
+            else:
+                from pipeline.learning.imitators import imitate  # late: the library takes three seconds
+
+                result = imitate(task, policy, data, config, seed, library, play, demonstrator, on_point)
+        finally:  # also the best one seen before it diverged
+            digest = save_policy(policy, place, provenance)
+        held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
+        certificate = certify(policy, str(place), result.critic_explained_variance, held_out, gamma)
+        return Clone(place, digest, certificate, result, play(policy, final))
