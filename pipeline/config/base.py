@@ -31,6 +31,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 
 
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("seeds must be distinct")
+    return seeds
+
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)]
+
+
 def _finite(value: Any, place: str = "") -> Any:
     """Plain data without inf and nan, which no record gives back as they were, and without endless whole numbers.
 
@@ -66,7 +75,5 @@ class Bound:
         return (self.min is None or value >= self.min) and (self.max is None or value <= self.max) and value == value
 
     def __str__(self) -> str:
-        parts = ([f">= {self.min:g}"] if self.min is not None else []) + (
-            [f"<= {self.max:g}"] if self.max is not None else []
-        )
+        parts = (f"{sign} {limit:g}" for sign, limit in ((">=", self.min), ("<=", self.max)) if limit is not None)
         return " and ".join(parts)

@@ -14,6 +14,7 @@ from pipeline.config.base import (
     NonNegative,
     Positive,
     Seed,
+    Seeds,
     Steps,
     configuration,
 )
@@ -30,13 +31,6 @@ from pipeline.config.training import (
     WarmStart,
 )
 
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
-
-
-def _distinct(seeds: tuple[int, ...]) -> None:
-    if len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds must be distinct, got {list(seeds)}")
-
 
 @configuration
 class TrainExpert:
@@ -51,9 +45,6 @@ class TrainExpert:
     """Episodes per seed of the final evaluation of the best checkpoint."""
     workers: Count = 2
     """Seeds trained side by side, one process and one thread each."""
-
-    def __post_init__(self) -> None:
-        _distinct(self.seeds)
 
 
 @configuration
@@ -87,9 +78,6 @@ class Promote:
     training_seeds: bool = True
     """Also hold every seed of a multi-seed training to the rules, not only the candidate itself."""
     action: Literal["approve", "roll_back"] = "approve"
-
-    def __post_init__(self) -> None:
-        _distinct(self.seeds)
 
 
 @configuration
@@ -158,7 +146,6 @@ class Collect:
     environment: LibraryArguments = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _distinct(self.seeds)
         given = [name for name in ("scripted", "minari", "repaired") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give at most one")
@@ -224,7 +211,6 @@ class Pretrain:
     final_episodes: Count = 200
 
     def __post_init__(self) -> None:
-        _distinct(self.seeds)
         if self.use_camera and self.algorithm != "bc":
             raise ValueError(f"use_camera is for algorithm 'bc' alone, not for {self.algorithm!r}; remove one of them")
         adversarial = self.algorithm in ("gail", "airl")
@@ -255,9 +241,6 @@ class Finetune:
     workers: Count = 2
     reuse: bool = True
     """Take over trainings of this store that finished with an equal content key, instead of training them again."""
-
-    def __post_init__(self) -> None:
-        _distinct(self.seeds)
 
 
 @configuration
