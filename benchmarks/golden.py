@@ -28,7 +28,7 @@ from pipeline.config.stages import Finetune
 from pipeline.learning.checkpoints import STATE
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
-from pipeline.tracking.content_key import machine, processor_kind
+from pipeline.tracking.host import machine, processor_kind
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = re.compile(r"time|seconds|minutes|fps|per_second|epoch_ms|_at$|utc|date|moment|started|ended")

@@ -56,8 +56,8 @@ from pipeline.sweep.study import make_pruner, sampler_maker
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.groups import read_evaluations, read_training
+from pipeline.tracking.host import git_state
 from pipeline.tracking.outbox import Outbox
-from pipeline.tracking.provenance import git_state
 from pipeline.tracking.reuse import read_key
 from pipeline.tracking.runs import read_config, read_task, read_text_artifact, search
 from pipeline.tracking.store import connect, experiment_id

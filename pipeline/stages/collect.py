@@ -59,8 +59,8 @@ from pipeline.tracking.datasets import (
     find_refusals,
     log_dataset_input,
 )
+from pipeline.tracking.host import git_state
 from pipeline.tracking.models import RUN_ID, StoredPolicy, fetch_version, find_expert, find_version
-from pipeline.tracking.provenance import git_state
 from pipeline.tracking.registry import approvals, moment_of_use, require_approved
 from pipeline.tracking.runs import StageRun, get_run
 from pipeline.validation import Context, Refusal, TaskReplay, ValidationReport, validate

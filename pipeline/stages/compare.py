@@ -27,8 +27,8 @@ from pipeline.tracking import lineage, taint
 from pipeline.tracking.content_key import report_code
 from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dataset
 from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
+from pipeline.tracking.host import environment_record
 from pipeline.tracking.models import StoredPolicy, find_policy
-from pipeline.tracking.provenance import environment_record
 from pipeline.tracking.reuse import report_digest
 from pipeline.tracking.runs import StageRun, get_run, read_config, read_text_artifact, tag_of
 from pipeline.tracking.store import run_address

@@ -16,7 +16,7 @@ from pipeline.play.probing import probe_environment, sizes
 from pipeline.report.new_task import summary, task_files
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
-from pipeline.tracking.provenance import untested
+from pipeline.tracking.host import untested
 from pipeline.tracking.runs import StageRun
 
 UPSTREAM = ()

@@ -24,7 +24,7 @@ from pipeline.policies import policy_digest
 from pipeline.report.progress import TrainingProgress
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
-from pipeline.tracking.content_key import ContentKey, Difference, clone_key, content_key, training_key
+from pipeline.tracking.content_key import ContentKey, Ingredient, clone_key, content_key, training_key
 from pipeline.tracking.datasets import answering, fetch_dataset, through_camera
 from pipeline.tracking.groups import read_evaluations
 from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version
@@ -226,7 +226,7 @@ def _verdict(what: str, again: Again, equal: bool) -> list[str]:
     ]
 
 
-def _cause(again: Again, known: ContentKey | None, differences: tuple[Difference, ...]) -> str:
+def _cause(again: Again, known: ContentKey | None, differences: tuple[Ingredient, ...]) -> str:
     """What a person should look at first."""
     if again.made == again.recorded:
         return f"the files of the {again.damaged[0]} in the store were changed after they were recorded"

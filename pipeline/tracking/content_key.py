@@ -5,35 +5,34 @@ its keys, comments, names of runs and groups, and how many processes work side b
 """
 
 import ast
+import contextlib
 import hashlib
 import json
-import os
-import platform
+import re
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import SourceFileLoader
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.machinery import PathFinder
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from sys import stdlib_module_names
-from types import CodeType
 from typing import Any, Final
 
 import gymnasium as gym
 import torch
-from llvmlite.binding import get_host_cpu_name
 
 from pipeline.config.loading import flatten, parse_json, to_data, validate
 from pipeline.config.stages import Pretrain
-from pipeline.config.task import Snqi, TaskConfig
+from pipeline.config.task import TaskConfig
 from pipeline.data import DatasetMetadata
 from pipeline.errors import printable
 from pipeline.learning.jobs import TrainingJob
 from pipeline.policies import policy_digest
 from pipeline.statistics.snqi import load_baseline, load_weights
 from pipeline.tasks import REFERENCE
+from pipeline.tracking.host import installed, machine, processor_kind
 
 ROOT: Final = Path(__file__).parents[1]
 DIGEST_LENGTH: Final = 36  # as long as MLflow takes for a dataset
@@ -42,18 +41,15 @@ PACKAGES: Final = ("gymnasium", "imitation", "numba", "numpy", "safetensors", "s
 ENGINES: Final = ("box2d", "box2d-py", "mujoco")
 # settings that say where, when or how fast, not what: the content behind a path is an input
 NEUTRAL: Final = frozenset({"task", "workers", "reuse", "minari.path", "repaired.folder"})
-REPORT: Final = "report"  # the room of this package that no training, clone or recording depends on
+REPORT: Final = "report"
+# of this package, what no training, clone, recording or judgement depends on
+APART: Final = (REPORT, "tracking", "cli.py", "query.py", "__main__.py")
 DIGESTS: Final = ("input", "code")  # sections whose values no person wants to read
 ABSENT: Final = "absent"
-# variables by which a person makes libraries take the kernels of another processor
-DISPATCH: Final = (
-    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "GLIBC_TUNABLES", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS",
-    "NPY_DISABLE_CPU_FEATURES", "NUMBA_CPU_FEATURES", "NUMBA_CPU_NAME", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Difference:
+class Ingredient:
     """One ingredient in which two keys differ."""
 
     section: str
@@ -62,10 +58,11 @@ class Difference:
     now: str
 
     def sentence(self) -> str:
-        """`config differs: training.ppo.gamma = 0.9 (was 0.99)`, `code differs: pipeline/tasks/__init__.py`."""
-        section, name = printable(self.section), printable(self.name)
+        """`config differs: training.ppo.gamma = 0.9 (was 0.99)`, `code differs: pipeline/gate.py`."""
+        section, name, now, before = map(printable, (self.section, self.name, self.now, self.before))
         if self.section not in DIGESTS:
-            return f"{section} differs: {name} = {_short(self.now)} (was {_short(self.before)})"
+            now, before = (text if len(text) <= 80 else f"{text[:80]}…" for text in (now, before))
+            return f"{section} differs: {name} = {now} (was {before})"
         change = {self.before: " (new)", self.now: " (gone)"}.get(ABSENT, "")
         return f"{section} differs: {name}{change}"
 
@@ -94,7 +91,7 @@ class ContentKey:
         """The inverse of `to_json`. Raises BadInput for anything it cannot have written."""
         return validate(cls, {"ingredients": parse_json(text, "content key")}, "content key")
 
-    def differences(self, before: "ContentKey") -> tuple[Difference, ...]:
+    def differences(self, before: "ContentKey") -> tuple[Ingredient, ...]:
         """What is not as it was in an earlier key, likeliest cause first."""
         found = []
         for section in dict.fromkeys((*SECTIONS, *self.ingredients, *before.ingredients)):
@@ -102,7 +99,7 @@ class ContentKey:
             for name in sorted(ours.keys() | theirs.keys()):
                 was, now = theirs.get(name, ABSENT), ours.get(name, ABSENT)
                 if was != now:
-                    found.append(Difference(section, name, was, now))
+                    found.append(Ingredient(section, name, was, now))
         return tuple(found)
 
 
@@ -117,15 +114,25 @@ def content_key(
     `threads`: None takes this process's. Raises BadInput for a SNQI file that cannot be read.
     """
     described = {**to_data(task), "snqi": None}
-    references = [text for text in (*_texts(settings), *_texts(described)) if REFERENCE.fullmatch(text)]
-    code, packages = code_behind((*references, *_entry_point(task.environment.id)))
+    texts = json.dumps([settings, described], ensure_ascii=False)
+    references = [found[1] for found in re.finditer(f'"({REFERENCE.pattern})"', texts)]
+    if ":" in (environment := task.environment.id):  # `module:Id-v0` names the module that registers it
+        references.append(environment)
+    elif (spec := gym.registry.get(environment)) is not None and (made_by := spec.entry_point) is not None:
+        references.append(made_by if isinstance(made_by, str) else made_by.__module__)
+    code, packages = code_behind(references)
     # subtle: the place of a scenario in its set decides which episodes play it
     orders = {f"scenario_sets.{name}: order": ", ".join(shares) for name, shares in task.scenario_sets.items()}
+    inputs = dict(inputs)
+    if task.snqi is not None:
+        baseline = {name: [spread.med, spread.p95] for name, spread in load_baseline(Path(task.snqi.baseline)).items()}
+        inputs["snqi.weights"] = digest_of(load_weights(Path(task.snqi.weights)))
+        inputs["snqi.baseline"] = digest_of(baseline)
     return ContentKey(
         {
             "config": {key: text for key, text in flatten(settings).items() if key not in NEUTRAL},
             "task": {**flatten(described), **orders},
-            "input": {**inputs, **({} if task.snqi is None else _snqi_files(task.snqi))},
+            "input": inputs,
             "code": {**package_code(), **code},
             "package": {**{name: text for name in (*PACKAGES, *ENGINES) if (text := installed(name))}, **packages},
             "machine": machine(torch.get_num_threads() if threads is None else threads),
@@ -135,22 +142,16 @@ def content_key(
 
 def training_key(job: TrainingJob) -> ContentKey:
     """The content key of a training; a worker trains with one thread."""
-    data = to_data(job)
-    training = {key: value for key, value in data["training"].items() if key != "total_timesteps"}
-    elsewhere = (
-        "task",
-        "training",
-        "output",
-        "checkpoints",
-        "checkpoint_key",
-        "initial_policy",
-        "initial_digest",
-        "total_timesteps",
-    )
-    settings = {key: value for key, value in data.items() if key not in elsewhere}
+    settings = to_data(job)
+    del settings["training"]["total_timesteps"]
+    settings["budget"] = job.budget
+    for elsewhere in (
+        "task", "output", "checkpoints", "checkpoint_key", "initial_policy", "initial_digest", "total_timesteps",
+    ):  # fmt: skip
+        del settings[elsewhere]
     start = job.initial_policy
     inputs = {} if start is None else {"initial policy": job.initial_digest or policy_digest(start)}
-    return content_key({**settings, "training": training, "budget": job.budget}, job.task, inputs, threads=1)
+    return content_key(settings, job.task, inputs, threads=1)
 
 
 def cloning_inputs(config: Pretrain, metadata: DatasetMetadata) -> dict[str, str]:
@@ -170,36 +171,25 @@ def digest_of(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, allow_nan=False).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
-def installed(package: str) -> str | None:
-    """The version of a distribution, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 # --- code ------------------------------------------------------------------------------------------------------------
 
 
 @cache
 def package_code(root: Path = ROOT) -> Mapping[str, str]:
-    """File of this package that can change a result -> digest. Comments and layout of Python files do not count.
-
-    Nor does the room that makes words and pixels of results: see `report_code`.
-    """
+    """File of this package that can change a result -> digest. Comments and layout of Python files do not count."""
     files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".json"))
-    decisive = [path for path in files if not path.is_relative_to(root / REPORT)]
+    decisive = [path for path in files if path.relative_to(root).parts[0] not in APART]
     return {str(path.relative_to(root.parent)): _file_digest(path) for path in decisive}
 
 
 @cache
 def report_code(root: Path = ROOT) -> str:
     """One digest of the room that makes reports, which is an input of the stage whose result is a report."""
-    files = sorted(path for path in (root / REPORT).rglob("*") if path.suffix in (".py", ".html", ".css"))
+    files = sorted(path for path in (root / REPORT).rglob("*") if path.suffix in (".py", ".html", ".css", ".md"))
     return digest_of({str(path.relative_to(root)): _file_digest(path) for path in files})
 
 
-def code_behind(references: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+def code_behind(references: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Files and installed packages behind `module:Name` references outside this package: name -> digest, or version.
 
     Follows the import statements of a user's own modules through their source; nothing is imported. Data files that
@@ -207,156 +197,60 @@ def code_behind(references: Sequence[str]) -> tuple[dict[str, str], dict[str, st
     """
     files: dict[str, str] = {}
     packages: dict[str, str] = {}
-    waiting, seen = [reference.partition(":")[0] for reference in references], set()
+    waiting = [reference.partition(":")[0] for reference in references]
+    ours = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]
     while waiting:
         module = waiting.pop()
         top = module.partition(".")[0]
-        if module in seen or top in stdlib_module_names or top == ROOT.name:
-            continue
-        seen.add(module)
-        source = _source_of(module)
+        source = None if module in files or top in (*stdlib_module_names, ROOT.name) else _source_of(module)
         if source is None:
             continue
-        if any(source.is_relative_to(place) for place in _site_packages()):
+        if any(source.is_relative_to(place) for place in ours):
             packages.update({name: version(name) for name in _distributions().get(top, ())})
             continue
         files[module] = _file_digest(source)
-        if source.suffix == ".py":
-            waiting.extend(_imports(module, source))
+        package = module if source.name == "__init__.py" else module.rpartition(".")[0]
+        waiting += [package, *_imports(source, package)]  # the package's own `__init__` runs first
     return files, packages
-
-
-def _texts(data: Any) -> Iterator[str]:
-    """Every text in plain data, but for keys."""
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, Mapping):
-        yield from (text for value in data.values() for text in _texts(value))
-    elif isinstance(data, list):
-        yield from (text for value in data for text in _texts(value))
-
-
-def _entry_point(environment: str) -> tuple[str, ...]:
-    """What a registered Gymnasium id stands for; `module:Id-v0` names the module that registers it."""
-    if ":" in environment:
-        return (environment,)
-    spec = gym.registry.get(environment)
-    target = None if spec is None else spec.entry_point
-    if target is None:
-        return ()
-    return (target if isinstance(target, str) else f"{target.__module__}:{environment}",)
 
 
 def _source_of(module: str) -> Path | None:
     """The file of a module, found without importing anything; None for what is no module or has no file."""
-    top, *rest = module.split(".")
+    name, *below = module.split(".")
     try:
-        spec = find_spec(top)
+        spec = find_spec(name)
+        for part in below:
+            name = f"{name}.{part}"
+            spec = spec and PathFinder.find_spec(name, spec.submodule_search_locations or ())
     except (ImportError, ValueError):
         return None
-    if spec is None:
-        return None
-    if not rest:
-        return Path(spec.origin).resolve() if spec.origin and Path(spec.origin).is_file() else None
-    for place in spec.submodule_search_locations or ():
-        path = Path(place).joinpath(*rest)
-        for file in (path / "__init__.py", path.with_suffix(".py")):
-            if file.is_file():
-                return file.resolve()
-    return None
+    return Path(spec.origin).resolve() if spec and spec.origin and Path(spec.origin).is_file() else None
 
 
-def _imports(module: str, source: Path) -> Iterator[str]:
-    """Names of modules, and of what may be modules, that a file imports."""
-    package = module.split(".") if source.name == "__init__.py" else module.split(".")[:-1]
-    yield from (".".join(package[:depth]) for depth in range(1, len(package) + 1))  # their `__init__` runs first
+def _imports(source: Path, package: str) -> Iterator[str]:
+    """Names of modules, and of what may be modules, that a file of a package imports."""
     try:
         tree = ast.parse(source.read_bytes())
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError):  # whoever imports it says so in better words
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
             start = ".".join([*above, *([node.module] if node.module else [])])
-            yield start
-            yield from (f"{start}.{alias.name}" for alias in node.names)
+            yield from (start, *(f"{start}.{alias.name}" for alias in node.names))
 
 
 def _file_digest(path: Path) -> str:
-    """Of what Python makes of a source file, which comments and layout do not change; of the bytes of any other."""
-    digest = hashlib.sha256()
-    try:
-        # subtle: this is the bytecode that an import would run, from its cache where that is up to date
-        code = SourceFileLoader(path.stem, str(path)).get_code(path.stem) if path.suffix == ".py" else None
-    except (SyntaxError, ValueError):  # whoever imports it says so in better words
-        code = None
-    if code is None:
-        digest.update(path.read_bytes())
-    else:
-        _feed(digest, code)
-    return digest.hexdigest()[:DIGEST_LENGTH]
-
-
-def _feed(digest: Any, code: CodeType) -> None:
-    """All of a code object but where its lines stand."""
-    digest.update(code.co_code + code.co_exceptiontable)
-    arguments = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-    digest.update(repr((arguments, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            _feed(digest, constant)
-        else:
-            digest.update(_stable(constant).encode())
-
-
-def _stable(constant: Any) -> str:
-    """`repr`, with the items of sets in an order that every process agrees on."""
-    if isinstance(constant, frozenset):
-        return f"frozenset({sorted(map(_stable, constant))})"
-    return f"({', '.join(map(_stable, constant))},)" if isinstance(constant, tuple) else repr(constant)
+    """Of what Python reads in a source file, which comments and layout do not change; of the bytes of any other."""
+    content = path.read_bytes()
+    if path.suffix == ".py":
+        with contextlib.suppress(SyntaxError, ValueError):
+            content = ast.dump(ast.parse(content)).encode()
+    return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
 
 
 @cache
 def _distributions() -> Mapping[str, list[str]]:
     return packages_distributions()
-
-
-@cache
-def _site_packages() -> tuple[Path, ...]:
-    return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib"))
-
-
-# --- files and machine -----------------------------------------------------------------------------------------------
-
-
-def _snqi_files(setting: Snqi) -> dict[str, str]:
-    baseline = {metric: [spread.med, spread.p95] for metric, spread in load_baseline(Path(setting.baseline)).items()}
-    return {"snqi.weights": digest_of(load_weights(Path(setting.weights))), "snqi.baseline": digest_of(baseline)}
-
-
-def machine(threads: int) -> dict[str, str]:
-    """What of this machine can change the bits of a result."""
-    return {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "microarchitecture": get_host_cpu_name(),  # what kernels are chosen by: `znver4`, `sapphirerapids`, `apple-m1`
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        **{name: os.environ[name] for name in DISPATCH if os.environ.get(name)},
-        "device": "cpu",
-        "threads": str(threads),
-    }
-
-
-def processor_kind(machine: Mapping[str, str]) -> str:
-    """The kind of processor within which the same work gives the same bits: `x86_64 znver4, AVX512`."""
-    told = [f"{name}={machine[name]}" for name in DISPATCH if name in machine]
-    kind = f"{machine.get('processor', 'unknown')} {machine.get('microarchitecture', 'unknown')}"
-    return ", ".join([kind, machine.get("instructions", "unknown"), *told])
-
-
-def _short(text: str, limit: int = 80) -> str:
-    text = printable(text)
-    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -28,9 +28,9 @@ from pipeline.files import scratch, sqlite_file
 from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
 from pipeline.tracking import liveness, operations
 from pipeline.tracking.content_key import ContentKey, content_key
+from pipeline.tracking.host import environment_record, git_state
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.outbox import Outbox, RunOutbox
-from pipeline.tracking.provenance import environment_record, git_state
 from pipeline.tracking.store import (
     chosen_experiment,
     connect,

@@ -20,7 +20,7 @@ from pipeline.play.probing import Probe, probe_environment, seconds_of_an_update
 from pipeline.report.new_task import collisions_allowed, success_of, successes, summary, target_of, task_files
 from pipeline.stages.new_task import write_new
 from pipeline.tasks import Task
-from pipeline.tracking.provenance import untested
+from pipeline.tracking.host import untested
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
 

@@ -11,7 +11,9 @@ from pipeline.config.task import TaskConfig
 from pipeline.learning.jobs import TrainingJob
 from pipeline.policies import build_policy, save_policy
 from pipeline.tracking import content_key as module
-from pipeline.tracking.content_key import DISPATCH, code_behind, content_key, package_code, report_code, training_key
+from pipeline.tracking import host
+from pipeline.tracking.content_key import code_behind, content_key, package_code, report_code, training_key
+from pipeline.tracking.host import DISPATCH
 
 TASK = {
     "name": "pole",
@@ -111,8 +113,8 @@ def test_the_content_of_snqi_files_counts_and_their_place_and_layout_do_not(tmp_
 
 def test_a_package_of_another_version_is_named(monkeypatch):
     base = key_of(BASE)
-    real = module.version
-    monkeypatch.setattr(module, "version", lambda name: "9.9" if name == "torch" else real(name))
+    real = host.version
+    monkeypatch.setattr(host, "version", lambda name: "9.9" if name == "torch" else real(name))
     (sentence,) = said(base, key_of(BASE))
     assert sentence.startswith("package differs: torch = 9.9 (was 2.")
 
@@ -136,6 +138,8 @@ def test_code_of_the_package_counts_file_by_file_but_not_its_comments(tmp_path):
 
 
 def test_what_a_report_looks_like_decides_no_training(tmp_path):
+    assert {"pipeline/gate.py", "pipeline/learning/ppo.py", "pipeline/envs/episodes.py"} <= package_code().keys()
+    assert not [name for name in package_code() if "tracking/" in name]
     assert not [name for name in package_code() if "report/" in name or not name.endswith((".py", ".json"))]
     folder = tmp_path / "pipeline"
     shutil.copytree(module.ROOT / "report", folder / "report")

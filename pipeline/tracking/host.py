@@ -1,14 +1,23 @@
-"""Where a result comes from besides its inputs: commit, dirty tree, package versions, machine."""
+"""What a result was made with besides its inputs: commit, dirty tree, package versions, processor."""
 
+import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from pipeline.tracking.content_key import installed, machine, processor_kind
+import torch
+from llvmlite.binding import get_host_cpu_name
 
 PACKAGES = ("gymnasium", "imitation", "mlflow", "numba", "numpy", "optuna", "scipy", "stable-baselines3", "torch")
+# variables by which a person makes libraries take the kernels of another processor
+DISPATCH: Final = (
+    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "GLIBC_TUNABLES", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS",
+    "NPY_DISABLE_CPU_FEATURES", "NUMBA_CPU_FEATURES", "NUMBA_CPU_NAME", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
+)  # fmt: skip
 
 
 @cache
@@ -28,9 +37,12 @@ def git_state() -> tuple[str, bool]:
         return "unknown", True
 
 
-def package_versions() -> dict[str, str]:
-    """Name -> version of the packages that decide a result."""
-    return {name: installed(name) or "not installed" for name in PACKAGES}
+def installed(package: str) -> str | None:
+    """The version of a distribution, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def untested(pins: Path = Path(__file__).parents[2] / "constraints.txt") -> tuple[str, ...]:
@@ -47,6 +59,27 @@ def untested(pins: Path = Path(__file__).parents[2] / "constraints.txt") -> tupl
     return tuple(found)
 
 
+def machine(threads: int) -> dict[str, str]:
+    """What of this machine can change the bits of a result."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "microarchitecture": get_host_cpu_name(),  # what kernels are chosen by: `znver4`, `sapphirerapids`, `apple-m1`
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        **{name: os.environ[name] for name in DISPATCH if os.environ.get(name)},
+        "device": "cpu",
+        "threads": str(threads),
+    }
+
+
+def processor_kind(machine: Mapping[str, str]) -> str:
+    """The kind of processor within which the same work gives the same bits: `x86_64 znver4, AVX512`."""
+    told = [f"{name}={machine[name]}" for name in DISPATCH if name in machine]
+    kind = f"{machine.get('processor', 'unknown')} {machine.get('microarchitecture', 'unknown')}"
+    return ", ".join([kind, machine.get("instructions", "unknown"), *told])
+
+
 def environment_record() -> dict[str, Any]:
     """What a run stores as `environment.json`."""
     commit, dirty = git_state()
@@ -55,5 +88,5 @@ def environment_record() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor_kind(machine(threads=1)),
-        "packages": package_versions(),
+        "packages": {name: installed(name) or "not installed" for name in PACKAGES},  # those that decide a result
     }
