@@ -64,7 +64,7 @@ from pipeline.tracking.models import RUN_ID, StoredPolicy, fetch_version, find_e
 from pipeline.tracking.registry import approvals, moment_of_use, require_approved
 from pipeline.tracking.runs import StageRun, get_run
 from pipeline.validation import Context, Refusal, TaskReplay, ValidationReport, validate
-from pipeline.validation.report import PASSED
+from pipeline.validation.findings import PASSED
 
 UPSTREAM = ("expert",)
 # what a repair must leave as it was: it mends data, it does not give it another origin

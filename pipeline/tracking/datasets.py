@@ -27,8 +27,8 @@ from pipeline.tasks import Task
 from pipeline.tracking.models import RUN_ID, find_policy
 from pipeline.tracking.runs import StageRun, get_kept_run, latest_run, read_text_artifact, search, tag_of
 from pipeline.tracking.store import fetched
-from pipeline.validation.report import FAILED
-from pipeline.validation.rules import Refusal
+from pipeline.validation.facts import Refusal
+from pipeline.validation.findings import FAILED
 
 DATASET_ID = re.compile(r"[a-z][a-z0-9_]*-[0-9a-z-]{4,64}")
 

@@ -20,7 +20,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Alias, Gate, VersionTag, registered_model
 from pipeline.tracking.store import exclusive, pages, refuses
-from pipeline.validation.rules import Approval
+from pipeline.validation.facts import Approval
 
 
 @dataclass(frozen=True)

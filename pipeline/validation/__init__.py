@@ -1,9 +1,9 @@
 """Says that data is wrong: the catalogue of rules, re-simulation, and the inspection of datasets."""
 
-from pipeline.validation.catalogue import CATALOGUE, validate
+from pipeline.validation.facts import Approval, Context, Refusal, Replay, ReplayedEpisode
+from pipeline.validation.findings import Finding, RuleOutcome, ValidationReport
 from pipeline.validation.replay import EpisodeReplay, TaskReplay, replay_episodes
-from pipeline.validation.report import Finding, RuleOutcome, ValidationReport, status_of
-from pipeline.validation.rules import Approval, Context, Refusal, Replay, ReplayedEpisode
+from pipeline.validation.rules import CATALOGUE, validate
 
 __all__ = [
     "CATALOGUE",
@@ -18,6 +18,5 @@ __all__ = [
     "TaskReplay",
     "ValidationReport",
     "replay_episodes",
-    "status_of",
     "validate",
 ]

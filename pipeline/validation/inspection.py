@@ -14,7 +14,7 @@ from pipeline.data.observations import flat_rows
 from pipeline.data.spaces import space_bounds, space_from_json
 from pipeline.errors import BadInput
 from pipeline.names import Metric
-from pipeline.validation.rules import chunks
+from pipeline.validation.facts import chunks
 
 OUTLIER_SCORE = 3.5  # Iglewicz and Hoaglin (1993), *How to detect and handle outliers*
 ACTION_BINS = 20

@@ -13,7 +13,7 @@ from pipeline.errors import BadInput
 from pipeline.names import Metric
 from pipeline.play.evaluation import with_snqi
 from pipeline.tasks import Task
-from pipeline.validation.rules import Replay, ReplayedEpisode, plain
+from pipeline.validation.facts import Replay, ReplayedEpisode, plain
 
 
 class TaskReplay:

@@ -4,11 +4,15 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from pendulum_dataset import TASK
 
+from pipeline.config.loading import validate
+from pipeline.config.task import TaskConfig
 from pipeline.data.spaces import space_to_json
 from pipeline.validation import Context
-from pipeline.validation.rules import Dataset
+from pipeline.validation.facts import Dataset
 
+TASKED = Context(task=validate(TaskConfig, TASK, "test"))
 LINE = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
 
@@ -45,7 +49,7 @@ def dataset(
 
 
 def findings(rule, data: Dataset, context: Context | None = None) -> list:
-    return list(rule.check(data, context or Context()))
+    return rule.findings(data, context or Context())
 
 
 def walk(count: int, steps: int, late: int = 0, width: int = 1) -> Dataset:

@@ -1,5 +1,6 @@
 """A good dataset passes; each corrupted copy is refused by exactly the rule that names the fault, and says where."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -542,6 +543,13 @@ def test_a_corruption_is_refused_by_exactly_its_rule(corruption, good, tmp_path)
         expected = getattr(corruption, name)
         assert expected is ANY or getattr(finding, name) == expected, (name, finding)
     assert finding.message and "\n" not in str(finding)
+
+
+def test_a_figure_that_is_no_number_departs_from_its_re_simulation_in_strict_json(good, tmp_path):
+    corrupted(good, next(c for c in CORRUPTIONS if c.name == "NaN figure"), tmp_path / "data")
+    report = validate(tmp_path / "data", replace(good.context, replay=good.replay, replay_episodes=30))
+    assert report.failed_rules == ("metrics_finite", "replay")
+    assert [finding["value"] for finding in json.loads(report.to_json())["findings"]] == ["nan", "nan"]
 
 
 def test_every_rule_is_refused_by_some_corruption():

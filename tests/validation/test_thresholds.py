@@ -5,27 +5,33 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gymnasium import spaces
-from small_datasets import LINE, dataset, findings, walk
+from small_datasets import LINE, TASKED, dataset, findings, walk
 
 from pipeline.errors import BadInput
 from pipeline.tasks import Purpose
 from pipeline.validation import Approval, Context
-from pipeline.validation.alignment import onset_of, replay, time_alignment
+from pipeline.validation.alignment import onset_of
+from pipeline.validation.facts import Dataset
+from pipeline.validation.findings import Finding, RuleOutcome, ValidationReport
 from pipeline.validation.inspection import action_jerk, inspect_dataset
-from pipeline.validation.provenance import expert_approved, filter_held, seeds_reserved, seeds_unique, shares
 from pipeline.validation.replay import ReplayedEpisode, first_difference
-from pipeline.validation.report import Finding, RuleOutcome, ValidationReport
-from pipeline.validation.rules import Dataset
-from pipeline.validation.structure import no_empty_episode
-from pipeline.validation.values import (
+from pipeline.validation.rules import (
     actions_in_space,
     actions_vary,
     clipped_squares,
     episodes_distinct,
     execution_noise,
+    expert_approved,
+    filter_held,
+    no_empty_episode,
     observations_in_space,
     precision,
+    replay,
     returns,
+    seeds_reserved,
+    seeds_unique,
+    shares,
+    time_alignment,
 )
 
 # --- alignment: the edges of episodes --------------------------------------------------------------------------------
@@ -310,7 +316,7 @@ def test_seeds_are_numbers_of_31_bits_and_the_last_quarter_is_for_recording():
     assert [f.episode for f in findings(seeds_unique, data)] == [2, 3]
     low = int(Purpose.RECORD) << 29
     data.arrays["seeds"] = np.array([low - 1, low, low + (1 << 29) - 1, low + (1 << 29)])
-    assert [f.episode for f in findings(seeds_reserved, data)] == [0, 3]
+    assert [f.episode for f in findings(seeds_reserved, data, TASKED)] == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -366,12 +372,12 @@ def test_an_approval_is_one_of_bytes_at_a_time():
 
 
 def test_a_report_says_where_a_finding_lies_as_far_as_that_is_known():
-    whole, episode, step = (Finding("ends", e, s, 1, "0", "wrong") for e, s in ((None, None), (4, None), (4, 0)))
+    whole, episode, step = (Finding(1, "0", "wrong", *place, rule="ends") for place in ((), (4,), (4, 0)))
     assert str(whole) == "ends: dataset: wrong (value 1, bound 0)"
     assert str(episode) == "ends: episode 4: wrong (value 1, bound 0)"
     assert str(step) == "ends: episode 4, step 0: wrong (value 1, bound 0)"
     rules = (RuleOutcome("ends", "It <ends>.", "failed", 3), RuleOutcome("digest", "It *fits*.", "passed", 0))
-    report = ValidationReport((whole, episode, step), rules, 5, 20, "d", ())
+    report = ValidationReport((whole, episode, step), rules, 5, 20, "d", (), 20, 0)
     lines = report.to_markdown().splitlines()
     assert "| ends |  |  | 1 | 0 | wrong |" in lines and "| ends | 4 | 0 | 1 | 0 | wrong |" in lines
     assert r"| ends | failed (3) | It &lt;ends&gt;. |" in lines and r"| digest | passed | It \*fits\*. |" in lines

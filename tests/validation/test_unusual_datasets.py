@@ -5,32 +5,47 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gymnasium import spaces
-from small_datasets import LINE, dataset, findings, walk
+from small_datasets import LINE, TASKED, dataset, findings, walk
 
 from pipeline.data import UNKNOWN_SEED
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
 from pipeline.validation import Context, replay_episodes, validate
-from pipeline.validation.alignment import labels, replay, time_alignment
+from pipeline.validation.facts import Dataset
 from pipeline.validation.inspection import inspect_dataset
-from pipeline.validation.provenance import seeds_reserved, seeds_unique, shares
 from pipeline.validation.replay import ReplayedEpisode, first_difference
-from pipeline.validation.rules import Dataset
-from pipeline.validation.structure import declared_spaces, same_space
-from pipeline.validation.values import episodes_distinct, execution_noise, precision
+from pipeline.validation.rules import (
+    NotAsked,
+    episodes_distinct,
+    execution_noise,
+    labels,
+    precision,
+    replay,
+    same_space,
+    seeds_reserved,
+    seeds_unique,
+    shares,
+    time_alignment,
+)
+from pipeline.validation.rules import spaces as declared_spaces
 
 # --- alignment -------------------------------------------------------------------------------------------------------
 
 
 def test_replay_says_why_it_is_not_run():
     data = walk(3, 20)
-    play = lambda scenario, seed, actions: None  # noqa: E731
-    assert replay.missing(data, Context(replay=play, replay_episodes=0)).startswith("no episode was to be simulated")
-    assert replay.missing(data, Context(replay=play)) is None
+
+    def play(scenario, seed, actions):
+        raise BadInput("asked")
+
+    with pytest.raises(NotAsked, match="no episode was to be simulated"):
+        findings(replay, data, Context(replay=play, replay_episodes=0))
+    assert [f.message for f in findings(replay, data, Context(replay=play))] == ["asked"] * 3
     data.arrays["seeds"][:] = UNKNOWN_SEED
-    assert replay.missing(data, Context(replay=play)) == "no episode has a known seed"
+    with pytest.raises(NotAsked, match="no episode has a known seed"):
+        findings(replay, data, Context(replay=play))
     data.arrays["seeds"][1] = 7
-    assert replay.missing(data, Context(replay=play)) is None
+    assert [f.episode for f in findings(replay, data, Context(replay=play))] == [1]
 
 
 def test_an_episode_that_cannot_be_simulated_is_a_finding_and_the_others_go_on(good):
@@ -157,11 +172,11 @@ def test_seeds_that_nobody_wrote_down_are_for_imported_data_alone():
     data = walk(3, 20)
     data.arrays["seeds"][:] = [UNKNOWN_SEED, UNKNOWN_SEED, 4]
     assert [f.episode for f in findings(seeds_unique, data)] == [0, 1]
-    assert [f.episode for f in findings(seeds_reserved, data)] == [0, 1, 2]
+    assert [f.episode for f in findings(seeds_reserved, data, TASKED)] == [0, 1, 2]
     data.metadata["demonstrator"] = {"kind": "imported"}
     assert [f.episode for f in findings(seeds_unique, data)] == [0, 1]  # they followed from seeds that are listed
     data.metadata["seeds"] = []
-    assert findings(seeds_unique, data) == [] and findings(seeds_reserved, data) == []
+    assert findings(seeds_unique, data) == [] and findings(seeds_reserved, data, TASKED) == []
     assert data.notes == ["the seeds of 2 of 3 episodes are not known"]
 
 

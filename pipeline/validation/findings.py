@@ -1,14 +1,15 @@
 """What a validation says: findings, what became of each rule, and the status that follows from them."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Final, Literal
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
 
 from pipeline.names import Quality
 
-Value = float | int | str | bool | None
-
+Index = int | np.integer[Any]
 State = Literal["passed", "failed", "not run"]
 PASSED: Final = "passed"
 FAILED: Final = "failed"
@@ -17,14 +18,14 @@ NOT_RUN: Final = "not run"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: which rule says so, where, and the value against its bound."""
+    """One thing that is wrong: the value against its bound, and where."""
 
-    rule: str
-    episode: int | None  # None: the dataset as a whole
-    step: int | None  # None: the episode as a whole; observations count T + 1 steps
-    value: Value
+    rule: str = field(default="", kw_only=True)  # whose finding it is, once the rule was asked
+    value: Any  # number, text, flag or None
     bound: str
     message: str
+    episode: Index | None = None  # None: the dataset as a whole
+    step: Index | None = None  # None: the episode as a whole; observations count T + 1 steps
 
     def __str__(self) -> str:
         where = "dataset" if self.episode is None else f"episode {self.episode}"
@@ -39,13 +40,8 @@ class RuleOutcome:
     rule: str
     statement: str  # what the rule asks, one line
     state: State
-    findings: int  # at most the number that is kept per rule
+    findings: int = 0  # at most the number that is kept per rule
     reason: str = ""  # why it was not run
-
-
-def status_of(findings: Sequence[Finding]) -> str:
-    """`validated` without findings, `quarantined` with any."""
-    return Quality.QUARANTINED if findings else Quality.VALIDATED
 
 
 @dataclass(frozen=True)
@@ -57,17 +53,18 @@ class ValidationReport:
     episodes: int | None  # None: the files could not be read
     steps: int | None
     content_digest: str | None  # computed from the arrays
-    notes: tuple[str, ...] = ()
-    min_episodes: int = 0  # that were asked for
-    replay_episodes: int = 0  # that were to be simulated again
+    notes: tuple[str, ...]
+    min_episodes: int  # that were asked for
+    replay_episodes: int  # that were to be simulated again
 
     @property
     def status(self) -> str:
-        return status_of(self.findings)
+        """`validated` without findings, `quarantined` with any."""
+        return Quality.QUARANTINED if self.findings else Quality.VALIDATED
 
     @property
     def passed(self) -> bool:
-        return self.status == Quality.VALIDATED
+        return not self.findings
 
     @property
     def failed_rules(self) -> tuple[str, ...]:
@@ -83,31 +80,30 @@ class ValidationReport:
 
     def to_json(self) -> str:
         """The whole report as strict JSON text."""
-        data = {"status": self.status, **asdict(self)}
-        return json.dumps(data, indent=1, allow_nan=False)
+        return json.dumps({"status": self.status, **asdict(self)}, indent=1, allow_nan=False)
 
     def to_markdown(self) -> str:
         """The report for a reader: verdict, findings, then every rule with what became of it."""
+        facts = {"episodes": self.episodes, "steps": self.steps, "content digest": self.content_digest}
         lines = ["# Dataset validation", "", f"**{self.status}**", ""]
-        lines += [f"- episodes: {self.episodes}", f"- steps: {self.steps}", f"- content digest: {self.content_digest}"]
+        lines += [f"- {name}: {value}" for name, value in facts.items()]
         lines += [f"- {_cell(note)}" for note in self.notes]
         if self.findings:
-            lines += ["", "## Findings", "", "| rule | episode | step | value | bound | what |", "|" + "---|" * 6]
-            for f in self.findings:
-                cells = (f.rule, f.episode, f.step, f.value, f.bound, f.message)
-                lines.append("| " + " | ".join("" if cell is None else _cell(cell) for cell in cells) + " |")
-        lines += ["", "## Rules", "", "| rule | result | it asks |", "|---|---|---|"]
+            header = _row("rule", "episode", "step", "value", "bound", "what")
+            lines += ["", "## Findings", "", header, "|---" * 6 + "|"]
+            lines += [_row(f.rule, f.episode, f.step, f.value, f.bound, f.message) for f in self.findings]
+        lines += ["", "## Rules", "", _row("rule", "result", "it asks"), "|---" * 3 + "|"]
         for o in self.rules:
             result = o.state + (f" ({o.findings})" if o.findings else "") + (f": {o.reason}" if o.reason else "")
-            lines.append(f"| {o.rule} | {_cell(result)} | {_cell(o.statement)} |")
+            lines.append(_row(o.rule, result, o.statement))
         return "\n".join(lines) + "\n"
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join("" if cell is None else _cell(cell) for cell in cells) + " |"
 
 
 def _cell(value: object) -> str:
     """Text from outside must not break the table or become markup."""
-    text = " ".join(str(value).split())
-    for character in "\\|<>`[]*_":
-        text = text.replace(
-            character, "\\" + character if character not in "<>" else {"<": "&lt;", ">": "&gt;"}[character]
-        )
-    return text
+    text = re.sub(r"[\\|`\[\]*_]", r"\\\g<0>", " ".join(str(value).split()))
+    return text.replace("<", "&lt;").replace(">", "&gt;")
