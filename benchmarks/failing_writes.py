@@ -44,7 +44,7 @@ from pipeline.errors import BadInput
 from pipeline.names import Gate, Quality, Tag, VersionTag, registered_model
 from pipeline.play.evaluation import record_episodes
 from pipeline.policies import build_policy
-from pipeline.policies.foreign import export_sb3_zip
+from pipeline.policies.sb3 import export_sb3_zip
 from pipeline.stages import collect, promote, validate  # noqa: F401
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.datasets import fetch_for_training

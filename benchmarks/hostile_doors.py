@@ -47,7 +47,7 @@ from pipeline.play.evaluation import record_episodes
 from pipeline.play.first_difference import between_evaluations
 from pipeline.play.minari import ImportTarget, export_minari, import_minari
 from pipeline.policies import build_policy, load_policy, policy_digest, read_spec, save_policy
-from pipeline.policies.foreign import as_ppo, import_sb3_zip
+from pipeline.policies.sb3 import as_ppo, import_sb3_zip
 from pipeline.stages import compare
 from pipeline.stages.sweep import Judge
 from pipeline.statistics.shift import measure_shift

@@ -150,7 +150,7 @@ def load_ppo(reference: str) -> "PPO":
 
     Nothing is unpickled: the network is rebuilt from the artifact, whose bytes are held to the digest on record.
     """
-    from pipeline.policies.foreign import as_ppo
+    from pipeline.policies.sb3 import as_ppo
 
     return as_ppo(load_policy_file(_policy(reference).folder))
 
@@ -174,7 +174,7 @@ def export_dataset(reference: str, folder: str) -> str:
 
 def export_policy(reference: str, file: str) -> str:
     """Write the approved version of an expert as an SB3 `.zip` to a new file; returns a line for people."""
-    from pipeline.policies.foreign import export_sb3_zip
+    from pipeline.policies.sb3 import export_sb3_zip
 
     version = find_version(connect(), reference, _task_of(reference), Alias.APPROVED)
     require_approved(version, "export_policy")

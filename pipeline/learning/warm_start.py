@@ -25,12 +25,12 @@ from pipeline.learning.jobs import TransferProof
 from pipeline.policies import (
     act_function,
     batch_digest,
+    images_in,
     load_policy,
     load_tensors,
     network_of,
     policy_digest,
     probe_batch,
-    sees_images,
     tensor_digests,
     tensors_of,
 )
@@ -61,7 +61,7 @@ def _refuse_misfit(policy: ActorCriticPolicy, source: ActorCriticPolicy, folder:
                 f"{getattr(policy, what)}; pre-train on this task"
             )
     its = network_of(source)
-    wanted = network if sees_images(source.observation_space) else replace(network, image_features=its.image_features)
+    wanted = network if images_in(source.observation_space) else replace(network, image_features=its.image_features)
     if its != wanted:
         raise BadInput(
             f"initial policy {folder!r}: its network {its} is not training.network {network}; give both the same"

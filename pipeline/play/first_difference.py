@@ -8,7 +8,8 @@ import numpy as np
 
 from pipeline.data import STEP_ARRAYS, Trajectories
 from pipeline.errors import BadInput, shortened
-from pipeline.policies import POLICY_SPEC_FILE, load_policy, tensors_of
+from pipeline.names import POLICY_SPEC_FILE
+from pipeline.policies import load_policy, tensors_of
 
 
 def between_trajectories(before: Trajectories, now: Trajectories) -> str | None:

@@ -98,7 +98,7 @@ def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
 
 def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
     """Somebody's SB3 zip as a candidate: rebuilt from its tensors and readable settings, nothing in it is unpickled."""
-    from pipeline.policies.foreign import import_sb3_zip  # late: the gate seldom needs it
+    from pipeline.policies.sb3 import import_sb3_zip  # late: the gate seldom needs it
 
     policy = import_sb3_zip(path, task.observation_space, task.action_space)
     with path.open("rb") as stream:

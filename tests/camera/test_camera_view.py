@@ -11,7 +11,7 @@ from pipeline.envs.camera import CameraView, ChannelsFirst
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.play.filming import view_again
-from pipeline.policies import sees_images
+from pipeline.policies import images_in
 from pipeline.tasks import Purpose
 
 EPISODE = Episode("default", 5)
@@ -88,7 +88,7 @@ def test_stacked_pictures_and_those_of_a_mapping_come_channels_first_too(make_ta
     now = env.unwrapped.render()
     assert np.array_equal(first.reshape(4, 3, 80, 80), [start.transpose(2, 0, 1)] * 4)
     assert np.array_equal(second.reshape(4, 3, 80, 80)[[2, 3]].transpose(0, 2, 3, 1), [start, now])
-    assert sees_images(stacked.observation_space)
+    assert images_in(stacked.observation_space)
 
     seen = ChannelsFirst(WithASpeed(Dot(pixels=True)))
     observation, _ = seen.reset(seed=5)

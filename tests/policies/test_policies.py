@@ -1,6 +1,7 @@
 """A policy artifact gives back the policy that was saved, and nothing else is let in."""
 
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -16,11 +17,8 @@ from stable_baselines3 import PPO
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
 from pipeline.policies import (
-    MAX_SPEC_BYTES,
     act_function,
-    action_distribution,
     build_policy,
-    dense,
     load_policy,
     network_of,
     policy_arguments,
@@ -28,11 +26,13 @@ from pipeline.policies import (
     probe_batch,
     read_spec,
     save_policy,
-    tanh,
     tensor_digests,
     tensors_of,
     weights_digest,
 )
+from pipeline.policies.acting import dense, tanh
+from pipeline.policies.artifact import MAX_SPEC_BYTES
+from pipeline.policies.networks import action_distribution
 
 BOX = spaces.Box(-1, 1, (5,), np.float32)
 ACTIONS = {"box": spaces.Box(-2, 2, (2,), np.float32), "discrete": spaces.Discrete(3)}
@@ -190,6 +190,10 @@ def _edit_spec(folder: Path, **changes) -> None:
     (folder / "policy.json").write_text(json.dumps({**spec, **changes}))
 
 
+def _edit_network(folder: Path, hidden: list[int], activation: str = "tanh") -> None:
+    _edit_spec(folder, network={"hidden": hidden, "activation": activation})
+
+
 def _edit_tensors(folder: Path, edit) -> None:
     tensors = load_file(folder / "policy.safetensors")
     edit(tensors)
@@ -213,24 +217,21 @@ BROKEN = {
     "NaN in the spec": (lambda f: (f / "policy.json").write_text('{"a": NaN}'), "not valid JSON"),
     "a key twice": (lambda f: (f / "policy.json").write_text('{"a": 1, "a": 2}'), "twice"),
     "deep nesting": (lambda f: (f / "policy.json").write_text("[" * 100_000), "not valid JSON"),
-    "a list": (lambda f: (f / "policy.json").write_text("[]"), "must hold exactly"),
-    "unknown key": (lambda f: _edit_spec(f, code="x"), "must hold exactly"),
+    "a list": (lambda f: (f / "policy.json").write_text("[]"), r"\(top level\)"),
+    "unknown key": (lambda f: _edit_spec(f, code="x"), "unknown key 'code'. Allowed here: action_distribution, "),
     "too large a spec": (lambda f: (f / "policy.json").write_text(" " * (MAX_SPEC_BYTES + 1)), "larger than"),
-    "another version": (lambda f: _edit_spec(f, format_version=2), "format_version 2"),
+    "another version": (lambda f: _edit_spec(f, format_version=2), "format_version = 2"),
     "a true version": (lambda f: _edit_spec(f, format_version="1"), "format_version"),
     "unknown space": (lambda f: _edit_spec(f, observation_space={"type": "Text"}), "space"),
     "a space that is no space": (lambda f: _edit_spec(f, action_space=3), "space"),
-    "unknown activation": (lambda f: _edit_spec(f, network={"hidden": [4], "activation": "os.system"}), "activation"),
-    "too many layers": (lambda f: _edit_spec(f, network={"hidden": [4] * 17, "activation": "tanh"}), "up to 16"),
-    "a huge network": (lambda f: _edit_spec(f, network={"hidden": [10**6] * 4, "activation": "tanh"}), "larger than"),
-    "a negative width": (lambda f: _edit_spec(f, network={"hidden": [-4], "activation": "tanh"}), "positive"),
+    "unknown activation": (lambda f: _edit_network(f, [4], "os.system"), r"network\.activation = "),
+    "too many layers": (lambda f: _edit_network(f, [4] * 17), "up to 16"),
+    "a huge network": (lambda f: _edit_network(f, [10**6] * 4), "larger than"),
+    "a negative width": (lambda f: _edit_network(f, [-4]), r"network\.hidden\.0 = -4"),
     "a wrong distribution": (lambda f: _edit_spec(f, action_distribution="squashed"), "action_distribution"),
-    "provenance of another kind": (lambda f: _edit_spec(f, provenance=[]), "provenance"),
-    "another network": (
-        lambda f: _edit_spec(f, network={"hidden": [16], "activation": "tanh"}),
-        "not those of its network",
-    ),
-    "another width": (lambda f: _edit_spec(f, network={"hidden": [16, 9], "activation": "tanh"}), "its network needs"),
+    "provenance of another kind": (lambda f: _edit_spec(f, provenance=[]), r"provenance = \[\]"),
+    "another network": (lambda f: _edit_network(f, [16]), "its network needs"),
+    "another width": (lambda f: _edit_network(f, [16, 9]), "its network needs"),
     "empty weights": (lambda f: (f / "policy.safetensors").write_bytes(b""), "not a readable safetensors"),
     "cut weights": (
         lambda f: (f / "policy.safetensors").write_bytes((f / "policy.safetensors").read_bytes()[:-4]),
@@ -242,28 +243,32 @@ BROKEN = {
     ),
     "too many bytes": (lambda f: (f / "policy.safetensors").write_bytes(bytes(3_000_000)), "larger than"),
     "a pickle": (lambda f: torch.save({"a": 1}, f / "policy.safetensors"), "not a readable safetensors"),
-    "a missing tensor": (lambda f: _edit_tensors(f, lambda t: t.pop(BIAS)), "missing.*action_net.bias"),
-    "one tensor more": (lambda f: _edit_tensors(f, lambda t: t.update(x=torch.zeros(1))), "unexpected.*x"),
+    "a missing tensor": (lambda f: _edit_tensors(f, lambda t: t.pop(BIAS)), "action_net.bias' is none"),
+    "one tensor more": (lambda f: _edit_tensors(f, lambda t: t.update(x=torch.zeros(1))), "'x' is .* needs none"),
     "a wrong shape": (lambda f: _edit_tensors(f, _set(BIAS, lambda t: t.repeat(2))), "action_net.bias"),
-    "a wrong type": (lambda f: _edit_tensors(f, _set(BIAS, lambda t: t.half())), "F16"),
+    "a wrong type": (lambda f: _edit_tensors(f, _set(BIAS, lambda t: t.half())), "float16"),
     "not a number": (lambda f: _edit_tensors(f, _set(BIAS, _put_nan)), "not finite"),
     "a folder for a file": (lambda f: ((f / "policy.json").unlink(), (f / "policy.json").mkdir()), "no such file"),
 }
 
 
-@pytest.mark.parametrize("case", sorted(BROKEN))
-def test_a_broken_artifact_is_refused_in_one_line(case, folder):
-    breaking, message = BROKEN[case]
-    breaking(folder)
-    with pytest.raises(BadInput, match=message) as caught:
-        load_policy(folder)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+def test_a_broken_artifact_is_refused_in_one_line(folder, tmp_path):
+    others = {}
+    for case, (breaking, message) in BROKEN.items():
+        breaking(Path(shutil.copytree(folder, tmp_path / case)))
+        try:
+            load_policy(tmp_path / case)
+            others[case] = "it was loaded"
+        except BadInput as error:
+            if not re.search(message, str(error)) or "\n" in str(error) or len(str(error)) >= 700:
+                others[case] = str(error)
+    assert others == {}
 
 
 def test_a_network_that_the_weights_cannot_fill_is_not_built(folder, monkeypatch):
-    monkeypatch.setattr("pipeline.policies.build_policy", lambda *_, **__: pytest.fail("a network was built"))
+    monkeypatch.setattr("pipeline.policies.artifact.build_policy", lambda *_, **__: pytest.fail("a network was built"))
     for hidden in ([9000, 9000], [10**7]):
-        _edit_spec(folder, network={"hidden": hidden, "activation": "tanh"})
+        _edit_network(folder, hidden)
         with pytest.raises(BadInput, match=r"hidden layers \[.*\] alone need .* not those of its network"):
             load_policy(folder)
 

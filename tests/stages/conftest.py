@@ -31,7 +31,7 @@ def told(empty_store, tmp_path_factory) -> Story:
         from pipeline.config.loading import load_task
         from pipeline.config.training import Network
         from pipeline.policies import build_policy
-        from pipeline.policies.foreign import export_sb3_zip
+        from pipeline.policies.sb3 import export_sb3_zip
         from pipeline.stages.main import run_stage
         from pipeline.tasks import Task
         from pipeline.tracking.datasets import find_dataset_run

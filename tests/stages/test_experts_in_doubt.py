@@ -16,7 +16,7 @@ from pipeline.config.training import Network
 from pipeline.errors import BadInput
 from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag
 from pipeline.policies import build_policy, load_policy
-from pipeline.policies.foreign import export_sb3_zip
+from pipeline.policies.sb3 import export_sb3_zip
 from pipeline.stages.main import run_stage
 from pipeline.tasks import Task
 from pipeline.tracking import taint

@@ -17,7 +17,7 @@ from stable_baselines3 import A2C, DQN, PPO
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
 from pipeline.policies import build_policy, load_policy, save_policy, tensor_digests
-from pipeline.policies.foreign import export_sb3_zip, import_sb3_zip
+from pipeline.policies.sb3 import export_sb3_zip, import_sb3_zip
 
 OBSERVATIONS, ACTIONS = spaces.Box(-1, 1, (4,)), spaces.Box(-2, 2, (2,))
 
@@ -186,7 +186,7 @@ def test_settings_that_our_policies_do_not_have_are_refused_by_name(case, theirs
         ({"policy_kwargs": {"activation_fn": torch.nn.ELU}}, "ELU"),
         ({"use_sde": True}, "use_sde"),
         ({"algorithm": DQN, "env": StillDiscrete, "buffer_size": 10}, "ActorCriticPolicy"),
-        ({"env": StillDiscrete}, "has the shape|missing|no place"),
+        ({"env": StillDiscrete}, "its network needs"),
         (
             {"env": StillDict, "policy": "MultiInputPolicy"},
             "MultiInputActorCriticPolicy, which reads Dict",
@@ -208,9 +208,11 @@ def test_wrong_tensors_are_refused_by_name(theirs, tmp_path):
     cases = {
         "not finite": {**good, "log_std": torch.full((2,), float("nan"))},
         "expected plain float32": {**good, "log_std": good["log_std"].double()},
-        "no place": {**good, "extra": torch.zeros(1)},
-        "missing": {name: tensor for name, tensor in good.items() if name != "value_net.bias"},
-        "has the shape": {**good, "log_std": torch.zeros(3)},
+        "'extra' is .*, its network needs none": {**good, "extra": torch.zeros(1)},
+        "value_net.bias' is none, its network needs": {
+            name: tensor for name, tensor in good.items() if name != "value_net.bias"
+        },
+        r"log_std' is .*\(3,\), its network needs": {**good, "log_std": torch.zeros(3)},
         "no named tensor": {**good, "note": "text"},
         "expected named tensors": [1, 2],
         "different hidden": {n: t for n, t in good.items() if "value_net.2" not in n},
@@ -228,16 +230,16 @@ def test_widths_that_the_bytes_cannot_fill_are_refused_before_a_network_of_them_
     cases = {
         "claim 14400000308 bytes, it holds": {**good, **dict.fromkeys(layers, one.expand(30_000, 30_000))},
         "claim 4000000.* bytes, it holds": {**good, "log_std": one.expand(1, 10**12).reshape(-1)},
-        r"'mlp_extractor.\w+_net.0.weight' has the shape \(1000000000, 0\)": {
+        r"'mlp_extractor.\w+_net.0.weight' is \(1000000000, 0\)": {
             **good, **dict.fromkeys(layers[:2], torch.zeros(10**9, 0)),
         },
-        r"'mlp_extractor.\w+_net.2.weight' has the shape \(30000, 1\).* need \(30000, 30000\)": {
+        r"'mlp_extractor.\w+_net.2.weight' is \(30000, 1\).* needs \(30000, 30000\)": {
             **good, **{name: torch.zeros(30_000, 4) for name in layers[:2]},
             **{name: torch.zeros(30_000, 1) for name in layers[2:]},
         },
-        r"has the shape \(0, 4\).* need \(1, 4\)": {**good, **dict.fromkeys(layers[:2], torch.zeros(0, 4))},
+        r"is \(0, 4\).* needs \(1, 4\)": {**good, **dict.fromkeys(layers[:2], torch.zeros(0, 4))},
     }  # fmt: skip
-    monkeypatch.setattr("pipeline.policies.foreign.build_policy", lambda *_, **__: pytest.fail("a network was built"))
+    monkeypatch.setattr("pipeline.policies.sb3.build_policy", lambda *_, **__: pytest.fail("a network was built"))
     for message, state in cases.items():
         path = remade(theirs, tmp_path / "x.zip", policy_pth=packed(state))
         with pytest.raises(BadInput, match=message) as error:

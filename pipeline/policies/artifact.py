@@ -1,0 +1,203 @@
+"""Policy artifacts: a folder of `policy.safetensors` and `policy.json`, from which our own code builds the network.
+
+Loading runs no code from the files: the JSON names spaces, network and action distribution, the network is built from
+them, and the tensors must fit it exactly, by name, shape and dtype, and be finite. Training is not decided here.
+
+    policy = build_policy(observation_space, action_space, Network(hidden=(64, 64)), seed=1)
+    save_policy(policy, folder, {"run_id": "..."})
+    act = act_function(load_policy(folder))
+    actions = act(observations)           # (n, *obs_shape) -> (n, *act_shape)
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from pydantic import AfterValidator, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from pipeline.config.loading import validate
+from pipeline.config.training import Network
+from pipeline.data.spaces import space_from_json, space_to_json
+from pipeline.errors import BadInput, shortened
+from pipeline.files import strict_json, write_folder
+from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
+from pipeline.policies.networks import action_distribution, build_policy, images_in, network_of
+
+FORMAT_VERSION: Final = 1
+DIGEST_LENGTH: Final = 36  # MLflow allows no longer digest of a dataset; one length for all
+MAX_SPEC_BYTES: Final = 1_000_000
+MAX_WEIGHT_BYTES: Final = 1_000_000_000
+MAX_LAYERS: Final = 16
+MAX_PARAMETERS: Final = 200_000_000
+WRAPPERS: Final = "wrappers"  # in the provenance: what stood between the environment and the policy
+
+Space = Annotated[Any, AfterValidator(space_from_json)]
+
+
+def save_policy(policy: ActorCriticPolicy, folder: str | Path, provenance: Mapping[str, Any]) -> str:
+    """Write the artifact, whole or not at all, replacing what was there; returns its `policy_digest`."""
+    network = network_of(policy)
+    images = {"image_features": network.image_features} if images_in(policy.observation_space) else {}
+    spec = {
+        "format_version": FORMAT_VERSION,
+        "observation_space": space_to_json(policy.observation_space),
+        "action_space": space_to_json(policy.action_space),
+        "network": {"hidden": list(network.hidden), "activation": network.activation, **images},
+        "action_distribution": action_distribution(policy.action_space),
+        "provenance": dict(provenance),
+    }
+    text = json.dumps(spec, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    weights = to_safetensors(tensors_of(policy))
+    files = {POLICY_WEIGHTS_FILE: weights, POLICY_SPEC_FILE: text.encode()}
+    write_folder(Path(folder), files, replace=True)
+    return policy_digest(folder)
+
+
+def policy_digest(folder: str | Path) -> str:
+    """sha256 over both files, cut to 36 hex characters. Raises BadInput when one is missing."""
+    digest = hashlib.sha256()
+    for name, limit in ((POLICY_WEIGHTS_FILE, MAX_WEIGHT_BYTES), (POLICY_SPEC_FILE, MAX_SPEC_BYTES)):
+        content = _read(Path(folder) / name, limit)
+        digest.update(f"{name}:{len(content)}:".encode())
+        digest.update(content)
+    return digest.hexdigest()[:DIGEST_LENGTH]
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What `policy.json` says."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    format_version: Literal[1]
+    observation_space: Space
+    action_space: Space
+    network: Network
+    action_distribution: str
+    provenance: dict[str, Any]
+
+
+def read_spec(folder: str | Path) -> PolicySpec:
+    """Read and check `policy.json` without touching the weights. Raises BadInput."""
+    path = Path(folder) / POLICY_SPEC_FILE
+    what = f"policy {str(path)!r}"
+    try:
+        data = strict_json(_read(path, MAX_SPEC_BYTES))
+    except ValueError as error:
+        raise BadInput(f"{what} is not valid JSON: {error}") from None
+    spec = validate(PolicySpec, data, what)
+    expected = action_distribution(spec.action_space)
+    if spec.action_distribution != expected:
+        raise BadInput(
+            f"{what}: action_distribution {shortened(spec.action_distribution)} does not belong to its action space, "
+            f"which takes {expected!r}"
+        )
+    # the memory that building the network takes is bounded before it is built
+    hidden = spec.network.hidden
+    if len(hidden) > MAX_LAYERS:
+        raise BadInput(f"{what}: network.hidden lists {len(hidden)} layers, allowed are up to {MAX_LAYERS}")
+    try:
+        inputs, outputs = (gym.spaces.utils.flatdim(space) for space in (spec.observation_space, spec.action_space))
+    except (NotImplementedError, ValueError) as error:
+        raise BadInput(f"{what}: its spaces cannot be flattened: {error}") from None
+    parameters = 2 * sum(before * after + after for before, after in pairwise((int(inputs), *hidden, int(outputs))))
+    for image in images_in(spec.observation_space):
+        # at most so many of SB3's NatureCNN: its last layer has fewer inputs than the picture has pixels
+        channels, pixels = image.shape[0], prod(image.shape[1:])  # type: ignore[index]
+        parameters += 2 * (pixels * spec.network.image_features + 2048 * channels + 75_000)
+    if parameters > MAX_PARAMETERS:
+        raise BadInput(f"{what}: its network of {parameters} parameters is larger than the {MAX_PARAMETERS} allowed")
+    return spec
+
+
+def load_policy(folder: str | Path) -> ActorCriticPolicy:
+    """Build the policy that `policy.json` describes and fill it with the tensors, strictly.
+
+    Raises BadInput, one line, for anything missing, oversized, unknown, misfitting or not finite.
+    """
+    spec, path = read_spec(folder), Path(folder) / POLICY_WEIGHTS_FILE
+    what, hidden = f"policy {str(path)!r}", spec.network.hidden
+    # a width is only a claim: a large network, which takes memory and time, is built for a file that could fill it
+    inputs = () if images_in(spec.observation_space) else (gym.spaces.utils.flatdim(spec.observation_space),)
+    least = 2 * 4 * sum(before * after for before, after in pairwise((*inputs, *hidden)))
+    if path.is_file() and path.stat().st_size + MAX_SPEC_BYTES < least:
+        raise BadInput(
+            f"{what} has {path.stat().st_size} bytes, the hidden layers {shortened(list(hidden))} alone need {least}: "
+            "its tensors are not those of its network"
+        )
+    policy = build_policy(spec.observation_space, spec.action_space, spec.network, seed=0)
+    expected = tensors_of(policy)
+    needed = sum(tensor.nbytes for tensor in expected.values())
+    content = _read(path, min(MAX_WEIGHT_BYTES, needed + MAX_SPEC_BYTES))
+    try:
+        tensors = from_safetensors(content)
+    except (SafetensorError, ValueError, LookupError, RuntimeError) as error:
+        raise BadInput(f"{what} is not a readable safetensors file: {shortened(str(error))}") from None
+    refuse_misfit(tensors, expected, what)
+    load_tensors(policy, tensors)
+    return policy
+
+
+def refuse_misfit(
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], what: str, remedy: str = ""
+) -> None:
+    """Raise BadInput, naming the first that is wrong, unless these are the tensors of a network, all of them finite."""
+    for name in sorted({*tensors, *expected}):
+        found, needed = (
+            f"{group[name].dtype} {tuple(group[name].shape)}" if name in group else "none"
+            for group in (tensors, expected)
+        )
+        if found != needed:
+            raise BadInput(f"{what}: tensor {shortened(name)} is {found}, its network needs {needed}{remedy}")
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise BadInput(f"{what}: tensor {name!r} holds a value that is not finite")
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        if not path.is_file():
+            raise BadInput(f"policy: no such file: {str(path)!r}; a policy artifact is a folder with it")
+        if path.stat().st_size > limit:
+            raise BadInput(f"policy: {str(path)!r} is larger than the {limit} bytes allowed")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"policy: cannot read {str(path)!r}: {error}") from None
+
+
+def tensors_of(policy: ActorCriticPolicy) -> dict[str, torch.Tensor]:
+    """A detached copy of every tensor of the policy, by name."""
+    return {name: tensor.detach().clone().contiguous() for name, tensor in policy.state_dict().items()}
+
+
+def load_tensors(policy: ActorCriticPolicy, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Fill a policy with tensors of exactly its names and shapes."""
+    policy.load_state_dict(dict(tensors), strict=True)
+
+
+def tensor_digests(policy: ActorCriticPolicy) -> dict[str, str]:
+    """Tensor name -> sha256 (36 characters) over its dtype, shape and bytes."""
+    return {name: array_digest(tensor.numpy()) for name, tensor in tensors_of(policy).items()}
+
+
+def weights_digest(policy: ActorCriticPolicy) -> str:
+    """One sha256 (36 characters) over all tensors with their names: equal exactly when every weight is equal."""
+    text = json.dumps(tensor_digests(policy), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def array_digest(array: np.ndarray) -> str:
+    """sha256 (36 characters) over dtype, shape and bytes."""
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()[:DIGEST_LENGTH]

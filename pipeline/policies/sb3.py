@@ -1,0 +1,251 @@
+"""Policies of other people: SB3 `.zip` files read without unpickling anything, and written for `PPO.load`.
+
+    policy = import_sb3_zip("theirs.zip", task.observation_space, task.action_space)
+    save_policy(policy, folder, {"source": ..., "sb3_version": ...})       # from here on it is one of ours
+
+An SB3 zip holds `policy.pth`, tensors that torch reads with `weights_only`, and `data`, JSON in which whatever JSON
+cannot say is a pickle with a readable description beside it. The pickles are never decoded. The network is rebuilt
+from the shapes of the tensors, and the settings from the readable parts; what these do not say for certain is refused
+by name. Spaces are those of the task. Not carried over: the optimiser, and a `VecNormalize` the policy was trained
+behind, which is not in the zip; the gate evaluates what the policy does here.
+"""
+
+import json
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Final, Literal
+
+import gymnasium as gym
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from pipeline.config.training import Network
+from pipeline.errors import BadInput, shortened
+from pipeline.policies.artifact import load_tensors, refuse_misfit, tensors_of
+from pipeline.policies.networks import build_policy, network_of, policy_arguments, policy_class
+
+Activation = Literal["tanh", "relu"]
+
+SB3_POLICIES: Final = "stable_baselines3.common.policies"
+WEIGHTS: Final = "policy.pth"
+SETTINGS: Final = "data"
+MAX_ZIP_BYTES: Final = 1 << 30
+MAX_WEIGHT_BYTES: Final = 1 << 29
+MAX_SETTINGS_BYTES: Final = 32_000_000  # replay and episode buffers are written into it
+MAX_MEMBERS: Final = 4096
+REMEDY: Final = "; was it trained on this environment, and for its kind of actions?"
+_TANH: Final = "<class 'torch.nn.modules.activation.Tanh'>"
+_ACTIVATIONS: Final[dict[str, Activation]] = {_TANH: "tanh", "<class 'torch.nn.modules.activation.ReLU'>": "relu"}
+# of policy_kwargs: what matters for training alone, or is read off the tensors
+_READ_OFF: Final = {
+    "ortho_init", "log_std_init", "optimizer_class", "optimizer_kwargs", "normalize_images", "net_arch",
+    "activation_fn",
+}  # fmt: skip
+_TAKEN: Final[dict[str, tuple[Any, ...]]] = {
+    "features_extractor_class": ("<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>",),
+    "features_extractor_kwargs": ({}, None, "{}"),
+    "share_features_extractor": (True,),
+    "use_sde": (False,),
+    "squash_output": (False,),
+    "use_expln": (False,),
+}
+_READS: Final = {
+    "MultiInput": ", which reads Dict observations",
+    "ActorCriticCnn": ", which reads pictures",
+    "Cnn": ", which reads pictures",
+}
+_LAYER = re.compile(r"mlp_extractor\.(policy|value)_net\.(\d{1,3})\.weight")
+
+
+def import_sb3_zip(path: str | Path, observation_space: gym.Space, action_space: gym.Space) -> ActorCriticPolicy:
+    """The policy in an SB3 `.zip`, rebuilt by our own code for these spaces.
+
+    Raises BadInput, one line, for a hostile or damaged file and for anything our policies cannot express: other
+    algorithms, feature extractors, shared layers, different actor and critic, gSDE, squashing, unknown activations.
+    """
+    file = Path(path)
+    what = f"SB3 zip {file.name!r}"
+    settings, weights = _read_zip(file, what)
+    tensors = _tensors(weights, what)
+    network = Network(
+        activation=_activation(settings, what),
+        hidden=_hidden(tensors, gym.spaces.utils.flatdim(observation_space), what),
+    )
+    policy = build_policy(observation_space, action_space, network, seed=0)
+    refuse_misfit(tensors, tensors_of(policy), what, REMEDY)
+    load_tensors(policy, tensors)
+    return policy
+
+
+def export_sb3_zip(policy: ActorCriticPolicy, path: str | Path) -> None:
+    """Write a policy as an SB3 `.zip` that `PPO.load(path)` reads, atomically. Raises BadInput when the file exists.
+
+    The format itself holds pickles of SB3's own classes; whoever loads it trusts the file. Our pipeline never does.
+    """
+    target = Path(path)
+    if target.suffix != ".zip" or target.exists():
+        raise BadInput(f"export path {str(target)!r} must be a new file that ends in .zip")
+    model = as_ppo(policy)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as folder:
+        written = Path(folder) / "policy.zip"
+        model.save(written)
+        with open(written, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.rename(written, target)
+
+
+def as_ppo(policy: ActorCriticPolicy) -> PPO:
+    """An SB3 PPO on the CPU with the weights of `policy` and SB3's own settings.
+
+    It predicts at once; to train it further, give it an environment: `model.set_env(env)`.
+    """
+    model = PPO(
+        policy_class(policy.observation_space),
+        DummyVecEnv([lambda: _SpacesOnly(policy.observation_space, policy.action_space)]),
+        policy_kwargs=policy_arguments(policy.observation_space, network_of(policy)),
+        device="cpu",
+    )
+    load_tensors(model.policy, tensors_of(policy))
+    return model
+
+
+class _SpacesOnly(gym.Env):
+    """PPO wants an environment to learn its spaces from; this one is never played."""
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+# --------------------------------------------------------------------------------------------------------------- bytes
+
+
+def _read_zip(path: Path, what: str) -> tuple[dict[str, Any], bytes]:
+    """The JSON of `data` and the bytes of `policy.pth`, within bounds."""
+    contents = []
+    try:
+        size = path.stat().st_size
+        if not path.is_file() or size > MAX_ZIP_BYTES:
+            raise BadInput(f"{what} has {size} bytes, allowed is a file of at most {MAX_ZIP_BYTES}")
+        with zipfile.ZipFile(path) as archive:
+            for name, limit in ((SETTINGS, MAX_SETTINGS_BYTES), (WEIGHTS, MAX_WEIGHT_BYTES)):
+                found = [member for member in archive.infolist() if member.filename == name]
+                if len(found) != 1:
+                    raise BadInput(f"{what} holds {len(found)} members {name!r}, expected one; was it saved by SB3?")
+                if found[0].file_size > limit:
+                    raise BadInput(f"{what}: {name} claims {found[0].file_size} bytes, allowed are {limit}")
+                with archive.open(found[0]) as stream:
+                    contents.append(stream.read(limit + 1))  # the size in the directory is only a claim
+                if len(contents[-1]) != found[0].file_size:
+                    raise BadInput(f"{what}: {name} does not have the {found[0].file_size} bytes it claims")
+        settings = json.loads(contents[0].decode("utf-8"))
+    except (
+        OSError, ValueError, EOFError, RuntimeError, NotImplementedError, LookupError, RecursionError, MemoryError,
+        zlib.error, zipfile.BadZipFile,
+    ) as error:  # what zipfile and json raise on damaged input  # fmt: skip
+        raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
+    if not isinstance(settings, dict):
+        raise BadInput(f"{what}: its settings are no JSON object")
+    return settings, contents[1]
+
+
+def _tensors(weights: bytes, what: str) -> dict[str, torch.Tensor]:
+    """The state of the policy. `weights_only` builds tensors and nothing else; sizes are bounded before it starts."""
+    # torch's own format is a zip of stored members; anything compressed or overlapping could be a bomb
+    try:
+        with zipfile.ZipFile(BytesIO(weights)) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, OSError) as error:
+        raise BadInput(f"{what}: {WEIGHTS} is not in torch's zip format: {shortened(str(error))}") from None
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if len(members) > MAX_MEMBERS or not stored or sum(member.file_size for member in members) > len(weights):
+        raise BadInput(f"{what}: {WEIGHTS} is compressed or claims more bytes than it has")
+    try:
+        state = torch.load(BytesIO(weights), map_location="cpu", weights_only=True)
+    except (
+        UnpicklingError, OSError, ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError,
+        AssertionError, RecursionError, MemoryError, zipfile.BadZipFile,
+    ) as error:  # what torch raises on damaged or forbidden content  # fmt: skip
+        reason = " ".join(str(error).split())[:160]
+        raise BadInput(f"{what}: {WEIGHTS} is no plain set of weights: {reason}") from None
+    if not isinstance(state, Mapping):
+        raise BadInput(f"{what}: {WEIGHTS} holds a {type(state).__name__}, expected named tensors")
+    for key, tensor in state.items():
+        if not isinstance(key, str) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            raise BadInput(f"{what}: {WEIGHTS} holds {shortened(key)}, which is no named tensor")
+        if tensor.layout != torch.strided or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise BadInput(f"{what}: tensor {shortened(key)} is {tensor.dtype}, expected plain float32")
+    claimed = sum(tensor.nbytes for tensor in state.values())
+    if claimed > len(weights):  # a tensor of stride 0 shows one number as often as it likes
+        raise BadInput(f"{what}: the tensors of {WEIGHTS} claim {claimed} bytes, it holds {len(weights)}")
+    return dict(state)
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+
+
+def _activation(settings: dict[str, Any], what: str) -> Activation:
+    """The activation, after refusing every setting that our policies do not have."""
+    described = settings.get("policy_class")
+    described = described if isinstance(described, dict) else {}
+    module, made = described.get("__module__"), re.match(r"<function (\w+)\.__init__ ", str(described.get("__init__")))
+    if module != SB3_POLICIES or made is None or made[1] != "ActorCriticPolicy":
+        held = "a policy whose class it does not tell" if made is None else f"a policy of class {module}.{made[1]}"
+        reads = next((words for start, words in _READS.items() if made and made[1].startswith(start)), "")
+        raise BadInput(
+            f"{what} holds {held}{reads}; taken is {SB3_POLICIES}.ActorCriticPolicy alone, the MlpPolicy of "
+            "PPO and A2C, which reads one Box"
+        )
+    if settings.get("use_sde") is not False:
+        raise BadInput(f"{what}: use_sde = {shortened(settings.get('use_sde'))}; gSDE policies are not read")
+    given = settings.get("policy_kwargs")
+    if not isinstance(given, dict):
+        raise BadInput(f"{what}: policy_kwargs = {shortened(given)} cannot be read")
+    chosen = {key: value for key, value in given.items() if key not in (":type:", ":serialized:")}
+    if ":serialized:" in given and not chosen:
+        raise BadInput(f"{what}: policy_kwargs are only there as a pickle, which is never read")
+    for key, value in chosen.items():
+        if key not in _READ_OFF and value not in _TAKEN.get(key, ()):
+            raise BadInput(f"{what}: policy_kwargs.{key} = {shortened(value)} is not one our policies have")
+    activation = chosen.get("activation_fn", _TANH)
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise BadInput(f"{what}: activation_fn = {shortened(activation)}; allowed are Tanh and ReLU")
+    return _ACTIVATIONS[activation]
+
+
+def _hidden(tensors: Mapping[str, torch.Tensor], inputs: int, what: str) -> tuple[int, ...]:
+    """Widths of the hidden layers, which actor and critic must share in shape but not in weights.
+
+    A network of these widths is no larger than the tensors: each layer reads what the one before it gives.
+    """
+    found: dict[str, dict[int, str]] = {"policy": {}, "value": {}}
+    for key, tensor in tensors.items():
+        match = _LAYER.fullmatch(key)
+        if match and tensor.ndim == 2:
+            found[match[1]][int(match[2])] = key
+    shapes: dict[str, tuple[int, ...]] = {}
+    for role, layers in found.items():
+        widths = [inputs]
+        for _, key in sorted(layers.items()):
+            shape = tuple(tensors[key].shape)
+            if shape[1] != widths[-1] or not shape[0]:
+                raise BadInput(
+                    f"{what}: tensor {key!r} is {shape}, its network needs {(shape[0] or 1, widths[-1])}{REMEDY}"
+                )
+            widths.append(shape[0])
+        shapes[role] = tuple(widths[1:])
+    if shapes["policy"] != shapes["value"]:
+        raise BadInput(
+            f"{what}: actor {list(shapes['policy'])} and critic {list(shapes['value'])} have different "
+            "hidden layers; our policies have the same in both"
+        )
+    return shapes["policy"]
