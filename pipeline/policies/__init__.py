@@ -13,7 +13,7 @@ from pipeline.policies.artifact import (
     weights_digest,
 )  # fmt: skip
 from pipeline.policies.networks import build_policy, images_in, network_of, policy_arguments, policy_class
-from pipeline.policies.transfer import PROBE_COUNT, batch_digest, probe_batch
+from pipeline.policies.probe import PROBE_COUNT, batch_digest, probe_batch
 
 __all__ = [
     "PROBE_COUNT", "WRAPPERS", "ActFunction", "Observations", "act_function", "batch_digest", "build_policy",

@@ -1,4 +1,4 @@
-"""Are two policies one: observations to compare them on, and what says so."""
+"""Observations on which two policies are compared."""
 
 import hashlib
 import json
