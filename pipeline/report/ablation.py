@@ -73,4 +73,4 @@ def ablation_figure(rows: Sequence[AblationRow], figure: str, title: str) -> byt
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_title(title)
-    return for_file(drawn.svg).replace("<svg ", '<svg style="background:#ffffff" ', 1).encode()
+    return for_file(drawn.svg)

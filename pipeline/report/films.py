@@ -10,7 +10,7 @@ from pipeline.learning.ppo import evaluation_episodes
 from pipeline.names import Artifact
 from pipeline.play.demonstrators import Actor, policy_actions
 from pipeline.play.filming import film_actor
-from pipeline.report.playback import Clip, annotate, encode
+from pipeline.report.clips import Clip, annotate, encode
 from pipeline.tasks import Task
 
 FRAMES_PER_SECOND: Final = 20.0

@@ -1,52 +1,94 @@
-"""Summary and sections as one self-contained HTML page: no scripts, nothing fetched, values of users escaped.
+"""A Markdown page as one self-contained HTML page: no scripts, nothing fetched, values of users escaped.
 
-Rendered by Jinja2 with autoescape. A content security policy in the page itself forbids every request.
+The Markdown library turns text into HTML and lets no tag of the text through; what a page shows beside its text is
+rendered by Jinja2 with autoescape. A content security policy in the page itself forbids every request.
 """
 
 import re
 from base64 import b64encode
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Final, NamedTuple
 
-from pipeline.report.content import Section, Summary
+from jinja2 import Environment
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
 from pipeline.report.context import Animation
-from pipeline.report.drawings import lineage_rails
-from pipeline.report.palette import DARK, LIGHT, css_variables, for_page
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from pipeline.report.palette import DARK, LIGHT, for_page
+from pipeline.report.text import environment, one_line
 
 MEDIA_TYPES: Final = ("image/gif", "image/png", "video/mp4")
-_WEB_ADDRESS: Final = re.compile(r"https?://", re.IGNORECASE)
+_WEB_ADDRESS: Final = re.compile(r"https?://[^\s<>()|\\]+", re.IGNORECASE)
+# spaces at which no line breaks: before %, between a sign and its number, inside an interval
+_KEPT: Final = re.compile(r" (?=%)|(?<=[≤≥>?]) (?=\d)|(?<=\d,) (?=[-+\d.,e]+\])")
 
 
-def render_page(title: str, summary: Summary, sections: tuple[Section, ...]) -> str:
-    """The whole page. Raises ValueError for an animation of a media type that browsers do not play."""
-    template = _templates().get_template("report.html")
-    return template.render(
-        title=title, summary=summary, sections=sections, light=css_variables(LIGHT), dark=css_variables(DARK)
+class Section(NamedTuple):
+    """A heading of the second level with what follows it."""
+
+    anchor: str
+    title: Markup
+    body: Markup
+    folded: tuple[tuple[Markup, Markup], ...]  # headings of the third level and what stands below them
+
+
+def html_page(template: str, markdown: str, pictures: Mapping[str, str], **values: Any) -> str:
+    """`templates/<template>.html` around the sections of a Markdown page.
+
+    `pictures`: address of an image -> drawing in marker colours, or `Markup` that takes its place as it is.
+    """
+    page = _templates().get_template(f"{template}.html")
+    return page.render(sections=_sections(markdown, pictures), light=LIGHT, dark=DARK, **values)
+
+
+def _sections(markdown: str, pictures: Mapping[str, str]) -> list[Section]:
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+    def image(_: Any, tokens: Any, index: int, *__: Any) -> str:
+        picture = pictures[tokens[index].attrs["src"]]
+        return picture if isinstance(picture, Markup) else blocks().figure(tokens[index].content, picture)
+
+    parser.add_render_rule("image", image)
+    return [_section(parser, part) for part in re.split("^## ", _KEPT.sub("\u00a0", markdown), flags=re.MULTILINE)[1:]]
+
+
+def _section(parser: MarkdownIt, text: str) -> Section:
+    (title, body), *folded = (
+        (Markup(parser.renderInline(title)), _body(parser.render(body), title))
+        for title, _, body in (part.partition("\n") for part in re.split("^### ", text, flags=re.MULTILINE))
     )
+    return Section("-".join(title.lower().split()), title, body, tuple(folded))
 
 
-@lru_cache(maxsize=1)
-def _templates() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
+def _body(html: str, title: str) -> Markup:
+    """Tables may be wider than the page and name their rows; images that stand alone are no text."""
+    html = html.replace("<table>", f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>')
+    html = html.replace("</table>", "</table></div>").replace(' style="text-align:right"', ' class="n"')
+    html = re.sub(r"<tr>\n<td>(.*?)</td>", r'<tr>\n<th scope="row">\1</th>', html)
+    return Markup(re.sub(r"<p>(<(?:figure|div|ol) .*?)</p>", r'<div class="figures">\1</div>', html, flags=re.DOTALL))
 
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+
+@cache
+def _templates() -> Environment:
+    found = environment(autoescape=True)
+    found.filters.update(
+        drawing=lambda svg: Markup(for_page(svg)),  # drawn by our own code, from values it escaped
+        kept=lambda text: _KEPT.sub("\u00a0", text),
+        web_address=lambda url: url if url and _WEB_ADDRESS.fullmatch(url) else None,
+        data_uri=_data_uri,
     )
-    # drawn by our own code, from values it escaped
-    environment.filters["drawing"] = lambda svg: Markup(for_page(svg))
-    environment.filters["data_uri"] = _data_uri
-    environment.filters["web_address"] = lambda url: url if url and _WEB_ADDRESS.match(url) else None
-    environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["rails"] = lineage_rails
-    return environment
+    return found
+
+
+def blocks() -> Any:
+    """What stands in a page in the place of an image: the macros of `templates/pictures.html`."""
+    return _templates().get_template("pictures.html").module
+
+
+def markdown_link(text: str, url: str | None) -> str:
+    """`[text](<url>)` where the address is one of the web, else the text."""
+    return Markup(f"[{one_line(text)}](<{url}>)") if url and _WEB_ADDRESS.fullmatch(url) else text
 
 
 def _data_uri(animation: Animation) -> str:

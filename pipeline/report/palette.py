@@ -55,11 +55,6 @@ ARM_LABELS: Final = {
 }
 
 
-def css_variables(colours: Mapping[str, str]) -> str:
-    """`{"ink": "#111"}` -> `--ink:#111;`."""
-    return "".join(f"--{name}:{value};" for name, value in colours.items())
-
-
 def for_page(svg: str) -> str:
     """Marker colours as CSS variables."""
     for marker, name in VARIABLES.items():
@@ -67,8 +62,8 @@ def for_page(svg: str) -> str:
     return svg
 
 
-def for_file(svg: str) -> str:
-    """Marker colours as the light colours."""
+def for_file(svg: str) -> bytes:
+    """Marker colours as the light colours, on white."""
     for marker, name in VARIABLES.items():
         svg = svg.replace(marker, LIGHT[name])
-    return svg
+    return svg.replace("<svg ", '<svg style="background:#ffffff" ', 1).encode()

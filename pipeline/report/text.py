@@ -1,31 +1,77 @@
-"""Numbers and tables as text: Markdown whose columns are aligned, so that it reads as well on a console."""
+"""Numbers, tables and pages as text: Markdown whose columns are aligned, so that it reads as well on a console.
+
+    markdown_page("gate", decision=decision, reference="social_nav-expert/3")       # templates/gate.md, filled in
+
+Whatever a template shows is escaped, since it may come from a user; only `Markup` is taken as it is.
+"""
 
 import re
 from collections.abc import Sequence
+from functools import cache
+from html.entities import codepoint2name
 from math import isfinite
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from pipeline.errors import printable
 from pipeline.statistics import Estimate
 
-NOT_MEASURED = "–"
+NOT_MEASURED: Final = "–"
+# tags and autolinks, links, entities, escapes, code, emphasis (but no snake_case), cells
+_MARKS: Final = re.compile(r"<(?=[A-Za-z/!?])|\](?=[(\[:])|&(?=#?\w+;)|[\\`*|]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def markdown_page(template: str, **values: Any) -> str:
+    """`templates/<template>.md` filled in; every value is escaped by `one_line`, and never are two lines empty."""
+    page = _templates().get_template(f"{template}.md").render(**values)
+    return aligned(re.sub(r"\n{3,}", "\n\n", page).strip() + "\n")
+
+
+@cache
+def _templates() -> Environment:
+    # subtle: Jinja escapes for HTML what is no Markup, so that what is escaped for Markdown must come as Markup
+    found = environment(
+        autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else Markup(one_line(value))
+    )
+    found.filters.update(number=number, interval=interval, signed=signed, percent=percent, words=words)
+    return found
+
+
+def environment(**options: Any) -> Environment:
+    """Of the templates of this room; a name that a template misspells is an error."""
+    return Environment(
+        loader=PackageLoader("pipeline.report", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
-    """Header and rows as an aligned Markdown table; columns from `numbers_from` on are right-aligned.
+    """Header and rows as an aligned Markdown table; columns from `numbers_from` on are right-aligned."""
+    rule = ["--:" if column >= numbers_from else "---" for column in range(len(header))]
+    lines = [rule if row is rule else [one_line(cell) for cell in row] for row in (header, rule, *rows)]
+    return aligned("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
-    Cells come from users as well: `|` and line breaks in them cannot break the table, nor can backslashes before them.
-    """
-    table = [[_cell(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(3, *(len(row[column]) for row in table)) for column in range(len(header))]
 
-    def line(row: Sequence[str]) -> str:
-        cells = (
-            c.rjust(w) if i >= numbers_from else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        return "| " + " | ".join(cells) + " |"
+def aligned(markdown: str) -> str:
+    """The same page, the columns of its tables as wide as their widest cell; `--:` in the rule aligns to the right."""
+    return re.sub(r"^\|.*\|(?:\n\|.*\|)+$", lambda table: _aligned(table[0]), markdown, flags=re.MULTILINE)
 
-    rule = ["-" * (w - 1) + ":" if i >= numbers_from else "-" * w for i, w in enumerate(widths)]
-    return "\n".join([line(table[0]), "| " + " | ".join(rule) + " |", *(line(row) for row in table[1:])])
+
+def _aligned(table: str) -> str:
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines()]
+    right = [cell.endswith(":") for cell in rows[1]]
+    widths = [max(3, *map(len, column)) for column in zip(rows[0], *rows[2:], strict=True)]
+    rows[1] = ["-" * (width - 1) + ("-:"[r]) for width, r in zip(widths, right, strict=True)]
+    return "\n".join(
+        f"| {' | '.join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))} |"
+        for row in rows
+    )
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -64,14 +110,11 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def one_line(text: str) -> str:
-    """Text of a user on one line of Markdown: it can start neither a block nor an HTML tag, nor be a link.
+def one_line(text: object) -> str:
+    """Text of a user on one line of Markdown: it is shown as it is, and is no link, tag, emphasis or cell.
 
-    `<= 0.05` and `[1, 2]` are kept. An entity, unlike a backslash, is no markup whatever stands before it.
+    What would be markup is an entity, which, unlike a backslash, is none whatever stands before it. `<= 0.05`, `[1, 2]`
+    and `snake_case` are kept. Not for the beginning of a line, where `# ` and `- ` start blocks.
     """
     line = printable(" ".join(str(text).split()))
-    return re.sub(r"\](?=[(\[:])", "&#93;", re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line))
-
-
-def _cell(text: str) -> str:
-    return one_line(text).replace("|", "&#124;")
+    return _MARKS.sub(lambda mark: f"&{codepoint2name.get(ord(mark[0]), f'#{ord(mark[0])}')};", line)

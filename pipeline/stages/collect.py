@@ -48,7 +48,7 @@ from pipeline.play.demonstrators import Demonstrator, Scripted, from_policy, scr
 from pipeline.play.evaluation import records_of, summarise, with_intervals, with_snqi
 from pipeline.play.recording import record
 from pipeline.policies import ActFunction, act_function, load_policy
-from pipeline.report.tables import rollout_table, statistics_table
+from pipeline.report.pages import rollout_table, statistics_table
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage

@@ -15,9 +15,9 @@ from pipeline.play.demonstrators import Actor, as_policy_sees
 from pipeline.play.evaluation import point_figures, run_episodes, summarise
 from pipeline.play.filming import film_actor
 from pipeline.policies import act_function, load_policy
-from pipeline.report.comparison import build_report
+from pipeline.report.clips import Clip, side_by_side, to_mp4
+from pipeline.report.comparison_report import build_report
 from pipeline.report.context import Animation, LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
-from pipeline.report.playback import Clip, side_by_side, to_mp4
 from pipeline.stages import StageOutcome
 from pipeline.statistics.comparison import Comparison, ComparisonSettings, Regression, RunData, measure_regression
 from pipeline.statistics.comparison import compare as compare_arms

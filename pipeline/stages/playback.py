@@ -11,8 +11,8 @@ from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Quality, Tag
 from pipeline.play.filming import film_actions
-from pipeline.report.inspection import inspection_files
-from pipeline.report.playback import Clip, annotate, encode
+from pipeline.report.clips import Clip, annotate, encode
+from pipeline.report.pages import inspection_files
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage, taint

@@ -20,7 +20,7 @@ from pipeline.play.evaluation import (
     with_intervals,
 )
 from pipeline.policies import act_function, load_policy
-from pipeline.report.diagnostics import diagnosis_markdown
+from pipeline.report.pages import diagnosis_markdown
 from pipeline.report.progress import TrainingProgress
 from pipeline.report.trainings import input_warnings
 from pipeline.stages import StageOutcome

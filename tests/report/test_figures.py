@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import made_up_comparison
+from made_up import made_up_comparison
 
 from pipeline.report import figures
 from pipeline.report.context import LineageNode
@@ -44,7 +44,7 @@ def test_every_figure_uses_marker_colours_alone_so_that_it_follows_the_page(comp
     for svg in drawn:
         assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= set(VARIABLES), svg[:200]
         assert "var(--" in for_page(svg)
-        assert not set(VARIABLES) & set(re.findall(r"#[0-9a-f]{6}\b", for_file(svg)))
+        assert not set(VARIABLES) & set(re.findall(r"#[0-9a-f]{6}\b", for_file(svg).decode()))
 
 
 def test_ids_of_two_figures_never_meet(comparison: Comparison) -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from pipeline.report import playback
-from pipeline.report.comparison import build_report
+from pipeline.report import clips
+from pipeline.report.clips import Clip, annotate, encode, side_by_side
+from pipeline.report.comparison_report import build_report
 from pipeline.report.context import ReportContext
-from pipeline.report.inspection import inspection_files
-from pipeline.report.playback import Clip, annotate, encode, side_by_side
+from pipeline.report.pages import inspection_files
 from pipeline.statistics.comparison import Comparison
 from pipeline.validation.inspection import Distribution, FeatureStatistics, Histogram, Inspection, ScenarioOutcome
 
@@ -37,8 +37,7 @@ def test_a_report_on_tainted_things_says_so_before_anything_else(
     assert json.loads(files["report.json"])["context"]["taints"] == [REASON]
 
 
-def test_a_report_with_nothing_against_it_warns_of_nothing(comparison: Comparison, context: ReportContext) -> None:
-    files = build_report(comparison, context)
+def test_a_report_with_nothing_against_it_warns_of_nothing(files: dict[str, bytes]) -> None:
     assert b'role="alert"' not in files["report.html"]
     assert b"Do not rely" not in files["report.md"]
 
@@ -49,19 +48,19 @@ def frames(width: int, height: int = 60, count: int = 3) -> tuple[np.ndarray, ..
 
 def test_no_statistic_of_an_episode_is_cut_at_any_usual_width() -> None:
     for width in (200, 320, 480, 640):
-        layout = playback._layout(Clip("episode 3", frames(width), STATISTICS))
+        layout = clips._layout(Clip("episode 3", frames(width), STATISTICS))
         text = "   ".join(layout.statistics)
         assert "…" not in text
         for label, value in STATISTICS.items():
             assert f"{label} {value}" in text
-        font = playback._font(12)
-        assert all(font.getlength(line) <= width - 2 * playback.MARGIN for line in layout.statistics)
+        font = clips._font(12)
+        assert all(font.getlength(line) <= width - 2 * clips.MARGIN for line in layout.statistics)
 
 
 def test_a_long_title_and_every_anomaly_are_wrapped_not_cut() -> None:
     note = "unusual: return -1.23 is 4.5 robust standard deviations below the median 2.71"
     clip = Clip("walk-0a1b2c3d, episode 3: frontal_approach_medium, seed 1793883061", frames(240), STATISTICS, {}, note)
-    layout = playback._layout(clip)
+    layout = clips._layout(clip)
     assert " ".join(layout.title) == clip.title
     assert " ".join(layout.note) == note
     height = annotate(clip)[0].shape[0]
@@ -71,10 +70,10 @@ def test_a_long_title_and_every_anomaly_are_wrapped_not_cut() -> None:
 def test_every_kind_of_mark_is_named_with_its_number_and_stands_out_while_it_happens() -> None:
     marks = {"near miss": (1, 2), "social force": (2,), "collision": ()}
     clip = Clip("x", frames(320), {}, marks)
-    assert playback._layout(clip).legend == (("near miss", "social force", "collision"),)
+    assert clips._layout(clip).legend == (("near miss", "social force", "collision"),)
     drawn = annotate(clip)
     legend = [frame[-36:-18] for frame in drawn]
-    colours = (playback.MARK_COLOURS[0], playback.MARK_COLOURS[1])
+    colours = (clips.MARK_COLOURS[0], clips.MARK_COLOURS[1])
     filled = [[int((part == colour).all(axis=2).sum()) for colour in colours] for part in legend]
     assert filled[1][0] > 3 * filled[0][0] and filled[1][1] == filled[0][1]
     assert filled[2][0] > 3 * filled[0][0] and filled[2][1] > 3 * filled[0][1]
@@ -90,8 +89,8 @@ def test_a_film_is_a_gif_where_that_is_small_and_h264_otherwise(monkeypatch) -> 
     assert encode(small, 10)[0] == "gif"
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (100, 100, 3), dtype=np.uint8) for _ in range(6)]
-    monkeypatch.setattr(playback, "MOST_GIF_BYTES", 50_000)
-    assert len(playback.to_gif(noise, 10)) > playback.MOST_GIF_BYTES > len(playback.to_gif(small, 10))
+    monkeypatch.setattr(clips, "MOST_GIF_BYTES", 50_000)
+    assert len(clips.to_gif(noise, 10)) > clips.MOST_GIF_BYTES > len(clips.to_gif(small, 10))
     ending, content = encode(noise, 10)
     assert (ending, content[4:8]) == ("mp4", b"ftyp")
     assert encode(small, 10, "mp4")[0] == "mp4"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report.playback import Clip, annotate, side_by_side, to_gif, to_mp4
+from pipeline.report.clips import Clip, annotate, side_by_side, to_gif, to_mp4
 
 
 def clip(count: int = 12, shape: tuple[int, int] = (120, 161), **more: object) -> Clip:

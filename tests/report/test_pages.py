@@ -1,14 +1,17 @@
+import xml.etree.ElementTree as ElementTree
+
 import numpy as np
 import pytest
+from made_up import inspection
 
 from pipeline.envs.episodes import Episode
 from pipeline.gate import GateDecision, GateRow
 from pipeline.learning.diagnosis import Diagnosis, Shortfall
 from pipeline.play.evaluation import ActionHistogram, EpisodeRecords
-from pipeline.report.diagnostics import diagnosis_markdown, gate_markdown
-from pipeline.report.tables import statistics_table
-from pipeline.report.text import interval, markdown_table, number, one_line, percent, signed
+from pipeline.report.pages import diagnosis_markdown, gate_markdown, inspection_files, statistics_table
+from pipeline.report.text import interval, markdown_table, number, percent, signed
 from pipeline.statistics import Estimate
+from pipeline.validation.inspection import Outlier
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,6 @@ def test_a_table_is_aligned_and_no_cell_can_break_it() -> None:
     assert "a&#124;b c" in lines[2]
     assert "&lt;b>x&lt;/b>" in lines[3]
     assert "<= 2" in lines[3]
-    assert one_line("a\n# b") == "a # b"
 
 
 def records() -> EpisodeRecords:
@@ -117,3 +119,30 @@ def test_the_gate_page_lists_failures_first_and_what_was_compared() -> None:
     assert "the mean" in table[3]
     assert "approved" in gate_markdown(GateDecision(rows[:1]), "x/1").splitlines()[0]
     assert "not approved" in gate_markdown(GateDecision(()), "x/1")
+
+
+ODD = Outlier(7, "only|one", 1842, "return", 9.5, 3.0, 6.2, "return 9.5 is 6.2 robust standard deviations above")
+
+
+def test_outlying_episodes_come_first_with_seed_figure_and_score() -> None:
+    page = inspection_files(inspection((ODD,)))["inspection.md"].decode()
+    assert "## 1 of 10 episodes stand out" in page
+    row = next(line for line in page.splitlines() if "1842" in line)
+    assert all(part in row for part in ("7", "only&#124;one", "return", "9.50", "+6.2"))
+    assert page.index("stand out") < page.index("## Per episode")
+    assert "Constant over the whole dataset: observation[1]." in page
+
+
+def test_every_figure_the_page_shows_is_there_and_is_svg() -> None:
+    files = inspection_files(inspection((ODD,)))
+    page = files["inspection.md"].decode()
+    drawn = [name for name in files if name.endswith(".svg")]
+    assert sorted(drawn) == ["figures/action-0.svg", "figures/episodes-return.svg", "figures/features.svg"]
+    for name in drawn:
+        assert f"({name})" in page
+        assert ElementTree.fromstring(files[name]).tag.endswith("svg")
+    assert b"outliers" in files["figures/episodes-return.svg"]
+
+
+def test_a_dataset_without_outliers_says_so() -> None:
+    assert "No episode stands out" in inspection_files(inspection(()))["inspection.md"].decode()

@@ -1,0 +1,120 @@
+"""Markdown pages of single stages: the gate's decision, the diagnosis of a training, evaluated episodes, a dataset.
+
+The decisions and numbers are made elsewhere; what each page says is written in `templates/<page>.md`.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from pipeline.errors import printable
+from pipeline.gate import GateDecision
+from pipeline.learning.diagnosis import ADVICE, Diagnosis
+from pipeline.names import Metric
+from pipeline.play.evaluation import ActionHistogram, EpisodeRecords, summarise, summarise_by_scenario
+from pipeline.report.figures import histogram, ranges, scenario_bars
+from pipeline.report.palette import for_file
+from pipeline.report.text import markdown_page, words
+from pipeline.statistics import Estimate
+from pipeline.validation.inspection import Inspection
+
+BAR_CHARACTERS: Final = 24
+MOST_OUTLIERS: Final = 30
+MOST_DRAWN: Final = 6  # distributions and action dimensions with a figure of their own
+MOST_FEATURES: Final = 64
+
+
+def gate_markdown(decision: GateDecision, reference: str) -> str:
+    """Every rule of the gate held against every measurement, failures first."""
+    return markdown_page("gate", decision=decision, reference=reference)
+
+
+def diagnosis_markdown(diagnosis: Diagnosis) -> str:
+    """What a training over several seeds missed, where, by how much, and what to try."""
+    missed = diagnosis.shortfalls
+    trends = {trend: [s for s in missed if s.trend == trend] for trend in dict.fromkeys(s.trend for s in missed)}
+    worst = [s.worst_scenario for s in missed]
+    common = max(dict.fromkeys(worst), key=worst.count, default="")
+    return markdown_page(
+        "diagnosis", diagnosis=diagnosis, trends=trends, advice=ADVICE, worst=common, times=worst.count(common)
+    )
+
+
+def statistics_table(records: EpisodeRecords, seed: int = 0) -> str:
+    """Episodes: steps and return, outcomes and figures with 95 % intervals, scenarios, actions."""
+    return _episodes(records, seed, summarise_by_scenario(records, seed))
+
+
+def rollout_table(records: EpisodeRecords, seed: int = 0) -> str:
+    """The same without outcomes and scenarios: steps, return and actions."""
+    return _episodes(records, seed, None)
+
+
+def _episodes(records: EpisodeRecords, seed: int, by_scenario: Mapping[str, Mapping[str, Estimate]] | None) -> str:
+    actions = [] if records.action_histogram is None else _action_tables(records.action_histogram)
+    summary = summarise(records, seed)
+    return markdown_page("episodes", records=records, summary=summary, by_scenario=by_scenario, actions=actions)
+
+
+def _action_tables(histogram: ActionHistogram) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Name of each dimension with a row a bin: its range (or the discrete action), its share of the steps, a bar."""
+    tables = []
+    for dimension, counts in enumerate(histogram.counts):
+        shares = counts / max(1, counts.sum())
+        tallest = max(float(shares.max()), 1e-12)
+        edges = None if histogram.edges is None else histogram.edges[dimension]
+        bins = range(len(counts)) if edges is None else [f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges)]
+        bars = ["█" * int(np.ceil(share / tallest * BAR_CHARACTERS)) for share in shares]
+        name = "action" if len(histogram.counts) == 1 else f"action[{dimension}]"
+        tables.append((name, list(zip(map(str, bins), map("{:.1%}".format, shares), bars, strict=True))))
+    return tables
+
+
+def inspection_files(
+    inspection: Inspection, warnings: Sequence[str] = (), names: Sequence[str] | None = None
+) -> dict[str, bytes]:
+    """A dataset inspection for people, all files by path: `inspection.md`, `figures/return.svg`, ...
+
+    `warnings` stand above everything else; `names` are those of the observation, where the task has any.
+    """
+    if names is None or len(names) != len(inspection.features):
+        names = [f"observation[{f.index}]" for f in inspection.features]
+    drawn = _inspection_figures(inspection, [printable(name) for name in names])
+    page = markdown_page(
+        "inspection",
+        i=inspection,
+        warnings=warnings,
+        features=list(zip(names, inspection.features, strict=True)),
+        figures_of_scenarios=dict.fromkeys(name for s in inspection.scenarios for name in s.means),
+        figures=tuple(drawn),
+        most_outliers=MOST_OUTLIERS,
+        most_features=MOST_FEATURES,
+    )
+    return {"inspection.md": page.encode(), **{f"figures/{name}.svg": for_file(svg) for name, svg in drawn.items()}}
+
+
+def _inspection_figures(inspection: Inspection, labels: Sequence[str]) -> dict[str, str]:
+    """Name -> SVG: outcomes by scenario, distributions with their outliers, actions, features against their bounds."""
+    drawn = {}
+    if all(Metric.SUCCESS in s.means for s in inspection.scenarios):
+        outcomes = [(s.scenario, s.means[Metric.SUCCESS], s.means.get(Metric.COLLISION)) for s in inspection.scenarios]
+        drawn["scenarios"] = scenario_bars(outcomes)
+    for d in inspection.distributions[:MOST_DRAWN]:
+        name = f"episodes-{''.join(c if c.isalnum() else '-' for c in d.name)}"
+        marks = [o.value for o in inspection.outliers if o.figure == d.name]
+        title = words(d.name)
+        drawn[name] = histogram(
+            name, d.histogram.edges, d.histogram.counts, title, f"{title} per episode", "episodes", marks
+        )
+    for index, h in enumerate(inspection.actions[:MOST_DRAWN]):
+        drawn[f"action-{index}"] = histogram(f"action-{index}", h.edges, h.counts, f"labels, {h.name}", h.name, "steps")
+    features = inspection.features[:MOST_FEATURES]
+    drawn["features"] = ranges(
+        "features",
+        labels[:MOST_FEATURES],
+        np.array([[f.min, f.mean - f.std, f.mean, f.mean + f.std, f.max] for f in features]),
+        [(f.low, f.high) for f in features],
+    )
+    return drawn
