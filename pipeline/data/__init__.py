@@ -1,9 +1,8 @@
-"""Recorded episodes: arrays in memory, files on disk, and the builder that a recording loop fills.
+"""Recorded episodes: arrays in memory, files on disk.
 
 Whether the data is *right* (ends, bounds, provenance, ...) is decided in `pipeline.validation`, not here.
 """
 
-from pipeline.data.builder import TrajectoryBuilder
 from pipeline.data.formats.npz import load_dataset, read_archive, read_metadata, save_dataset, write_dataset
 from pipeline.data.metadata import (
     METADATA_DIGEST,
@@ -30,7 +29,7 @@ from pipeline.data.trajectories import (
 
 __all__ = [
     "ARRAYS", "METADATA_DIGEST", "METRIC_PREFIX", "SCHEMA_VERSION", "STEP_ARRAYS", "UNAPPROVED", "UNKNOWN_SEED",
-    "DatasetMetadata", "EpisodeData", "Trajectories", "TrajectoryBuilder", "arrays_digest", "concatenate",
+    "DatasetMetadata", "EpisodeData", "Trajectories", "arrays_digest", "concatenate",
     "content_digest", "load_dataset", "metadata_digest", "metadata_faults", "offsets", "origin_of", "read_archive",
     "read_metadata", "save_dataset", "shape_faults", "write_dataset",
 ]  # fmt: skip

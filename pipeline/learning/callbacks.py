@@ -20,12 +20,12 @@ from pipeline.learning.jobs import Emit, EvaluationPoint, TrainingEvent
 from pipeline.names import EVAL_PREFIX, Metric
 from pipeline.play.evaluation import (
     EpisodeRecords,
-    evaluation_env,
     mean_intervals,
     point_figures,
     run_episodes,
     with_intervals,
 )
+from pipeline.play.rollouts import evaluation_env
 from pipeline.policies import act_function, tensors_of
 from pipeline.tasks import Task
 

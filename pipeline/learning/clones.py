@@ -15,7 +15,8 @@ from pipeline.learning.cloning import CloningResult, EpochPoint, clone
 from pipeline.learning.ppo import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact
 from pipeline.play.demonstrators import Demonstrator
-from pipeline.play.evaluation import EpisodeRecords, evaluation_env, run_episodes, summarise, with_intervals
+from pipeline.play.evaluation import EpisodeRecords, run_episodes, summarise, with_intervals
+from pipeline.play.rollouts import evaluation_env
 from pipeline.policies import WRAPPERS, act_function, build_policy, save_policy
 from pipeline.tasks import Task
 

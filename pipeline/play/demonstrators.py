@@ -43,14 +43,14 @@ class EpisodeActor(Protocol):
 
 
 @dataclass(frozen=True)
-class Scripted:
+class Script:
     """A scripted demonstrator: `make()` gives an instance for each slot."""
 
     name: str
     make: Callable[[], EpisodeActor]
 
 
-Actor = ActFunction | Scripted  # whatever can play: a policy for all slots at once, or a script, slot by slot
+Actor = ActFunction | Script  # whatever can play: a policy for all slots at once, or a script, slot by slot
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ActorSlots:
 
     def __init__(self, actor: Actor, slots: int, space: gym.Space[Any]) -> None:
         self._actor, self._space = actor, space
-        self._instances = [actor.make() for _ in range(slots)] if isinstance(actor, Scripted) else []
+        self._instances = [actor.make() for _ in range(slots)] if isinstance(actor, Script) else []
         self._starts = np.ones(slots, bool)  # slots whose next observation is the first of an episode
 
     def act(self, observations: Observations, running: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +74,7 @@ class ActorSlots:
 
         Raises BadInput when a script answers what is not an action of the space.
         """
-        if isinstance(self._actor, Scripted):
+        if isinstance(self._actor, Script):
             clean = self._one_by_one(self._actor.name, observations, np.flatnonzero(running))
         else:
             clean = self._actor(observations if running.all() else rows_of(observations, running))
@@ -89,43 +89,39 @@ class ActorSlots:
         self._starts |= dones
 
     def _one_by_one(self, name: str, observations: Observations, slots: np.ndarray) -> np.ndarray:
+        """(r, *act_shape) what the script answers in these r slots."""
         answers = []
         for slot in slots:
             try:
                 if self._starts[slot]:
                     self._instances[slot].reset()
                 # copies: what a script keeps or changes is its own, and it may answer with one array again and again
-                answers.append(deepcopy(self._instances[slot].act(rows_of(observations, slot, copy=True))))
+                answers.append(deepcopy(self._instances[slot].act(deepcopy(rows_of(observations, slot)))))
             except RAISED as error:
                 broken(f"scripted demonstrator {name!r} cannot act", error)
         self._starts[slots] = False
-        return _as_actions(name, answers, self._space)
+        actions, wrong = None, 0
+        # answers of unequal shapes, or of a kind that only rounding would make one of the space
+        with contextlib.suppress(ValueError, TypeError):
+            actions = np.array(answers).astype(self._space.dtype, casting="same_kind")
+        if actions is not None and actions.shape[1:] == self._space.shape:
+            low, high = space_bounds(self._space)
+            flat = actions.reshape(len(actions), -1)
+            inside = ((flat >= low) & (flat <= high)).all(axis=1)  # False for NaN
+            if inside.all():
+                return actions
+            wrong = int(inside.argmin())
+        raise BadInput(
+            f"scripted demonstrator {name!r} answered {shortened(answers[wrong])}, which is not an action of "
+            f"{shortened(str(self._space))}; let its act(observation) return one (clip what may be too large)"
+        )
 
 
-def rows_of(observations: Observations, rows: Any, copy: bool = False) -> Any:
+def rows_of(observations: Observations, rows: Any) -> Any:
     """Some rows, or one, of observations that may be a mapping of arrays."""
     if isinstance(observations, Mapping):
-        return {key: rows_of(part, rows, copy) for key, part in observations.items()}
-    return observations[rows].copy() if copy else observations[rows]
-
-
-def _as_actions(name: str, answers: list[Any], space: gym.Space[Any]) -> np.ndarray:
-    """(r, *act_shape) actions of the space. Raises BadInput for anything else, NaN included."""
-    actions = None
-    # answers of unequal shapes, or of a kind that only rounding would make one of the space
-    with contextlib.suppress(ValueError, TypeError):
-        actions = np.array(answers).astype(space.dtype, casting="same_kind")
-    if actions is not None and actions.shape[1:] == space.shape:
-        low, high = space_bounds(space)
-        flat = actions.reshape(len(actions), -1)
-        wrong = np.flatnonzero(~((flat >= low) & (flat <= high)).all(axis=1))
-        if not len(wrong):
-            return actions
-        answers = [answers[wrong[0]]]
-    raise BadInput(
-        f"scripted demonstrator {name!r} answered {shortened(answers[0])}, which is not an action of "
-        f"{shortened(str(space))}; let its act(observation) return one (clip what may be too large)"
-    )
+        return {key: rows_of(part, rows) for key, part in observations.items()}
+    return observations[rows]
 
 
 def as_policy_sees(task: Task, folder: str | Path) -> Task:
@@ -147,7 +143,7 @@ def policy_actions(task: Task, folder: str | Path, reference: str, deterministic
     return act_function(policy, deterministic)
 
 
-def from_policy(task: Task, folder: str | Path, name: str, version: str, digest: str) -> Demonstrator:
+def expert_demonstrator(task: Task, folder: str | Path, name: str, version: str, digest: str) -> Demonstrator:
     """The deterministic actions of a policy artifact. Raises BadInput when it does not fit the task."""
     provenance = {"kind": "expert", "name": name, "version": version, "digest": digest}
     return Demonstrator(policy_actions(task, folder, f"{name}/{version}"), provenance)
@@ -178,18 +174,12 @@ def scripted(reference: str, kwargs: Mapping[str, Any]) -> Demonstrator:
             if not callable(getattr(target, method.partition("(")[0], None)):
                 raise BadInput(f"{what} has no method {method}; give it one, or name a function of the observation")
     make()
-    return Demonstrator(Scripted(reference, make), _provenance(reference, target, kwargs))
-
-
-def _provenance(reference: str, target: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     try:
         source = inspect.getsource(inspect.getmodule(target) or target)
     except (OSError, TypeError):
-        raise BadInput(
-            f"scripted demonstrator {reference!r} has no Python source, which is its provenance; wrap it in a module"
-        ) from None
+        raise BadInput(f"{what} has no Python source, which is its provenance; wrap it in a module") from None
     digest = _digest([reference, source, dict(kwargs)])
-    return {
+    provenance = {
         "kind": "scripted",
         "name": reference,
         "version": digest[:12],
@@ -198,6 +188,7 @@ def _provenance(reference: str, target: Any, kwargs: Mapping[str, Any]) -> dict[
         "kwargs": dict(kwargs),
         "approval": UNAPPROVED,
     }
+    return Demonstrator(Script(reference, make), provenance)
 
 
 def _digest(value: Any) -> str:

@@ -8,20 +8,21 @@
 Any environment with `render_mode="rgb_array"` will do. Drawing on the frames and encoding them is not done here.
 """
 
-from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
 
-from pipeline.data import UNKNOWN_SEED, EpisodeData, Trajectories
-from pipeline.data.observations import batch_of_one, flat_rows, one_row, row_dtype
+from pipeline.data import UNKNOWN_SEED, Trajectories
+from pipeline.data.observations import flat_rows, one_row, row_dtype
 from pipeline.envs.calling import RAISED, broken
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
-from pipeline.play.demonstrators import Actor, ActorSlots
+from pipeline.play.demonstrators import Actor
+from pipeline.play.rollouts import Choose, from_actor, from_record, play_alone
 from pipeline.tasks import RENDER_MODE, Task
 
 MAX_SEEN_BYTES: Final = 1 << 31  # of frames held in memory for a cloning
@@ -44,36 +45,31 @@ class Film:
 
 def film_actions(task: Task, episode: Episode, actions: np.ndarray) -> Film:
     """Play recorded actions (T, *act_shape) again from the episode's seed. Raises BadInput when nothing renders."""
-    queue = iter(actions)
-    return _film(task, episode, lambda _: next(queue, None))
+    return _film(task, episode, from_record(actions))
 
 
 def film_actor(task: Task, episode: Episode, actor: Actor) -> Film:
     """Let a policy or a script play the episode to its end. Raises BadInput when nothing renders."""
-    slot = ActorSlots(actor, 1, task.action_space)
-    return _film(task, episode, lambda observation: slot.act(batch_of_one(observation), np.ones(1, bool))[0][0])
+    return _film(task, episode, from_actor(actor, task.action_space))
 
 
-def _film(task: Task, episode: Episode, choose: Callable[[Any], np.ndarray | None]) -> Film:
-    env = task.make_env(episode.scenario, RENDER_MODE)
+def _film(task: Task, episode: Episode, choose: Choose) -> Film:
+    frames, rewards = list[np.ndarray](), list[float]()
     counters = {name: 0.0 for name in task.config.events}
     events: dict[str, list[int]] = {name: [] for name in task.config.events}
-    try:
-        observation, info = env.reset(seed=episode.seed)
-        frames, rewards, over = [_frame(env)], [], False
-        while not over and (action := choose(observation)) is not None:
-            observation, reward, terminated, truncated, info = env.step(action)
-            over = bool(terminated or truncated)
+    with closing(task.make_env(episode.scenario, RENDER_MODE)) as env:
+        for moment in play_alone(env, episode.seed, choose):
             frames.append(_frame(env))
-            rewards.append(float(reward))
+            if len(frames) == 1:  # before the first step nothing has happened
+                continue
+            rewards.append(moment.reward)
             for name, key in task.config.events.items():
-                grown = float(info.get(key, counters[name]))
+                grown = float(moment.info.get(key, counters[name]))
                 if grown > counters[name]:
                     events[name].append(len(frames) - 1)
                 counters[name] = grown
-    finally:
-        env.close()
-    return Film(tuple(frames), np.array(rewards), {name: tuple(at) for name, at in events.items()}, outcome_of(info))
+    final = outcome_of(moment.info)
+    return Film(tuple(frames), np.array(rewards), {name: tuple(at) for name, at in events.items()}, final)
 
 
 def view_again(task: Task, recorded: Trajectories) -> Trajectories:
@@ -91,41 +87,33 @@ def view_again(task: Task, recorded: Trajectories) -> Trajectories:
             f"are {MAX_SEEN_BYTES / 1e9:.1f}; lower camera.size or camera.frames, set camera.grayscale, or record less"
         )
     frames = np.empty(rows, kind)
-    environments: dict[str, gym.Env[Any, Any]] = {}
-    try:
+    with ExitStack() as opened:
+        environments: dict[str, gym.Env[Any, Any]] = {}
         for index, start in enumerate(recorded.observation_offsets[:-1]):
             episode = recorded.episode(index)
+            if episode.seed == UNKNOWN_SEED:
+                raise BadInput(
+                    f"use_camera: episode {index} has no seed, so that it cannot be seen again; record a dataset"
+                )
             if episode.scenario not in environments:
-                environments[episode.scenario] = task.make_env(episode.scenario)
-            _view_episode(environments[episode.scenario], index, episode, frames[start : start + len(episode) + 1])
-    finally:
-        for env in environments.values():
-            env.close()
+                environments[episode.scenario] = opened.enter_context(closing(task.make_env(episode.scenario)))
+            env = environments[episode.scenario]
+            state_space, again = env.get_wrapper_attr("unseen_space"), f"use_camera: episode {index}, simulated again,"
+            for step, moment in enumerate(play_alone(env, episode.seed, from_record(episode.executed_actions))):
+                if step and moment.over != (step == len(episode)):
+                    raise BadInput(f"{again} does not end after step {len(episode)}")
+                frames[start + step] = one_row(env.observation_space, moment.observation)
+                state = flat_rows(one_row(state_space, env.get_wrapper_attr("unseen"))[None])
+                then = flat_rows(episode.observations[step : step + 1])
+                if not np.allclose(state, then, rtol=SEEN_TOLERANCE, atol=SEEN_TOLERANCE, equal_nan=True):
+                    raise BadInput(
+                        f"{again} is in another state at step {step} than was recorded; "
+                        "the environment is not deterministic, or not the one of the recording"
+                    )
     pictures = frames if kind.names is None else frames["image"]
     if all((picture == pictures[0]).all() for picture in pictures):
         raise BadInput("use_camera: every frame is the same picture; does the environment draw what happens in it?")
     return replace(recorded, observations=frames)
-
-
-def _view_episode(env: gym.Env[Any, Any], index: int, episode: EpisodeData, frames: np.ndarray) -> None:
-    if episode.seed == UNKNOWN_SEED:
-        raise BadInput(f"use_camera: episode {index} has no seed, so that it cannot be seen again; record a dataset")
-    state_space = env.get_wrapper_attr("unseen_space")
-    observation, _ = env.reset(seed=episode.seed)
-    for step in range(len(episode) + 1):
-        frames[step] = one_row(env.observation_space, observation)
-        state = flat_rows(one_row(state_space, env.get_wrapper_attr("unseen"))[None])
-        recorded = flat_rows(episode.observations[step : step + 1])
-        if not np.allclose(state, recorded, rtol=SEEN_TOLERANCE, atol=SEEN_TOLERANCE, equal_nan=True):
-            raise BadInput(
-                f"use_camera: episode {index}, simulated again, is in another state at step {step} than was recorded; "
-                "the environment is not deterministic, or not the one of the recording"
-            )
-        if step == len(episode):
-            return
-        observation, _, terminated, truncated, _ = env.step(episode.executed_actions[step])
-        if (terminated or truncated) != (step + 1 == len(episode)):
-            raise BadInput(f"use_camera: episode {index}, simulated again, does not end after step {len(episode)}")
 
 
 def _frame(env: gym.Env[Any, Any]) -> np.ndarray:

@@ -8,9 +8,10 @@ Where somebody demonstrates, he plays the same episodes.
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import gymnasium as gym
@@ -19,13 +20,13 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
 from pipeline.config.training import Network
-from pipeline.data.observations import batch_of_one, element_names, flat_rows, from_rows, one_row, row_dtype
+from pipeline.data.observations import element_names, flat_rows, from_rows, one_row, row_dtype
 from pipeline.data.spaces import space_bounds
 from pipeline.envs.calling import RAISED, raised
-from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
-from pipeline.play.demonstrators import ActorSlots, Scripted
+from pipeline.play.demonstrators import Script
+from pipeline.play.rollouts import from_actor, play_alone
 from pipeline.policies import build_policy
 from pipeline.tasks import RENDER_MODE, Purpose, Task
 
@@ -34,7 +35,7 @@ LONGEST = 2_000  # steps after which a probed episode is left where it is
 
 
 @dataclass(frozen=True)
-class Spread:
+class ElementSpread:
     """Mean and standard deviation of every element of the observation, or of one key of it, under random actions."""
 
     mean: np.ndarray  # (elements,) float64
@@ -70,32 +71,36 @@ class Probe:
     shown_steps: float | None  # its mean number of steps
     finals: tuple[dict[str, float], ...]  # (N,) final infos of the random episodes; of one that was left: nothing
     shown_finals: tuple[dict[str, float], ...]  # (N,) of the demonstrator's
-    spreads: dict[str, Spread]  # "" for a Box, else keys of a Dict that are Boxes; pictures are none
+    spreads: dict[str, ElementSpread]  # "" for a Box, else keys of a Dict that are Boxes; pictures are none
 
     @property
     def renders(self) -> bool:
         return self.drawn == ""
 
 
-def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Scripted | None = None) -> Probe:
+def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script | None = None) -> Probe:
     """Play episodes of the task's first scenario at random, and again with the demonstrator.
 
     Raises BadInput when the environment, or the demonstrator in it, cannot be played.
     """
     scenario = next(iter(task.config.scenarios))
-    env = task.make_env(scenario)
-    try:
-        played = [
-            _play(env, Episode(scenario, chosen.seed))
-            for chosen in task.episodes("train", seed, episodes, Purpose.EVALUATE)
-        ]
-        again = _play(env, played[0].episode)
+    seeds = [episode.seed for episode in task.episodes("train", seed, episodes, Purpose.EVALUATE)]
+    with closing(task.make_env(scenario)) as env:
+        played = [_play(env, one) for one in seeds]
+        alone = _play(env, seeds[0]).same_as(played[0])
         with closing(task.make_env(scenario)) as other:
-            beside = _play(env, played[0].episode, beside=other)
-        shown = [] if demonstrator is None else [_play(env, one.episode, demonstrator) for one in played]
-        space, spec = env.observation_space, env.spec
-        making, drawn, drawing = _made_again(task, scenario, played[0].episode)
+            repeatable = alone and _play(env, seeds[0], beside=other).same_as(played[0])
+        shown = [] if demonstrator is None else [_play(env, one, demonstrator) for one in seeds]
+        started = time.perf_counter()
+        task.make_env(scenario).close()
+        making = time.perf_counter() - started
+        drawn, drawing = _drawn(task, scenario, seeds[0]) if task.renders else (None, 0.0)
+        both, space = played + shown, env.observation_space
+        ended = [one for one in both if one.over]
+        limit = None if env.spec is None else env.spec.max_episode_steps
         steps = np.concatenate([one.rewards for one in played])
+        common = [key for key in ended[0].final if all(key in one.final for one in ended)] if ended else []
+        numbers = {key: [one.final[key] for one in ended] for key in common}
         return Probe(
             observation_space=space,
             action_space=env.action_space,
@@ -103,54 +108,42 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             lengths=np.array([len(one.rewards) for one in played]),
             rewards=(float(steps.min()), float(steps.max())),
             ended=sum(one.over for one in played),
-            longest=max((len(one.rewards) for one in played + shown if one.over), default=0),
-            truncates=any(one.truncated for one in played + shown)
-            or (spec is not None and bool(spec.max_episode_steps)),
-            final_keys=_common_keys([one.final for one in played + shown if one.over]),
-            limit=None if spec is None else spec.max_episode_steps,
-            reward_threshold=None if spec is None else spec.reward_threshold,
+            longest=max((len(one.rewards) for one in ended), default=0),
+            truncates=any(one.truncated for one in both) or bool(limit),
+            final_keys={key: (min(values), max(values)) for key, values in numbers.items()},
+            limit=limit,
+            reward_threshold=None if env.spec is None else env.spec.reward_threshold,
             drawn=drawn,
-            repeatable=again.same_as(played[0]) and beside.same_as(played[0]),
-            alone=again.same_as(played[0]),
+            repeatable=repeatable,
+            alone=alone,
             starts=len({one.start for one in played}),
             steps_per_second=len(steps) / max(1e-9, sum(one.seconds for one in played)),
             making=making,
             drawing=drawing,
             updating=seconds_of_an_update(space, env.action_space),
-            outside=_outside(space, played + shown),
-            rewarded_at_end=all((one.rewards[:-1] == 0).all() and one.rewards[-1] >= 0 for one in played + shown),
+            outside=_outside(space, both),
+            rewarded_at_end=all((one.rewards[:-1] == 0).all() and one.rewards[-1] >= 0 for one in both),
             shown=np.array([one.episode_return for one in shown]) if shown else None,
             shown_steps=float(np.mean([len(one.rewards) for one in shown])) if shown else None,
             finals=tuple(one.final if one.over else {} for one in played),
             shown_finals=tuple(one.final if one.over else {} for one in shown),
             spreads=_pooled([one.spreads for one in played], [len(one.rewards) + 1 for one in played]),
         )
-    finally:
-        env.close()
 
 
-def _made_again(task: Task, scenario: str, episode: Episode) -> tuple[float, str | None, float]:
-    """Seconds of making an environment, why none can be drawn (see `Probe.drawn`), and seconds of a frame."""
-    started = time.perf_counter()
-    task.make_env(scenario).close()
-    making = time.perf_counter() - started
-    if not task.renders:
-        return making, None, 0.0
+def _drawn(task: Task, scenario: str, seed: int) -> tuple[str, float]:
+    """Why the environment cannot be drawn (see `Probe.drawn`), and seconds of a frame."""
     try:
-        env = task.make_env(scenario, RENDER_MODE)
-        try:
-            env.reset(seed=episode.seed)
+        with closing(task.make_env(scenario, RENDER_MODE)) as env:
+            env.reset(seed=seed)
             env.render()  # the first opens what draws
             started = time.perf_counter()
             frames = [env.render() for _ in range(3)]
-        finally:
-            env.close()
+            seconds = (time.perf_counter() - started) / len(frames)
     except RAISED as error:  # somebody else's code, and drivers that are not there
-        return making, raised(error.__cause__ or error), 0.0
-    fault = (
-        "" if all(isinstance(frame, np.ndarray) for frame in frames) else f"render() gave a {type(frames[0]).__name__}"
-    )
-    return making, fault, (time.perf_counter() - started) / len(frames)
+        return raised(error.__cause__ or error), 0.0
+    pictures = all(isinstance(frame, np.ndarray) for frame in frames)
+    return "" if pictures else f"render() gave a {type(frames[0]).__name__}", seconds
 
 
 def seconds_of_an_update(observations: gym.Space[Any], acts: gym.Space[Any]) -> float:
@@ -169,12 +162,11 @@ def seconds_of_an_update(observations: gym.Space[Any], acts: gym.Space[Any]) -> 
 
 @dataclass(frozen=True)
 class _Played:
-    episode: Episode
     start: bytes  # the first observation
     digest: str  # of all of them
     low: np.ndarray  # (elements,) float64 smallest value of every element of the observation
     high: np.ndarray
-    spreads: dict[str, Spread]
+    spreads: dict[str, ElementSpread]
     rewards: np.ndarray  # (T,) float64
     over: bool
     truncated: bool
@@ -190,86 +182,70 @@ class _Played:
 
 
 def _play(
-    env: gym.Env[Any, Any],
-    episode: Episode,
-    demonstrator: Scripted | None = None,
-    beside: gym.Env[Any, Any] | None = None,
+    env: gym.Env[Any, Any], seed: int, demonstrator: Script | None = None, beside: gym.Env[Any, Any] | None = None
 ) -> _Played:
     """An episode, at random or with a demonstrator; another environment may be played `beside` it, as in recordings."""
-    env.action_space.seed(episode.seed)
-    choose = (lambda _: env.action_space.sample()) if demonstrator is None else _answers(demonstrator, env)
-    started, rewards = time.perf_counter(), list[float]()
-    observation, info = env.reset(seed=episode.seed)
-    rows, over, truncated, other_over = [one_row(env.observation_space, observation)], False, False, True
-    while not over and len(rewards) < LONGEST:
-        action = choose(observation)
+    env.action_space.seed(seed)
+    answer = (
+        (lambda _: env.action_space.sample()) if demonstrator is None else from_actor(demonstrator, env.action_space)
+    )
+    other_over = True
+
+    def choose(observation: Any) -> Any:
+        nonlocal other_over
+        action = answer(observation)
         if beside is not None:
             if other_over:
-                beside.reset(seed=episode.seed)
+                beside.reset(seed=seed)
             other_over = any(beside.step(action)[2:4])
-        observation, reward, terminated, truncated, info = env.step(action)
-        rows.append(one_row(env.observation_space, observation))
-        rewards.append(float(reward))
-        over = bool(terminated or truncated)
-    seconds = time.perf_counter() - started
-    seen = np.stack(rows)
+        return action
+
+    started = time.perf_counter()
+    moments = list(islice(play_alone(env, seed, choose), LONGEST + 1))
+    seconds, last = time.perf_counter() - started, moments[-1]
+    seen = np.stack([one_row(env.observation_space, moment.observation) for moment in moments])
+    rewards = [moment.reward for moment in moments[1:]]
     flat = flat_rows(seen)
     low, high = (limit.astype(np.float64) for limit in (flat.min(axis=0), flat.max(axis=0)))
     for what, values in (("rewards", rewards), ("observations", [*low, *high])):
         wrong = [value for value in values if not abs(value) <= LARGEST]
         if wrong:
             raise BadInput(
-                f"environment {what} must be finite, as float32; the episode with seed {episode.seed} has {wrong[0]}: "
+                f"environment {what} must be finite, as float32; the episode with seed {seed} has {wrong[0]}: "
                 "mend it first"
             )
     return _Played(
-        episode=episode,
         start=seen[0].tobytes(),
         digest=hashlib.sha256(seen.tobytes()).hexdigest(),
         low=low,
         high=high,
         spreads=_spreads(env.observation_space, seen),
         rewards=np.array(rewards),
-        over=over,
-        truncated=bool(truncated),
-        final=outcome_of(dict(info)),
+        over=last.over,
+        truncated=bool(last.truncated),
+        final=outcome_of(last.info),
         seconds=seconds,
     )
 
 
-def _answers(demonstrator: Scripted, env: gym.Env[Any, Any]) -> Callable[[Any], Any]:
-    """The demonstrator as a function of one observation, at the start of an episode."""
-    slot = ActorSlots(demonstrator, 1, env.action_space)
-
-    return lambda observation: slot.act(batch_of_one(observation), np.ones(1, bool))[0][0]
-
-
-def _common_keys(finals: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
-    """Keys that every final info has, with the smallest and the largest value."""
-    if not finals:
-        return {}
-    keys = [key for key in finals[0] if all(key in final for final in finals)]
-    return {key: (min(final[key] for final in finals), max(final[key] for final in finals)) for key in keys}
-
-
-def _spreads(space: gym.Space[Any], rows: np.ndarray) -> dict[str, Spread]:
+def _spreads(space: gym.Space[Any], rows: np.ndarray) -> dict[str, ElementSpread]:
     """Of every part that reaches a policy as the numbers it is."""
     parts: Mapping[str, gym.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     found = {}
     for key, part in parts.items():
         if isinstance(part, spaces.Box) and not is_image_space(part):
             flat = (rows[key] if key else rows).reshape(len(rows), -1).astype(np.float64)
-            found[key] = Spread(flat.mean(axis=0), flat.std(axis=0))
+            found[key] = ElementSpread(flat.mean(axis=0), flat.std(axis=0))
     return found
 
 
-def _pooled(episodes: Sequence[Mapping[str, Spread]], counts: Sequence[int]) -> dict[str, Spread]:
+def _pooled(episodes: Sequence[Mapping[str, ElementSpread]], counts: Sequence[int]) -> dict[str, ElementSpread]:
     """The spread over all rows, from those of single episodes."""
     found = {}
     for key in episodes[0]:
         means, stds = (np.stack([getattr(one[key], name) for one in episodes]) for name in ("mean", "std"))
         mean = np.average(means, axis=0, weights=counts)
-        found[key] = Spread(mean, np.sqrt(np.average(stds**2 + (means - mean) ** 2, axis=0, weights=counts)))
+        found[key] = ElementSpread(mean, np.sqrt(np.average(stds**2 + (means - mean) ** 2, axis=0, weights=counts)))
     return found
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.config.loading import to_data
 from pipeline.config.stages import NewTask
 from pipeline.data.observations import LARGEST_NUMBER, unscaled
-from pipeline.play.probing import Probe, Sizes, Spread
+from pipeline.play.probing import ElementSpread, Probe, Sizes
 
 SUCCESS_KEYS: Final = ("is_success", "success", "reached_goal", "goal_reached")
 COLLISION_KEYS: Final = ("collision", "is_collision", "collided", "crash", "crashed")
@@ -206,7 +206,7 @@ def _sure(yes: np.ndarray) -> str:
     return f"{yes.sum()} of {len(yes)} episodes (95 % interval {100 * ends.low:.0f} % to {100 * ends.high:.0f} %)"
 
 
-def _scaler(spreads: Mapping[str, Spread]) -> dict[str, Any]:
+def _scaler(spreads: Mapping[str, ElementSpread]) -> dict[str, Any]:
     """The wrapper that scales observations by what was measured (None: there is nothing to scale); is it needed."""
     if not spreads:
         return {"wrapper": None, "needed": False}

@@ -44,7 +44,7 @@ from pipeline.names import (
     VersionTag,
     lineage_run_tag,
 )
-from pipeline.play.demonstrators import Demonstrator, Scripted, from_policy, scripted
+from pipeline.play.demonstrators import Demonstrator, Script, expert_demonstrator, scripted
 from pipeline.play.evaluation import records_of, summarise, with_intervals, with_snqi
 from pipeline.play.recording import record
 from pipeline.policies import ActFunction, act_function, load_policy
@@ -134,7 +134,7 @@ def demonstrations(run: StageRun, config: Collect, task: Task, expert: str) -> D
     trajectories, steps = record(task, config, demonstrator.actor)
     metadata = _metadata(run, config, task, demonstrator, trajectories, started)
     actor = demonstrator.actor
-    act = None if isinstance(actor, Scripted) else actor
+    act = None if isinstance(actor, Script) else actor
     return Demonstrations(trajectories, metadata, steps, act, metadata.content_digest)
 
 
@@ -166,7 +166,7 @@ def _demonstrator(run: StageRun, config: Collect, task: Task, reference: str) ->
     maker = {} if expert.run_id is None else get_run(run.client, expert.run_id, "expert").data.tags
     gate = get_run(run.client, version.tags[VersionTag.GATE_RUN_ID], f"{VersionTag.GATE_RUN_ID} of {expert.reference}")
     run.tag({**lineage.from_policy(expert, "expert", maker), lineage_run_tag("gate"): gate.info.run_id})
-    demonstrator = from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
+    demonstrator = expert_demonstrator(task, expert.folder, version.name, str(version.version), expert.digest)
     return demonstrator, moment_of_use(run.client, version, "collect")
 
 

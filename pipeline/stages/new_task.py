@@ -11,7 +11,7 @@ from pipeline.config.loading import parse_yaml, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, NewTask
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput
-from pipeline.play.demonstrators import Scripted, scripted
+from pipeline.play.demonstrators import Script, scripted
 from pipeline.play.probing import probe_environment, sizes
 from pipeline.report.new_task import summary, task_files
 from pipeline.stages import StageOutcome
@@ -28,7 +28,7 @@ def run(run: StageRun, config: NewTask, upstream: Mapping[str, str]) -> StageOut
     _refuse_taken(config)
     task = Task(validate(TaskConfig, _provisional(config), "new_task"))
     shows = None if config.demonstrator is None else scripted(config.demonstrator, {}).actor
-    assert shows is None or isinstance(shows, Scripted)
+    assert shows is None or isinstance(shows, Script)
     probe = probe_environment(task, config.episodes, config.seed, shows)
     chosen = sizes(probe)
     files = task_files(config, probe, chosen)

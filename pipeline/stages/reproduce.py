@@ -17,7 +17,7 @@ from pipeline.learning.arms import arm_jobs, expert_jobs
 from pipeline.learning.clones import make_clone
 from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
-from pipeline.play.demonstrators import Demonstrator, from_policy, scripted
+from pipeline.play.demonstrators import Demonstrator, expert_demonstrator, scripted
 from pipeline.play.first_difference import between_evaluations, between_policies, between_trajectories
 from pipeline.play.recording import record
 from pipeline.policies import policy_digest
@@ -200,7 +200,7 @@ def _demonstrator(run: StageRun, config: Collect, task: Task, before: Run) -> De
         return scripted(config.scripted.demonstrator, config.scripted.kwargs)
     version = find_version(run.client, tag_of(before, Tag.LINEAGE_EXPERT), task.config.name, Alias.APPROVED)
     expert = fetch_version(version)
-    return from_policy(task, expert.folder, version.name, str(version.version), expert.digest)
+    return expert_demonstrator(task, expert.folder, version.name, str(version.version), expert.digest)
 
 
 DO_AGAIN: Mapping[str, Callable[[StageRun, Run], Again]] = {

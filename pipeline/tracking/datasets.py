@@ -21,7 +21,7 @@ from pipeline.config.stages import Pretrain
 from pipeline.data import DatasetMetadata, Trajectories, content_digest, load_dataset, metadata_digest
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Quality, Tag
-from pipeline.play.demonstrators import Demonstrator, from_policy, scripted
+from pipeline.play.demonstrators import Demonstrator, expert_demonstrator, scripted
 from pipeline.play.filming import view_again
 from pipeline.tasks import Task
 from pipeline.tracking.models import RUN_ID, find_policy
@@ -246,7 +246,7 @@ def demonstrator_of(client: MlflowClient, metadata: DatasetMetadata, task: Task)
     named = metadata.demonstrator
     if named["kind"] == "expert":
         expert = find_policy(client, f"{named['name']}/{named['version']}", metadata.task, {})
-        return from_policy(task, expert.folder, named["name"], named["version"], expert.digest)
+        return expert_demonstrator(task, expert.folder, named["name"], named["version"], expert.digest)
     if named["kind"] == "scripted":
         try:
             today = scripted(named["name"], named.get("kwargs", {}))

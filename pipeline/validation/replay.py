@@ -12,6 +12,7 @@ from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
 from pipeline.names import Metric
 from pipeline.play.evaluation import with_snqi
+from pipeline.play.rollouts import from_record, play_alone
 from pipeline.tasks import Task
 from pipeline.validation.facts import Replay, ReplayedEpisode, plain
 
@@ -42,27 +43,19 @@ class TaskReplay:
 
 
 def _play(task: Task, env: gym.Env, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
-    space = env.observation_space
-    observation, info = env.reset(seed=seed)
-    observations, rewards = [one_row(space, observation).copy()], []
-    ends: list[tuple[bool, bool]] = []
-    for action in executed_actions:
-        observation, reward, terminated, truncated, info = env.step(action)
-        observations.append(one_row(space, observation).copy())
-        rewards.append(float(reward))
-        ends.append((bool(terminated), bool(truncated and not terminated)))  # as vectorised environments record it
-        if terminated or truncated:
-            break
-    flags = np.array(ends, dtype=bool).reshape(-1, 2)
+    moments = list(play_alone(env, seed, from_record(executed_actions)))
+    steps, last = moments[1:], moments[-1]
+    rewards = [moment.reward for moment in steps]
     figures: dict[str, np.ndarray] = {}
-    if flags[-1:].any():
-        final = {"outcome": outcome_of(info), "episode": {"r": sum(rewards), "l": len(rewards)}}
+    if last.over:
+        final = {"outcome": outcome_of(last.info), "episode": {"r": sum(rewards), "l": len(rewards)}}
         figures = with_snqi(task, {name: np.array([value]) for name, value in task.outcome(final).items()})
     return ReplayedEpisode(
-        np.stack(observations),
+        np.stack([one_row(env.observation_space, moment.observation) for moment in moments]),
         np.array(rewards, np.float32),
-        flags[:, 0],
-        flags[:, 1],
+        np.array([moment.terminated for moment in steps], bool),
+        # as vectorised environments record it
+        np.array([moment.truncated and not moment.terminated for moment in steps], bool),
         {name: float(value[0]) for name, value in figures.items()},
     )
 

@@ -8,7 +8,7 @@ from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.data import UNAPPROVED, content_digest
 from pipeline.errors import BadInput
-from pipeline.play.demonstrators import Scripted, scripted
+from pipeline.play.demonstrators import Script, scripted
 from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.tasks import Purpose, Task
 
@@ -87,7 +87,7 @@ def test_a_recording_of_a_script_with_memory_does_not_depend_on_the_batch(cartpo
     shared = PhaseCounter()
     shared.reset()
     shared.reset = lambda: None
-    forgetful = Scripted("shared", lambda: shared)
+    forgetful = Script("shared", lambda: shared)
     assert len({content_digest(record_episodes(cartpole, forgetful, episodes, 0.2, 1, n)) for n in (1, 5, 12)}) == 3
 
 

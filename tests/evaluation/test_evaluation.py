@@ -15,7 +15,6 @@ from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.play.evaluation import (
     EpisodeRecords,
-    evaluation_env,
     point_figures,
     record_episodes,
     run_episodes,
@@ -23,6 +22,7 @@ from pipeline.play.evaluation import (
     summarise_by_scenario,
     with_intervals,
 )
+from pipeline.play.rollouts import evaluation_env
 from pipeline.policies import act_function, build_policy
 from pipeline.statistics.snqi import load_baseline, load_weights, snqi
 from pipeline.tasks import Purpose, Task
@@ -166,7 +166,7 @@ def test_the_quality_index_is_reported_when_the_task_names_its_files():
 
 
 def test_an_episode_of_a_batched_environment_that_does_not_end_is_one_too(monkeypatch):
-    monkeypatch.setattr("pipeline.play.evaluation.LONGEST_BATCHED", 20)
+    monkeypatch.setattr("pipeline.play.rollouts.LONGEST_BATCHED", 20)
     task = Task(load_task("configs/tasks/social_nav.yaml"))
     (episode,) = task.episodes("train_small", 0, 1, Purpose.EVALUATE)
     with pytest.raises(BadInput, match=rf"'{episode.scenario}', seed {episode.seed}, has not ended after 20 steps"):

@@ -12,7 +12,8 @@ from pipeline.config.stages import Pretrain
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
 from pipeline.learning.imitators import imitate
-from pipeline.play.demonstrators import Demonstrator, Scripted
+from pipeline.play.demonstrators import Demonstrator
+from pipeline.play.demonstrators import Script as ScriptedActor
 from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.policies import act_function, build_policy, tensor_digests, weights_digest
 from pipeline.tasks import Purpose, Task
@@ -177,7 +178,7 @@ def test_a_script_that_dagger_asks_begins_anew_with_every_episode(task, tmp_path
     data = recorded(task, balance)
     play = task.episodes("train", 5, 1, Purpose.EVALUATE)
     policy = build_policy(task.observation_space, task.action_space, Network(hidden=(16,)), 1)
-    asked = Demonstrator(Scripted("Script", Script), {})
+    asked = Demonstrator(ScriptedActor("Script", Script), {})
     imitate(task, policy, data, settings("dagger"), 1, tmp_path, lambda p: run_episodes(task, balance, play), asked)
     assert len(Script.firsts) >= 2 * 4  # rounds, episodes
     assert max(Script.firsts) <= 0.05  # where CartPole begins

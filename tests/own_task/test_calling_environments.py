@@ -28,9 +28,10 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.names import Artifact, Tag
 from pipeline.play.demonstrators import scripted
-from pipeline.play.evaluation import SLOTS, evaluation_env, record_episodes, run_episodes
+from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.play.filming import film_actions, film_actor
 from pipeline.play.probing import probe_environment
+from pipeline.play.rollouts import SLOTS, evaluation_env
 from pipeline.policies import act_function, build_policy
 from pipeline.tasks import Purpose, Task, import_object
 from pipeline.tracking.runs import search

@@ -19,7 +19,7 @@ from pipeline.learning.certificates import certify
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
-from pipeline.play.demonstrators import Scripted
+from pipeline.play.demonstrators import Script
 from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.play.minari import export_minari
 from pipeline.policies import WRAPPERS, act_function, build_policy, load_policy, probe_batch, save_policy
@@ -50,8 +50,8 @@ def odd(observes: str = "dict", acts: str = "discrete", **changes) -> Task:
     return Task(validate(TaskConfig, task_data(observes, acts, **changes), "test"))
 
 
-def script(acts: str) -> Scripted:
-    return Scripted("odd_environments:Reader", lambda: Reader(acts))
+def script(acts: str) -> Script:
+    return Script("odd_environments:Reader", lambda: Reader(acts))
 
 
 def readings(observations) -> np.ndarray:

@@ -1,19 +1,12 @@
-"""Trajectories: offsets, selection, returns worked by hand, and recording in any order."""
+"""Trajectories: offsets, selection, returns worked by hand."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from gymnasium import spaces
 
-from pipeline.data import Trajectories, TrajectoryBuilder, concatenate, content_digest
+from pipeline.data import Trajectories, concatenate, content_digest
 from pipeline.errors import BadInput
-
-
-@dataclass(frozen=True)
-class Spec:
-    scenario: str
-    seed: int
 
 
 def small() -> Trajectories:
@@ -120,45 +113,3 @@ def test_parts_that_differ_are_not_concatenated():
         concatenate([data, replace(data, rewards=data.rewards.astype(np.float64))])
     with pytest.raises(BadInput):
         concatenate([])
-
-
-def record(slots: int, order: list[Spec]) -> Trajectories:
-    """Plays `order` on so many slots; the episode of seed s lasts s steps, step t observes 10 s + t."""
-    builder = TrajectoryBuilder(order, spaces.Box(-9, 9, (1,)), spaces.Discrete(3), slots)
-    queue, playing = list(order), [None] * slots
-    step = np.zeros(slots, int)
-    for slot in range(slots):
-        playing[slot] = queue.pop(0) if queue else None
-    while any(playing):
-        running = np.array([episode is not None for episode in playing])
-        observed = np.array([[10.0 * e.seed + t] if e else [np.nan] for e, t in zip(playing, step, strict=True)])
-        builder.step(running, observed, step % 3, (step + 1) % 3, observed[:, 0] / 10)
-        step += running
-        for slot in range(slots):
-            episode = playing[slot]
-            if episode and step[slot] == episode.seed:
-                last = np.array([10.0 * episode.seed + step[slot]])
-                builder.finish(slot, episode, last, truncated=episode.seed > 2, metrics={"length": episode.seed})
-                playing[slot], step[slot] = (queue.pop(0) if queue else None), 0
-    return builder.build()
-
-
-def test_recording_does_not_depend_on_the_number_of_slots():
-    order = [Spec("long", 200), Spec("a", 1), Spec("a", 3), Spec("b", 2)]
-    one, three = record(1, order), record(3, order)
-    assert same(one, three)
-    assert one.lengths.tolist() == [200, 1, 3, 2] and one.scenarios.tolist() == ["long", "a", "a", "b"]
-    assert one.episode(2).observations[:, 0].tolist() == [30, 31, 32, 33]
-    assert one.episode(2).actions.tolist() == [0, 1, 2] and one.episode(2).executed_actions.tolist() == [1, 2, 0]
-    assert one.episode(2).truncations.tolist() == [False, False, True] and not one.episode(2).terminations.any()
-    assert one.episode(3).terminations.tolist() == [False, True] and one.actions.dtype == np.int64
-
-
-def test_an_unfinished_or_unasked_episode_is_an_error():
-    builder = TrajectoryBuilder([Spec("a", 1)], spaces.Box(-1, 1, (1,)), spaces.Discrete(2), 1)
-    with pytest.raises(ValueError, match="not finished"):
-        builder.build()
-    with pytest.raises(ValueError, match="not asked for"):
-        builder.finish(0, Spec("b", 1), np.zeros(1), truncated=False, metrics={})
-    with pytest.raises(ValueError, match="twice"):
-        TrajectoryBuilder([Spec("a", 1), Spec("a", 1)], spaces.Box(-1, 1, (1,)), spaces.Discrete(2), 1)

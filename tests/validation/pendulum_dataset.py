@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.config.loading import validate as validate_config
 from pipeline.config.task import TaskConfig
-from pipeline.data import DatasetMetadata, Trajectories, TrajectoryBuilder, content_digest
+from pipeline.data import DatasetMetadata, Trajectories, concatenate, content_digest
 from pipeline.data.spaces import space_to_json
 from pipeline.tasks import Purpose, Task
 from pipeline.validation import Approval, Context, TaskReplay
@@ -48,22 +48,37 @@ def act(observations: np.ndarray) -> np.ndarray:
 
 
 def record(task: Task, noise: float, episodes: int) -> Trajectories:
-    chosen = task.episodes("train", 42, episodes, Purpose.RECORD)
-    builder = TrajectoryBuilder(chosen, task.observation_space, task.action_space, slots=1)
+    """By a plain loop, not by the product's own."""
+    parts = []
     environments = {name: task.make_env(name) for name in task.config.scenarios}
-    for episode in chosen:
+    for episode in task.episodes("train", 42, episodes, Purpose.RECORD):
         rng, env = np.random.default_rng(episode.seed), environments[episode.scenario]
-        observation, _ = env.reset(seed=episode.seed)
-        total, length, over = 0.0, 0, False
+        seen, labels, executed, rewards, over = [env.reset(seed=episode.seed)[0]], [], [], [], False
         while not over:
-            label = controller(observation)
-            executed = np.clip(label + rng.normal(0, 2 * noise, 1), -2, 2).astype(np.float32) if noise else label
-            after, reward, terminated, truncated, _ = env.step(executed)
-            builder.step(np.array([True]), observation[None], label[None], executed[None], np.array([reward]))
-            observation, total, length, over = after, total + float(reward), length + 1, terminated or truncated
-        figures = {"return": total, "length": length, "success": float(total >= -150)}
-        builder.finish(0, episode, observation, truncated=truncated, metrics=figures)
-    return builder.build()
+            labels.append(controller(seen[-1]))
+            noisy = np.clip(labels[-1] + rng.normal(0, 2 * noise, 1), -2, 2).astype(np.float32)
+            executed.append(noisy if noise else labels[-1])
+            after, reward, terminated, truncated, _ = env.step(executed[-1])
+            seen.append(after)
+            rewards.append(float(reward))
+            over = terminated or truncated
+        ended = np.arange(len(rewards)) == len(rewards) - 1
+        figures = {"length": len(rewards), "return": sum(rewards), "success": sum(rewards) >= -150}
+        parts.append(
+            Trajectories(
+                np.array(seen),
+                np.array(labels),
+                np.array(executed),
+                np.array(rewards, np.float32),
+                terminations=ended & (not truncated),
+                truncations=ended & truncated,
+                lengths=np.array([len(rewards)]),
+                seeds=np.array([episode.seed]),
+                scenarios=np.array([episode.scenario]),
+                metrics={name: np.array([value], np.float64) for name, value in figures.items()},
+            )
+        )
+    return concatenate(parts)
 
 
 def describe(task: Task, trajectories: Trajectories, noise: float, **changes) -> DatasetMetadata:
