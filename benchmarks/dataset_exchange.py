@@ -13,9 +13,9 @@ from typing import TypeVar
 from pipeline.config.loading import load_task
 from pipeline.config.training import Network
 from pipeline.data import DatasetMetadata, content_digest
+from pipeline.data.formats.minari import export_minari, import_minari
 from pipeline.data.spaces import space_to_json
 from pipeline.play.evaluation import record_episodes
-from pipeline.play.minari import export_minari, import_minari
 from pipeline.policies import act_function, build_policy
 from pipeline.tasks import Purpose, Task
 from pipeline.validation import TaskReplay, replay_episodes

@@ -37,6 +37,7 @@ from pipeline.data import (
     read_metadata,
     save_dataset,
 )
+from pipeline.data.formats.minari import ImportTarget, export_minari, import_minari
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
 from pipeline.learning.certificates import TransferCertificate, certify
@@ -45,7 +46,6 @@ from pipeline.names import Artifact, Metric, Tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record_episodes
 from pipeline.play.first_difference import between_evaluations
-from pipeline.play.minari import ImportTarget, export_minari, import_minari
 from pipeline.policies import build_policy, load_policy, policy_digest, read_spec, save_policy
 from pipeline.policies.sb3 import as_ppo, import_sb3_zip
 from pipeline.stages import compare

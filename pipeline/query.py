@@ -165,7 +165,7 @@ def load_demonstrations(reference: str) -> StoredDataset:
 
 def export_dataset(reference: str, folder: str) -> str:
     """Write a validated dataset as a Minari dataset (HDF5) to a new folder; returns a line for people."""
-    from pipeline.play.minari import export_minari
+    from pipeline.data.formats.minari import export_minari
 
     stored = load_demonstrations(reference)
     export_minari(stored.trajectories, stored.metadata, folder)

@@ -84,8 +84,8 @@ def space_bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
 
 def _dtype_name(space: spaces.Space) -> str:
     name = np.dtype(space.dtype).name
-    if name not in get_args(_DType):
-        raise BadInput(f"space: dtype {name} cannot be stored; allowed: {', '.join(get_args(_DType))}")
+    if name not in DTYPES:
+        raise BadInput(f"space: dtype {name} cannot be stored; allowed: {', '.join(DTYPES)}")
     return name
 
 
@@ -117,6 +117,7 @@ def _few(shape: list[int]) -> list[int]:
 
 _Integer = Literal["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 _DType = Literal["bool", _Integer, "float16", "float32", "float64"]
+DTYPES: Final = get_args(_DType)
 _Shape = Annotated[list[Annotated[int, Field(ge=0, le=MAX_ELEMENTS)]], Field(max_length=8), AfterValidator(_few)]
 _Count = Annotated[int, Field(ge=1, le=1 << 31)]
 _Start = Annotated[int, Field(ge=-(1 << 31), le=1 << 31)]

@@ -238,7 +238,7 @@ def _expert_to_ask(run: StageRun, metadata: DatasetMetadata) -> ActFunction | No
 
 
 def _read_minari(config: Collect, task: Task, source: Minari) -> tuple[Trajectories, DatasetMetadata]:
-    from pipeline.play.minari import ImportTarget, import_minari  # late: Minari and HDF5 take a second
+    from pipeline.data.formats.minari import ImportTarget, import_minari  # late: Minari and HDF5 take a second
 
     target = None if source.scenario is None else ImportTarget(task, source.scenario, config.scenario_set)
     trajectories, metadata = import_minari(source.path, target)

@@ -18,12 +18,13 @@ import numpy as np
 from gymnasium.wrappers import TimeLimit
 
 from pipeline.config.loading import to_data
-from pipeline.config.task import MeasureInfo, Outcome, TaskConfig, Wrapper
+from pipeline.config.task import Outcome, TaskConfig, Wrapper
 from pipeline.data.observations import check_action_space, check_observation_space, element_names, row_dtype
 from pipeline.envs.calling import RAISED, Called, Fresh, broken, left_as_found
 from pipeline.envs.camera import ChannelsFirst, draw_headless, turned
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
-from pipeline.envs.serial import SerialVecEnv, outcome_of
+from pipeline.envs.measures import MEASURED, EpisodeMeasures, measured
+from pipeline.envs.serial import SerialVecEnv
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import Metric
 
@@ -34,7 +35,6 @@ REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package
 RENDER_MODE: Final = "rgb_array"
 CAMERA: Final = "pipeline.envs.camera:CameraView"
 LONGEST_EPISODE: Final = 20_000  # steps, unless a horizon or Gymnasium's own limit says more
-MEASURED = "measured over the episode: "  # before a metric's name: it cannot shadow a key of the environment's info
 
 
 class Purpose(IntEnum):
@@ -259,6 +259,12 @@ class Task:
             figures[name] = self._final(final, key, f"metrics.{name}.info", measure.info)
         return figures
 
+    def figures(self, infos: Mapping[str, Sequence[float]], rewards: Sequence[float]) -> dict[str, float]:
+        """`outcome` of an episode that was recorded elsewhere, from one number of each info and one reward a step."""
+        final = {key: values[-1] for key, values in infos.items() if values}
+        final |= measured(self.config.metrics, infos)
+        return self.outcome({"outcome": final, "episode": {"r": sum(rewards), "l": len(rewards)}})
+
     def _yes_or_no(self, outcome: Outcome, role: str, final: Mapping[str, float], episode_return: float) -> float:
         if outcome.info is not None:
             value = self._final(final, outcome.info, f"{role}.info", outcome.info)
@@ -279,39 +285,6 @@ class Task:
                 f"number;{did_you_mean(named, keys)} it has: {', '.join(keys) or 'nothing'}"
             )
         return float(final[key])
-
-
-REDUCTIONS: Final[Mapping[str, Callable[[list[float]], Any]]] = {  # NaN among the values stays NaN
-    "sum": np.sum,
-    "max": np.max,
-    "mean": np.mean,
-}
-
-
-class EpisodeMeasures(gym.Wrapper[Any, Any, Any, Any]):
-    """Puts the sum, maximum or mean of info entries over the episode into its final info, under `MEASURED` names."""
-
-    def __init__(self, env: gym.Env[Any, Any], measures: Mapping[str, MeasureInfo]) -> None:
-        super().__init__(env)
-        self._measures = measures
-        self._values: dict[str, list[float]] = {}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._values = {name: [] for name in self._measures}
-        return self.env.reset(seed=seed, options=options)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        for name, measure in self._measures.items():
-            self._values[name].extend(outcome_of({measure.info: info.get(measure.info)}).values())
-        if terminated or truncated:
-            taken = {
-                f"{MEASURED}{name}": float(REDUCTIONS[m.over](self._values[name]))
-                for name, m in self._measures.items()
-                if self._values[name]
-            }
-            info = {**info, **taken}
-        return observation, reward, terminated, truncated, info
 
 
 def import_object(reference: str, what: str) -> Any:

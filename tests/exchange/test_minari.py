@@ -17,12 +17,12 @@ from told_environment import Told, walk
 from pipeline.config.loading import validate as validate_config
 from pipeline.config.task import TaskConfig
 from pipeline.data import DatasetMetadata, Trajectories, content_digest, save_dataset
+from pipeline.data.formats.minari import ImportTarget, export_minari, import_minari
 from pipeline.data.spaces import space_to_json
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record_episodes
-from pipeline.play.minari import ImportTarget, export_minari, import_minari
 from pipeline.tasks import Task
 from pipeline.validation import Context, TaskReplay, validate
 

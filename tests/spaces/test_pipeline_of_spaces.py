@@ -11,6 +11,7 @@ from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Cloning, Network, PPOTraining, WarmStart
 from pipeline.data import UNAPPROVED, DatasetMetadata, Trajectories, content_digest, load_dataset, save_dataset
+from pipeline.data.formats.minari import export_minari
 from pipeline.data.observations import check_action_space, check_observation_space, flat_rows, from_rows, unscaled
 from pipeline.data.spaces import space_to_json
 from pipeline.envs.limits import LimitAction
@@ -21,7 +22,6 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.play.demonstrators import Script
 from pipeline.play.evaluation import record_episodes, run_episodes
-from pipeline.play.minari import export_minari
 from pipeline.policies import WRAPPERS, act_function, build_policy, load_policy, probe_batch, save_policy
 from pipeline.tasks import Purpose, Task
 from pipeline.validation import Context, TaskReplay, replay_episodes

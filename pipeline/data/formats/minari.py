@@ -14,14 +14,13 @@ format.
 import copy
 import hashlib
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import gymnasium as gym
 import h5py
@@ -30,11 +29,13 @@ import numpy as np
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
+from minari.serialization import deserialize_space
 
-from pipeline.data import UNKNOWN_SEED, DatasetMetadata, Trajectories, content_digest
-from pipeline.data.spaces import space_from_json, space_to_json
+from pipeline.config.task import TaskConfig
+from pipeline.data.metadata import DatasetMetadata
+from pipeline.data.spaces import DTYPES, space_from_json, space_to_json
+from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories, content_digest
 from pipeline.errors import BadInput, shortened
-from pipeline.tasks import MEASURED, REDUCTIONS, Task
 
 MAIN_FILE: Final = "main_data.hdf5"
 OUR_METADATA: Final = "demonstrations"  # key of Minari's metadata.json under which ours stands
@@ -44,11 +45,14 @@ MAX_FILE_BYTES: Final = 1 << 32
 MAX_METADATA_BYTES: Final = 32_000_000
 MAX_EPISODES: Final = 1_000_000
 MAX_SEED: Final = int(np.iinfo(np.int64).max)  # Minari draws 64 bits where it is given none
+KINDS: Final = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")
 _SPARE_BYTES: Final = 1 << 26
 _EXPANSION: Final = 64  # a file may unpack to this multiple of its size and the spare bytes
-
-
-# -------------------------------------------------------------------------------------------------------------- export
+# what damaged JSON, HDF5 and the constructors of spaces raise
+_DAMAGE: Final = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError,
+    MemoryError,
+)  # fmt: skip
 
 
 def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder: str | Path) -> None:
@@ -61,71 +65,69 @@ def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder:
             f"dataset {metadata.dataset_id!r} has Dict observations, which are not exported to Minari; record it with "
             "FlattenObservation in environment.wrappers"
         )
+    spec, environment = None, metadata.environment
+    if environment["id"] in gym.registry and not environment.get("wrappers"):  # else Minari could not make it again
+        spec = copy.deepcopy(gym.spec(environment["id"]))
+        spec.kwargs.update(environment["kwargs"])
+    clean = np.array_equal(trajectories.actions, trajectories.executed_actions)
+    episodes = [trajectories.episode(index) for index in range(len(trajectories))]
     root.mkdir(parents=True)
     try:
         storage = MinariStorage.new(
             root / "data",
             observation_space=space_from_json(metadata.observation_space),
             action_space=space_from_json(metadata.action_space),
-            env_spec=_registered_spec(metadata.environment),
+            env_spec=spec,
             data_format="hdf5",
             jpeg_encoding=False,
         )
-        name = re.sub(r"[^A-Za-z0-9_-]", "-", metadata.dataset_id)
         storage.update_metadata(
             {
-                "dataset_id": f"{name}-v0",
+                "dataset_id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', metadata.dataset_id)}-v0",
                 "minari_version": minari.__version__,
                 "algorithm_name": str(metadata.demonstrator["name"]),
                 "description": f"{len(trajectories)} demonstrations of task {metadata.task}",
                 OUR_METADATA: metadata.to_data(),
             }
         )
-        storage.update_episodes(_episode_buffers(trajectories))
+        storage.update_episodes(
+            EpisodeBuffer(
+                seed=None if episode.seed == UNKNOWN_SEED else episode.seed,
+                options={"scenario": episode.scenario},
+                observations=episode.observations,
+                actions=episode.executed_actions,
+                rewards=episode.rewards,
+                terminations=episode.terminations,
+                truncations=episode.truncations,
+                infos=None if clean else {LABEL: episode.actions},
+            )
+            for episode in episodes
+        )
         storage.update_episode_metadata(
-            {METRIC_ATTRIBUTE + name: float(values[i]) for name, values in trajectories.metrics.items()}
-            for i in range(len(trajectories))
+            {METRIC_ATTRIBUTE + name: value for name, value in episode.metrics.items()} for episode in episodes
         )
     except (ValueError, NotImplementedError) as error:
         raise BadInput(f"minari cannot store dataset {metadata.dataset_id!r}: {error}") from None
 
 
-def _episode_buffers(trajectories: Trajectories) -> Iterator[EpisodeBuffer]:
-    clean = np.array_equal(trajectories.actions, trajectories.executed_actions)
-    for index in range(len(trajectories)):
-        episode = trajectories.episode(index)
-        yield EpisodeBuffer(
-            seed=None if episode.seed == UNKNOWN_SEED else episode.seed,
-            options={"scenario": episode.scenario},
-            observations=episode.observations,
-            actions=episode.executed_actions,
-            rewards=episode.rewards,
-            terminations=episode.terminations,
-            truncations=episode.truncations,
-            infos=None if clean else {LABEL: episode.actions},
-        )
-
-
-def _registered_spec(environment: Mapping[str, Any]) -> Any:
-    """The Gymnasium spec of a registered environment, so that Minari can make it again; None for others.
-
-    None behind wrappers too: Minari would make it without them, with other observations.
-    """
-    if environment["id"] not in gym.registry or environment.get("wrappers"):
-        return None
-    spec = copy.deepcopy(gym.spec(environment["id"]))
-    spec.kwargs.update(environment["kwargs"])
-    return spec
-
-
 # -------------------------------------------------------------------------------------------------------------- import
+
+
+class RecordedTask(Protocol):
+    """What episodes that were recorded elsewhere are held to; `pipeline.tasks.Task` is one."""
+
+    config: TaskConfig
+    environment_kwargs: dict[str, Any]
+
+    def figures(self, infos: Mapping[str, list[float]], rewards: list[float]) -> dict[str, float]:
+        """What the task says of an episode, from one number of each info and one reward a step. Raises BadInput."""
 
 
 @dataclass(frozen=True)
 class ImportTarget:
     """What an imported dataset is to us: episodes of one scenario of a task."""
 
-    task: Task
+    task: RecordedTask
     scenario: str
     scenario_set: str = "train"
 
@@ -138,10 +140,9 @@ def import_minari(folder: str | Path, target: ImportTarget | None = None) -> tup
     """
     data = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
     described = _read_description(data / "metadata.json")
-    observation_space, action_space = (
-        _space_from_minari(described.get(key), key) for key in ("observation_space", "action_space")
-    )
-    if described.get("jpeg_encoding", True) and any(_is_image(s) for s in (observation_space, action_space)):
+    observation_space, action_space = (_space(described, key) for key in ("observation_space", "action_space"))
+    images = [s for s in (observation_space, action_space) if s.dtype == np.uint8 and len(s.shape or ()) in (2, 3)]
+    if images and described.get("jpeg_encoding", True):
         raise BadInput(
             "minari dataset: its images are stored as JPEG, which loses information; export it again without"
         )
@@ -153,19 +154,43 @@ def import_minari(folder: str | Path, target: ImportTarget | None = None) -> tup
             raise BadInput(f"minari dataset: episode {index} holds {lengths}; it needs one observation more than steps")
     if target is None:
         return _ours(episodes, described)
-    trajectories = _foreign(episodes, target)
+    task = target.task.config
+    if target.scenario not in task.scenario_sets.get(target.scenario_set, {}):
+        raise BadInput(f"scenario {target.scenario!r} is not in scenario set {target.scenario_set!r} of {task.name!r}")
+    figures = [_figures(index, episode, target.task) for index, episode in enumerate(episodes)]
+    trajectories = _assemble(episodes, [target.scenario] * len(episodes), figures)
+    with open(data / MAIN_FILE, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:36]
     demonstrator = {
         "kind": "imported",
         "name": _text(described.get("dataset_id")),
         "version": _text(described.get("minari_version")),
-        "digest": _file_digest(data / MAIN_FILE),
+        "digest": digest,
         "algorithm": _text(described.get("algorithm_name", "unknown")),
     }
-    too_large = sum(episode.written_seed > MAX_SEED for episode in episodes)
+    too_large = sum(episode.seed > MAX_SEED for episode in episodes)
     if too_large:
         demonstrator["seeds"] = f"those of {too_large} episodes have more than 63 bits and are kept as unknown"
-    of = (observation_space, action_space)
-    return trajectories, _foreign_metadata(trajectories, demonstrator, target, of, _environment(described, target))
+    return trajectories, DatasetMetadata(
+        dataset_id=f"{task.name}-imported-{digest[:8]}",
+        created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        task=task.name,
+        scenario_set=target.scenario_set,
+        scenario_coverage=dict(Counter(trajectories.scenarios.tolist())),
+        requested_shares={target.scenario: 1.0},
+        demonstrator=demonstrator,
+        seeds=(),
+        noise_std=0.0,
+        filter={"min_return": None, "only_success": False},
+        observation_space=space_to_json(observation_space),
+        action_space=space_to_json(action_space),
+        environment=_environment(described, target),
+        holdout_scenarios=tuple(sorted(task.holdout_scenarios())),
+        episodes=len(trajectories),
+        steps=trajectories.steps,
+        content_digest=content_digest(trajectories),
+        horizon=task.horizon,
+    )
 
 
 @dataclass(frozen=True)
@@ -173,12 +198,7 @@ class _StoredEpisode:
     arrays: dict[str, np.ndarray]  # observations, actions, rewards, terminations, truncations
     infos: dict[str, np.ndarray]
     attributes: dict[str, Any]
-    written_seed: int  # UNKNOWN_SEED where there is none
-
-    @property
-    def seed(self) -> int:
-        """The seed as our arrays can hold it."""
-        return self.written_seed if self.written_seed <= MAX_SEED else UNKNOWN_SEED
+    seed: int  # as it was written, which may be more than our arrays hold; UNKNOWN_SEED where there is none
 
 
 def _ours(episodes: list[_StoredEpisode], described: Mapping[str, Any]) -> tuple[Trajectories, DatasetMetadata]:
@@ -188,54 +208,30 @@ def _ours(episodes: list[_StoredEpisode], described: Mapping[str, Any]) -> tuple
         metadata = DatasetMetadata.from_data(json.loads(json.dumps(described[OUR_METADATA], allow_nan=False)))
     except ValueError as error:
         raise BadInput(f"minari dataset: {OUR_METADATA} cannot be read: {shortened(str(error))}") from None
-    names = [key for key in episodes[0].attributes if key.startswith(METRIC_ATTRIBUTE)]
-    metrics = {}
+    names = [name for name in episodes[0].attributes if name.startswith(METRIC_ATTRIBUTE)]
     for name in names:
-        values = [episode.attributes.get(name) for episode in episodes]
-        if not all(isinstance(value, float) for value in values):
+        if not all(isinstance(episode.attributes.get(name), float) for episode in episodes):
             raise BadInput(f"minari dataset: {name} is not a number in every episode")
-        metrics[name.removeprefix(METRIC_ATTRIBUTE)] = np.array(values, dtype=np.float64)
+    metrics = [{name.removeprefix(METRIC_ATTRIBUTE): e.attributes[name] for name in names} for e in episodes]
     scenarios = [_text(episode.attributes.get("options/scenario")) for episode in episodes]
     return _assemble(episodes, scenarios, metrics), metadata
 
 
-def _foreign(episodes: list[_StoredEpisode], target: ImportTarget) -> Trajectories:
-    task = target.task.config
-    if target.scenario not in task.scenario_sets.get(target.scenario_set, {}):
-        raise BadInput(f"scenario {target.scenario!r} is not in scenario set {target.scenario_set!r} of {task.name!r}")
-    figures = [_figures(index, episode, target.task) for index, episode in enumerate(episodes)]
-    columns = {name: np.array([of_one[name] for of_one in figures], dtype=np.float64) for name in figures[0]}
-    return _assemble(episodes, [target.scenario] * len(episodes), columns)
-
-
-def _figures(index: int, episode: _StoredEpisode, task: Task) -> dict[str, float]:
+def _figures(index: int, episode: _StoredEpisode, task: RecordedTask) -> dict[str, float]:
     """What the task says of an episode, from its infos: as it would have, had it been recorded here."""
-    steps = len(episode.arrays["rewards"])
-    infos = {key: _of_steps(values, steps) for key, values in episode.infos.items()}
-    series = {key: values for key, values in infos.items() if values}
-    outcome = {key: values[-1] for key, values in series.items()}
-    for name, measure in task.config.metrics.items():
-        if measure.over != "last" and measure.info in series:
-            outcome[f"{MEASURED}{name}"] = float(REDUCTIONS[measure.over](series[measure.info]))
-    total = sum(episode.arrays["rewards"].tolist())
+    rewards = episode.arrays["rewards"].tolist()
+    infos = {}
+    for key, values in episode.infos.items():
+        # Minari's own recording puts a number of the reset before those of the steps, which is no step's
+        if len(values) in (len(rewards), len(rewards) + 1) and values.size == len(values):
+            infos[key] = values.reshape(-1)[len(values) - len(rewards) :].astype(np.float64).tolist()
     try:
-        return task.outcome({"outcome": outcome, "episode": {"r": total, "l": steps}})
+        return task.figures(infos, rewards)
     except BadInput as error:
         raise BadInput(f"minari dataset: episode {index}: {error}") from None
 
 
-def _of_steps(values: np.ndarray, steps: int) -> list[float]:
-    """The numbers of an info, one a step. Minari's own recording puts one of the reset before them, which is no step's.
-
-    Empty for anything but one number a row.
-    """
-    if len(values) not in (steps, steps + 1) or values.size != len(values):
-        return []
-    numbers: list[float] = values.reshape(-1)[len(values) - steps :].astype(np.float64).tolist()
-    return numbers
-
-
-def _assemble(episodes: list[_StoredEpisode], scenarios: list[str], metrics: dict[str, np.ndarray]) -> Trajectories:
+def _assemble(episodes: list[_StoredEpisode], scenarios: list[str], figures: list[dict[str, float]]) -> Trajectories:
     def joined(name: str, dtype: Any = None) -> np.ndarray:
         parts = [episode.arrays[name] for episode in episodes]
         if len({(part.dtype, part.shape[1:]) for part in parts}) != 1:
@@ -254,6 +250,7 @@ def _assemble(episodes: list[_StoredEpisode], scenarios: list[str], metrics: dic
         a.shape != e.arrays["actions"].shape or a.dtype != executed.dtype for a, e in zip(labels, episodes, strict=True)
     ):
         raise BadInput(f"minari dataset: infos/{LABEL} does not have the shape and dtype of the actions")
+    seeds = [episode.seed if episode.seed <= MAX_SEED else UNKNOWN_SEED for episode in episodes]
     return Trajectories(
         observations=joined("observations"),
         actions=np.concatenate(labels),
@@ -262,39 +259,9 @@ def _assemble(episodes: list[_StoredEpisode], scenarios: list[str], metrics: dic
         terminations=joined("terminations", np.bool_),
         truncations=joined("truncations", np.bool_),
         lengths=np.array([len(episode.arrays["rewards"]) for episode in episodes], dtype=np.int64),
-        seeds=np.array([episode.seed for episode in episodes], dtype=np.int64),
+        seeds=np.array(seeds, dtype=np.int64),
         scenarios=np.array(scenarios),
-        metrics=metrics,
-    )
-
-
-def _foreign_metadata(
-    trajectories: Trajectories,
-    demonstrator: dict[str, Any],
-    target: ImportTarget,
-    of: tuple[spaces.Space, spaces.Space],
-    environment: dict[str, Any],
-) -> DatasetMetadata:
-    task = target.task.config
-    return DatasetMetadata(
-        dataset_id=f"{task.name}-imported-{demonstrator['digest'][:8]}",
-        created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        task=task.name,
-        scenario_set=target.scenario_set,
-        scenario_coverage=dict(Counter(trajectories.scenarios.tolist())),
-        requested_shares={target.scenario: 1.0},
-        demonstrator=demonstrator,
-        seeds=(),
-        noise_std=0.0,
-        filter={"min_return": None, "only_success": False},
-        observation_space=space_to_json(of[0]),
-        action_space=space_to_json(of[1]),
-        environment=environment,
-        holdout_scenarios=tuple(sorted(task.holdout_scenarios())),
-        episodes=len(trajectories),
-        steps=trajectories.steps,
-        content_digest=content_digest(trajectories),
-        horizon=task.horizon,
+        metrics={name: np.array([of_one[name] for of_one in figures], dtype=np.float64) for name in figures[0]},
     )
 
 
@@ -304,39 +271,31 @@ def _environment(described: Mapping[str, Any], target: ImportTarget) -> dict[str
     Where it names none, the user's word counts that it is the task's; behind none of our wrappers, for nothing that was
     recorded elsewhere went through them.
     """
-    task = target.task
-    own = task.config.scenarios[target.scenario]
-    ours: dict[str, Any] = {
-        "id": task.config.environment.id,
-        "kwargs": task.environment_kwargs,
-        "scenarios": {target.scenario: own},
-    }
+
+    def drawn_anyhow(kwargs: Any) -> dict[str, Any]:
+        return {key: value for key, value in kwargs.items() if key != "render_mode"}
+
+    config, kwargs = target.task.config, target.task.environment_kwargs
+    own = config.scenarios[target.scenario]
+    ours = {"id": config.environment.id, "kwargs": kwargs, "wrappers": [], "scenarios": {target.scenario: own}}
     if described.get("env_spec") is None:
-        return {**ours, "wrappers": []}
+        return ours
     try:
         spec = json.loads(described["env_spec"])
-        stated, arguments = _text(spec["id"]), _without_drawing(spec["kwargs"])
-        wrappers = [_wrapper(wrapper) for wrapper in spec.get("additional_wrappers") or ()]
+        stated, arguments = _text(spec["id"]), drawn_anyhow(spec["kwargs"])
+        wrappers = []
+        for wrapper in spec.get("additional_wrappers") or ():  # Gymnasium's description -> the task file's
+            name = _text(wrapper["entry_point"])
+            short = name.rpartition(":")[2] if name.startswith("gymnasium.wrappers.") else name
+            wrappers.append({"name": short, "kwargs": dict(wrapper["kwargs"] or {})})
         json.dumps([arguments, wrappers], allow_nan=False)  # ValueError: NaN is no JSON, and no metadata
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _DAMAGE as error:
         raise BadInput(f"minari dataset: env_spec cannot be read: {shortened(str(error))}") from None
-    if stated != ours["id"].rpartition(":")[2]:
+    if stated != config.environment.id.rpartition(":")[2]:
         return {**ours, "id": stated, "wrappers": wrappers}
     registered = gym.registry[stated].kwargs if stated in gym.registry else {}
-    expected = json.loads(json.dumps({**registered, **ours["kwargs"], **own}, default=str))
-    same = arguments == _without_drawing(expected)
-    return {**ours, "kwargs": ours["kwargs"] if same else arguments, "wrappers": wrappers}
-
-
-def _without_drawing(kwargs: Any) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key != "render_mode"}
-
-
-def _wrapper(spec: Any) -> dict[str, Any]:
-    """Gymnasium's description of a wrapper -> the task file's."""
-    reference = _text(spec["entry_point"])
-    name = reference.rpartition(":")[2] if reference.startswith("gymnasium.wrappers.") else reference
-    return {"name": name, "kwargs": dict(spec["kwargs"] or {})}
+    expected = json.loads(json.dumps({**registered, **kwargs, **own}, default=str))
+    return {**ours, "kwargs": kwargs if arguments == drawn_anyhow(expected) else arguments, "wrappers": wrappers}
 
 
 def _text(value: Any) -> str:
@@ -356,44 +315,22 @@ def _read_description(path: Path) -> dict[str, Any]:
                 f"minari dataset: no {path.name} of at most {MAX_METADATA_BYTES} bytes in {str(path.parent)!r}"
             )
         described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except _DAMAGE as error:
         raise BadInput(f"minari dataset: {path.name} cannot be read: {shortened(str(error))}") from None
     if not isinstance(described, dict) or described.get("data_format") != "hdf5":
         raise BadInput(f"minari dataset: only the HDF5 format is read, {path.name} does not say data_format = 'hdf5'")
     return described
 
 
-def _space_from_minari(text: Any, key: str) -> spaces.Space:
-    """Minari writes nested lists of bounds; ours are flat, and checked by `space_from_json`."""
+def _space(described: Mapping[str, Any], key: str) -> spaces.Space:
+    """A space in Minari's own JSON, which is no larger than its text as long as its numbers are of a size we know."""
     try:
-        data = json.loads(text) if isinstance(text, str) else None
-        if not isinstance(data, dict):
-            raise BadInput(f"minari dataset: {key} is missing from its metadata")
-        if data.get("type") == "Box":
-            data = {**data, **{bound: [_bound(v) for v in _flat(data[bound])] for bound in ("low", "high")}}
-        elif data.get("type") == "MultiDiscrete":
-            shape = list(np.shape(data["nvec"]))
-            data = {**data, "shape": shape, "nvec": _flat(data["nvec"]), "start": _flat(data["start"])}
-        elif data.get("type") == "MultiBinary":
-            scalar = isinstance(data["n"], int)
-            data = {"type": "MultiBinary", "shape": [data["n"]] if scalar else data["n"], "scalar": scalar}
-        return space_from_json(data)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        data = json.loads(described[key])
+        if data["type"] not in KINDS or data.get("dtype", DTYPES[0]) not in DTYPES:
+            raise ValueError(f"{shortened(data)}; read are {', '.join(KINDS)} of {', '.join(DTYPES)}")
+        return space_from_json(space_to_json(deserialize_space(data)))
+    except _DAMAGE as error:
         raise BadInput(f"minari dataset: {key} is no space: {shortened(str(error))}") from None
-
-
-def _flat(nested: Any) -> list[Any]:
-    if not isinstance(nested, list):
-        return [nested]
-    return [value for part in nested for value in _flat(part)]
-
-
-def _bound(value: Any) -> Any:
-    return ("inf" if value > 0 else "-inf") if isinstance(value, float) and math.isinf(value) else value
-
-
-def _is_image(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
 
 
 def _read_episodes(path: Path) -> list[_StoredEpisode]:
@@ -407,7 +344,7 @@ def _read_episodes(path: Path) -> list[_StoredEpisode]:
             if not 1 <= count <= MAX_EPISODES:
                 raise BadInput(f"minari dataset: it holds {count} episodes, allowed are 1 to {MAX_EPISODES}")
             return [reader.episode(file, f"episode_{index}") for index in range(count)]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, MemoryError) as error:
+    except _DAMAGE as error:
         raise BadInput(f"minari dataset: {path.name} cannot be read: {shortened(str(error))}") from None
 
 
@@ -427,7 +364,8 @@ class _Hdf5Reader:
             # nested and text infos mean nothing to us
             plain = [k for k in held if isinstance(held.get(k, getlink=True), h5py.HardLink)]
             infos = {k: self._array(held, k) for k in plain if _is_plain(held[k])}
-        attributes = {str(key): _scalar(value) for key, value in group.attrs.items()}
+        values = {str(key): value for key, value in group.attrs.items()}
+        attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
         return _StoredEpisode(arrays, infos, attributes, _seed(attributes.get("seed"), name))
 
     def _member(self, group: h5py.Group, name: str, kind: type) -> Any:
@@ -459,10 +397,6 @@ def _is_plain(item: Any) -> bool:
     )
 
 
-def _scalar(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def _seed(value: Any, episode: str) -> int:
     """A seed as it was written, UNKNOWN_SEED for none. Raises BadInput for what no environment was ever given."""
     if value is None or value in ("None", b"None"):  # the text is that of older versions of Minari
@@ -474,8 +408,3 @@ def _seed(value: Any, episode: str) -> int:
             "left out"
         )
     return int(value)
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:36]
