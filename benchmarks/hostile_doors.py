@@ -40,7 +40,6 @@ from pipeline.data import (
 from pipeline.data.formats.minari import ImportTarget, export_minari, import_minari
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
-from pipeline.learning.certificates import TransferCertificate, certify
 from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
 from pipeline.names import Artifact, Metric, Tag
 from pipeline.play.demonstrators import scripted
@@ -48,6 +47,7 @@ from pipeline.play.evaluation import record_episodes
 from pipeline.play.first_difference import between_evaluations
 from pipeline.policies import build_policy, load_policy, policy_digest, read_spec, save_policy
 from pipeline.policies.sb3 import as_ppo, import_sb3_zip
+from pipeline.policies.transfer import Transfer
 from pipeline.stages import compare
 from pipeline.stages.sweep import Judge
 from pipeline.statistics.shift import measure_shift
@@ -479,7 +479,7 @@ class Store:
             Artifact.EVALUATIONS: json.dumps(
                 {"seed": 1, "evaluations": points, "final_figures": figures, "final": final}
             ),
-            Artifact.CERTIFICATE: certify(policy, str(folder.parent / "certified"), 0.5, 2, 0.99).to_json(),
+            Artifact.CERTIFICATE: Transfer.between(policy, str(folder.parent / "certified"), 0.5, 2, 0.99).to_json(),
             Artifact.SHIFT: json.dumps(asdict(shift)),
             "weights.json": (ROOT / "configs/social_nav/snqi_weights.json").read_text(),
             "baseline.json": (ROOT / "configs/social_nav/snqi_baseline.json").read_text(),
@@ -507,7 +507,7 @@ class Store:
             lambda: read_training(self.client, self.run).data(1_000, {}),
             lambda: between_evaluations(read_evaluations(self.client, self.run), self.evaluations),
             lambda: compare._shift(run, group),
-            lambda: TransferCertificate.from_json(
+            lambda: Transfer.from_json(
                 read_text_artifact(self.client, self.run.info.run_id, Artifact.CERTIFICATE) or ""
             ),
         )

@@ -10,7 +10,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from pipeline.config.stages import Pretrain
 from pipeline.data import Trajectories
 from pipeline.envs.episodes import Episode
-from pipeline.learning.certificates import TransferCertificate, certify
 from pipeline.learning.cloning import CloningResult, EpochPoint, clone
 from pipeline.learning.ppo import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact
@@ -18,6 +17,7 @@ from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import EpisodeRecords, run_episodes, summarise, with_intervals
 from pipeline.play.rollouts import evaluation_env
 from pipeline.policies import WRAPPERS, act_function, build_policy, save_policy
+from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Task
 
 
@@ -27,7 +27,7 @@ class Clone:
 
     folder: Path
     digest: str
-    certificate: TransferCertificate
+    certificate: Transfer
     result: CloningResult
     final: EpisodeRecords
 
@@ -79,5 +79,5 @@ def make_clone(
         finally:  # also the best one seen before it diverged
             digest = save_policy(policy, place, provenance)
         held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
-        certificate = certify(policy, str(place), result.critic_explained_variance, held_out, gamma)
+        certificate = Transfer.between(policy, str(place), result.critic_explained_variance, held_out, gamma)
         return Clone(place, digest, certificate, result, play(policy, final))

@@ -8,6 +8,7 @@ from pipeline.config.task import TaskConfig
 from pipeline.config.training import Convergence, PPOTraining, WarmStart
 from pipeline.names import Metric
 from pipeline.play.evaluation import EpisodeRecords
+from pipeline.policies.transfer import Transfer
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,6 @@ class EvaluationPoint:
 
 
 @dataclass(frozen=True)
-class TransferProof:
-    """Evidence, taken before the first PPO step, that the weights really are the initial policy's."""
-
-    policy_digest: str  # of the artifact
-    tensors: dict[str, str]  # tensor name -> digest, equal in artifact and PPO policy
-    tensor_count: int
-    parameter_count: int
-    probe_digest: str  # of the observations both policies acted on
-    action_distance: float  # largest difference of their deterministic actions; 0 or the training does not start
-    initial_action_std: float | None  # standard deviation that replaced the clone's, the one tensor that may differ
-
-
-@dataclass(frozen=True)
 class WallSeconds:
     """Where the time of a training went, in seconds."""
 
@@ -97,6 +85,6 @@ class TrainingResult:
     environment_steps: int  # of training alone
     evaluation_steps: int  # of scheduled and final evaluations
     wall_seconds: WallSeconds
-    transferred: TransferProof | None
+    transferred: Transfer | None  # from the initial policy, taken before the first step
     final: EpisodeRecords  # best checkpoint on fresh episodes
     exact_resume: bool | None = None  # would it be the same after a kill; None: it has no checkpoint to go on from

@@ -29,7 +29,6 @@ from pipeline.learning.jobs import (
     TrainingEvent,
     TrainingJob,
     TrainingResult,
-    TransferProof,
     WallSeconds,
 )
 from pipeline.learning.repeatability import repeats_itself
@@ -42,7 +41,7 @@ from pipeline.learning.training_state import (
     restore,
     restore_evaluation,
 )
-from pipeline.learning.warm_start import WarmPPO, transfer
+from pipeline.learning.warm_start import WarmPPO
 from pipeline.names import Metric
 from pipeline.play.evaluation import EpisodeRecords, run_episodes
 from pipeline.policies import (
@@ -56,6 +55,7 @@ from pipeline.policies import (
     save_policy,
     weights_digest,
 )
+from pipeline.policies.transfer import Transfer, transfer
 from pipeline.tasks import Purpose, Task, call_with_user_arguments
 
 OWNED_ARGUMENTS = {
@@ -240,7 +240,7 @@ def learning_rate_schedule(setting: LearningRate) -> Callable[[float], float]:
     return rate
 
 
-def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tuple[WarmPPO, TransferProof | None]:
+def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tuple[WarmPPO, Transfer | None]:
     """PPO with the weights it starts from: those of the initial policy with proof, or fresh ones from the seed.
 
     All generators are seeded anew, for every part of the training in another way.

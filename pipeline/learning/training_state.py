@@ -16,9 +16,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from pipeline.learning.callbacks import EvaluationCallback
 from pipeline.learning.checkpoints import Checkpoint
-from pipeline.learning.jobs import TransferProof
 from pipeline.learning.warm_start import WarmPPO
 from pipeline.policies import load_tensors, tensors_of
+from pipeline.policies.transfer import Transfer
 
 POLICY, BEST, EVALUATIONS = "policy/", "best/", "evaluations/"
 OPTIMIZER, CRITIC_OPTIMIZER = "optimizer/", "critic_optimizer/"
@@ -51,14 +51,14 @@ class Origin:
     """What was known before the first step, and holds for the whole training."""
 
     weights: str  # weights_digest of what it started from
-    proof: TransferProof | None
+    proof: Transfer | None
     repeats: bool | None  # do its episodes come out the same when played again; None: not asked, there is no boundary
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Origin":
         data = checkpoint.state["origin"]
         proof = data["proof"]
-        return cls(data["weights"], None if proof is None else TransferProof(**proof), data["repeats"])
+        return cls(data["weights"], None if proof is None else Transfer(**proof), data["repeats"])
 
 
 def capture(

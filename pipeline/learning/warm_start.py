@@ -1,4 +1,4 @@
-"""Starting PPO from a clone: weights transferred with proof, critic burn-in, and a penalty that fades out.
+"""Starting PPO from a clone: critic burn-in, and a penalty that fades out.
 
 Everything here is explicit and off in a training from scratch. How the clone was made is not known here.
 """
@@ -6,7 +6,6 @@ Everything here is explicit and off in a training from scratch. How the clone wa
 import copy
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,74 +17,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import explained_variance
 from torch.nn import functional
 
-from pipeline.config.training import Network, WarmStart
+from pipeline.config.training import WarmStart
 from pipeline.errors import BadInput
 from pipeline.learning.divergence import Diverged, not_finite
-from pipeline.learning.jobs import TransferProof
-from pipeline.policies import (
-    act_function,
-    batch_digest,
-    images_in,
-    load_policy,
-    load_tensors,
-    network_of,
-    policy_digest,
-    probe_batch,
-    tensor_digests,
-    tensors_of,
-)
-
-STD_TENSOR = "log_std"
-
-
-def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_std: float | None) -> TransferProof:
-    """Fill `policy` with the artifact's tensors, prove it, and set the standard deviation of its actions.
-
-    Raises BadInput when the artifact's spaces or network are not those of the training.
-    """
-    source = load_policy(folder)
-    _refuse_misfit(policy, source, folder, network)
-    load_tensors(policy, tensors_of(source))
-    proof = _prove(policy, source, folder, initial_std)
-    if initial_std is not None and isinstance(policy.action_space, spaces.Box):
-        with torch.no_grad():
-            policy.log_std.fill_(float(np.log(initial_std)))
-    return proof
-
-
-def _refuse_misfit(policy: ActorCriticPolicy, source: ActorCriticPolicy, folder: str, network: Network) -> None:
-    for what in ("observation_space", "action_space"):
-        if getattr(policy, what) != getattr(source, what):
-            raise BadInput(
-                f"initial policy {folder!r}: its {what} {getattr(source, what)} is not the task's "
-                f"{getattr(policy, what)}; pre-train on this task"
-            )
-    its = network_of(source)
-    wanted = network if images_in(source.observation_space) else replace(network, image_features=its.image_features)
-    if its != wanted:
-        raise BadInput(
-            f"initial policy {folder!r}: its network {its} is not training.network {network}; give both the same"
-        )
-
-
-def _prove(
-    policy: ActorCriticPolicy, source: ActorCriticPolicy, folder: str, initial_std: float | None
-) -> TransferProof:
-    digests, expected = tensor_digests(policy), tensor_digests(source)
-    probe = probe_batch(policy.observation_space)
-    ours, theirs = act_function(policy)(probe), act_function(source)(probe)
-    distance = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
-    if digests != expected or distance != 0.0:
-        raise RuntimeError(f"the transfer of {folder!r} failed: action distance {distance}, tensors differ")
-    return TransferProof(
-        policy_digest=policy_digest(folder),
-        tensors=digests,
-        tensor_count=len(digests),
-        parameter_count=sum(tensor.numel() for tensor in policy.parameters()),
-        probe_digest=batch_digest(probe),
-        action_distance=distance,
-        initial_action_std=initial_std if isinstance(policy.action_space, spaces.Box) else None,
-    )
 
 
 class WarmPPO(PPO):
@@ -284,7 +218,7 @@ class WarmPPO(PPO):
             "train/explained_variance", explained_variance(buffer.values.ravel(), buffer.returns.ravel())
         )
         self.logger.record("train/clip_range", clip_range)
-        if hasattr(self.policy, STD_TENSOR):
+        if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 

@@ -7,9 +7,9 @@ from pipeline.config.stages import Finetune
 from pipeline.data.observations import flat_rows
 from pipeline.errors import BadInput
 from pipeline.learning.arms import arm_jobs, shared_settings
-from pipeline.learning.certificates import TransferCertificate, verify_certificate
 from pipeline.names import Artifact, Tag, lineage_run_tag
 from pipeline.play.evaluation import record_episodes
+from pipeline.policies.transfer import Transfer
 from pipeline.report.progress import TrainingProgress
 from pipeline.report.trainings import input_warnings, trainings_summary
 from pipeline.stages import StageOutcome
@@ -147,4 +147,4 @@ def _require_certificate(run: StageRun, policy: StoredPolicy) -> None:
             f"policy of {policy.reference} has no transfer certificate ({Artifact.CERTIFICATE}); only a policy that "
             "pretrain certified can be fine-tuned: mlflow run . -e pretrain"
         )
-    verify_certificate(TransferCertificate.from_json(text), str(policy.folder))
+    Transfer.from_json(text).verify(str(policy.folder))

@@ -10,7 +10,6 @@ from gymnasium import spaces
 from pipeline.config.loading import validate
 from pipeline.config.training import Cloning, Network, PPOTraining, WarmStart
 from pipeline.errors import BadInput
-from pipeline.learning.certificates import certify, verify_certificate
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
@@ -29,6 +28,7 @@ from pipeline.policies import (
     tensors_of,
     weights_digest,
 )
+from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Purpose
 
 SPACE = spaces.Box(0, 255, (2, 40, 40), np.uint8)
@@ -110,11 +110,11 @@ def test_the_same_cloning_twice_is_the_same_bits(seen):
 
 
 def test_a_clone_is_certified_and_another_is_not_it(cloned, artifact, tmp_path):
-    certificate = certify(cloned[0], artifact, cloned[1].critic_explained_variance, 6, 0.9)
-    verify_certificate(certificate, artifact)
+    certificate = Transfer.between(cloned[0], artifact, cloned[1].critic_explained_variance, 6, 0.9)
+    certificate.verify(artifact)
     save_policy(build_policy(SPACE, ACTIONS, NETWORK, seed=7), tmp_path / "other", {})
     with pytest.raises(BadInput, match="features_extractor"):
-        verify_certificate(certificate, str(tmp_path / "other"))
+        certificate.verify(str(tmp_path / "other"))
 
 
 def test_a_policy_of_pictures_does_not_play_the_task_by_numbers(artifact, make_task):
@@ -136,7 +136,7 @@ def test_pictures_and_numbers_together_go_all_the_way(recorded, seen, make_task,
     assert not np.array_equal(before[cnn], tensors_of(policy)[cnn])
     save_policy(policy, tmp_path / "both", {WRAPPERS: camera.wrappers})
     assert network_of(load_policy(tmp_path / "both")) == NETWORK
-    certify(policy, str(tmp_path / "both"), 0.5, 6, 0.9)
+    Transfer.between(policy, str(tmp_path / "both"), 0.5, 6, 0.9)
     act, few = act_function(policy), {key: both.observations[key][:5] for key in ("image", "state")}
     alone = [act({key: values[i : i + 1] for key, values in few.items()})[0] for i in range(5)]
     assert np.array_equal(act(few), alone)

@@ -1,7 +1,6 @@
 """Cloning learns what imitation's BC learns, holds out whole episodes, and certifies what it made."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -14,10 +13,9 @@ from pipeline.config.loading import validate
 from pipeline.config.training import Cloning, Network
 from pipeline.data import Trajectories
 from pipeline.errors import BadInput
-from pipeline.learning.certificates import TransferCertificate, certify, verify_certificate
 from pipeline.learning.cloning import _Actor, clone, episode_returns, split_by_episode, train_critic
 from pipeline.play.evaluation import run_episodes
-from pipeline.policies import act_function, build_policy, save_policy, tensor_digests, weights_digest
+from pipeline.policies import act_function, build_policy, tensor_digests, weights_digest
 from pipeline.tasks import Purpose, Task
 
 OBSERVATIONS = spaces.Box(-1, 1, (4,), np.float32)
@@ -320,89 +318,3 @@ def test_the_actor_is_not_touched_by_the_critic_and_the_reverse(kind):
     assert np.array_equal(values(without, probe), values(policy_for(kind), probe))
     assert [point.epoch for point in full.critic_epochs] == [1, 2, 3]
     assert np.isnan(bare.critic_explained_variance)
-
-
-# --- certificate
-
-
-@pytest.fixture
-def certified(tmp_path):
-    policy = policy_for("continuous")
-    save_policy(policy, tmp_path / "policy", {})
-    return policy, tmp_path / "policy", certify(policy, str(tmp_path / "policy"), 0.4, 3, 0.99)
-
-
-def test_a_certificate_comes_back_equal_from_its_json_and_verifies(certified):
-    policy, folder, certificate = certified
-    assert TransferCertificate.from_json(certificate.to_json()) == certificate
-    verify_certificate(certificate, str(folder))
-    assert certificate.tensors == tensor_digests(policy) and certificate.action_distance == 0.0
-    assert certificate.parameter_count == sum(p.numel() for p in policy.parameters())
-
-
-def test_a_clone_without_a_critic_is_certified_without_its_figure(certified):
-    policy, folder, _ = certified
-    certificate = certify(policy, str(folder), float("nan"), 3, 0.99)
-    assert certificate.critic_explained_variance is None
-    assert TransferCertificate.from_json(certificate.to_json()) == certificate
-
-
-def test_a_policy_that_is_not_the_certified_one_is_refused_by_tensor(certified):
-    policy, folder, certificate = certified
-    with torch.no_grad():
-        policy.value_net.bias.add_(1.0)
-    save_policy(policy, folder, {})
-    with pytest.raises(BadInput, match=r"tensor 'value_net.bias' has digest"):
-        verify_certificate(certificate, str(folder))
-
-
-def test_the_same_weights_with_another_provenance_are_refused(certified):
-    policy, folder, certificate = certified
-    save_policy(policy, folder, {"by": "somebody else"})
-    with pytest.raises(BadInput, match="policy_digest"):
-        verify_certificate(certificate, str(folder))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"action_distance": 0.1}, "action_distance"),
-        ({"probe_digest": "0" * 36}, "probe_digest"),
-        ({"probe_count": 10**12}, "probe_count"),
-        ({"parameter_count": 17}, "parameter_count"),
-        ({"tensors": {}}, "only in one of them"),
-    ],
-)
-def test_a_doctored_certificate_does_not_verify(certified, changes, message):
-    _, folder, certificate = certified
-    doctored = TransferCertificate.from_json(json.dumps({**json.loads(certificate.to_json()), **changes}))
-    with pytest.raises(BadInput, match=message):
-        verify_certificate(doctored, str(folder))
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", "[" * 50_000, '{"schema_version": 1}'],
-)
-def test_text_that_is_no_certificate_is_refused(text):
-    with pytest.raises(BadInput, match="transfer certificate"):
-        TransferCertificate.from_json(text)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"schema_version": 2}, {"gamma": "0.99"}, {"tensors": {"a": 1}}, {"tensor_count": True}, {"policy_digest": 1},
-        {"critic_explained_variance": float("nan")}, {"extra": 1},
-    ],
-)  # fmt: skip
-def test_fields_of_a_certificate_are_checked(certified, changes):
-    data = {**json.loads(certified[2].to_json()), **changes}
-    with pytest.raises(BadInput, match="transfer certificate"):
-        TransferCertificate.from_json(json.dumps(data))
-
-
-def test_an_artifact_that_differs_from_the_policy_in_memory_is_not_certified(certified):
-    _, folder, _ = certified
-    with pytest.raises(RuntimeError, match="is not the cloned one"):
-        certify(policy_for("continuous", seed=2), str(folder), 0.4, 3, 0.99)

@@ -2,24 +2,19 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from torch.distributions import Normal, kl_divergence
 
 from pipeline.config.training import Network, WarmStart
-from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train, training_env
-from pipeline.learning.warm_start import WarmPPO, transfer
+from pipeline.learning.warm_start import WarmPPO
 from pipeline.policies import (
-    act_function,
-    batch_digest,
     build_policy,
     load_tensors,
     policy_arguments,
-    policy_digest,
     probe_batch,
     save_policy,
     tensor_digests,
@@ -48,40 +43,6 @@ def clone(pendulum, tmp_path_factory):
 def fresh(task_config, seed=1):
     task = Task(task_config)
     return build_policy(task.observation_space, task.action_space, NETWORK, seed)
-
-
-def test_every_tensor_is_transferred_and_the_proof_says_which(pendulum, clone):
-    folder, source = clone
-    policy = fresh(pendulum)
-    proof = transfer(policy, folder, NETWORK, initial_std=None)
-    assert tensor_digests(policy) == tensor_digests(source) == proof.tensors
-    assert proof.tensor_count == len(policy.state_dict()) == 9
-    # actor and critic 3 -> 16 -> 1 each: 64 + 17, and one standard deviation
-    assert proof.parameter_count == 2 * (64 + 17) + 1
-    assert proof.action_distance == 0.0 and proof.policy_digest == policy_digest(folder)
-    probe = probe_batch(policy.observation_space)
-    assert proof.probe_digest == batch_digest(probe)
-    assert np.array_equal(act_function(policy)(probe), act_function(source)(probe))
-
-
-def test_the_initial_standard_deviation_is_set_and_nothing_else_changes(pendulum, clone):
-    policy = fresh(pendulum)
-    transfer(policy, clone[0], NETWORK, initial_std=0.2)
-    changed = [n for n, d in tensor_digests(policy).items() if d != tensor_digests(clone[1])[n]]
-    assert changed == ["log_std"] and policy.log_std.exp().tolist() == pytest.approx([0.2])
-
-
-def test_discrete_actions_have_no_standard_deviation_to_set(cartpole, tmp_path):
-    save_policy(fresh(cartpole, 9), tmp_path / "p", {})
-    proof = transfer(fresh(cartpole), str(tmp_path / "p"), NETWORK, initial_std=0.2)
-    assert proof.initial_action_std is None and proof.action_distance == 0.0
-
-
-def test_a_policy_of_another_network_or_task_is_refused_by_name(pendulum, cartpole, clone):
-    with pytest.raises(BadInput, match=r"network .* is not training.network"):
-        transfer(fresh(pendulum), clone[0], Network(hidden=(32,)), None)
-    with pytest.raises(BadInput, match="observation_space"):
-        transfer(fresh(cartpole), clone[0], NETWORK, None)
 
 
 def test_a_training_starts_from_the_clone_and_keeps_the_proof(pendulum, clone, make_training, tmp_path):

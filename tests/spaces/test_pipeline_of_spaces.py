@@ -16,13 +16,13 @@ from pipeline.data.observations import check_action_space, check_observation_spa
 from pipeline.data.spaces import space_to_json
 from pipeline.envs.limits import LimitAction
 from pipeline.errors import BadInput
-from pipeline.learning.certificates import certify
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.play.demonstrators import Script
 from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.policies import WRAPPERS, act_function, build_policy, load_policy, probe_batch, save_policy
+from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Purpose, Task
 from pipeline.validation import Context, TaskReplay, replay_episodes
 from pipeline.validation import validate as validate_dataset
@@ -76,7 +76,7 @@ def test_demonstrations_are_cloned_replayed_and_fine_tuned(observes, acts, tmp_p
     records = run_episodes(task, act_function(policy), task.episodes("train", 2, 40, Purpose.EVALUATE))
     assert records.metrics["success"].mean() > 0.9
     save_policy(policy, tmp_path / "clone", {WRAPPERS: task.wrappers})
-    assert certify(policy, str(tmp_path / "clone"), 0.5, 6, 0.99).action_distance == 0.0
+    assert Transfer.between(policy, str(tmp_path / "clone"), 0.5, 6, 0.99).action_distance == 0.0
     ppo = {"n_steps": 16, "batch_size": 32, "n_epochs": 1}
     training = PPOTraining(total_timesteps=64, n_envs=4, network=Network(hidden=(32,)), ppo=ppo)
     warm = WarmStart(critic_burn_in_steps=0, clone_penalty=0.5)

@@ -1,0 +1,126 @@
+"""Weights that go from one policy to another, and the evidence that they arrived: a clone's certificate.
+
+`pretrain` certifies that an artifact on disk is the clone in memory, `finetune` holds the artifact to that certificate,
+and PPO proves before its first step that it starts from the artifact.
+"""
+
+import json
+from dataclasses import asdict, replace
+from math import isfinite
+from typing import Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from pipeline.config.base import configuration
+from pipeline.config.loading import parse_json, validate
+from pipeline.config.training import Network
+from pipeline.errors import BadInput, shortened
+from pipeline.policies.acting import act_function
+from pipeline.policies.artifact import load_policy, load_tensors, policy_digest, tensor_digests, tensors_of
+from pipeline.policies.networks import images_in, network_of
+from pipeline.policies.probe import PROBE_COUNT, batch_digest, probe_batch
+
+
+@configuration
+class Transfer:
+    """Evidence that a policy is, tensor by tensor, the one of an artifact."""
+
+    policy_digest: str  # of the artifact
+    tensors: dict[str, str]  # tensor name -> digest of dtype, shape and bytes
+    tensor_count: int
+    parameter_count: int
+    probe_digest: str  # of the observations that both policies acted on
+    probe_count: int
+    action_distance: float  # largest difference of their deterministic actions, in action units; 0, or it is refused
+    schema_version: Literal[1] = 1
+    # what is known of a clone besides; None of the start of a training
+    critic_explained_variance: float | None = None  # of held-out discounted returns; 1 is perfect; None: no critic
+    held_out_episodes: int | None = None
+    gamma: float | None = None  # discount of the returns
+
+    @classmethod
+    def between(
+        cls,
+        policy: ActorCriticPolicy,
+        folder: str,
+        explained_variance: float | None = None,
+        held_out_episodes: int | None = None,
+        gamma: float | None = None,
+    ) -> "Transfer":
+        """Compare a policy in memory with the artifact in a folder.
+
+        `explained_variance` is NaN when no critic was trained. Raises RuntimeError when the two are not the same: then
+        neither must be used.
+        """
+        stored, probe = load_policy(folder), probe_batch(policy.observation_space)
+        digests = tensor_digests(stored)
+        ours, theirs = act_function(policy)(probe), act_function(stored)(probe)
+        distance = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
+        if digests != tensor_digests(policy) or distance != 0.0:
+            raise RuntimeError(f"the policy is not the one stored in {folder!r}: action distance {distance}")
+        known = explained_variance is not None and isfinite(explained_variance)
+        return cls(
+            policy_digest=policy_digest(folder),
+            tensors=digests,
+            tensor_count=len(digests),
+            parameter_count=sum(tensor.numel() for tensor in policy.parameters()),
+            probe_digest=batch_digest(probe),
+            probe_count=PROBE_COUNT,
+            action_distance=distance,
+            critic_explained_variance=explained_variance if known else None,
+            held_out_episodes=held_out_episodes,
+            gamma=gamma,
+        )
+
+    def verify(self, folder: str) -> None:
+        """Raise BadInput, naming the first difference, unless the artifact in a folder is exactly the certified one."""
+        found = Transfer.between(load_policy(folder), folder)
+        where = f"policy {folder!r} is not the one that its transfer certificate describes"
+        remedy = "run pretrain again, or fine-tune from the run that made it"
+        odd = sorted(set(found.tensors) ^ set(self.tensors))
+        if odd:
+            raise BadInput(f"{where}: tensor {odd[0]!r} is only in one of them; {remedy}")
+        facts = {f"tensor {name!r} has digest": (digest, self.tensors[name]) for name, digest in found.tensors.items()}
+        names = "policy_digest", "tensor_count", "parameter_count", "probe_count", "probe_digest", "action_distance"
+        facts |= {f"{name} is": (getattr(found, name), getattr(self, name)) for name in names}
+        for what, (value, certified) in facts.items():
+            if value != certified:
+                raise BadInput(f"{where}: {what} {value}, certified is {shortened(certified)}; {remedy}")
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back to an equal one."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Transfer":
+        """The inverse of `to_json`. Raises BadInput for anything it cannot have written."""
+        return validate(cls, parse_json(text, "transfer certificate"), "transfer certificate")
+
+
+def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_std: float | None) -> Transfer:
+    """Fill `policy` with the artifact's tensors, prove it, and then set the standard deviation of its actions.
+
+    Raises BadInput when the artifact's spaces or network are not those of the training.
+    """
+    source = load_policy(folder)
+    for what in ("observation_space", "action_space"):
+        if getattr(policy, what) != getattr(source, what):
+            raise BadInput(
+                f"initial policy {folder!r}: its {what} {getattr(source, what)} is not the task's "
+                f"{getattr(policy, what)}; pre-train on this task"
+            )
+    its = network_of(source)
+    wanted = network if images_in(source.observation_space) else replace(network, image_features=its.image_features)
+    if its != wanted:
+        raise BadInput(
+            f"initial policy {folder!r}: its network {its} is not training.network {network}; give both the same"
+        )
+    load_tensors(policy, tensors_of(source))
+    proof = Transfer.between(policy, folder)
+    if initial_std is not None and isinstance(policy.action_space, spaces.Box):
+        with torch.no_grad():
+            policy.log_std.fill_(float(np.log(initial_std)))
+    return proof
