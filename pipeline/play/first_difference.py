@@ -1,36 +1,89 @@
-"""Where two results that should be equal first differ: bit for bit, in a sentence. None when they are equal."""
+"""Where two results that should be equal first differ, bit for bit. None when they are equal."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from pipeline.data import STEP_ARRAYS, Trajectories
-from pipeline.errors import BadInput, shortened
+from pipeline.data import EpisodeData, Trajectories
+from pipeline.data.observations import element_names, flat_rows
+from pipeline.errors import BadInput
 from pipeline.names import POLICY_SPEC_FILE
 from pipeline.policies import load_policy, tensors_of
 
+# array of an episode -> what it holds, and when its row 0 is known: 0 is before the first step, 1 after it
+QUANTITIES: Final[Mapping[str, tuple[str, int]]] = {
+    "observations": ("observation", 0),
+    "actions": ("action", 0),
+    "executed_actions": ("executed action", 0),
+    "rewards": ("reward", 1),
+    "terminations": ("termination", 1),
+    "truncations": ("truncation", 1),
+}
+
+
+@dataclass(frozen=True)
+class Departure:
+    """The first place where an episode that is played again departs from its record."""
+
+    step: int  # of the episode; observations count T + 1 steps
+    quantity: str  # of `QUANTITIES`, "length", or the name of a figure
+    feature: int | str | None  # flat index, or name in a Dict, of an observation or action
+    recorded: float | int | str | bool
+    replayed: float | int | str | bool
+
+    def __str__(self) -> str:
+        name = self.quantity if self.feature is None else f"{self.quantity}[{self.feature}]"
+        return f"{name} at step {self.step}: recorded {self.recorded!r}, replayed {self.replayed!r}"
+
+
+def between_episodes(recorded: EpisodeData, replayed: Any) -> Departure | None:
+    """The earliest difference of the arrays that both have, or of their length; figures are not looked at.
+
+    Every bit counts: unlike with `!=`, a NaN is equal to itself and 0 is not -0.
+    """
+    found: list[tuple[int, Departure]] = []  # with the time at which it is known
+    for name, (quantity, offset) in QUANTITIES.items():
+        if not hasattr(replayed, name):
+            continue
+        theirs, ours = getattr(recorded, name), getattr(replayed, name)
+        if theirs.shape[1:] != ours.shape[1:] or theirs.dtype != ours.dtype:
+            found.append((0, Departure(0, quantity, None, *(f"{x.dtype} {x.shape[1:]}" for x in (theirs, ours)))))
+            continue
+        count = min(len(theirs), len(ours))
+        a, b = flat_rows(theirs[:count]), flat_rows(ours[:count])
+        bits = [np.ascontiguousarray(values).view(np.uint8) for values in (a, b)]
+        wrong = (bits[0] != bits[1]).reshape(count, -1, a.dtype.itemsize).any(axis=2)
+        if len(rows := np.flatnonzero(wrong.any(axis=1))):
+            row, feature = int(rows[0]), int(wrong[rows[0]].argmax())
+            names = element_names(theirs.dtype)
+            shown = (feature if names is None else names[feature]) if offset == 0 else None
+            departure = Departure(row, quantity, shown, a[row, feature].item(), b[row, feature].item())
+            found.append((row + offset, departure))
+    long, short = len(recorded.rewards), len(replayed.rewards)
+    if long != short:
+        found.append((min(long, short) + 1, Departure(min(long, short), "length", None, long, short)))
+    # subtle: step t makes reward t and observation t + 1, so those two are equally early
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
 
 def between_trajectories(before: Trajectories, now: Trajectories) -> str | None:
-    """The earliest episode and step in which an array differs."""
-    theirs, ours = before.to_arrays(), now.to_arrays()
-    found: list[tuple[int, int, int, str]] = []
-    for place, name in enumerate(dict.fromkeys((*theirs, *ours))):
-        a, b = theirs.get(name), ours.get(name)
-        if a is None or b is None:
-            return f"array {name} is {'new' if a is None else 'gone'}"
-        length = min(len(a), len(b))
-        row = length if a.dtype != b.dtype else _first_row(a[:length], b[:length])
-        if row is None:
-            if len(a) == len(b):
-                continue
-            row = length
-        episode, step = _position(before, name, row)
-        shown = [shortened(array[row].tolist(), 60) if row < len(array) else "nothing" for array in (b, a)]
-        what = f"array {name}, episode {episode}, step {step}: {shown[0]} (was {shown[1]})"
-        found.append((episode, step, place, what))
-    return min(found)[-1] if found else None
+    """The first episode that differs, and its earliest step."""
+    for index in range(max(len(before), len(now))):
+        if index >= min(len(before), len(now)):
+            return f"episode {index}: {'not there (was recorded)' if len(now) < len(before) else 'new'}"
+        theirs, ours = before.episode(index), now.episode(index)
+        if (theirs.scenario, theirs.seed) != (ours.scenario, ours.seed):
+            return f"episode {index}: {ours.scenario}, seed {ours.seed} (was {theirs.scenario}, seed {theirs.seed})"
+        if departure := between_episodes(theirs, ours):
+            return f"episode {index}: {departure}"
+        for name in dict.fromkeys((*theirs.metrics, *ours.metrics)):
+            was, figure = theirs.metrics.get(name), ours.metrics.get(name)
+            if repr(was) != repr(figure):
+                return f"episode {index}: {name} {figure!r} (was {was!r})"
+    return None
 
 
 def between_policies(before: Path, now: Path) -> str | None:
@@ -70,24 +123,3 @@ def between_evaluations(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
 def _points(record: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, float]]]:
     points = [(f"evaluation at step {point['timestep']}", point["figures"]) for point in record["evaluations"]]
     return [*points, ("final evaluation", record["final_figures"])]
-
-
-def _first_row(a: np.ndarray, b: np.ndarray) -> int | None:
-    """Index of the first row whose bytes differ: unlike `!=`, a NaN is equal to itself and 0 is not -0."""
-    if a.shape != b.shape:
-        return 0
-    rows = [np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1) for array in (a, b)] if len(a) else []
-    different = (rows[0] != rows[1]).any(axis=1) if rows else np.zeros(0, bool)
-    return int(different.argmax()) if different.any() else None
-
-
-def _position(trajectories: Trajectories, name: str, row: int) -> tuple[int, int]:
-    """(episode, step) of a row of an array; arrays with a row an episode are at step 0."""
-    if name == "observations":
-        offsets = trajectories.observation_offsets
-    elif name in STEP_ARRAYS:
-        offsets = trajectories.step_offsets
-    else:
-        return row, 0
-    episode = int(np.searchsorted(offsets, row, side="right")) - 1
-    return episode, row - int(offsets[episode])

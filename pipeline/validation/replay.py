@@ -7,14 +7,15 @@ import gymnasium as gym
 import numpy as np
 
 from pipeline.data import EpisodeData, Trajectories
-from pipeline.data.observations import element_names, flat_rows, one_row
+from pipeline.data.observations import one_row
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
 from pipeline.names import Metric
 from pipeline.play.evaluation import with_snqi
+from pipeline.play.first_difference import Departure, between_episodes
 from pipeline.play.rollouts import from_record, play_alone
 from pipeline.tasks import Task
-from pipeline.validation.facts import Replay, ReplayedEpisode, plain
+from pipeline.validation.facts import Replay, ReplayedEpisode
 
 
 class TaskReplay:
@@ -61,26 +62,11 @@ def _play(task: Task, env: gym.Env, seed: int, executed_actions: np.ndarray) -> 
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The first place where a re-simulation departs from the recording."""
-
-    step: int  # of the episode; observations count T + 1 steps
-    quantity: str  # "observation", "reward", "termination", "truncation", "length", or the name of a figure
-    feature: int | str | None  # flat index, or name in a Dict, of an observation
-    recorded: float | int | str | bool
-    replayed: float | int | str | bool
-
-    def __str__(self) -> str:
-        name = self.quantity if self.feature is None else f"{self.quantity}[{self.feature}]"
-        return f"{name} at step {self.step}: recorded {self.recorded!r}, replayed {self.replayed!r}"
-
-
-@dataclass(frozen=True)
 class EpisodeReplay:
     """The verdict on one episode."""
 
     episode: int
-    difference: Difference | None  # None: bit-identical
+    difference: Departure | None  # None: bit-identical
 
     @property
     def identical(self) -> bool:
@@ -100,42 +86,13 @@ def replay_episodes(trajectories: Trajectories, replay: Replay, episodes: Iterab
     return tuple(verdicts)
 
 
-def first_difference(recorded: EpisodeData, replayed: ReplayedEpisode) -> Difference | None:
+def first_difference(recorded: EpisodeData, replayed: ReplayedEpisode) -> Departure | None:
     """The earliest difference; every bit counts. None: there is none."""
-    found = [
-        _differs("observation", recorded.observations, replayed.observations),
-        _differs("reward", recorded.rewards, replayed.rewards, offset=1),
-        _differs("termination", recorded.terminations, replayed.terminations, offset=1),
-        _differs("truncation", recorded.truncations, replayed.truncations, offset=1),
-    ]
-    if len(replayed.rewards) != len(recorded):
-        short = len(replayed.rewards)
-        found.append((short + 1, Difference(short, "length", None, len(recorded), short)))
+    if departure := between_episodes(recorded, replayed):
+        return departure
     # the return and the length are held to rewards and steps by rules of their own
     for name in sorted({*recorded.metrics} & {*replayed.metrics} - {Metric.RETURN, Metric.LENGTH}):
         was, now = recorded.metrics[name], replayed.metrics[name]
         if was != now:  # NaN is no match
-            found.append((len(recorded) + 1, Difference(len(recorded), name, None, was, now)))
-    # subtle: step t makes reward t and observation t + 1, so those two are equally early
-    return min((f for f in found if f is not None), key=lambda pair: pair[0], default=(0, None))[1]
-
-
-def _differs(
-    quantity: str, recorded: np.ndarray, replayed: np.ndarray, offset: int = 0
-) -> tuple[int, Difference] | None:
-    """(time, difference) of the first row that differs; time is 0 before the first step."""
-    count = min(len(recorded), len(replayed))
-    if recorded.shape[1:] != replayed.shape[1:] or recorded.dtype != replayed.dtype:
-        shapes = (f"{array.dtype} {array.shape[1:]}" for array in (recorded, replayed))
-        return 0, Difference(0, quantity, None, *shapes)
-    a, b = flat_rows(recorded[:count]), flat_rows(replayed[:count])
-    ours, theirs = (np.ascontiguousarray(values).view(np.uint8) for values in (a, b))
-    wrong = (ours != theirs).reshape(count, -1, a.dtype.itemsize).any(axis=2)
-    rows = np.flatnonzero(wrong.any(axis=1))
-    if not len(rows):
-        return None
-    row = int(rows[0])
-    feature = int(np.flatnonzero(wrong[row])[0])
-    names = element_names(recorded.dtype)
-    shown = (feature if names is None else names[feature]) if quantity == "observation" else None
-    return row + offset, Difference(row, quantity, shown, plain(a[row, feature]), plain(b[row, feature]))
+            return Departure(len(recorded), name, None, was, now)
+    return None

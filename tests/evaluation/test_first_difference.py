@@ -41,32 +41,34 @@ def test_equal_recordings_do_not_differ_nor_does_a_nan_from_itself():
 
 def test_a_recording_names_array_episode_and_step():
     assert between_trajectories(trajectories(), changed("rewards", 3, 9.0)) == (
-        "array rewards, episode 1, step 1: 9.0 (was nan)"
+        "episode 1: reward at step 1: recorded nan, replayed 9.0"
     )
     # row 3 is the first observation of the second episode: an episode has one more than steps
     assert between_trajectories(trajectories(), changed("observations", 3, 0.0)).startswith(
-        "array observations, episode 1, step 0: [0.0, 0.0] (was ["
+        "episode 1: observation[0] at step 0: recorded 0."
     )
     assert (
-        between_trajectories(trajectories(), changed("seeds", 1, 13)) == "array seeds, episode 1, step 0: 13 (was 12)"
+        between_trajectories(trajectories(), changed("seeds", 1, 13)) == "episode 1: hard, seed 13 (was hard, seed 12)"
     )
 
 
 def test_the_earliest_step_counts_whichever_array_it_is_in():
     later = replace(changed("rewards", 4, 9.0), actions=changed("actions", 1, 9.0).actions)
-    assert between_trajectories(trajectories(), later).startswith("array actions, episode 0, step 1: [9.0]")
+    assert between_trajectories(trajectories(), later).startswith("episode 0: action[0] at step 1: recorded")
 
 
 def test_the_sign_of_a_zero_is_a_difference_of_bits():
     assert between_trajectories(trajectories(), changed("rewards", 4, -0.0)) == (
-        "array rewards, episode 1, step 2: -0.0 (was 0.0)"
+        "episode 1: reward at step 2: recorded 0.0, replayed -0.0"
     )
 
 
 def test_a_shorter_recording_differs_where_it_ends():
     whole = trajectories()
-    said = between_trajectories(whole, whole.select([0]))
-    assert said.startswith("array observations, episode 1, step 0: nothing (was [")
+    assert between_trajectories(whole, whole.select([0])) == "episode 1: not there (was recorded)"
+    assert between_trajectories(whole.select([0]), whole) == "episode 1: new"
+    figure = replace(whole, metrics={"success": np.array([1.0, 1.0])})
+    assert between_trajectories(whole, figure) == "episode 1: success 1.0 (was 0.0)"
 
 
 def test_a_policy_names_the_first_tensor_and_how_far_it_is_off(tmp_path):
