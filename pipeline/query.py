@@ -15,23 +15,23 @@ The store is the one that MLFLOW_TRACKING_URI names. Nothing here changes it.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from pipeline.errors import BadInput, did_you_mean, shortened
-from pipeline.names import SEED_STAGES, STAGES, SWEEP_FRESH, SWEEP_TRIAL, Alias, Tag, registered_model
+from pipeline.names import SEED_STAGES, STAGES, SWEEP_FRESH, SWEEP_TRIAL, Alias, Tag, VersionTag, registered_model
 from pipeline.policies import ActFunction, act_function
 from pipeline.policies import load_policy as load_policy_file
 from pipeline.statistics.snqi import fit_baseline, write_baseline
 from pipeline.tracking import lineage as _lineage
-from pipeline.tracking.catalogue import dataset_rows, metric_history, version_rows
-from pipeline.tracking.datasets import StoredDataset, fetch_for_training
+from pipeline.tracking.datasets import StoredDataset, fetch_for_training, recorded_metadata
 from pipeline.tracking.lineage import Lineage
-from pipeline.tracking.models import RUN_ID, VERSION_REFERENCE, StoredPolicy, fetch_version, find_policy, find_version
+from pipeline.tracking.models import StoredPolicy, fetch_version, find_policy, find_version
+from pipeline.tracking.references import Reference
 from pipeline.tracking.registry import require_approved
-from pipeline.tracking.runs import search
-from pipeline.tracking.store import connect
+from pipeline.tracking.runs import metric_history, search, tag_value
+from pipeline.tracking.store import connect, pages
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
@@ -78,22 +78,15 @@ def runs(
         hint = did_you_mean(status.upper(), STATUSES)
         raise BadInput(f"status {shortened(status)} is unknown.{hint} There are: {', '.join(STATUSES)}")
     wanted = {Tag.STAGE: stage, Tag.TASK: task, Tag.GROUP: group, Tag.ARM: arm}
-    found = search(connect(), {k: v for k, v in wanted.items() if v is not None}, limit, status)
     rows = [
         {
+            **{column: run.data.tags.get(column) for column in RUN_COLUMNS},
             "run_id": run.info.run_id,
-            "stage": run.data.tags.get(Tag.STAGE),
-            "task": run.data.tags.get(Tag.TASK),
-            "group": run.data.tags.get(Tag.GROUP),
-            "arm": run.data.tags.get(Tag.ARM),
-            "seed": run.data.tags.get(Tag.SEED),
             "status": run.info.status,
             "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
-            "verdict": run.data.tags.get(Tag.VERDICT),
-            "taint": run.data.tags.get(Tag.TAINT),
             **{metric: run.data.metrics.get(metric, float("nan")) for metric in metrics},
         }
-        for run in found
+        for run in search(connect(), {key: value for key, value in wanted.items() if value is not None}, limit, status)
         if Tag.STAGE in run.data.tags
     ]
     return pd.DataFrame(rows, columns=[*RUN_COLUMNS, *metrics])
@@ -112,13 +105,59 @@ def curves(run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def datasets(task: str | None = None) -> pd.DataFrame:
-    """Recorded datasets, newest first: `DATASET_COLUMNS`; coverage is a mapping of scenario to episodes."""
-    return pd.DataFrame(dataset_rows(connect(), task), columns=list(DATASET_COLUMNS))
+    """Recorded datasets, newest first: `DATASET_COLUMNS`; coverage is a mapping of scenario to episodes.
+
+    Damaged ones are shown as well: what stands in their metadata is None then.
+    """
+    client = connect()
+    rows: list[dict[str, Any]] = []
+    for run in search(client, {Tag.STAGE: "collect", **({} if task is None else {Tag.TASK: task})}, status=None):
+        tags = run.data.tags
+        if Tag.DATASET_ID not in tags:
+            continue
+        metadata = recorded_metadata(run)
+        demonstrator = metadata.get("demonstrator")
+        rows.append(
+            {
+                "dataset_id": tags[Tag.DATASET_ID],
+                "quality": tags.get(Tag.DATASET_QUALITY),
+                "episodes": metadata.get("episodes"),
+                "steps": metadata.get("steps"),
+                "coverage": metadata.get("scenario_coverage"),
+                "demonstrator": f"{demonstrator['name']}/{demonstrator['version']}" if demonstrator else None,
+                "digest": tags.get(Tag.DATASET_DIGEST),
+                "recorded": metadata.get("created_at"),
+                "run_id": run.info.run_id,
+                "taint": tags.get(Tag.TAINT),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(DATASET_COLUMNS))
 
 
 def policies(task: str | None = None) -> pd.DataFrame:
-    """Registered versions of the experts, newest first: `POLICY_COLUMNS`."""
-    return pd.DataFrame(version_rows(connect(), task), columns=list(POLICY_COLUMNS))
+    """Registered versions of the experts, newest first, with their state in the gate: `POLICY_COLUMNS`."""
+    client = connect()
+    name = None if task is None else registered_model(tag_value(task))
+    condition = f"tags.`{VersionTag.GATE}` != ''" if name is None else f"name = '{name}'"
+    rows = []
+    for found in pages(client.search_model_versions, condition, order_by=["creation_timestamp DESC"]):
+        version = client.get_model_version(found.name, found.version)  # a search does not return aliases
+        created = pd.Timestamp(version.creation_timestamp // 1000, unit="s", tz="UTC")
+        rows.append(
+            {
+                "model": version.name,
+                "version": int(version.version),
+                "gate": version.tags.get(VersionTag.GATE),
+                "aliases": ", ".join(sorted(version.aliases)),
+                "digest": version.tags.get(VersionTag.POLICY_DIGEST),
+                "reason": version.tags.get(VersionTag.GATE_REASON),
+                "gate_run_id": version.tags.get(VersionTag.GATE_RUN_ID),
+                "run_id": version.run_id,
+                "created": created.isoformat(),
+                "taint": version.tags.get(VersionTag.TAINT),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(POLICY_COLUMNS))
 
 
 def lineage(reference: str) -> Lineage:
@@ -196,17 +235,16 @@ def fit_snqi_baseline(reference: str, file: str) -> str:
 
 
 def _policy(reference: str) -> StoredPolicy:
-    local = RUN_ID.fullmatch(reference) or Path(reference).is_dir()
+    local = Reference.parse(reference).run_id or Path(reference).is_dir()
     return find_policy(connect(), reference, "" if local else _task_of(reference), {})
 
 
 def _task_of(reference: str) -> str:
     """`"models:/walk-expert@approved"` -> `"walk"`. Raises BadInput for what names no registered expert."""
-    match = VERSION_REFERENCE.fullmatch(reference)
-    suffix = registered_model("")
-    if match is None or not match["name"].endswith(suffix):
+    model, suffix = Reference.parse(reference).model, registered_model("")
+    if model is None or not model.endswith(suffix):
         raise BadInput(
             f"policy {reference!r} is not understood; give <task>{suffix}@approved, <task>{suffix}/<version>, or, to "
             "load it, the id of the run that made it"
         )
-    return match["name"].removesuffix(suffix)
+    return model.removesuffix(suffix)

@@ -60,7 +60,8 @@ from pipeline.tracking.datasets import (
     log_dataset_input,
 )
 from pipeline.tracking.host import git_state
-from pipeline.tracking.models import RUN_ID, StoredPolicy, fetch_version, find_expert, find_version
+from pipeline.tracking.models import StoredPolicy, fetch_version, find_expert, find_version
+from pipeline.tracking.references import Reference
 from pipeline.tracking.registry import approvals, moment_of_use, require_approved
 from pipeline.tracking.runs import StageRun, get_run
 from pipeline.validation import Context, Refusal, TaskReplay, ValidationReport, validate
@@ -250,7 +251,7 @@ def _read_minari(config: Collect, task: Task, source: Minari) -> tuple[Trajector
 
 def _exported_from(run: StageRun, described: DatasetMetadata) -> dict[str, str]:
     """Lineage of what this very store exported before: a round trip through a file does not wash a dataset clean."""
-    if described.run_id is None or not RUN_ID.fullmatch(described.run_id):
+    if described.run_id is None or not Reference.parse(described.run_id).run_id:
         return {}
     try:
         origin = get_run(run.client, described.run_id, "exported from")

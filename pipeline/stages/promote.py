@@ -21,7 +21,6 @@ from pipeline.tasks import Purpose, Task
 from pipeline.tracking import registry, taint
 from pipeline.tracking.lineage import derived
 from pipeline.tracking.models import (
-    RUN_ID,
     StoredPolicy,
     fetch_version,
     find_policy,
@@ -30,6 +29,7 @@ from pipeline.tracking.models import (
     store_policy,
     training_seeds,
 )
+from pipeline.tracking.references import Reference
 from pipeline.tracking.runs import StageRun, get_run
 
 UPSTREAM = ("expert",)
@@ -82,7 +82,7 @@ def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
     """The version to judge; the policy of a run or of a zip is registered as a candidate first: any may apply."""
     if reference.lower().endswith(".zip"):
         return _from_zip(run, task, Path(reference))
-    if not RUN_ID.fullmatch(reference):
+    if not Reference.parse(reference).run_id:
         return fetch_version(find_version(run.client, reference, task.config.name, Alias.CANDIDATE))
     policy = find_policy(run.client, reference, task.config.name, {})
     taint.refuse_tainted(run.client, policy, "the gate")  # before it is registered

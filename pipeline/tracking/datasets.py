@@ -1,7 +1,6 @@
 """Demonstration datasets in the store: logged as inputs of runs, found again by reference, verified by digest."""
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,19 +17,25 @@ from mlflow.entities import DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 
 from pipeline.config.stages import Pretrain
-from pipeline.data import DatasetMetadata, Trajectories, content_digest, load_dataset, metadata_digest
+from pipeline.data import (
+    DatasetMetadata,
+    Trajectories,
+    content_digest,
+    load_dataset,
+    metadata_digest,
+    metadata_faults,
+    read_metadata,
+)
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Quality, Tag
 from pipeline.play.demonstrators import Demonstrator, expert_demonstrator, scripted
 from pipeline.play.filming import view_again
 from pipeline.tasks import Task
-from pipeline.tracking.models import RUN_ID, find_policy
+from pipeline.tracking.models import find_policy
+from pipeline.tracking.references import Reference, downloaded, fetched
 from pipeline.tracking.runs import StageRun, get_kept_run, latest_run, read_text_artifact, search, tag_of
-from pipeline.tracking.store import fetched
 from pipeline.validation.facts import Refusal
 from pipeline.validation.findings import FAILED
-
-DATASET_ID = re.compile(r"[a-z][a-z0-9_]*-[0-9a-z-]{4,64}")
 
 
 @dataclass(frozen=True)
@@ -125,11 +130,12 @@ def dataset_tags(metadata: DatasetMetadata, quality: str) -> dict[str, str]:
 
 def find_dataset_run(client: MlflowClient, reference: str, task: str | None) -> Run:
     """The recording run behind a dataset id, a run id or `latest`, of one task or (None) of any. Raises BadInput."""
-    if reference == "latest":
+    named = Reference.parse(reference)
+    if named.latest:
         return latest_run(client, "dataset", **{Tag.STAGE: "collect"}, **({} if task is None else {Tag.TASK: task}))
-    if RUN_ID.fullmatch(reference):
+    if named.run_id:
         run = get_kept_run(client, reference, "dataset")
-    elif DATASET_ID.fullmatch(reference):
+    elif named.dataset_id:
         found = search(client, {Tag.DATASET_ID: reference, Tag.STAGE: "collect"}, limit=1, status=None)
         if not found:
             raise BadInput(
@@ -183,11 +189,19 @@ def _loaded(folder: Path) -> tuple[Trajectories, DatasetMetadata]:
 
 
 def download_dataset(run: Run) -> Path:
-    """The dataset folder of a recording run on this machine."""
+    """The dataset folder of a recording run on this machine. Raises BadInput."""
+    run_id = run.info.run_id
+    return fetched(f"runs:/{run_id}/{Artifact.DATASET}", f"dataset of run {run_id}")
+
+
+def recorded_metadata(run: Run) -> dict[str, Any]:
+    """The metadata of the dataset that a run recorded, read alone; empty when they are gone or damaged."""
     try:
-        return fetched(f"runs:/{run.info.run_id}/{Artifact.DATASET}")
-    except (MlflowException, OSError) as error:
-        raise BadInput(f"dataset of run {run.info.run_id} cannot be fetched: {shortened(str(error))}") from None
+        with downloaded(f"runs:/{run.info.run_id}/{Artifact.METADATA}") as copy:
+            metadata = read_metadata(copy)
+    except (MlflowException, OSError, BadInput):
+        return {}
+    return {} if metadata_faults(metadata) else metadata
 
 
 def fetch_for_training(client: MlflowClient, reference: str, task: str | None) -> StoredDataset:

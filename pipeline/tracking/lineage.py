@@ -3,7 +3,6 @@
 Every run carries `lineage.<role>_run_id` for its nearest upstream run of each role; walking them gives the whole chain.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,13 +13,12 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.errors import BadInput, printable, shortened
 from pipeline.names import LINEAGE_PREFIX, LINEAGE_ROLES, SEED_STAGES, Quality, Tag, VersionTag, lineage_run_tag
-from pipeline.tracking.datasets import DATASET_ID
-from pipeline.tracking.models import RUN_ID, StoredPolicy
+from pipeline.tracking.models import StoredPolicy
+from pipeline.tracking.references import Reference
 from pipeline.tracking.runs import experiment_ids, get_run, search, tag_of
 from pipeline.tracking.store import refuses
 
 RUN_TAGS = tuple(lineage_run_tag(role) for role in LINEAGE_ROLES)
-VERSION = re.compile(r"(?:models:/)?(?P<name>[A-Za-z0-9_.-]+)/(?P<version>\d{1,9})")
 # a group has dozens of trainings, and every role takes a search of its own: what cannot be upstream is not searched for
 NOTHING_COMES_FROM = frozenset({"validate", "playback", "evaluate", "compare", "main", "reproduce"})
 POLICY_TAGS = tuple(lineage_run_tag(role) for role in ("expert", "candidate", "policy", "pretrain"))
@@ -100,20 +98,19 @@ def _inherited(tags: Mapping[str, str]) -> dict[str, str]:
 
 def resolve(client: MlflowClient, reference: str) -> list[Run]:
     """The runs behind a run id, `name/version` or dataset id. Raises BadInput for anything else or unknown."""
-    if RUN_ID.fullmatch(reference):
-        return [get_run(client, reference, "lineage of")]
-    match = VERSION.fullmatch(reference)
-    if match is not None:
+    named = Reference.parse(reference)
+    if named.run_id:
+        return [get_run(client, named.run_id, "lineage of")]
+    if named.model and named.version:
         try:
-            version = client.get_model_version(match["name"], match["version"])
+            version = client.get_model_version(named.model, named.version)
         except MlflowException as error:
             if not refuses(error):
                 raise
             raise BadInput(f"lineage of {reference!r}: the registry has no such version") from None
-        runs = [get_run(client, version.run_id, "lineage of")] if version.run_id else []
-        gate = version.tags.get(VersionTag.GATE_RUN_ID)
-        return runs + ([get_run(client, gate, "gate run")] if gate else [])
-    if DATASET_ID.fullmatch(reference):
+        ids = {"lineage of": version.run_id, "gate run": version.tags.get(VersionTag.GATE_RUN_ID)}
+        return [get_run(client, run_id, what) for what, run_id in ids.items() if run_id]
+    if named.dataset_id:
         found = search(client, {Tag.DATASET_ID: reference, Tag.STAGE: "collect"}, limit=1, status=None)
         if found:
             return found
@@ -170,10 +167,10 @@ def _walk_down(
     client: MlflowClient, start: Iterable[Run], reference: str, roles: Sequence[str] = RUN_TAGS
 ) -> dict[str, Run]:
     known = {run.info.run_id: run for run in start}
-    version = VERSION.fullmatch(reference)
-    if version is not None:
+    named = Reference.parse(reference)
+    if named.version:
         # a training may stand behind several versions: only what used this one came from it
-        used = search(client, {Tag.LINEAGE_EXPERT: f"{version['name']}/{version['version']}"}, status=None)
+        used = search(client, {Tag.LINEAGE_EXPERT: f"{named.model}/{named.version}"}, status=None)
         known.update({run.info.run_id: run for run in used})
         frontier = used
     else:

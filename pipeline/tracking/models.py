@@ -1,8 +1,8 @@
 """Policies in the store: logged as MLflow models, found again by reference, verified by digest."""
 
+import contextlib
 import json
 import platform
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -28,15 +28,12 @@ from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, r
 from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking import operations
 from pipeline.tracking.operations import Operation
+from pipeline.tracking.references import Reference, fetched
 from pipeline.tracking.runs import StageRun, get_kept_run, latest_run, search, seed_of
-from pipeline.tracking.store import fetched, pages, refuses
+from pipeline.tracking.store import pages, refuses
 
 MODEL_CODE = Path(__file__).with_name("policy_model.py")
 REQUIREMENTS = ["mlflow", "numpy", "safetensors", "stable-baselines3", "torch"]
-RUN_ID = re.compile(r"[0-9a-f]{32}")
-VERSION_REFERENCE = re.compile(
-    r"(?:models:/)?(?P<name>[A-Za-z0-9_.-]+)(?:/(?P<version>\d{1,9})|@(?P<alias>[A-Za-z][A-Za-z0-9_-]*))"
-)
 
 
 @dataclass(frozen=True)
@@ -178,14 +175,16 @@ def find_policy(client: MlflowClient, reference: str, task: str, latest: dict[st
 
     Raises BadInput when there is none, or when its bytes are not those that were recorded.
     """
-    if reference == "latest":
+    named = Reference.parse(reference)
+    if named.latest:
         return _policy_of_run(client, latest_run(client, "policy", **latest, **{Tag.TASK: task}).info.run_id)
-    if RUN_ID.fullmatch(reference):
-        return _policy_of_run(client, reference)
-    if _is_policy_folder(reference):
-        folder = Path(reference).resolve()
-        return StoredPolicy(folder, policy_digest(folder), str(reference), None)
-    if VERSION_REFERENCE.fullmatch(reference):
+    if named.run_id:
+        return _policy_of_run(client, named.run_id)
+    folder = Path(reference)
+    with contextlib.suppress(OSError, ValueError):  # no path at all: too long, or with a NUL in it
+        if (folder / POLICY_SPEC_FILE).is_file():
+            return StoredPolicy(folder.resolve(), policy_digest(folder), reference, None)
+    if named.model:
         return fetch_version(find_version(client, reference, task, Alias.APPROVED))
     raise BadInput(
         f"policy {shortened(reference)} is unknown; give a run id, models:/name/version, models:/name@alias, "
@@ -199,42 +198,35 @@ def find_version(client: MlflowClient, reference: str, task: str, latest_alias: 
     `latest` is the version with the alias `latest_alias` of the task's model. Raises BadInput.
     """
     name = registered_model(task)
-    if reference == "latest":
-        reference = f"models:/{name}@{latest_alias}"
-    elif reference.isdigit():
-        reference = f"models:/{name}/{reference}"
-    match = VERSION_REFERENCE.fullmatch(reference)
-    if match is None:
+    named = Reference.parse(reference)
+    alias = latest_alias if named.latest else named.alias
+    if not (named.latest or named.number or named.model):
         raise BadInput(
             f"expert {shortened(reference)} is no model reference; give models:/{name}/<version>, "
             f"models:/{name}@{latest_alias}, a version number, or 'latest'"
         )
-    if match["name"] != name:
+    if named.model not in (None, name):
         raise BadInput(f"expert {reference!r} belongs to another task; the experts of task {task!r} are in {name!r}")
+    if named.latest:
+        reference = f"models:/{name}@{alias}"
     try:
-        if match["alias"]:
-            return client.get_model_version_by_alias(name, match["alias"])
-        return client.get_model_version(name, match["version"])
+        if alias:
+            return client.get_model_version_by_alias(name, alias)
+        return client.get_model_version(name, str(named.version or named.number))
     except MlflowException as error:
         if not refuses(error):
             raise
+        first = "promote a candidate first" if alias == Alias.APPROVED else "train one first"
+        entry = "promote" if alias == Alias.APPROVED else "train_expert"
         raise BadInput(
-            f"expert {reference!r}: the registry has no such version of {name!r}; "
-            + (
-                "promote a candidate first: mlflow run . -e promote"
-                if match["alias"] == Alias.APPROVED
-                else "train one first: mlflow run . -e train_expert"
-            )
+            f"expert {reference!r}: the registry has no such version of {name!r}; {first}: mlflow run . -e {entry}"
         ) from None
 
 
 def fetch_version(version: ModelVersion) -> StoredPolicy:
     """Download a registered version and verify its bytes against the digest on record. Raises BadInput."""
     reference = f"{version.name}/{version.version}"
-    try:
-        folder = fetched(f"models:/{reference}") / "artifacts" / Artifact.POLICY
-    except (MlflowException, OSError) as error:
-        raise BadInput(f"policy of {reference} cannot be fetched: {shortened(str(error))}") from None
+    folder = fetched(f"models:/{reference}", f"policy of {reference}") / "artifacts" / Artifact.POLICY
     recorded = version.tags.get(VersionTag.POLICY_DIGEST)
     return StoredPolicy(folder, _verified(folder, recorded, reference), reference, version.run_id, version)
 
@@ -274,13 +266,6 @@ def _policies_by_seed(client: MlflowClient, run_id: str | None, stage: str) -> d
     return {seed: _policy_of_run(client, by_seed[seed]) for seed in sorted(by_seed)}
 
 
-def _is_policy_folder(reference: str) -> bool:
-    try:
-        return (Path(reference) / POLICY_SPEC_FILE).is_file()
-    except (OSError, ValueError):  # no path at all: too long, or with a NUL in it
-        return False
-
-
 def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:
     run = get_kept_run(client, run_id, "policy")
     if run.info.status != "FINISHED":
@@ -297,10 +282,7 @@ def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:
 
 def download_policy(run_id: str) -> Path:
     """The policy folder of a run on this machine, whatever its bytes are. Raises BadInput."""
-    try:
-        return fetched(f"runs:/{run_id}/{Artifact.POLICY}")
-    except (MlflowException, OSError) as error:
-        raise BadInput(f"policy of run {run_id} cannot be fetched: {shortened(str(error))}") from None
+    return fetched(f"runs:/{run_id}/{Artifact.POLICY}", f"policy of run {run_id}")
 
 
 def _verified(folder: Path, recorded: str | None, reference: str) -> str:

@@ -17,9 +17,9 @@ from pipeline.tracking.content_key import ContentKey, digest_of
 from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.groups import read_training, trainings
 from pipeline.tracking.models import clones_by_seed, fetch_version, find_policy, find_version, training_seeds
+from pipeline.tracking.references import downloaded
 from pipeline.tracking.registry import require_approved
 from pipeline.tracking.runs import get_run, read_text_artifact, search, seed_of, tag_of
-from pipeline.tracking.store import downloaded
 
 HANDS_ON = {
     "train_expert": "expert", "promote": "expert", "collect": "dataset", "pretrain": "policy", "baseline": "group",

@@ -31,10 +31,10 @@ from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.host import environment_record, git_state
 from pipeline.tracking.operations import Operation
 from pipeline.tracking.outbox import Outbox, RunOutbox
+from pipeline.tracking.references import downloaded
 from pipeline.tracking.store import (
     chosen_experiment,
     connect,
-    downloaded,
     exclusive,
     local_folder,
     pages,
@@ -456,6 +456,17 @@ def latest_run(client: MlflowClient, what: str, **tags: str) -> Run:
         wanted = ", ".join(f"{key} = {value}" for key, value in tags.items())
         raise BadInput(f"{what} 'latest': the store has no finished run with {wanted}; run that stage first")
     return found[0]
+
+
+def metric_history(client: MlflowClient, run_id: str, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of every point, by step. Raises BadInput for an unknown run."""
+    get_run(client, run_id, "curves of run")
+    try:
+        points = client.get_metric_history(run_id, metric)
+    except MlflowException as error:
+        raise BadInput(f"metric {metric!r} of run {run_id} cannot be read: {error.message}") from None
+    # a point that was also logged for a model is in the history twice
+    return sorted({(point.step, point.value) for point in points})
 
 
 def experiment_ids(client: MlflowClient) -> list[str]:

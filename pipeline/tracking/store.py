@@ -1,8 +1,6 @@
 """The store behind the tracking URI: prepared once, before anything runs in parallel."""
 
 import contextlib
-import fcntl
-import functools
 import hashlib
 import logging
 import os
@@ -16,18 +14,18 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
 
 import mlflow
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.entities.paged_list import PagedList
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from pipeline.errors import BadInput, disk_refusal, shortened
-from pipeline.files import scratch, sqlite_file, sync_folder
+from pipeline.files import sqlite_file, sync_folder
 
-RUNS = "runs:/"
 T = TypeVar("T")
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -194,19 +192,19 @@ def exclusive(purpose: str) -> Iterator[None]:
     """
     uri = mlflow.get_tracking_uri()
     if urlparse(uri).scheme.partition("+")[0] == "postgresql":
-        with _engine(uri).connect() as connection:
+        digest = hashlib.sha256(f"imitation-pretraining {purpose}".encode()).digest()
+        key = int.from_bytes(digest[:8], "big", signed=True)  # as PostgreSQL takes them; the same on every machine
+        with create_engine(uri, poolclass=NullPool).connect() as connection:
             # held by the session: it ends with this connection, however the process ends
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _lock_key(purpose)})
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
             yield
         return
     database = sqlite_file(uri)
     if database is not None:
         path = database.with_name(f"{database.name}.{purpose}.lock")
     else:
-        digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir()) / f"mlflow-{digest}.{purpose}.lock"
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        path = Path(tempfile.gettempdir()) / f"mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.{purpose}.lock"
+    with FileLock(path).acquire(poll_interval=0.01):
         yield
 
 
@@ -219,49 +217,6 @@ def pages(search: Callable[..., PagedList[T]], *arguments: Any, **options: Any) 
         token = page.token
         if not token:
             return
-
-
-def fetched(uri: str) -> Path:
-    """This process's copy of an artifact that never changes, or of a folder of them; fetched once, whoever asks.
-
-    Raises MlflowException, OSError.
-    """
-    return _copy(mlflow.get_tracking_uri(), uri)
-
-
-@functools.cache
-def _copy(store: str, uri: str) -> Path:
-    return _download(uri, tempfile.mkdtemp(prefix="artifact-", dir=scratch()))
-
-
-@contextlib.contextmanager
-def downloaded(uri: str) -> Iterator[Path]:
-    """An artifact as it is now, to be read at once: the copy goes with the block. Raises MlflowException, OSError."""
-    with tempfile.TemporaryDirectory(prefix="artifact-", dir=scratch()) as place:
-        yield _download(uri, place)
-
-
-def _download(uri: str, place: str) -> Path:
-    if uri.startswith(RUNS):  # MLflow's own way of these tells a full disk that the path is not correct
-        run_id, _, path = uri.removeprefix(RUNS).partition("/")
-        uri = f"{MlflowClient().get_run(run_id).info.artifact_uri}/{path}"
-    try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=place))
-    except (MlflowException, SQLAlchemyError, OSError):
-        raise
-    except Exception as error:  # a place of any other kind, or a malformed one, raises whatever its reader happens to
-        raise MlflowException(f"{shortened(uri)}: {type(error).__name__}: {error}") from error
-
-
-@functools.cache
-def _engine(uri: str) -> Engine:
-    return create_engine(uri, poolclass=NullPool)
-
-
-def _lock_key(purpose: str) -> int:
-    """64 bits with a sign, as PostgreSQL takes them; the same on every machine."""
-    digest = hashlib.sha256(f"imitation-pretraining {purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def run_address(run: Run) -> str | None:

@@ -16,8 +16,7 @@ from pipeline.errors import BadInput, disk_refusal
 from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
 from pipeline.names import Alias, Artifact, Gate, VersionTag
 from pipeline.policies import load_policy, policy_digest
-from pipeline.tracking import datasets, forwarder, operations, registry
-from pipeline.tracking import store as store_module
+from pipeline.tracking import datasets, forwarder, operations, references, registry
 from pipeline.tracking.datasets import fetch_dataset
 from pipeline.tracking.outbox import Outbox
 
@@ -119,7 +118,7 @@ def test_a_dataset_that_cannot_be_put_down_here_is_no_dataset_that_is_not_there(
     run = bench.client.get_run(run_id)
 
     def fetch():
-        for kept in (store_module._copy, datasets._loaded):  # as another process would
+        for kept in (references._copy, datasets._loaded):  # as another process would
             kept.cache_clear()
         return fetch_dataset(run)
 

@@ -87,7 +87,7 @@ def test_unreadable_metadata_quarantine_the_dataset_and_leave_it_in_the_list(
     shutil.copytree(download_dataset(client.get_run(story.collect)), damaged)
     (damaged / "metadata.json").write_text(content)
     monkeypatch.setattr("pipeline.stages.validate.download_dataset", lambda run: damaged)
-    monkeypatch.setattr("pipeline.tracking.catalogue.downloaded", lambda _: nullcontext(damaged / "metadata.json"))
+    monkeypatch.setattr("pipeline.tracking.datasets.downloaded", lambda _: nullcontext(damaged / "metadata.json"))
     outcome = run_stage("validate", VALIDATE, {"dataset": story.dataset}, {})
     assert outcome.verdict is False
     listed = query.datasets(TASK).iloc[0]

@@ -10,8 +10,7 @@ from pipeline.errors import BadInput
 from pipeline.names import Gate, Quality
 from pipeline.policies import act_function, load_policy
 from pipeline.query import CURVE_COLUMNS, DATASET_COLUMNS, POLICY_COLUMNS, RUN_COLUMNS
-from pipeline.tracking import registry
-from pipeline.tracking import store as store_module
+from pipeline.tracking import references, registry
 
 
 def test_an_empty_store_gives_empty_frames_with_all_columns(store):
@@ -112,7 +111,7 @@ def test_a_policy_is_verified_and_acts_without_anything_from_the_store_being_run
     assert np.array_equal(act(observations), act_function(load_policy(bench.files_of(version)))(observations))
     weights = bench.files_of(version) / "policy.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    store_module._copy.cache_clear()  # as another process has no copy yet
+    references._copy.cache_clear()  # as another process has no copy yet
     with pytest.raises(BadInput, match="walk-expert/1: its files changed"):
         query.load_policy("models:/walk-expert/1")
     assert not (tmp_path / "sprung").exists()
