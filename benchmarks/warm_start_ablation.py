@@ -26,7 +26,9 @@ from pipeline.config.base import Bound
 from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, Finetune
 from pipeline.names import Metric, Tag
-from pipeline.report.ablation import REFERENCE, AblationRow, ablation_figure, ablation_table
+from pipeline.report.figures import HEIGHT, canvas
+from pipeline.report.palette import GRID, INK, MUTED, PRETRAINED, for_file
+from pipeline.report.text import interval, markdown_table, number, signed
 from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import met_target
 from pipeline.statistics.efficiency import TimeToTarget, percentile_interval, restricted_mean, timesteps_to_target
@@ -36,6 +38,7 @@ from pipeline.tracking.runs import open_run, search
 from pipeline.tracking.store import connect
 
 EXPERIMENT = "warm-start-ablation"
+REFERENCE = "reference"
 PATIENCE, RESAMPLES, FINAL_EPISODES = 3, 10_000, 1_000
 Changes = Mapping[str, Any]
 
@@ -154,6 +157,24 @@ def mean_success(run: ArmRun) -> float:
     return float(np.trapezoid(curve, run.steps) / (run.steps[-1] - run.steps[0]))
 
 
+@dataclass(frozen=True)
+class AblationRow:
+    """One level of one factor, over matched seeds."""
+
+    factor: str
+    level: str
+    seeds: int
+    clone_success: float  # deterministic clone before the first update, mean over seeds
+    lowest_success: float  # lowest evaluation of a training, mean over seeds: did PPO unlearn the clone
+    steps_to_target: Estimate  # environment steps, restricted mean over seeds
+    reached: int  # seeds that met the target
+    mean_success: Estimate  # over the evaluations of the fine-tuning, each for the steps it stands for; mean over seeds
+    final_success: Estimate  # best checkpoint on fresh episodes, mean over seeds
+    final_collision: Estimate
+    mean_gain: Estimate | None  # of mean_success, level minus reference, over matched seeds; None for the reference
+    final_gain: Estimate | None  # the same of final_success
+
+
 def row(level: Level, runs: Sequence[ArmRun], reference: Sequence[ArmRun], target: Mapping[str, Bound]) -> AblationRow:
     def gain(values: Sequence[float], theirs: Sequence[float]) -> Estimate | None:
         return None if level.factor == REFERENCE else mean_over_seeds(np.subtract(values, theirs).tolist())
@@ -176,6 +197,53 @@ def row(level: Level, runs: Sequence[ArmRun], reference: Sequence[ArmRun], targe
         mean_gain=gain(mean, [mean_success(run) for run in reference]),
         final_gain=gain(final, [run.final[Metric.SUCCESS_RATE] for run in reference]),
     )
+
+
+def ablation_table(rows: Sequence[AblationRow]) -> str:
+    """Markdown, the reference first."""
+    header = (
+        "factor", "level", "clone", "lowest", "steps to target", "met", "mean success", "against reference",
+        "final success", "against reference", "final collision",
+    )  # fmt: skip
+    cells = [
+        (
+            row.factor,
+            row.level,
+            number(row.clone_success),
+            number(row.lowest_success),
+            interval(row.steps_to_target),
+            f"{row.reached}/{row.seeds}",
+            interval(row.mean_success),
+            "" if row.mean_gain is None else signed(row.mean_gain),
+            interval(row.final_success),
+            "" if row.final_gain is None else signed(row.final_gain),
+            interval(row.final_collision),
+        )
+        for row in rows
+    ]
+    return markdown_table(header, cells, numbers_from=2)
+
+
+def ablation_figure(rows: Sequence[AblationRow], figure: str, title: str) -> bytes:
+    """SVG file of a field of the rows with an interval, level by level; a line marks the reference."""
+    with canvas(f"ablation-{figure}", height=max(HEIGHT, 0.9 + 0.22 * len(rows))) as drawn:
+        axes = drawn.axes
+        for place, row in enumerate(rows):
+            estimate: Estimate = getattr(row, figure)
+            reference = row.factor == REFERENCE
+            axes.plot([estimate.low, estimate.high], [place, place], color=PRETRAINED, linewidth=2.2)
+            axes.plot(
+                [estimate.value], [place], marker="D" if reference else "o", color=INK if reference else PRETRAINED
+            )
+            if reference:
+                axes.axvline(estimate.value, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
+            elif row.factor != rows[place - 1].factor:
+                axes.axhline(place - 0.5, color=GRID, linewidth=1)
+        axes.set_yticks(range(len(rows)), [f"{row.factor}: {row.level}" for row in rows], fontsize=7.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_title(title)
+    return for_file(drawn.svg)
 
 
 PAGE = """# What makes the warm start good

@@ -15,9 +15,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.envs.episodes import Episode
+from pipeline.errors import BadInput
 from pipeline.files import scratch
+from pipeline.play.demonstrators import Actor
+from pipeline.play.filming import film_actor
+from pipeline.tasks import Task
 
+FRAMES_PER_SECOND: Final = 20.0  # of an episode that is drawn while it is played
 LINE: Final = 16  # pixels
 MARGIN: Final = 6
 TIMELINE_HEIGHT: Final = 12
@@ -45,6 +52,25 @@ class Clip:
     note: str = ""  # what is unusual about it, shown under the title
 
 
+def check_drawable(task: Task, setting: str, value: int) -> None:
+    """Raise BadInput when a setting asks for pictures and the environment cannot be drawn."""
+    if value and not task.renders:
+        raise BadInput(
+            f"{setting} = {value}: the environment of task {task.config.name!r} has no render mode rgb_array; use 0"
+        )
+
+
+def draw_episode(task: Task, episode: Episode, actor: Actor, title: str, path: Path) -> Path:
+    """Let somebody play an episode to its end; the file of it, which is `path` with the ending of its format."""
+    film = film_actor(task, episode, actor)
+    statistics = {"return": f"{film.episode_return:.4g}", "steps": str(len(film.rewards))}
+    ending, content = encode(annotate(Clip(title, film.frames, statistics, film.events)), FRAMES_PER_SECOND)
+    file = path.with_name(f"{path.name}.{ending}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
 def annotate(clip: Clip, length: int | None = None) -> list[np.ndarray]:
     """The clip with title, statistics and timeline as (H', W', 3) uint8 frames of even size.
 
@@ -53,10 +79,9 @@ def annotate(clip: Clip, length: int | None = None) -> list[np.ndarray]:
     shapes = {np.shape(frame) for frame in clip.frames}
     if len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[2] != 3:
         raise ValueError(f"frames must all be (H, W, 3), got {sorted(shapes) or 'none'}")
-    total = max(len(clip.frames), length or 0)
     layout = _layout(clip)
-    drawn = [_compose(clip, layout, index) for index in range(len(clip.frames))]
-    return drawn + [drawn[-1]] * (total - len(drawn))
+    drawn = [_drawn(clip, layout, index) for index in range(len(clip.frames))]
+    return drawn + [drawn[-1]] * ((length or 0) - len(drawn))
 
 
 def side_by_side(clips: Sequence[Clip]) -> list[np.ndarray]:
@@ -66,29 +91,11 @@ def side_by_side(clips: Sequence[Clip]) -> list[np.ndarray]:
     length = max(len(clip.frames) for clip in clips)
     columns = [annotate(clip, length) for clip in clips]
     height = max(column[0].shape[0] for column in columns)
-    return [_even(_row([_padded(column[i], height) for column in columns])) for i in range(length)]
-
-
-def to_gif(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
-    """A looping GIF; one palette for all frames, so that nothing flickers and unchanged parts cost nothing."""
-    from PIL import Image
-
-    sample = np.concatenate([frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, 6).astype(int))])
-    palette = Image.fromarray(sample).quantize(MOST_GIF_COLOURS, dither=Image.Dither.NONE)
-    pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    file = io.BytesIO()
-    milliseconds = max(20, round(1000 / frames_per_second / 10) * 10)  # GIF counts in hundredths of a second
-    pictures[0].save(
-        file,
-        "GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=milliseconds,
-        loop=0,
-        optimize=False,
-        disposal=1,
-    )
-    return file.getvalue()
+    rows = []
+    for frames in zip(*columns, strict=True):
+        padded = [np.pad(f, ((0, height - f.shape[0]), (0, GAP), (0, 0)), constant_values=255) for f in frames]
+        rows.append(_even(np.concatenate(padded, axis=1)[:, :-GAP]))
+    return rows
 
 
 def encode(frames: Sequence[np.ndarray], frames_per_second: float, video: str = "auto") -> tuple[str, bytes]:
@@ -98,6 +105,19 @@ def encode(frames: Sequence[np.ndarray], frames_per_second: float, video: str = 
         if video == "gif" or len(gif) <= MOST_GIF_BYTES:
             return "gif", gif
     return "mp4", to_mp4(frames, frames_per_second)
+
+
+def to_gif(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
+    """A looping GIF; one palette for all frames, so that nothing flickers and unchanged parts cost nothing."""
+    sample = np.concatenate([frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, 6).astype(int))])
+    palette = Image.fromarray(sample).quantize(MOST_GIF_COLOURS, dither=Image.Dither.NONE)
+    first, *others = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    milliseconds = max(20, round(1000 / frames_per_second / 10) * 10)  # GIF counts in hundredths of a second
+    file = io.BytesIO()
+    first.save(
+        file, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0, optimize=False, disposal=1
+    )
+    return file.getvalue()
 
 
 def to_mp4(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
@@ -137,89 +157,67 @@ class _Layout:
 
 
 def _layout(clip: Clip) -> _Layout:
-    picture = max(LEAST_WIDTH, np.shape(clip.frames[0])[1])
-    room = picture - 2 * MARGIN
+    width = max(LEAST_WIDTH, np.shape(clip.frames[0])[1])
+    room = width - 2 * MARGIN
     step = f"step {len(clip.frames) - 1} of {len(clip.frames) - 1}"  # the longest it gets
     statistics = [step, *(f"{label} {value}" for label, value in clip.statistics.items())]
     title = _wrapped(clip.title.split(" "), room, 14, " ")
     note = _wrapped(clip.note.split(" "), room, 12, " ") if clip.note else ()
-    kinds = list(clip.marks)
-    legend: list[tuple[str, ...]] = []
-    for line in _wrapped([_legend_entry(clip, kind) for kind in kinds], room - SWATCH, 12, LEGEND_GAP) if kinds else ():
-        count = len(line.split(LEGEND_GAP))
-        legend.append(tuple(kinds[:count]))
-        kinds = kinds[count:]
-    return _Layout(picture, title, note, _wrapped(statistics, room, 12, ITEM_GAP), tuple(legend))
+    kinds = iter(clip.marks)
+    entries = [f"{SWATCH_ROOM}{kind}: {len(frames)}" for kind, frames in clip.marks.items()]
+    legend = tuple(
+        tuple(kind for _, kind in zip(line.split(LEGEND_GAP), kinds, strict=False))
+        for line in _wrapped(entries, room - SWATCH, 12, LEGEND_GAP)
+    )
+    return _Layout(width, title, note, _wrapped(statistics, room, 12, ITEM_GAP), legend)
 
 
-def _compose(clip: Clip, layout: _Layout, index: int) -> np.ndarray:
-    """Title and note above; statistics, legend of the marks and timeline below."""
-    from PIL import Image, ImageDraw
-
+def _drawn(clip: Clip, layout: _Layout, index: int) -> np.ndarray:
+    """A frame from top to bottom: title and note, picture, statistics, legend of the marks, timeline."""
     picture = Image.fromarray(np.asarray(clip.frames[index], dtype=np.uint8))
     image = Image.new("RGB", (layout.width, layout.top + picture.height + layout.below), PAPER)
-    image.paste(picture, ((layout.width - picture.width) // 2, layout.top))
     draw = ImageDraw.Draw(image)
     y = 4
     for text, size, colour in [(t, 14, INK) for t in layout.title] + [(t, 12, MARK_COLOURS[0]) for t in layout.note]:
         draw.text((MARGIN, y), text, fill=colour, font=_font(size))
         y += LINE
+
     bottom = layout.top + picture.height
+    image.paste(picture, ((layout.width - picture.width) // 2, layout.top))
     colours = dict(zip(clip.marks, MARK_COLOURS * len(clip.marks), strict=False))
     now = [kind for kind, frames in clip.marks.items() if index in frames]
     if now:
         draw.rectangle((0, layout.top, layout.width - 1, bottom - 1), outline=colours[now[0]], width=3)
-    y = bottom + 4
-    last = len(clip.frames) - 1
+
+    y, last = bottom + 4, len(clip.frames) - 1
     for line in layout.statistics:
         draw.text((MARGIN, y), line.replace(f"step {last} of", f"step {index} of", 1), fill=INK, font=_font(12))
         y += LINE
-    for kinds in layout.legend:
-        _legend(draw, clip, kinds, y, now, colours)
+
+    for kinds in layout.legend:  # a swatch and the number of marked frames; the kinds of this very frame are underlaid
+        x: float = MARGIN
+        for kind in kinds:
+            text = f"{kind}: {len(clip.marks[kind])}"
+            length = _font(12).getlength(text)
+            if kind in now:
+                draw.rectangle((x - 2, y, x + SWATCH + length + 2, y + LINE - 1), fill=colours[kind])
+            draw.rectangle((x, y + 4, x + SWATCH - 5, y + 11), fill=colours[kind], outline=PAPER)
+            draw.text((x + SWATCH, y), text, fill=PAPER if kind in now else INK, font=_font(12))
+            x += SWATCH + length + _font(12).getlength(LEGEND_GAP)
         y += LINE
-    _timeline(draw, clip, index, (MARGIN, y + 2, layout.width - 1 - MARGIN, y + 2 + TIMELINE_HEIGHT), colours)
-    return _even(np.asarray(image))
 
-
-def _legend_entry(clip: Clip, kind: str) -> str:
-    return f"{SWATCH_ROOM}{kind}: {len(clip.marks[kind])}"
-
-
-def _legend(
-    draw: Any, clip: Clip, kinds: tuple[str, ...], y: int, now: list[str], colours: Mapping[str, tuple[int, ...]]
-) -> None:
-    """A swatch and the number of marked frames of each kind; the kinds of this very frame are underlaid."""
-    x: float = MARGIN
-    for kind in kinds:
-        text = _legend_entry(clip, kind).removeprefix(SWATCH_ROOM)
-        length = _font(12).getlength(text)
-        if kind in now:
-            draw.rectangle((x - 2, y, x + SWATCH + length + 2, y + LINE - 1), fill=colours[kind])
-        draw.rectangle((x, y + 4, x + SWATCH - 5, y + 11), fill=colours[kind], outline=PAPER)
-        draw.text((x + SWATCH, y), text, fill=PAPER if kind in now else INK, font=_font(12))
-        x += SWATCH + length + _font(12).getlength(LEGEND_GAP)
-
-
-def _timeline(
-    draw: Any, clip: Clip, index: int, box: tuple[int, int, int, int], colours: Mapping[str, tuple[int, ...]]
-) -> None:
-    left, top, right, bottom = box
-    last = max(1, len(clip.frames) - 1)
-
-    def x(step: int) -> int:
-        return left + (right - left) * step // last
-
-    draw.rectangle((left, top + 4, right, bottom - 4), fill=TRACK)
-    draw.rectangle((left, top + 4, x(index), bottom - 4), fill=MUTED)
+    left, right, top, end = MARGIN, layout.width - 1 - MARGIN, y + 2, y + 2 + TIMELINE_HEIGHT
+    at = [left + (right - left) * step // max(1, last) for step in range(last + 1)]
+    draw.rectangle((left, top + 4, right, end - 4), fill=TRACK)
+    draw.rectangle((left, top + 4, at[index], end - 4), fill=MUTED)
     for kind, frames in clip.marks.items():
         for step in frames:
-            draw.line((x(step), top, x(step), bottom), fill=colours[kind], width=2)
+            draw.line((at[step], top, at[step], end), fill=colours[kind], width=2)
+    return _even(np.asarray(image))
 
 
 @cache
 def _font(size: int) -> Any:
-    from PIL import ImageFont
-
     return ImageFont.load_default(size)
 
 
@@ -231,27 +229,11 @@ def _wrapped(items: Sequence[str], width: int, size: int, gap: str) -> tuple[str
         longer = f"{lines[-1]}{gap}{item}" if lines else item
         if lines and font.getlength(longer) <= width:
             lines[-1] = longer
-        else:
-            lines.append(_fitting(item, width, size))
+            continue
+        while len(item) > 1 and font.getlength(item) > width:
+            item = item[:-2] + "…"
+        lines.append(item)
     return tuple(lines)
-
-
-def _fitting(text: str, width: int, size: int) -> str:
-    """Cut so that it fits `width` pixels."""
-    font = _font(size)
-    while len(text) > 1 and font.getlength(text) > width:
-        text = text[:-2] + "…"
-    return text
-
-
-def _padded(frame: np.ndarray, height: int) -> np.ndarray:
-    return np.pad(frame, ((0, height - frame.shape[0]), (0, 0), (0, 0)), constant_values=255)
-
-
-def _row(frames: Sequence[np.ndarray]) -> np.ndarray:
-    gap = np.full((frames[0].shape[0], GAP, 3), 255, dtype=np.uint8)
-    parts = [part for frame in frames for part in (frame, gap)]
-    return np.concatenate(parts[:-1], axis=1)
 
 
 def _even(frame: np.ndarray) -> np.ndarray:

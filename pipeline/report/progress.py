@@ -1,21 +1,25 @@
-"""Progress of trainings that run side by side: one bar on a terminal, one line now and then elsewhere, and films."""
+"""Trainings that run side by side, told: progress on a terminal or in lines, films, warnings, what they came to."""
 
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from tqdm import tqdm
 
+from pipeline.data.observations import unscaled
 from pipeline.errors import printable, say
-from pipeline.learning.jobs import TrainingEvent, TrainingJob
-from pipeline.names import EVAL_PREFIX, Metric
-from pipeline.report.films import check_drawable, film_of
-from pipeline.report.trainings import input_warnings
+from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
+from pipeline.learning.ppo import evaluation_episodes
+from pipeline.names import EVAL_PREFIX, Artifact, Metric
+from pipeline.play.demonstrators import policy_actions
+from pipeline.play.evaluation import point_figures
+from pipeline.report.clips import check_drawable, draw_episode
 from pipeline.tasks import Task
 
-LINE_EVERY_SECONDS = 15.0
+LINE_EVERY_SECONDS: Final = 15.0
 
 
 class TrainingProgress:
@@ -26,10 +30,10 @@ class TrainingProgress:
     """
 
     def __init__(self, title: str, jobs: Sequence[TrainingJob]) -> None:
-        for job in jobs:
-            task = Task(job.task, job.training.environment, job.training.use_camera)
+        self._tasks = [Task(job.task, job.training.environment, job.training.use_camera) for job in jobs]
+        for job, task in zip(jobs, self._tasks, strict=True):
             check_drawable(task, "training.visualize_every", job.training.visualize_every)
-        for line in input_warnings(task) if jobs else ():  # all are of one task
+        for line in input_warnings(self._tasks[-1]) if jobs else ():  # all are of one task
             say(f"{title}:{line.removeprefix(' ')}", sys.stderr)
         self._title, self._jobs = title, jobs
         self._steps = [0] * len(jobs)
@@ -52,13 +56,18 @@ class TrainingProgress:
         self._bar.close()
 
     def on_event(self, index: int, event: TrainingEvent) -> None:
-        """Take note of what job `index` says; draw the policy it shows."""
+        """Take note of what job `index` says; film the policy it shows in the first evaluation episode."""
+        job, task = self._jobs[index], self._tasks[index]
         if event.kind == "policy":
-            film_of(self._jobs[index], event)
+            episode = evaluation_episodes(task, job.training.scenario_set, job.training.evaluation)[0]
+            actor = policy_actions(task, event.text, f"of step {event.timestep}")
+            about = f"{job.task.name}, seed {job.seed}, after {event.timestep:,} steps of training"
+            path = Path(job.output) / Artifact.PLAYBACK / f"step-{event.timestep:09d}"
+            draw_episode(task, episode, actor, about, path)
             return
         if event.kind == "note":
-            self._bar.write(printable(f"{self._title} seed {self._jobs[index].seed}: {event.text}"), file=sys.stderr)
-        done = min(event.timestep, self._jobs[index].budget)
+            self._bar.write(printable(f"{self._title} seed {job.seed}: {event.text}"), file=sys.stderr)
+        done = min(event.timestep, job.budget)
         self._bar.update(max(0, done - self._steps[index]))
         self._steps[index] = max(self._steps[index], done)
         success = event.metrics.get(f"{EVAL_PREFIX}{Metric.SUCCESS_RATE}")
@@ -74,3 +83,36 @@ class TrainingProgress:
         total, done = sum(job.budget for job in self._jobs), sum(self._steps)
         success = "" if self._success is None else f", last success rate {self._success:.2f}"
         return f"{self._title}: {done:,} of {total:,} steps ({done / total:.0%}){success}"
+
+
+def input_warnings(task: Task) -> tuple[str, ...]:
+    """What is to be said of observations that learning has a hard time with."""
+    return tuple(
+        f"  WARNING: {part} reaches the network as it is, in large numbers; scale it: "
+        "pipeline.envs.scaling:ScaleObservation in environment.wrappers of the task"
+        for part in unscaled(task.observation_space)
+    )
+
+
+def trainings_summary(
+    stage: str, arms: Sequence[str], results: Sequence[TrainingResult], reused: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """`finetune: pretrained: 5 seeds, final success 0.97 (0.96 to 0.98 over seeds), 1,003,520 steps`.
+
+    `reused` names trainings that the store already had: `pretrained seed 1`.
+    """
+    lines = []
+    if reused:
+        lines.append(
+            f"{stage}: {len(reused)} trainings with an equal content key were finished before and are not trained "
+            f"again: {', '.join(reused)}"
+        )
+    for arm in dict.fromkeys(arms):
+        chosen = [result for name, result in zip(arms, results, strict=True) if name == arm]
+        success = [point_figures(result.final)[Metric.SUCCESS_RATE] for result in chosen]
+        steps = sum(result.environment_steps for result in chosen)
+        lines.append(
+            f"{stage}: {arm}: {len(chosen)} seeds, success of the best checkpoint on fresh episodes "
+            f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds), {steps:,} steps"
+        )
+    return tuple(lines)

@@ -6,8 +6,7 @@ from pipeline.config.loading import load_task
 from pipeline.config.stages import Finetune
 from pipeline.learning.arms import arm_jobs, shared_settings
 from pipeline.names import Tag
-from pipeline.report.progress import TrainingProgress
-from pipeline.report.trainings import input_warnings, trainings_summary
+from pipeline.report.progress import TrainingProgress, input_warnings, trainings_summary
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking.content_key import digest_of

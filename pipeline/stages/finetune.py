@@ -10,8 +10,7 @@ from pipeline.learning.arms import arm_jobs, shared_settings
 from pipeline.names import Artifact, Tag, lineage_run_tag
 from pipeline.play.evaluation import record_episodes
 from pipeline.policies.transfer import Transfer
-from pipeline.report.progress import TrainingProgress
-from pipeline.report.trainings import input_warnings, trainings_summary
+from pipeline.report.progress import TrainingProgress, input_warnings, trainings_summary
 from pipeline.stages import StageOutcome
 from pipeline.statistics.plain import to_plain
 from pipeline.statistics.shift import Shift, measure_shift

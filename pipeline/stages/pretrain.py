@@ -12,7 +12,7 @@ from pipeline.learning.clones import Clone, make_clone
 from pipeline.learning.divergence import Diverged
 from pipeline.names import Artifact, Metric, Tag
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
-from pipeline.report.trainings import input_warnings
+from pipeline.report.progress import input_warnings
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage

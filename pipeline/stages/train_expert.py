@@ -21,8 +21,7 @@ from pipeline.play.evaluation import (
 )
 from pipeline.policies import act_function, load_policy
 from pipeline.report.pages import diagnosis_markdown
-from pipeline.report.progress import TrainingProgress
-from pipeline.report.trainings import input_warnings
+from pipeline.report.progress import TrainingProgress, input_warnings
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.candidates import submit_candidate
