@@ -26,11 +26,10 @@ from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import met_target
 from pipeline.statistics.efficiency import (
     matched_pair,
-    percentile_interval,
     restricted_mean_ratio,
     timesteps_to_target,
 )
-from pipeline.statistics.estimate import resample_indices
+from pipeline.statistics.estimate import bootstrap
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.groups import ArmRun, find_group, policy_of
 from pipeline.tracking.models import StoredPolicy, find_policy
@@ -42,8 +41,7 @@ Figures = Mapping[str, Mapping[str, float]]  # scenario set -> figure -> mean ov
 
 def over_seeds(values: np.ndarray) -> Estimate:
     """Mean of (n,) values, one a seed, with its bootstrap interval over seeds."""
-    resampled = values[resample_indices(len(values), RESAMPLES, 0)].mean(axis=1)
-    return percentile_interval(float(values.mean()), resampled)
+    return bootstrap(np.mean, values, seed=0, resamples=RESAMPLES)
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ from pipeline.report.palette import GRID, INK, MUTED, PRETRAINED, for_file
 from pipeline.report.text import interval, markdown_table, number, signed
 from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import met_target
-from pipeline.statistics.efficiency import TimeToTarget, percentile_interval, restricted_mean, timesteps_to_target
-from pipeline.statistics.estimate import resample_indices
+from pipeline.statistics.efficiency import TimeToTarget, restricted_mean, timesteps_to_target
+from pipeline.statistics.estimate import bootstrap
 from pipeline.tracking.groups import ArmRun, read_training
 from pipeline.tracking.runs import open_run, search
 from pipeline.tracking.store import connect
@@ -147,8 +147,7 @@ def times(runs: Sequence[ArmRun], target: Mapping[str, Bound]) -> list[TimeToTar
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
-    table = np.asarray(values, np.float64)
-    return percentile_interval(float(table.mean()), table[resample_indices(len(table), RESAMPLES, 0)].mean(axis=1))
+    return bootstrap(np.mean, np.asarray(values, np.float64), seed=0, resamples=RESAMPLES)
 
 
 def mean_success(run: ArmRun) -> float:

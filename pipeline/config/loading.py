@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from pipeline.config.base import NAME
 from pipeline.config.task import TaskConfig
@@ -137,10 +138,12 @@ def validate(cls: type[C], data: Any, source: str) -> C:
         raise BadInput(f"{source}: {_explain(cls, error)}") from None
 
 
-def to_data(config: Any) -> dict[str, Any]:
-    """A configuration as plain data that `validate` reads back to an equal one."""
-    data: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
-    return data
+def to_data(value: Any) -> Any:
+    """A configuration as plain data that `validate` reads back to an equal one; a result as what JSON can hold of it.
+
+    `Estimate(1, 0, nan)` -> `{"value": 1, "low": 0, "high": None}`: JSON has no number that is not finite.
+    """
+    return json.loads(to_json(value, inf_nan_mode="null"))
 
 
 def to_yaml(config: Any) -> str:

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from pipeline.config.loading import to_data
 from pipeline.names import Arm
 from pipeline.report import figures
 from pipeline.report.context import ReportContext
@@ -19,7 +20,6 @@ from pipeline.report.text import interval, markdown_page, number, percent, signe
 from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import Comparison, FinalVerdict, Verdict
 from pipeline.statistics.efficiency import TimeToTarget
-from pipeline.statistics.plain import to_plain
 
 SCHEMA_VERSION: Final = 1
 MOST_SHIFTED: Final = 12
@@ -82,8 +82,8 @@ def report_data(comparison: Comparison, context: ReportContext) -> dict[str, Any
     return {
         "schema": "comparison_report",
         "schema_version": SCHEMA_VERSION,
-        "comparison": to_plain(comparison),
-        "context": {**to_plain(about), "animations": animations},
+        "comparison": to_data(comparison),
+        "context": {**to_data(about), "animations": animations},
     }
 
 

@@ -104,8 +104,8 @@ def comparison_settings(config: Compare, task: TaskConfig, group: Group, trained
         seed=config.seed,
         final_figure=Metric.SUCCESS_RATE,
         training_set=trained.training.scenario_set,
-        minimised=task.minimised,
-        undirected=frozenset({Metric.LENGTH_MEAN}),
+        minimised=tuple(sorted(task.minimised)),
+        undirected=(Metric.LENGTH_MEAN,),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.config.loading import load_task
+from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Finetune
 from pipeline.data.observations import flat_rows
 from pipeline.errors import BadInput
@@ -12,7 +12,6 @@ from pipeline.play.evaluation import record_episodes
 from pipeline.policies.transfer import Transfer
 from pipeline.report.progress import TrainingProgress, input_warnings, trainings_summary
 from pipeline.stages import StageOutcome
-from pipeline.statistics.plain import to_plain
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
@@ -106,7 +105,7 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     played = [flat_rows(rollouts.episode(i).observations) for i in range(len(rollouts))]
     scenarios = ([str(name) for name in dataset.trajectories.scenarios], [str(name) for name in rollouts.scenarios])
     shift = measure_shift(reference, played, task.feature_names, scenarios=scenarios)
-    run.json(to_plain(shift), Artifact.SHIFT)
+    run.json(to_data(shift), Artifact.SHIFT)
     run.metrics({"shift/distance": shift.distance, "shift/p_value": shift.p_value})
     run.tag({Tag.SHIFT: "shifted" if shift.shifted else "alike"})
     return shift

@@ -1,8 +1,8 @@
 """Numbers into claims: estimates with intervals, sample efficiency, comparison of arms, distribution shift.
 
-Pure numpy. The estimates every evaluation needs are re-exported here; the rest is imported from its module:
-`efficiency` (timesteps to target, ratios, bill), `aggregate` (interquartile mean, probability of improvement,
-performance profile), `comparison` (the verdict), `shift` (are these two sets of observations alike).
+The estimates every evaluation needs are re-exported here; the rest is imported from its module: `efficiency` (timesteps
+to target, ratios, bill), `aggregate` (interquartile mean, probability of improvement, profile), `comparison` (the
+verdict), `planning` (how many more seeds), `shift` (are these two sets of observations alike), `snqi`.
 """
 
 from pipeline.statistics.estimate import (

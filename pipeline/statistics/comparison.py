@@ -18,7 +18,7 @@ from pipeline.errors import BadInput
 from pipeline.names import Arm
 from pipeline.statistics.aggregate import (
     Profile,
-    interquartile_mean_estimate,
+    interquartile_mean,
     performance_profile,
     probability_of_improvement,
 )
@@ -33,13 +33,12 @@ from pipeline.statistics.efficiency import (
     mean_saving,
     median_ratio,
     never_met,
-    percentile_interval,
     restricted_mean,
     restricted_mean_ratio,
     sign_test,
     timesteps_to_target,
 )
-from pipeline.statistics.estimate import Estimate, bootstrap_means, resample_indices
+from pipeline.statistics.estimate import Estimate, bootstrap, bootstrap_means
 from pipeline.statistics.planning import SeedsNeeded, seeds_needed, simulated_coverage
 
 MINIMUM_PAIRS = 3  # below, an interval over seeds says nothing
@@ -101,8 +100,8 @@ class ComparisonSettings:
     seed: int  # of the resampling
     final_figure: str  # of `RunData.final` that decides about final performance
     training_set: str  # scenario set of the fine-tuning, first of the final evaluations
-    minimised: frozenset[str] = frozenset()  # figures of which less is better
-    undirected: frozenset[str] = frozenset()  # figures of which neither more nor less is
+    minimised: tuple[str, ...] = ()  # figures of which less is better
+    undirected: tuple[str, ...] = ()  # figures of which neither more nor less is
 
 
 @dataclass(frozen=True)
@@ -283,10 +282,8 @@ def measure_regression(
     of it have in common does not. Where `clones` is 1, no spread over clones can be seen.
     """
     started, ended = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    indices = resample_indices(len(ended), settings.resamples, settings.seed)
-    mean, difference = (
-        percentile_interval(float(values.mean()), values[indices].mean(axis=1)) for values in (ended, ended - started)
-    )
+    mean = bootstrap(np.mean, ended, seed=settings.seed, resamples=settings.resamples)
+    difference = bootstrap(np.mean, ended - started, seed=settings.seed, resamples=settings.resamples)
     regressed = decide_final(difference, len(ended), figure, settings) is FinalVerdict.WORSE
     return Regression(scenario_set, figure, float(started.mean()), mean, difference, clones, regressed)
 
@@ -416,26 +413,18 @@ def _final_figure(
     }
     before, after = values[Arm.SCRATCH], values[Arm.PRETRAINED]
     sign = -1.0 if figure in settings.minimised else 1.0
-    indices = resample_indices(len(before), settings.resamples, settings.seed)
-    differences = after - before
-    difference = percentile_interval(float(differences.mean()), differences[indices].mean(axis=1))
+    how = {"seed": settings.seed, "resamples": settings.resamples}
+    difference = bootstrap(np.mean, after - before, **how)
     return FinalFigure(
         figure=figure,
         minimised=figure in settings.minimised,
         values={arm: tuple(float(v) for v in of_arm) for arm, of_arm in values.items()},
-        means={
-            arm: percentile_interval(
-                float(v.mean()), v[resample_indices(len(v), settings.resamples, settings.seed)].mean(axis=1)
-            )
-            for arm, v in values.items()
-        },
-        interquartile_means={
-            arm: interquartile_mean_estimate(v, settings.seed, settings.resamples) for arm, v in values.items()
-        },
+        means={arm: bootstrap(np.mean, of_arm, **how) for arm, of_arm in values.items()},
+        interquartile_means={arm: interquartile_mean(of_arm, **how) for arm, of_arm in values.items()},
         difference=difference,
         probability_of_improvement=None
         if figure in settings.undirected
-        else probability_of_improvement(sign * after, sign * before, settings.seed, settings.resamples),
+        else probability_of_improvement(sign * after, sign * before, **how),
         verdict=decide_final(difference, len(before), figure, settings),
     )
 

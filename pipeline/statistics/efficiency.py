@@ -6,15 +6,23 @@ censored is dropped. The unit of all resampling is the matched pair of seeds; ep
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, comb, inf, isnan
+from math import ceil, inf
 from typing import Literal
 
 import numpy as np
+from scipy.stats import binomtest
 
-from pipeline.statistics.estimate import Estimate, resample_indices
+from pipeline.statistics.estimate import Estimate, bootstrap
 
 RESAMPLES = 10_000
 RatioKind = Literal["exact", "upper bound", "lower bound", "undetermined"]
+# by whether the truth may be smaller, and whether it may be larger
+KINDS: dict[tuple[bool, bool], RatioKind] = {
+    (False, False): "exact",
+    (True, False): "upper bound",
+    (False, True): "lower bound",
+    (True, True): "undetermined",
+}
 
 
 @dataclass(frozen=True)
@@ -92,21 +100,10 @@ def matched_pair(seed: int, baseline: TimeToTarget, pretrained: TimeToTarget, ev
     A run that meets the target at step 0 counts as one evaluation interval: earlier cannot be seen. A censored baseline
     makes the ratio an upper bound, a censored pre-trained run a lower bound, both together leave it undetermined.
     """
-    if evaluation_interval < 1:
-        raise ValueError(f"evaluation_interval must be at least 1 step, got {evaluation_interval}")
     baseline, pretrained = (
-        TimeToTarget(max(t.steps, evaluation_interval) if not t.censored else t.steps, t.censored)
-        if t.steps == 0
-        else t
-        for t in (baseline, pretrained)
+        TimeToTarget(time.steps or evaluation_interval, time.censored) for time in (baseline, pretrained)
     )
-    kinds: dict[tuple[bool, bool], RatioKind] = {
-        (False, False): "exact",
-        (True, False): "upper bound",
-        (False, True): "lower bound",
-        (True, True): "undetermined",
-    }
-    kind = kinds[baseline.censored, pretrained.censored]
+    kind = KINDS[baseline.censored, pretrained.censored]
     return SeedPair(seed, baseline, pretrained, pretrained.steps / baseline.steps, kind)
 
 
@@ -117,25 +114,22 @@ def never_met(pairs: Sequence[SeedPair]) -> bool:
 
 def restricted_mean(times: Sequence[TimeToTarget], seed: int, resamples: int = RESAMPLES) -> Estimate:
     """Mean of the times, censored ones counted at the budget (restricted mean, Royston and Parmar 2013), over seeds."""
-    steps = np.array([t.steps for t in times], dtype=np.float64)
-    resampled = steps[resample_indices(len(steps), resamples, seed)].mean(axis=1)
-    return percentile_interval(float(steps.mean()), resampled)
+    return bootstrap(np.mean, np.array([float(t.steps) for t in times]), seed=seed, resamples=resamples)
 
 
 def restricted_mean_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLES) -> Estimate:
     """Ratio of the restricted mean times to target, percentile bootstrap over matched pairs."""
-    baseline, pretrained = paired_steps(pairs)
-    indices = resample_indices(len(pairs), resamples, seed)
-    resampled = pretrained[indices].sum(axis=1) / baseline[indices].sum(axis=1)
-    return percentile_interval(float(pretrained.sum() / baseline.sum()), resampled)
+
+    def ratio(baseline: np.ndarray, pretrained: np.ndarray, axis: int) -> np.ndarray:
+        return np.asarray(pretrained.sum(axis) / baseline.sum(axis))
+
+    return bootstrap(ratio, *paired_steps(pairs), seed=seed, resamples=resamples)
 
 
 def mean_saving(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLES) -> Estimate:
     """Environment steps saved per run: difference of restricted means, percentile bootstrap over matched pairs."""
     baseline, pretrained = paired_steps(pairs)
-    saved = baseline - pretrained
-    resampled = saved[resample_indices(len(pairs), resamples, seed)].mean(axis=1)
-    return percentile_interval(float(saved.mean()), resampled)
+    return bootstrap(np.mean, baseline - pretrained, seed=seed, resamples=resamples)
 
 
 def median_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLES) -> MedianRatio:
@@ -143,18 +137,10 @@ def median_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLE
 
     The median is itself a bound exactly when moving the bounds to where the truth might lie would move it.
     """
-    ratios = np.array([p.ratio for p in pairs])
-    resampled = np.median(ratios[resample_indices(len(pairs), resamples, seed)], axis=1)
-    value = float(np.median(ratios))
-    least = float(np.median([0.0 if p.kind in ("upper bound", "undetermined") else p.ratio for p in pairs]))
-    most = float(np.median([inf if p.kind in ("lower bound", "undetermined") else p.ratio for p in pairs]))
-    kinds: dict[tuple[bool, bool], RatioKind] = {
-        (True, True): "exact",
-        (False, True): "upper bound",
-        (True, False): "lower bound",
-        (False, False): "undetermined",
-    }
-    return MedianRatio(percentile_interval(value, resampled), kinds[least == value, most == value])
+    estimate = bootstrap(np.median, np.array([p.ratio for p in pairs]), seed=seed, resamples=resamples)
+    least = np.median([0.0 if p.kind in ("upper bound", "undetermined") else p.ratio for p in pairs])
+    most = np.median([inf if p.kind in ("lower bound", "undetermined") else p.ratio for p in pairs])
+    return MedianRatio(estimate, KINDS[bool(least != estimate.value), bool(most != estimate.value)])
 
 
 def sign_test(pairs: Sequence[SeedPair]) -> SignTest:
@@ -162,12 +148,10 @@ def sign_test(pairs: Sequence[SeedPair]) -> SignTest:
 
     A pair counts when it is certain which arm was first: a bound still decides when it lies on its side of 1.
     """
-    faster = sum(p.ratio < 1 and p.kind in ("exact", "upper bound") for p in pairs)
-    slower = sum(p.ratio > 1 and p.kind == "exact" for p in pairs)
-    slower += sum(p.ratio >= 1 and p.kind == "lower bound" for p in pairs)
-    faster += sum(p.ratio == 1 and p.kind == "upper bound" for p in pairs)
+    faster = sum((p.ratio < 1 and p.kind == "exact") or (p.ratio <= 1 and p.kind == "upper bound") for p in pairs)
+    slower = sum((p.ratio > 1 and p.kind == "exact") or (p.ratio >= 1 and p.kind == "lower bound") for p in pairs)
     decided = faster + slower
-    p_value = sum(comb(decided, k) for k in range(faster, decided + 1)) / 2**decided
+    p_value = float(binomtest(faster, decided, alternative="greater").pvalue) if decided else 1.0
     return SignTest(faster, decided, p_value)
 
 
@@ -180,9 +164,7 @@ def break_even(upfront_steps: int, saving: Estimate) -> BreakEven:
         raise ValueError(f"upfront_steps must not be negative, got {upfront_steps}")
 
     def reuses(saved: float) -> int | None:
-        if isnan(saved) or saved <= 0:
-            return None
-        return max(1, ceil(upfront_steps / saved))
+        return max(1, ceil(upfront_steps / saved)) if saved > 0 else None  # None for NaN too
 
     return BreakEven(reuses(saving.value), reuses(saving.high), reuses(saving.low))
 
@@ -193,9 +175,3 @@ def paired_steps(pairs: Sequence[SeedPair]) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("a ratio needs at least one matched pair of seeds, got none")
     baseline = np.array([p.baseline.steps for p in pairs], dtype=np.float64)
     return baseline, np.array([p.pretrained.steps for p in pairs], dtype=np.float64)
-
-
-def percentile_interval(value: float, resampled: np.ndarray, confidence: float = 0.95) -> Estimate:
-    """A figure with the percentile interval of its resampled values (resamples,)."""
-    low, high = np.quantile(resampled, ((1 - confidence) / 2, (1 + confidence) / 2))
-    return Estimate(value, float(low), float(high))

@@ -1,16 +1,14 @@
-"""A figure with its confidence interval, for what one policy does: mean, quantiles, rates over episodes.
+"""A figure with its confidence interval: mean, quantiles and rates over episodes, any statistic over paired samples.
 
 Percentile bootstrap (Efron and Tibshirani 1993, chapter 13) and the Wilson score interval (Wilson 1927).
-Comparisons of arms resample seeds, never episodes: they live in `efficiency` and `aggregate`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
-from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import binomtest
 
 RESAMPLES = 1_000
 
@@ -24,6 +22,39 @@ class Estimate:
     high: float
 
 
+def percentile_interval(value: float, resampled: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """A figure with the percentile interval of its resampled values (resamples,)."""
+    low, high = np.quantile(resampled, ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Estimate(value, float(low), float(high))
+
+
+def bootstrap(
+    statistic: Callable[..., np.ndarray], *samples: np.ndarray, seed: int, resamples: int = RESAMPLES
+) -> Estimate:
+    """`statistic(*samples, axis=-1)` of paired samples (n,), resampled together.
+
+    As `scipy.stats.bootstrap(samples, statistic, paired=True, method="percentile")`, with a stream of its own that
+    stays the same from version to version.
+    """
+    indices = resample_indices(len(samples[0]), resamples, seed)
+    resampled = statistic(*(sample[indices] for sample in samples), axis=-1)
+    return percentile_interval(float(statistic(*samples, axis=-1)), resampled)
+
+
+def resample_indices(count: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, count) int32: rows of indices drawn with replacement; the same for the same arguments."""
+    return np.random.default_rng(seed).integers(0, count, size=(resamples, count), dtype=np.int32)
+
+
+@lru_cache(maxsize=4)
+def resample_weights(count: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, count) float64: the share of every index in every resample; rows sum to 1."""
+    indices = resample_indices(count, resamples, seed) + count * np.arange(resamples)[:, None]
+    weights = np.bincount(indices.ravel(), minlength=count * resamples).reshape(resamples, count) / count
+    weights.setflags(write=False)
+    return weights
+
+
 def bootstrap_mean(
     values: np.ndarray | Sequence[float], seed: int, resamples: int = RESAMPLES, confidence: float = 0.95
 ) -> Estimate:
@@ -31,8 +62,7 @@ def bootstrap_mean(
 
     A NaN among the values makes all three figures NaN. Raises ValueError for no values.
     """
-    column = np.asarray(values, dtype=np.float64).reshape(-1, 1)
-    return bootstrap_means(column, seed, resamples, confidence)[0]
+    return bootstrap_means(np.reshape(values, (-1, 1)), seed, resamples, confidence)[0]
 
 
 def bootstrap_means(
@@ -40,13 +70,12 @@ def bootstrap_means(
 ) -> tuple[Estimate, ...]:
     """Means of the columns of `values` (n, columns), all from the same resamples of the rows."""
     values = np.asarray(values, dtype=np.float64)
-    _check(values.shape[0], resamples, confidence)
+    _check(len(values), resamples, confidence)
     # subtle: relative to the first row, so that a constant column gives an interval of exactly its value
     first = values[0]
+    resampled = first + resample_weights(len(values), resamples, seed) @ (values - first)
     means = column_means(values)
-    resampled = first + _resample_weights(values.shape[0], resamples, seed) @ (values - first)
-    low, high = np.quantile(resampled, _tails(confidence), axis=0)
-    return tuple(Estimate(float(m), float(a), float(b)) for m, a, b in zip(means, low, high, strict=True))
+    return tuple(percentile_interval(float(m), r, confidence) for m, r in zip(means, resampled.T, strict=True))
 
 
 def column_means(values: np.ndarray) -> np.ndarray:
@@ -70,57 +99,18 @@ def bootstrap_quantiles(
     Quantiles interpolate linearly, as numpy does by default. Raises ValueError for no values.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64).ravel())
-    _check(ordered.size, resamples, confidence)
+    _check(len(ordered), resamples, confidence)
     if np.isnan(ordered).any():
         return tuple(Estimate(np.nan, np.nan, np.nan) for _ in quantiles)
     # subtle: resampled ranks are sorted once for all figures; looking ordered values up in them keeps them ordered
-    ranks = _resample_ranks(ordered.size, resamples, seed)
-    return tuple(_quantile_estimate(ordered, ranks, q, confidence) for q in quantiles)
-
-
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
-    """Score interval of a rate: 10 of 10 -> value 1.0, low 0.722, high 1.0 (Wilson 1927).
-
-    Unlike the bootstrap it does not shrink to a point when every episode ends alike, so that a rule which asks for
-    confidence can use it. Raises ValueError unless 0 <= successes <= trials and trials >= 1.
-    """
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"need 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    rate = successes / trials
-    scale = 1 + z * z / trials
-    centre = (rate + z * z / (2 * trials)) / scale
-    half = z / scale * sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
-    return Estimate(rate, low, high)
-
-
-def _check(count: int, resamples: int, confidence: float) -> None:
-    if count < 1:
-        raise ValueError("an interval needs at least one value, got none")
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"need resamples >= 1 and 0 < confidence < 1, got {resamples} and {confidence}")
-
-
-def _tails(confidence: float) -> tuple[float, float]:
-    """`0.95` -> `(0.025, 0.975)`."""
-    return (1 - confidence) / 2, (1 + confidence) / 2
-
-
-def _quantile_estimate(ordered: np.ndarray, ranks: np.ndarray, q: float, confidence: float) -> Estimate:
-    position = (ordered.size - 1) * q
-    below = int(position)
-    above = min(below + 1, ordered.size - 1)
-    share = position - below
-    resampled = (1 - share) * ordered[ranks[:, below]] + share * ordered[ranks[:, above]]
-    low, high = np.quantile(resampled, _tails(confidence))
-    return Estimate(float(np.quantile(ordered, q)), float(low), float(high))
-
-
-def resample_indices(count: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, count) int32: rows of indices drawn with replacement; the same for the same arguments."""
-    return np.random.default_rng(seed).integers(0, count, size=(resamples, count), dtype=np.int32)
+    ranks = _resample_ranks(len(ordered), resamples, seed)
+    found = []
+    for q in quantiles:
+        below, share = divmod((len(ordered) - 1) * q, 1)
+        above = min(int(below) + 1, len(ordered) - 1)
+        resampled = (1 - share) * ordered[ranks[:, int(below)]] + share * ordered[ranks[:, above]]
+        found.append(percentile_interval(float(np.quantile(ordered, q)), resampled, confidence))
+    return tuple(found)
 
 
 @lru_cache(maxsize=4)
@@ -131,10 +121,20 @@ def _resample_ranks(count: int, resamples: int, seed: int) -> np.ndarray:
     return ranks
 
 
-@lru_cache(maxsize=4)
-def _resample_weights(count: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, count) float64: the share of every index in every resample; rows sum to 1."""
-    indices = resample_indices(count, resamples, seed) + count * np.arange(resamples)[:, None]
-    weights = np.bincount(indices.ravel(), minlength=count * resamples).reshape(resamples, count) / count
-    weights.setflags(write=False)
-    return weights
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
+    """Score interval of a rate: 10 of 10 -> value 1.0, low 0.722, high 1.0 (Wilson 1927).
+
+    Unlike the bootstrap it does not shrink to a point when every episode ends alike, so that a rule which asks for
+    confidence can use it. Raises ValueError unless 0 <= successes <= trials and trials >= 1.
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"need 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
+    low, high = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return Estimate(successes / trials, float(low), float(high))
+
+
+def _check(count: int, resamples: int, confidence: float) -> None:
+    if count < 1:
+        raise ValueError("an interval needs at least one value, got none")
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"need resamples >= 1 and 0 < confidence < 1, got {resamples} and {confidence}")

@@ -74,29 +74,76 @@ def measure_shift(
     reference episode and of each other episode. Raises ValueError for fewer than two episodes a side, an empty episode,
     unequal shapes, values that are not finite or a wrong number of names or scenarios.
     """
+    if min(len(reference), len(other)) < 2:
+        raise ValueError(f"need at least two episodes a side, got {len(reference)} and {len(other)}")
     steps = [_spread(np.asarray(episode)) for episode in (*reference, *other)]
-    pooled, episode_of_step = _pool(steps, len(reference), len(other))
+    if len({episode.shape[1] for episode in steps}) != 1:
+        raise ValueError("the observations of the two sides have different shapes")
+    pooled = np.concatenate(steps)  # (S, features)
+    if not np.isfinite(pooled).all():
+        raise ValueError("observations must be finite")
+    episode_of_step = np.repeat(np.arange(len(steps)), [len(episode) for episode in steps])  # (S,)
     feature_count = pooled.shape[1]
     labels = [f"observation[{i}]" for i in range(feature_count)] if names is None else list(names)
     if len(labels) != feature_count:
         raise ValueError(f"{len(labels)} names for {feature_count} features")
+
+    # columns: features, and standardised features along random directions
     generator = np.random.default_rng(seed)
     measured = feature_count if feature_count <= MOST_FEATURES else 0
-    columns = np.concatenate([pooled[:, :measured], _projections(pooled, generator)], axis=1)
-    counts = _binned(columns, episode_of_step, len(steps))  # (episodes, columns, bins)
+    scale = pooled.std(axis=0)
+    standardised = (pooled - pooled.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
+    projected = standardised @ generator.normal(size=(feature_count, PROJECTIONS))
+    columns = np.concatenate([pooled[:, :measured], projected], axis=1)
+
+    # steps of each episode in each pooled quantile bin of each column
+    counts = np.empty((len(steps), columns.shape[1], BINS), dtype=np.float32)
+    quantiles = np.linspace(0, 1, BINS + 1)[1:-1]
+    for index, column in enumerate(columns.T):
+        bins = np.searchsorted(np.quantile(column, quantiles), column, side="left")
+        flat = np.bincount(episode_of_step * BINS + bins, minlength=len(steps) * BINS)
+        counts[:, index] = flat.reshape(len(steps), BINS)
+
+    # splits of the episodes, 1 for the reference side: the observed one, then permutations within strata
     strata = _strata(len(reference), len(steps), scenarios)
-    members = _memberships(len(reference), strata, permutations, generator)
-    distances = _distances(counts, members)  # (1 + permutations, columns), the first is the observed one
-    overall, evidence = distances.mean(axis=1), _evidence(distances)
+    observed = (np.arange(len(steps)) < len(reference)).astype(np.float32)
+    shuffled = np.tile(observed, (permutations, 1))
+    for stratum in np.unique(strata):
+        inside = np.flatnonzero(strata == stratum)
+        shuffled[:, inside] = generator.permuted(shuffled[:, inside], axis=1)
+    members = np.concatenate([observed[None], shuffled])
+
+    # (splits, columns) Kolmogorov-Smirnov distances
+    cumulative = counts.cumsum(axis=2).reshape(len(steps), -1)
+    of_reference = (members @ cumulative).reshape(len(members), -1, BINS)
+    of_other = cumulative.sum(axis=0).reshape(-1, BINS) - of_reference
+    difference = of_reference / of_reference[:, :, -1:] - of_other / of_other[:, :, -1:]
+    distances = np.abs(difference).max(axis=2)
+
+    # evidence: the mean or the largest distance of a split, whichever is more unusual among the splits. The mean sees a
+    # small change everywhere, the largest a change in one feature. Observed and permuted splits are treated alike, so
+    # the permutation p-value of the combination is exact.
+    overall = distances.mean(axis=1)
+    candidates = np.stack([overall, distances.max(axis=1)], axis=1)
+    deviation = candidates.std(axis=0)
+    evidence = ((candidates - candidates.mean(axis=0)) / np.where(deviation > 1e-9, deviation, 1.0)).max(axis=1)
     p_value = float((evidence >= evidence[0] - 1e-9).mean())
-    shifts = _feature_shifts(labels[:measured], pooled, distances[:, :measured], episode_of_step < len(reference))
+
+    features, largest = [], distances[1:, :measured].max(axis=1, initial=0.0)
+    for index, name in enumerate(labels[:measured]):
+        mine, theirs = pooled[episode_of_step < len(reference), index], pooled[episode_of_step >= len(reference), index]
+        mean_difference, spread = float(theirs.mean() - mine.mean()), float(pooled[:, index].std())
+        distance = float(distances[0, index])
+        corrected = float((np.append(largest, np.inf) >= distance - 1e-12).mean())
+        standardised_difference = mean_difference / spread if spread > 0 else 0.0
+        features.append(FeatureShift(name, distance, corrected, mean_difference, standardised_difference))
     return Shift(
         distance=float(overall[0]),
         expected_distance=float(overall[1:].mean()),
         p_value=p_value,
         shifted=p_value <= significance,
         significance=significance,
-        features=tuple(sorted(shifts, key=lambda feature: -feature.distance)),
+        features=tuple(sorted(features, key=lambda feature: -feature.distance)),
         reference_episodes=len(reference),
         other_episodes=len(other),
         permutations=permutations,
@@ -111,37 +158,6 @@ def _spread(episode: np.ndarray) -> np.ndarray:
     return episode[chosen].reshape(len(chosen), -1).astype(np.float64)
 
 
-def _pool(steps: Sequence[np.ndarray], reference: int, other: int) -> tuple[np.ndarray, np.ndarray]:
-    """All steps (S, features), and the number of the episode each is of (S,)."""
-    if min(reference, other) < 2:
-        raise ValueError(f"need at least two episodes a side, got {reference} and {other}")
-    if len({episode.shape[1] for episode in steps}) != 1:
-        raise ValueError("the observations of the two sides have different shapes")
-    pooled = np.concatenate(steps)
-    if not np.isfinite(pooled).all():
-        raise ValueError("observations must be finite")
-    return pooled, np.repeat(np.arange(len(steps)), [len(episode) for episode in steps])
-
-
-def _projections(pooled: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """(S, PROJECTIONS): standardised features along random directions."""
-    spread = pooled.std(axis=0)
-    standardised = (pooled - pooled.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    projected: np.ndarray = standardised @ generator.normal(size=(pooled.shape[1], PROJECTIONS))
-    return projected
-
-
-def _binned(columns: np.ndarray, episode_of_step: np.ndarray, episodes: int) -> np.ndarray:
-    """(episodes, columns, BINS) float32: steps of each episode in each pooled quantile bin of each column."""
-    counts = np.empty((episodes, columns.shape[1], BINS), dtype=np.float32)
-    quantiles = np.linspace(0, 1, BINS + 1)[1:-1]
-    for index, column in enumerate(columns.T):
-        bins = np.searchsorted(np.quantile(column, quantiles), column, side="left")
-        flat = np.bincount(episode_of_step * BINS + bins, minlength=episodes * BINS)
-        counts[:, index] = flat.reshape(episodes, BINS)
-    return counts
-
-
 def _strata(reference: int, episodes: int, scenarios: tuple[Sequence[str], Sequence[str]] | None) -> np.ndarray:
     """(episodes,) int: episodes of equal number may change sides."""
     together = np.zeros(episodes, dtype=np.int64)
@@ -150,59 +166,7 @@ def _strata(reference: int, episodes: int, scenarios: tuple[Sequence[str], Seque
     if (len(scenarios[0]), len(scenarios[1])) != (reference, episodes - reference):
         raise ValueError(f"{len(scenarios[0])} and {len(scenarios[1])} scenarios for the episodes of the two sides")
     names, numbers = np.unique([*scenarios[0], *scenarios[1]], return_inverse=True)
-    shares = [
-        np.bincount(part, minlength=len(names)) / len(part) for part in (numbers[:reference], numbers[reference:])
-    ]
-    if np.abs(shares[0] - shares[1]).max() > SAME_SHARE or min(share.min() for share in shares) == 0:
-        return together
-    return numbers
-
-
-def _memberships(reference: int, strata: np.ndarray, permutations: int, generator: np.random.Generator) -> np.ndarray:
-    """(1 + permutations, episodes) float32: 1 for the episodes of the reference side; row 0 is the observed split."""
-    observed = (np.arange(len(strata)) < reference).astype(np.float32)
-    shuffled = np.tile(observed, (permutations, 1))
-    for stratum in np.unique(strata):
-        inside = np.flatnonzero(strata == stratum)
-        shuffled[:, inside] = generator.permuted(shuffled[:, inside], axis=1)
-    return np.concatenate([observed[None], shuffled])
-
-
-def _distances(counts: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """(splits, columns) Kolmogorov-Smirnov distances of every split of the episodes."""
-    episodes, columns, bins = counts.shape
-    cumulative = counts.cumsum(axis=2).reshape(episodes, columns * bins)
-    of_reference = (members @ cumulative).reshape(-1, columns, bins)
-    of_other = cumulative.sum(axis=0).reshape(columns, bins) - of_reference
-    difference = of_reference / of_reference[:, :, -1:] - of_other / of_other[:, :, -1:]
-    distances: np.ndarray = np.abs(difference).max(axis=2)
-    return distances
-
-
-def _evidence(distances: np.ndarray) -> np.ndarray:
-    """(splits,): the mean or the largest distance, whichever is more unusual among the splits.
-
-    The mean sees a small change everywhere, the largest a change in one feature. Observed and permuted splits are
-    treated alike, so the permutation p-value of the combination is exact.
-    """
-    candidates = np.stack([distances.mean(axis=1), distances.max(axis=1)], axis=1)
-    spread = candidates.std(axis=0)
-    unusual: np.ndarray = ((candidates - candidates.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)).max(axis=1)
-    return unusual
-
-
-def _feature_shifts(
-    names: Sequence[str], pooled: np.ndarray, distances: np.ndarray, is_reference: np.ndarray
-) -> list[FeatureShift]:
-    if not names:
-        return []
-    largest = distances.max(axis=1)
-    found = []
-    for index, name in enumerate(names):
-        column = pooled[:, index]
-        difference = float(column[~is_reference].mean() - column[is_reference].mean())
-        spread = float(column.std())
-        distance = float(distances[0, index])
-        p_value = float((np.append(largest[1:], np.inf) >= distance - 1e-12).mean())
-        found.append(FeatureShift(name, distance, p_value, difference, difference / spread if spread > 0 else 0.0))
-    return found
+    sides = numbers[:reference], numbers[reference:]
+    shares = np.array([np.bincount(side, minlength=len(names)) / len(side) for side in sides])
+    same = np.abs(shares[0] - shares[1]).max() <= SAME_SHARE and shares.min() > 0
+    return numbers if same else together

@@ -168,7 +168,7 @@ def validate(source: str | Path | tuple[Trajectories, DatasetMetadata], context:
 def metadata_complete(dataset: Dataset, context: Context) -> Findings:
     faults = metadata_faults(dataset.metadata)
     for fault in faults:
-        yield Finding(shortened(fault.value), fault.allowed, f"metadata key {fault.key} {fault.allowed}")
+        yield Finding(shortened(fault.value), fault.allowed, f"metadata key {fault.key}: {fault.allowed}")
     if not faults:
         dataset.notes.append(f"demonstrations: {origin_of(dataset.metadata['demonstrator'])}")
 

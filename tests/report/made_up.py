@@ -42,7 +42,7 @@ SETTINGS = ComparisonSettings(
     seed=0,
     final_figure="success_rate",
     training_set="train_small",
-    minimised=frozenset({"collision_rate", "comfort_exposure"}),
+    minimised=("collision_rate", "comfort_exposure"),
 )
 
 

@@ -4,25 +4,18 @@ import scipy.stats
 
 from pipeline.statistics.aggregate import (
     interquartile_mean,
-    interquartile_mean_estimate,
     performance_profile,
     probability_of_improvement,
 )
 
 
 def test_the_interquartile_mean_worked_by_hand() -> None:
-    assert interquartile_mean(np.array([100.0, 1, 2, 3, 4, 5, 6, 0])) == 3.5
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 10, 33])
-def test_the_interquartile_mean_equals_scipys_trimmed_mean(count: int) -> None:
-    scores = np.random.default_rng(count).normal(size=count)
-    assert interquartile_mean(scores) == pytest.approx(scipy.stats.trim_mean(scores, 0.25))
+    assert interquartile_mean(np.array([100.0, 1, 2, 3, 4, 5, 6, 0]), seed=0).value == 3.5
 
 
 def test_the_interval_of_the_interquartile_mean_agrees_with_scipy() -> None:
     scores = np.random.default_rng(0).normal(5, 2, size=20)
-    ours = interquartile_mean_estimate(scores, seed=0)
+    ours = interquartile_mean(scores, seed=0)
     reference = scipy.stats.bootstrap(
         (scores,),
         lambda x, axis: scipy.stats.trim_mean(x, 0.25, axis=axis),
@@ -35,7 +28,7 @@ def test_the_interval_of_the_interquartile_mean_agrees_with_scipy() -> None:
 
 def test_strata_are_resampled_apart_so_that_their_difference_adds_no_spread() -> None:
     two_levels = np.array([[1.0, 5.0]] * 6)
-    estimate = interquartile_mean_estimate(two_levels, seed=0)
+    estimate = interquartile_mean(two_levels, seed=0)
     assert (estimate.value, estimate.low, estimate.high) == (3.0, 3.0, 3.0)
 
 
@@ -87,9 +80,10 @@ def test_the_performance_profile_is_the_complement_of_the_empirical_distribution
 @pytest.mark.parametrize("scores", [np.array([]), np.array([1.0, np.nan]), np.ones((2, 2, 2))])
 def test_scores_that_are_missing_or_not_finite_are_refused(scores: np.ndarray) -> None:
     with pytest.raises(ValueError, match="scores must be finite"):
-        interquartile_mean_estimate(scores, seed=0)
+        interquartile_mean(scores, seed=0)
 
 
+@pytest.mark.slow
 def test_coverage_of_the_probability_of_improvement_by_simulation() -> None:
     """Two normals one standard deviation apart: P(X > Y) = Phi(1 / sqrt 2) = 0.760."""
     truth = float(scipy.stats.norm.cdf(1 / np.sqrt(2)))

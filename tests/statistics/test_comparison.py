@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.base import Bound
+from pipeline.config.loading import to_data
 from pipeline.errors import BadInput
 from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import (
@@ -19,7 +20,6 @@ from pipeline.statistics.comparison import (
     measure_regression,
     met_target,
 )
-from pipeline.statistics.plain import to_plain
 
 BUDGET, INTERVAL = 100_000, 10_000
 SETTINGS = ComparisonSettings(
@@ -31,7 +31,7 @@ SETTINGS = ComparisonSettings(
     seed=0,
     final_figure="success_rate",
     training_set="train",
-    minimised=frozenset({"collision_rate"}),
+    minimised=("collision_rate",),
 )
 
 
@@ -153,7 +153,7 @@ def test_a_final_difference_is_shown_only_when_its_interval_excludes_0() -> None
 
 
 def test_longer_episodes_are_neither_better_nor_worse() -> None:
-    settings = replace(SETTINGS, undirected=frozenset({"success_rate"}))
+    settings = replace(SETTINGS, undirected=("success_rate",))
     assert decide_final(Estimate(0.1, 0.01, 0.2), 5, "success_rate", settings) is FinalVerdict.DIFFERS
     assert decide_final(Estimate(-0.2, -0.3, -0.1), 5, "success_rate", settings) is FinalVerdict.DIFFERS
     assert decide_final(Estimate(0.1, 0.0, 0.2), 5, "success_rate", settings) is FinalVerdict.NOT_SHOWN
@@ -242,7 +242,7 @@ def test_a_regression_is_measured_seed_by_seed_worked_by_hand() -> None:
 
 def test_the_same_comparison_twice_is_equal_and_fits_json() -> None:
     runs = {"scratch": SCRATCH, "pretrained": PRETRAINED}
-    first, second = (to_plain(compare(runs, SETTINGS, UpfrontCost(1, 2))) for _ in range(2))
+    first, second = (to_data(compare(runs, SETTINGS, UpfrontCost(1, 2))) for _ in range(2))
     assert first == second
     text = json.dumps(first, allow_nan=False)
     assert json.loads(text)["verdict"] == "faster"

@@ -142,6 +142,7 @@ def test_a_ratio_of_no_pairs_is_refused() -> None:
         restricted_mean_ratio([], seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [5, 10, 30])
 def test_coverage_of_the_ratio_interval_is_what_the_report_says_it_is(seeds: int) -> None:
     """Log-normal times with a spread of 0.5, true ratio 0.2: a nominal 95 % interval is optimistic for few seeds."""

@@ -87,6 +87,7 @@ def test_impossible_counts_are_refused(successes: int, trials: int) -> None:
         wilson_interval(successes, trials)
 
 
+@pytest.mark.slow
 def test_the_mean_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(11)
     covered = 0

@@ -33,6 +33,7 @@ def test_disjoint_observations_have_distance_one_and_equal_ones_zero() -> None:
     assert measure_shift(low, low).p_value == 1.0
 
 
+@pytest.mark.slow
 def test_false_alarms_on_matching_samples_are_as_rare_as_promised() -> None:
     generator = np.random.default_rng(1)
     p_values = [
@@ -43,6 +44,7 @@ def test_false_alarms_on_matching_samples_are_as_rare_as_promised() -> None:
     assert np.mean(np.array(p_values) <= 0.5) == pytest.approx(0.5, abs=0.15)
 
 
+@pytest.mark.slow
 def test_permuting_steps_instead_of_episodes_would_cry_wolf() -> None:
     generator = np.random.default_rng(2)
     naive, ours = [], []
@@ -54,6 +56,7 @@ def test_permuting_steps_instead_of_episodes_would_cry_wolf() -> None:
     assert np.mean(np.array(ours) <= 0.05) <= 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"shift": 1.3}, {"stretch": 2.0}])
 def test_a_real_shift_is_found_nearly_always(change: dict[str, float]) -> None:
     generator = np.random.default_rng(3)
@@ -93,6 +96,7 @@ def scenario_episodes(generator: np.random.Generator, shift: float = 0.0) -> tup
     return made, [f"scenario {level}" for level in range(4) for _ in range(10)]
 
 
+@pytest.mark.slow
 def test_permuting_within_scenarios_finds_a_shift_that_equal_shares_would_hide_and_stays_honest() -> None:
     generator = np.random.default_rng(8)
     alarms, found, hidden = [], [], []
