@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from project import ROOT, Project, make_projects, recall
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = {"end_to_end", "evidence"}  # rooms whose tests share one long run, which whoever comes first makes
 # they start processes and wait for them
 WAITING = {"sweep", "faults", "hostile", "cli", "test_race.py", "test_outage.py", "test_simultaneous.py"}
@@ -26,17 +27,13 @@ os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tempfile.mkdtemp(prefix='store-
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first, and one worker makes a shared run while the others have something else to do."""
-    makers: dict[str, Path] = {}  # room -> its first file
-    for item in items:
-        for room in PROJECTS.intersection(item.path.parts):
-            makers.setdefault(room, item.path)
-    ranks = {makers.get("end_to_end"): 0, makers.get("evidence"): 2}
+    """Long tests first, and one worker makes the shared projects while the others have something else to do."""
+    shared = [item.path for item in items if PROJECTS.intersection(item.path.parts)]
 
     def rank(item: pytest.Item) -> int:
-        if item.path in ranks:
-            return ranks[item.path]
-        return 3 if PROJECTS.intersection(item.path.parts) else 1 if WAITING.intersection(item.path.parts) else 4
+        if item.path in shared:
+            return 0 if item.path == shared[0] else 2
+        return 1 if WAITING.intersection(item.path.parts) else 3
 
     items.sort(key=rank)
 
@@ -50,6 +47,17 @@ def repository() -> Path:
 def in_repository(monkeypatch):
     """Configs name their task by a path relative to the repository."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def projects(tmp_path_factory, worker_id) -> tuple[Project, Project]:
+    """(the stages one by one, `main`), each in a store of its own; made once for all workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "projects"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make_projects(folder)
+    return recall(folder / "staged"), recall(folder / "whole")
 
 
 @pytest.fixture(scope="session")

@@ -6,26 +6,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
-from project import ROOT, Project, run_everything, uri_of
+from project import ROOT, Project, uri_of
 
 from pipeline.cli import stage_main
-
-
-@pytest.fixture(scope="session")
-def projects(tmp_path_factory, worker_id) -> tuple[Project, Project]:
-    """(the stages one by one, `main`), each in a store of its own; run once for all workers of this session."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "end-to-end"
-    projects = Project(folder / "staged"), Project(folder / "whole")
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            run_everything(*projects)
-            for project in projects:
-                project.remember()
-        for project in projects:
-            project.recall()
-    return projects
 
 
 @pytest.fixture
@@ -55,13 +38,12 @@ def changeable(projects, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def stage(changeable, capfd):
-    """Run an entry point in this process on the smoke config: its code, standard output, standard error."""
+def stage(changeable, projects, capfd):
+    """Run an entry point in this process on the config of the staged project: its code, what it said, its errors."""
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
-        config = "finetune" if name == "baseline" else name
         capfd.readouterr()
-        code = stage_main(name, ["--config", f"configs/smoke/{config}.yaml", *arguments])
+        code = stage_main(name, ["--config", str(projects[0].configs[name]), *arguments])
         captured = capfd.readouterr()
         return code, captured.out, captured.err
 

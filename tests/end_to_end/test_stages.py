@@ -1,4 +1,4 @@
-"""Every stage through `mlflow run`: how it ends, and what it leaves."""
+"""Every stage, alone and in `main`: how it ends, and what it leaves."""
 
 import json
 
@@ -191,9 +191,9 @@ def test_pretrain_leaves_a_certified_policy_curves_and_the_untrained_policy_as_f
     assert len({child.data.tags[Tag.POLICY_DIGEST] for child in children}) == 3
     for child in children:
         epochs = {p.step for p in connect().get_metric_history(child.info.run_id, "eval/success_rate")}
-        assert {0, 2, 4} <= epochs
+        assert {0, 2} <= epochs
         losses = {p.step for p in connect().get_metric_history(child.info.run_id, "bc/train_loss")}
-        assert {1, 2, 3, 4} <= losses
+        assert {1, 2} <= losses
     (shown,) = run.inputs.dataset_inputs
     assert shown.dataset.digest == the_run("collect").data.tags[Tag.DATASET_DIGEST]
 
@@ -289,7 +289,7 @@ def test_main_runs_every_stage_nested_in_one_run_and_says_where_to_look(whole):
         run = the_run(stage)
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.tags[Tag.GROUP] == parent.info.run_id
+        assert run.data.tags[Tag.GROUP] == GROUP
         assert f"--- {stage}" in ended.out
     assert "report.html" in ended.out
     assert "mlflow ui" in ended.out

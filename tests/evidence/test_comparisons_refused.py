@@ -1,7 +1,7 @@
 """A comparison whose arms are unknown, unfinished, unmatched or differently configured does not happen."""
 
 import pytest
-from one_group import GROUP
+from project import GROUP
 
 from pipeline.cli import BAD_INPUT, DONE, stage_main
 from pipeline.tracking.store import connect

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from one_group import GROUP
+from project import GROUP
 
 from pipeline.cli import DONE, stage_main
 from pipeline.config.loading import load, load_task

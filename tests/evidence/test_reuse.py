@@ -4,7 +4,7 @@ import json
 import sqlite3
 
 import pytest
-from one_group import GROUP
+from project import GROUP
 
 from pipeline import query
 from pipeline.errors import BadInput

@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from one_group import GROUP
+from project import GROUP
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
