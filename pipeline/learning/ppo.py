@@ -56,7 +56,8 @@ from pipeline.policies import (
     weights_digest,
 )
 from pipeline.policies.transfer import Transfer, transfer
-from pipeline.tasks import Purpose, Task, call_with_user_arguments
+from pipeline.tasks import Purpose, Task
+from pipeline.tasks.user_code import call_with_user_arguments
 
 OWNED_ARGUMENTS = {
     "policy": "training.network",

@@ -29,7 +29,8 @@ from pipeline.data.spaces import space_bounds
 from pipeline.envs.calling import RAISED, broken
 from pipeline.errors import BadInput, shortened
 from pipeline.policies import WRAPPERS, ActFunction, Observations, act_function, load_policy, read_spec
-from pipeline.tasks import Task, call_with_user_arguments, import_object
+from pipeline.tasks import Task
+from pipeline.tasks.user_code import call_with_user_arguments, import_object
 
 
 class EpisodeActor(Protocol):

@@ -31,7 +31,7 @@ from pipeline.errors import printable
 from pipeline.learning.jobs import TrainingJob
 from pipeline.policies import policy_digest
 from pipeline.statistics.snqi import load_baseline, load_weights
-from pipeline.tasks import REFERENCE
+from pipeline.tasks.user_code import REFERENCE
 from pipeline.tracking.host import installed, machine, processor_kind
 
 ROOT: Final = Path(__file__).parents[1]

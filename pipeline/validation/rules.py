@@ -40,7 +40,8 @@ from pipeline.data.spaces import space_bounds
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput, disk_refusal, shortened
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE, Metric
-from pipeline.tasks import PURPOSE_BITS, SEED_BITS, Purpose, Task
+from pipeline.tasks import Purpose, Task
+from pipeline.tasks.seeds import PURPOSE_BITS, SEED_BITS
 from pipeline.validation.alignment import traces_of_a_shift
 from pipeline.validation.facts import Approval, Context, Dataset, chunks, plain
 from pipeline.validation.findings import FAILED, NOT_RUN, PASSED, Finding, RuleOutcome, State, ValidationReport

@@ -33,7 +33,8 @@ from pipeline.play.filming import film_actions, film_actor
 from pipeline.play.probing import probe_environment
 from pipeline.play.rollouts import SLOTS, evaluation_env
 from pipeline.policies import act_function, build_policy
-from pipeline.tasks import Purpose, Task, import_object
+from pipeline.tasks import Purpose, Task
+from pipeline.tasks.user_code import import_object
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
 from pipeline.validation.replay import TaskReplay, replay_episodes
@@ -210,7 +211,7 @@ def go_right(observations):
 @pytest.fixture
 def running_away(monkeypatch) -> Episode:
     """Going right it never ends."""
-    monkeypatch.setattr("pipeline.tasks.LONGEST_EPISODE", 300)
+    monkeypatch.setattr("pipeline.tasks.task.LONGEST_EPISODE", 300)
     env = make_task("Endless").make_env("default")
     return Episode("default", next(seed for seed in range(99) if env.reset(seed=seed)[0][0] > 1))
 

@@ -11,7 +11,8 @@ from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.tasks import REFUSED_ARGUMENTS, Purpose, Task
+from pipeline.tasks import Purpose, Task
+from pipeline.tasks.user_code import REFUSED_ARGUMENTS
 from pipeline.tracking.content_key import content_key
 
 COUNTING = "counting_environment:Counting"
