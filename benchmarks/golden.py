@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLOCK = re.compile(r"time|seconds|minutes|fps|per_second|epoch_ms|_at$|utc|date|moment|started|ended")
 IDENTITY = re.compile(
     r"run_id|\.id$|^id$|uri|path|folder|commit|version|link|digest|group|run$|experiment|command|source"
-    r"|^dataset$|^job$|storage"
+    r"|^dataset$|^job$"
 )
 COMMANDS = (
     ("main", "configs/smoke/main.yaml"),
@@ -117,7 +117,7 @@ def store(folder: Path) -> dict[str, str]:
             for key, found in metrics.items():
                 held[f"{name} metric {key}"] = f"{len(found)} points, {digest(sorted(found))}"
             for key, value in database.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run,)):
-                if key.startswith("cfg."):
+                if key.startswith("cfg.") and key != "cfg.storage":
                     held[f"{name} {key}"] = value
             for file in sorted(Path(uri.removeprefix("file://")).rglob("*.json")):
                 if file.name in ("report.json", "evaluations.json", "diagnostics.json", "distribution_shift.json"):
@@ -129,7 +129,12 @@ def checkpointed(folder: Path) -> dict[str, str]:
     """One training from scratch that leaves checkpoints: their files, the policies, the evaluations."""
     training = replace(load(Finetune, "configs/smoke/finetune.yaml").training, checkpoint_every=2048)
     job = TrainingJob(
-        load_task("configs/tasks/social_nav.yaml"), training, 1, str(folder / "out"), checkpoints=str(folder / "kept")
+        load_task("configs/tasks/social_nav.yaml"),
+        training,
+        1,
+        str(folder / "out"),
+        checkpoints=str(folder / "kept"),
+        checkpoint_key="0" * 36,
     )
     result = train(job, lambda _: None)
     files: dict[str, str] = {}
