@@ -53,8 +53,11 @@ class Called(gym.Wrapper[Any, Any, Any, Any]):
         if self._steps >= self._longest:
             raise BadInput(not_ended(self._task, self._scenario, self._seed, self._longest))
         self._steps += 1
+        # a NumPy integer for Discrete, which can look things up; otherwise a fresh array, which may be written to
         try:
-            observation, reward, terminated, truncated, info = self.env.step(_as_given(self._acts, action))
+            discrete, kind = isinstance(self._acts, spaces.Discrete), np.dtype(self._acts.dtype)
+            given = kind.type(action) if discrete else np.array(action, kind)
+            observation, reward, terminated, truncated, info = self.env.step(given)
             return _as_seen(self._observes, observation), float(reward), terminated, truncated, info or {}
         except RAISED as error:
             self._broken(error)
@@ -119,13 +122,6 @@ def not_ended(task: str, scenario: str, seed: int | None, steps: int) -> str:
         f"task {task!r}: the episode of scenario {scenario!r}, seed {seed}, has not ended after {steps:,} steps; set "
         "`horizon` in the task file to the steps after which an episode is cut, or let the environment end it"
     )
-
-
-def _as_given(space: gym.Space[Any], action: Any) -> Any:
-    """A NumPy integer for Discrete, which can look things up; otherwise a fresh array, which may be written to."""
-    if isinstance(space, spaces.Discrete):
-        return space.dtype.type(action)
-    return np.array(action, space.dtype)
 
 
 def _as_seen(space: gym.Space[Any], observation: Any) -> Any:

@@ -5,7 +5,6 @@ frame is drawn, shrunk by area with Pillow and put into a stack of bytes, once.
 """
 
 import os
-from collections.abc import Callable
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -47,7 +46,14 @@ class CameraView(gym.Wrapper[Any, Any, Any, Any]):
         self.unseen_space = env.observation_space
         image = spaces.Box(0, 255, self._stack.shape, np.uint8)
         self.observation_space = spaces.Dict(image=image, state=env.observation_space) if self._with_state else image
-        draw_plainly(env, size)
+        renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+        if renderer is not None:  # it draws at this size, without what costs most: shadows, reflections, multisampling
+            model = renderer.model
+            model.vis.quality.offsamples = 0
+            model.vis.quality.shadowsize = 0
+            model.mat_reflectance[:] = 0
+            model.vis.global_.offwidth = model.vis.global_.offheight = size
+            renderer.width = renderer.height = size
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.unseen, info = self.env.reset(seed=seed, options=options)
@@ -66,44 +72,27 @@ class CameraView(gym.Wrapper[Any, Any, Any, Any]):
 
     def _frame(self) -> np.ndarray:
         """(channels, size, size) uint8: the environment as it is now."""
-        picture = Image.fromarray(np.ascontiguousarray(_drawn(self.env.render)))
+        try:
+            drawn: Any = self.env.render()
+        except Exception as error:  # whatever graphics libraries raise where there is no display or driver
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise BadInput(
+                f"use_camera: the environment cannot be drawn: {reason}; MuJoCo needs EGL (Debian: apt-get install "
+                "libegl1 libgl1-mesa-dri) or, with MUJOCO_GL=osmesa, OSMesa (libosmesa6)"
+            ) from None
+        if not isinstance(drawn, np.ndarray) or drawn.dtype != np.uint8 or drawn.ndim != 3 or drawn.shape[2] != 3:
+            raise BadInput(f"use_camera: the environment draws a {type(drawn).__name__}, not (height, width, 3) bytes")
+        picture = Image.fromarray(np.ascontiguousarray(drawn))
         if picture.size != (self._size, self._size):
             picture = picture.resize((self._size, self._size), Image.Resampling.BOX)
         frame = np.asarray(picture.convert(self._mode))
         return frame[None] if frame.ndim == 2 else frame.transpose(2, 0, 1)
 
 
-def _drawn(render: Callable[[], Any]) -> np.ndarray:
-    try:
-        frame = render()
-    except Exception as error:  # whatever graphics libraries raise where there is no display or driver
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise BadInput(
-            f"use_camera: the environment cannot be drawn: {reason}; MuJoCo needs EGL (Debian: apt-get install libegl1 "
-            "libgl1-mesa-dri) or, with MUJOCO_GL=osmesa, OSMesa (libosmesa6)"
-        ) from None
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        raise BadInput(f"use_camera: the environment draws a {type(frame).__name__}, not (height, width, 3) bytes")
-    return frame
-
-
 def draw_headless() -> None:
     """Let MuJoCo and pygame draw without a screen, unless the user has chosen how."""
     for variable, value in HEADLESS.items():
         os.environ.setdefault(variable, value)
-
-
-def draw_plainly(env: gym.Env[Any, Any], size: int) -> None:
-    """MuJoCo draws at the size that is asked for, without what costs most: shadows, reflections, multisampling."""
-    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
-    if renderer is None:
-        return
-    model = renderer.model
-    model.vis.quality.offsamples = 0
-    model.vis.quality.shadowsize = 0
-    model.mat_reflectance[:] = 0
-    model.vis.global_.offwidth = model.vis.global_.offheight = size
-    renderer.width = renderer.height = size
 
 
 class ChannelsFirst(gym.ObservationWrapper[Any, Any, Any]):

@@ -34,31 +34,25 @@ class ScaleObservation(gym.ObservationWrapper[Any, Any, Any]):
         if not (np.isfinite(clip) and clip > 0):
             raise ValueError(f"clip = {clip} must be a positive number")
         self._clip = float(clip)
-        space = env.observation_space
-        if isinstance(space, spaces.Dict):
-            if not isinstance(mean, Mapping) or not isinstance(std, Mapping) or set(mean) != set(std):
-                raise ValueError("of a Dict observation, mean and std are mappings with the same keys")
-            if unknown := sorted(set(mean) - set(space.spaces)):
-                raise ValueError(f"the observation has no key {unknown[0]!r}; it has: {', '.join(space.spaces)}")
-            self._figures = {key: _figures(space[key], mean[key], std[key]) for key in mean}
-            parts = {key: self._scaled(key) if key in mean else part for key, part in space.spaces.items()}
-            self.observation_space = spaces.Dict(parts)
-        else:
-            if isinstance(mean, Mapping) or isinstance(std, Mapping):
-                raise ValueError("mean and std are mappings only for a Dict observation")
-            self._figures = {"": _figures(space, mean, std)}
-            self.observation_space = self._scaled("")
-
-    def _scaled(self, key: str) -> spaces.Box:
-        return spaces.Box(-self._clip, self._clip, self._figures[key][0].shape, np.float32)
+        space, keyed = env.observation_space, isinstance(env.observation_space, spaces.Dict)
+        means: Any = mean if isinstance(mean, Mapping) else {"": mean}
+        stds: Any = std if isinstance(std, Mapping) else {"": std}
+        parts: dict[str, Any] = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+        if set(means) != set(stds) or ("" in means) == keyed:
+            raise ValueError("mean and std are mappings with the same keys for a Dict observation, and only for a Dict")
+        if unknown := sorted(set(means) - set(parts)):
+            raise ValueError(f"the observation has no key {unknown[0]!r}; it has: {', '.join(parts)}")
+        self._figures = {key: _figures(parts[key], means[key], stds[key]) for key in means}
+        for key, (center, _) in self._figures.items():
+            parts[key] = spaces.Box(-self._clip, self._clip, center.shape, np.float32)
+        self.observation_space = spaces.Dict(parts) if keyed else parts[""]
 
     def observation(self, observation: Any) -> Any:
         if isinstance(observation, Mapping):
-            scaled = {key: self._scale(key, observation[key]) for key in self._figures}
-            return {**observation, **scaled}
-        return self._scale("", observation)
+            return {**observation, **{key: self._scaled(key, observation[key]) for key in self._figures}}
+        return self._scaled("", observation)
 
-    def _scale(self, key: str, values: Any) -> np.ndarray:
+    def _scaled(self, key: str, values: Any) -> np.ndarray:
         mean, std = self._figures[key]
         return np.clip((np.asarray(values, np.float64) - mean) / std, -self._clip, self._clip).astype(np.float32)
 
