@@ -13,7 +13,7 @@ from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput
 from pipeline.play.demonstrators import Script, scripted
 from pipeline.play.probing import probe_environment, sizes
-from pipeline.report.new_task import summary, task_files
+from pipeline.report.task_files import summary, task_files
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking.host import untested

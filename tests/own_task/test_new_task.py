@@ -17,7 +17,7 @@ from pipeline.errors import BadInput
 from pipeline.names import Tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.probing import Probe, probe_environment, seconds_of_an_update, sizes
-from pipeline.report.new_task import collisions_allowed, success_of, successes, summary, target_of, task_files
+from pipeline.report.task_files import collisions_allowed, success_of, successes, summary, target_of, task_files
 from pipeline.stages.new_task import write_new
 from pipeline.tasks import Task
 from pipeline.tracking.host import untested

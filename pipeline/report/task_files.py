@@ -6,16 +6,19 @@ Everything is written to be edited: what was measured stands beside what was cho
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any, Final
 
 import numpy as np
+from jinja2 import Template
 
 from pipeline.config.loading import to_data
 from pipeline.config.stages import NewTask
 from pipeline.data.observations import LARGEST_NUMBER, unscaled
+from pipeline.errors import printable
 from pipeline.play.probing import ElementSpread, Probe, Sizes
+from pipeline.report.text import environment
 
 SUCCESS_KEYS: Final = ("is_success", "success", "reached_goal", "goal_reached")
 COLLISION_KEYS: Final = ("collision", "is_collision", "collided", "crash", "crashed")
@@ -34,24 +37,23 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
     expert = [] if config.demonstrator else ["train_expert", "promote"]
     collision = _first_of(probe, COLLISION_KEYS)
     success, scaler = success_of(config, probe), _scaler(probe.spreads)
-    target = target_of(config, probe, success)
-    text = _template().render(
-        name=config.name,
+    taken = (success.get("info"), collision)
+    text = _template(
+        "task_files"
+    ).render(
+        config=config,
         env=" ".join(config.env.split()),
-        kwargs=config.kwargs,
-        folder=config.folder,
         task=f"{config.folder}/tasks/{config.name}.yaml",
-        demonstrator=config.demonstrator,
         wrappers=[to_data(wrapper) for wrapper in config.wrappers],
         probe=probe,
         sizes=sizes,
         scaler=scaler,
         scale=scaler["needed"] and not config.demonstrator,  # a script acts on what policies see
         success=success,
-        target=target,
+        target=target_of(config, probe, success),
         collision=collision,
         collisions=collisions_allowed(probe, collision),
-        figures=_further_figures(probe, (success.get("info"), collision)),
+        figures=[key for key in probe.final_keys if key not in taken and _FIGURE_NAME.fullmatch(key)][:MOST_FIGURES],
         stages=[*expert, "collect", "pretrain", "finetune", "compare"],
     )
     parts = re.split(r"^=== (\S+)\n", text, flags=re.MULTILINE)
@@ -126,76 +128,27 @@ def successes(probe: Probe, success: Mapping[str, Any]) -> np.ndarray:
 def summary(
     config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str], untested: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """What was found, what was written, what to beware of, and what to do now.
+    """What was found, what was written, what to beware of, and what to do now (`templates/task_summary.txt`).
 
     `untested`: installed packages in other versions than were tested.
     """
     success = success_of(config, probe)
-    target = target_of(config, probe, success)
-    means = f"info[{success['info']!r}]" if "info" in success else f"a return of {success['return_at_least']:g} or more"
-    guessed = "" if success["known"] else ": A GUESS; set success.return_at_least to what solves the task"
-    lines = [
-        f"new_task: {config.name} is {config.env}: {len(probe.returns)} random episodes, return "
-        f"{probe.returns.mean():.4g} ({probe.returns.min():.4g} to {probe.returns.max():.4g}), "
-        f"{probe.lengths.mean():.0f} steps",
-        f"  observes {_folded(probe.observation_space)}, acts in {_folded(probe.action_space)}",
-        f"  wrote {config.folder}/{files[0]} and {len(files) - 1} stage configs in {config.folder}/{config.name}/",
-        f"  success is {means}{guessed}",
-        f"  solved is {target['figure']} of {target['min']:g} or more: {target['why']}",
-    ]
-    if probe.shown is not None:
-        least, mean, most = probe.shown.min(), probe.shown.mean(), probe.shown.max()
-        told = f"  {config.demonstrator} had a return of {mean:.4g} ({least:.4g} to {most:.4g}) in the same episodes"
-        lines.insert(2, told)
-    lines += [f"  WARNING: {warning}" for warning in _warnings(config, probe, success)]
-    if untested:
-        more = f" and {len(untested) - 3} more" if len(untested) > 3 else ""
-        told = f"{', '.join(untested[:3])}{more}; see docs/own-task.md"
-        lines.append(f"  WARNING: installed in other versions than were tested together: {told}")
-    first = f"records {config.demonstrator}" if config.demonstrator else "trains an expert and puts it through the gate"
-    main = shlex.quote(f"{config.folder}/{config.name}/main.yaml")
-    command = f"mlflow run . -e main --env-manager local -P config={main}"
-    lines.append(f"next: main {first} first, since cloning needs demonstrations; about {sizes.duration}:")
-    return (*lines, f"  {command}")
-
-
-def _warnings(config: NewTask, probe: Probe, success: Mapping[str, Any]) -> Iterator[str]:
-    if not probe.repeatable:
-        beside = " when another environment was played beside it (np.random, or other state that they share?)"
-        yield (
-            f"the same seed and actions did not give the same episode{beside if probe.alone else ''}; nothing will be "
-            "replayed: let everything random follow from reset(seed=...), in a generator of the environment's own"
-        )
-    if probe.starts == 1:
-        yield (
-            "every episode starts with the same observation; if it goes on alike too, demonstrations are copies of "
-            "each other, and validation refuses copies: let reset(seed=...) vary the start"
-        )
-    if probe.outside:
-        yield f"observations leave their space: {probe.outside}; validation will quarantine recordings: mend the space"
-    if probe.drawn:
-        yield f"it declares pictures that cannot be drawn: {probe.drawn}; the report will show none"
     measured = (np.abs(spread.mean) + 2 * spread.std for spread in probe.spreads.values())
-    if config.demonstrator and (unscaled(probe.observation_space) or any((m > LARGEST_NUMBER).any() for m in measured)):
-        yield (
-            f"observations are large and reach the network as they are, since {config.demonstrator} reads them so; the "
-            "task file holds what would scale them, and the demonstrator would have to undo it"
-        )
-    if probe.shown is None:
-        return
-    if not successes(probe, success).any():
-        yield f"{config.demonstrator} never succeeds in {len(probe.shown)} episodes: clones of it will not either"
-    gain = probe.shown - probe.returns
-    if gain.mean() <= 2 * gain.std() / np.sqrt(len(gain)):
-        yield (
-            f"{config.demonstrator} is not shown to be better than random play, which returns "
-            f"{probe.returns.mean():.4g} in the same episodes: there is nothing in it to learn"
-        )
-    if "info" not in success and probe.reward_threshold is not None and probe.shown.mean() < probe.reward_threshold:
-        yield (
-            f"Gymnasium's threshold {probe.reward_threshold:g} for this id is above what {config.demonstrator} "
-            f"reaches, {probe.shown.mean():.4g}; it is not used"
-        )
+    gain = np.zeros(1) if probe.shown is None else probe.shown - probe.returns
+    text = _template("task_summary", finalize=printable).render(
+        config=config,
+        probe=probe,
+        sizes=sizes,
+        files=files,
+        untested=untested,
+        success=success,
+        target=target_of(config, probe, success),
+        large=unscaled(probe.observation_space) or any((m > LARGEST_NUMBER).any() for m in measured),
+        succeeds=probe.shown is not None and successes(probe, success).any(),
+        better=gain.mean() > 2 * gain.std() / np.sqrt(len(gain)),
+        main=shlex.quote(f"{config.folder}/{config.name}/main.yaml"),
+    )
+    return tuple(text.splitlines())
 
 
 def _sure(yes: np.ndarray) -> str:
@@ -233,25 +186,12 @@ def _first_of(probe: Probe, keys: Sequence[str]) -> str | None:
     return next((k for k in keys if k in probe.final_keys and set(probe.final_keys[k]) <= {0.0, 1.0}), None)
 
 
-def _further_figures(probe: Probe, taken: Sequence[str | None]) -> list[str]:
-    return [key for key in probe.final_keys if key not in taken and _FIGURE_NAME.fullmatch(key)][:MOST_FIGURES]
-
-
 def _folded(value: Any) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
-def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # late: no other stage writes YAML by template
-
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "templates"),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(yaml=json.dumps, folded=_folded, figure=lambda value: f"{value:.4g}")
-    return environment.get_template("new_task.txt")
+def _template(name: str, **options: Any) -> Template:
+    found = environment(**options)
+    found.filters.update(yaml=json.dumps, folded=_folded, figure=lambda value: f"{value:.4g}")
+    return found.get_template(f"{name}.txt")
