@@ -40,7 +40,7 @@ from pipeline.data import (
 from pipeline.data.formats.minari import ImportTarget, export_minari, import_minari
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
-from pipeline.learning.checkpoints import CheckpointFolder, to_bytes
+from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
 from pipeline.names import Artifact, Metric, Tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record_episodes
@@ -532,8 +532,7 @@ class Store:
 def checkpoints(folder: Path) -> Path:
     kept = CheckpointFolder(folder, JOB)
     for number in (1, 2):
-        state = {"number": number, "ended": False, "weights": torch.arange(5.0) + number}
-        kept.save(number, to_bytes(state, JOB))
+        kept.save(Checkpoint(number, {"weights": torch.arange(5.0) + number}, {"ended": False, "steps": number}))
     return folder
 
 
@@ -542,7 +541,9 @@ def read_checkpoint(folder: Path) -> None:
     found = CheckpointFolder(folder, JOB).newest()
     if found is None:
         raise BadInput("no checkpoint")
-    if found["number"] not in (1, 2) or found["weights"].tolist() != [found["number"] + k for k in range(5)]:
+    if found.state["steps"] != found.number or found.tensors["weights"].tolist() != [
+        found.number + k for k in range(5)
+    ]:
         raise Broken(f"checkpoint {found} was never written")
 
 

@@ -2,6 +2,7 @@
 
 import atexit
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -10,9 +11,19 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from pipeline.errors import BadInput, shortened
+
+DIGEST_LENGTH: Final = 36  # what MLflow keeps of a dataset's digest; one length for all
+
+
+def digest(*parts: bytes | str) -> str:
+    """SHA-256 over the parts, one after the other, as hexadecimal cut to 36 characters."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part.encode() if isinstance(part, str) else part)
+    return whole.hexdigest()[:DIGEST_LENGTH]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

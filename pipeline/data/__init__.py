@@ -12,7 +12,7 @@ from pipeline.data.metadata import (
     metadata_digest,
     metadata_faults,
     origin_of,
-)  # fmt: skip
+)
 from pipeline.data.trajectories import (
     ARRAYS,
     METRIC_PREFIX,
@@ -25,7 +25,7 @@ from pipeline.data.trajectories import (
     content_digest,
     offsets,
     shape_faults,
-)  # fmt: skip
+)
 
 __all__ = [
     "ARRAYS", "METADATA_DIGEST", "METRIC_PREFIX", "SCHEMA_VERSION", "STEP_ARRAYS", "UNAPPROVED", "UNKNOWN_SEED",

@@ -1,6 +1,5 @@
 """Where a dataset comes from and what it claims to hold: `metadata.json`, every key checked by name."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -21,8 +20,8 @@ from pydantic import (
     ValidationError,
 )  # fmt: skip
 
-from pipeline.data.trajectories import DIGEST_LENGTH
 from pipeline.errors import BadInput, shortened
+from pipeline.files import digest
 from pipeline.names import METADATA_FILE
 
 SCHEMA_VERSION: Final = 1
@@ -118,8 +117,8 @@ class DatasetMetadata:
     @classmethod
     def from_data(cls, data: Any) -> "DatasetMetadata":
         """The inverse of `to_data`. Raises BadInput naming the key, its value and what is allowed."""
-        for fault in metadata_faults(data):
-            raise BadInput(f"{METADATA_FILE}: {fault.key} = {shortened(fault.value)}: {fault.allowed}")
+        for key, value, allowed in metadata_faults(data):
+            raise BadInput(f"{METADATA_FILE}: {key} = {shortened(value)}: {allowed}")
         if data[METADATA_DIGEST] != metadata_digest(data):
             raise BadInput(f"{METADATA_FILE}: metadata_digest does not fit: the file was changed after it was written")
         # as it stands in the file: what was read as a number would be another text, and another digest
@@ -149,29 +148,26 @@ def origin_of(demonstrator: Mapping[str, Any]) -> str:
 def metadata_digest(data: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of every key but `metadata_digest`, cut to 36 characters."""
     rest = {key: value for key, value in data.items() if key != METADATA_DIGEST}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+    return digest(json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=True))
 
 
-@dataclass(frozen=True)
-class MetadataFault:
-    key: str
-    value: Any  # None when the key is missing
-    allowed: str
+def metadata_faults(data: Any) -> list[tuple[str, Any, str]]:
+    """`(key, value or None, what it should be)` for each that is missing, unknown or of the wrong kind.
 
-
-def metadata_faults(data: Any) -> list[MetadataFault]:
-    """Every key that is missing, unknown or of the wrong kind. Contents are judged by `pipeline.validation`."""
+    Contents are judged by `pipeline.validation`.
+    """
     if not isinstance(data, dict):
-        return [MetadataFault("(top level)", data, "should be a JSON object")]
-    faults = [MetadataFault(key, None, "is missing; it must be there") for key in METADATA_KEYS if key not in data]
+        return [("(top level)", data, "should be a JSON object")]
+    faults: list[tuple[str, Any, str]] = [
+        (key, None, "is missing; it must be there") for key in METADATA_KEYS if key not in data
+    ]
     try:
         _FILE.validate_python(data)
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             key = shortened(".".join(map(str, fault["loc"]))).strip("'")
             if fault["type"] == "unexpected_keyword_argument":
-                faults.append(MetadataFault(key, fault["input"], "is not a key of the metadata"))
+                faults.append((key, fault["input"], "is not a key of the metadata"))
             elif fault["loc"][0] in data:
-                faults.append(MetadataFault(key, fault["input"], fault["msg"].removeprefix("Value error, ")))
+                faults.append((key, fault["input"], fault["msg"].removeprefix("Value error, ")))
     return faults

@@ -32,22 +32,24 @@ LARGEST_NUMBER: Final = 100.0
 
 def check_observation_space(space: gym.Space[Any]) -> None:
     """Raise BadInput, by name, unless policies can read such observations and datasets can hold them."""
-    if not isinstance(space, spaces.Dict):
-        if fault := _fault(space):
-            raise BadInput(f"observation space {shortened(space)} is not taken: {fault}; {_FLATTEN}")
-        return
-    for key, part in space.spaces.items():
-        if not FIELD.fullmatch(key):
+    nested, parts = isinstance(space, spaces.Dict), _parts(space)
+    if not parts:
+        raise BadInput("observation space: the Dict has no key")
+    for key, part in parts.items():
+        if nested and not FIELD.fullmatch(key):
             raise BadInput(f"observation space: the key {shortened(key)} must be of letters, digits and _, at most 64")
-        if hasattr(_NAMED, key):  # SB3 keeps a layer of each key under its name
+        if nested and hasattr(_NAMED, key):  # SB3 keeps a layer of each key under its name
             raise BadInput(
                 f"observation space: the key {key!r} is a word of torch.nn.Module's own, which cannot name a layer; "
                 f"give it another name in the environment or in a wrapper"
             )
         if fault := _fault(part):
-            raise BadInput(f"observation space: {key!r} is {shortened(part)}, which is not taken: {fault}; {_FLATTEN}")
-    if not space.spaces:
-        raise BadInput("observation space: the Dict has no key")
+            what = f"{key!r} is {shortened(part)}, which" if nested else shortened(part)
+            raise BadInput(f"observation space: {what} is not taken: {fault}; {_FLATTEN}")
+
+
+def _parts(space: gym.Space[Any]) -> Mapping[str, gym.Space[Any]]:
+    return space.spaces if isinstance(space, spaces.Dict) else {"": space}
 
 
 def unscaled(space: gym.Space[Any]) -> tuple[str, ...]:
@@ -55,9 +57,8 @@ def unscaled(space: gym.Space[Any]) -> tuple[str, ...]:
 
     `Dict(a=Box(0, 255, (128,), uint8), b=Discrete(9))` -> `("a (uint8, up to 255)",)`
     """
-    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     found = []
-    for key, part in parts.items():
+    for key, part in _parts(space).items():
         if not isinstance(part, spaces.Box) or is_image_space(part):  # others are one-hot; a CNN divides by 255
             continue
         whole, ends = part.dtype.kind in "iu", np.abs(np.stack([part.low, part.high]).astype(np.float64))
@@ -71,7 +72,13 @@ def check_action_space(space: gym.Space[Any]) -> None:
     """Raise BadInput, by name, unless PPO can act in it."""
     fault = _fault(space)
     if not fault and isinstance(space, spaces.Box):
-        fault = _fault_of_measured(space)
+        span = span_of(space)
+        if space.dtype.kind != "f":
+            fault = "its numbers are whole; use MultiDiscrete"
+        elif not (span <= WIDEST_SPAN).all():
+            fault = f"it is unbounded; give it bounds in environment.wrappers, {LIMIT}, and leave out ClipAction"
+        elif not (span > 0).all():
+            fault = "the range of an element is empty"
     if not fault and isinstance(space, spaces.MultiBinary) and len(space.shape) != 1:
         fault = "it has more than one axis"
     if fault:
@@ -79,15 +86,6 @@ def check_action_space(space: gym.Space[Any]) -> None:
             f"action space {shortened(space)} cannot be learnt by PPO: {fault}; where no change of the environment is "
             "possible, a gymnasium.ActionWrapper of yours in environment.wrappers (module:Class) can give it another"
         )
-
-
-def _fault_of_measured(space: spaces.Box) -> str:
-    span = span_of(space)
-    if space.dtype.kind != "f":
-        return "its numbers are whole; use MultiDiscrete"
-    if not (span <= WIDEST_SPAN).all():
-        return f"it is unbounded; give it bounds in environment.wrappers, {LIMIT}, and leave out ClipAction"
-    return "" if (span > 0).all() else "the range of an element is empty"
 
 
 def _fault(space: gym.Space[Any]) -> str:
@@ -125,21 +123,17 @@ def to_rows(space: gym.Space[Any], observations: Any) -> np.ndarray:
     return rows
 
 
-def one_row(space: gym.Space[Any], observation: Any) -> np.ndarray:
-    """The observation of one environment as a row, without the axis of slots."""
-    if not isinstance(space, spaces.Dict):
-        return np.asarray(observation, space.dtype)
-    row = np.empty((), row_dtype(space))
-    for key in space.spaces:
-        row[key] = observation[key]
-    return row
-
-
 def batch_of_one(observation: Any) -> Any:
     """What policies and demonstrators are asked with: one observation with the axis of slots."""
     if isinstance(observation, Mapping):
         return {key: batch_of_one(part) for key, part in observation.items()}
     return np.asarray(observation)[None]
+
+
+def one_row(space: gym.Space[Any], observation: Any) -> np.ndarray:
+    """The observation of one environment as a row, without the axis of slots."""
+    rows = to_rows(space, batch_of_one(observation))
+    return rows.reshape(rows.shape[1:])
 
 
 def from_rows(rows: np.ndarray) -> Any:
@@ -182,11 +176,10 @@ def join_fields(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.nda
     fields = {key.removeprefix(prefix): array for key, array in sorted(arrays.items()) if key.startswith(prefix)}
     if not fields:
         return dict(arrays)
-    lengths = {key: len(array) if array.ndim else None for key, array in fields.items()}
-    if name in arrays or len(set(lengths.values())) != 1 or None in lengths.values():
-        raise BadInput(f"{name} must be one array, or fields of equally many rows, got {shortened(lengths)}")
-    count = len(next(iter(fields.values())))
-    rows = np.empty(count, [(key, array.dtype, array.shape[1:]) for key, array in fields.items()])
+    counts = {array.shape[:1] for array in fields.values()}
+    if name in arrays or len(counts) != 1 or () in counts:
+        raise BadInput(f"{name} must be one array, or fields of equally many rows, got {shortened(counts)}")
+    rows = np.empty(counts.pop(), [(key, array.dtype, array.shape[1:]) for key, array in fields.items()])
     for key, array in fields.items():
         rows[key] = array
     return {**{key: array for key, array in arrays.items() if not key.startswith(prefix)}, name: rows}

@@ -14,9 +14,9 @@ import numpy as np
 
 from pipeline.data.observations import split_fields
 from pipeline.errors import BadInput, shortened
+from pipeline.files import DIGEST_LENGTH
 from pipeline.names import Metric
 
-DIGEST_LENGTH: Final = 36  # what MLflow keeps of a dataset digest
 UNKNOWN_SEED: Final = -1  # of an imported episode whose seed nobody wrote down
 STEP_ARRAYS: Final = ("actions", "executed_actions", "rewards", "terminations", "truncations")
 EPISODE_ARRAYS: Final = ("lengths", "seeds", "scenarios")
@@ -221,13 +221,12 @@ def content_digest(trajectories: Trajectories) -> str:
 
 def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
     """`content_digest` of the arrays of `Trajectories.to_arrays`."""
-    digest = hashlib.sha256()
-    plain = split_fields(arrays)
-    for name in sorted(plain):
-        array = np.ascontiguousarray(plain[name])
+    whole = hashlib.sha256()
+    for name, array in sorted(split_fields(arrays).items()):
+        array = np.ascontiguousarray(array)
         if array.dtype.kind == "U":  # how far texts are padded is no content
             array = np.array(array.tolist(), dtype=np.str_)
-        digest.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())
+        whole.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())
         if array.size:
-            digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()[:DIGEST_LENGTH]
+            whole.update(array.reshape(-1).view(np.uint8).data)
+    return whole.hexdigest()[:DIGEST_LENGTH]

@@ -11,12 +11,12 @@ from pipeline.policies.artifact import (
     tensor_digests,
     tensors_of,
     weights_digest,
-)  # fmt: skip
-from pipeline.policies.networks import build_policy, images_in, network_of, policy_arguments, policy_class
-from pipeline.policies.probe import PROBE_COUNT, batch_digest, probe_batch
+)
+from pipeline.policies.networks import build_policy, network_of, policy_arguments, policy_class
+from pipeline.policies.transfer import probe_batch
 
 __all__ = [
-    "PROBE_COUNT", "WRAPPERS", "ActFunction", "Observations", "act_function", "batch_digest", "build_policy",
-    "images_in", "load_policy", "load_tensors", "network_of", "policy_arguments", "policy_class", "policy_digest",
-    "probe_batch", "read_spec", "save_policy", "tensor_digests", "tensors_of", "weights_digest",
+    "WRAPPERS", "ActFunction", "Observations", "act_function", "build_policy", "load_policy", "load_tensors",
+    "network_of", "policy_arguments", "policy_class", "policy_digest", "probe_batch", "read_spec", "save_policy",
+    "tensor_digests", "tensors_of", "weights_digest",
 ]  # fmt: skip

@@ -9,7 +9,6 @@ them, and the tensors must fit it exactly, by name, shape and dtype, and be fini
     actions = act(observations)           # (n, *obs_shape) -> (n, *act_shape)
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,12 +30,11 @@ from pipeline.config.loading import validate
 from pipeline.config.training import Network
 from pipeline.data.spaces import space_from_json, space_to_json
 from pipeline.errors import BadInput, shortened
-from pipeline.files import strict_json, write_folder
+from pipeline.files import digest, strict_json, write_folder
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
 from pipeline.policies.networks import action_distribution, build_policy, images_in, network_of
 
 FORMAT_VERSION: Final = 1
-DIGEST_LENGTH: Final = 36  # MLflow allows no longer digest of a dataset; one length for all
 MAX_SPEC_BYTES: Final = 1_000_000
 MAX_WEIGHT_BYTES: Final = 1_000_000_000
 MAX_LAYERS: Final = 16
@@ -67,12 +65,11 @@ def save_policy(policy: ActorCriticPolicy, folder: str | Path, provenance: Mappi
 
 def policy_digest(folder: str | Path) -> str:
     """sha256 over both files, cut to 36 hex characters. Raises BadInput when one is missing."""
-    digest = hashlib.sha256()
+    parts: list[bytes | str] = []
     for name, limit in ((POLICY_WEIGHTS_FILE, MAX_WEIGHT_BYTES), (POLICY_SPEC_FILE, MAX_SPEC_BYTES)):
         content = _read(Path(folder) / name, limit)
-        digest.update(f"{name}:{len(content)}:".encode())
-        digest.update(content)
-    return digest.hexdigest()[:DIGEST_LENGTH]
+        parts += [f"{name}:{len(content)}:", content]
+    return digest(*parts)
 
 
 @dataclass(frozen=True)
@@ -193,11 +190,9 @@ def tensor_digests(policy: ActorCriticPolicy) -> dict[str, str]:
 
 def weights_digest(policy: ActorCriticPolicy) -> str:
     """One sha256 (36 characters) over all tensors with their names: equal exactly when every weight is equal."""
-    text = json.dumps(tensor_digests(policy), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+    return digest(json.dumps(tensor_digests(policy), sort_keys=True))
 
 
 def array_digest(array: np.ndarray) -> str:
     """sha256 (36 characters) over dtype, shape and bytes."""
-    head = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()[:DIGEST_LENGTH]
+    return digest(f"{array.dtype.str}{array.shape}", array.tobytes())

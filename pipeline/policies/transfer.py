@@ -5,10 +5,12 @@ and PPO proves before its first step that it starts from the artifact.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from math import isfinite
-from typing import Literal
+from typing import Any, Final, Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -18,10 +20,19 @@ from pipeline.config.base import configuration
 from pipeline.config.loading import parse_json, validate
 from pipeline.config.training import Network
 from pipeline.errors import BadInput, shortened
-from pipeline.policies.acting import act_function
-from pipeline.policies.artifact import load_policy, load_tensors, policy_digest, tensor_digests, tensors_of
+from pipeline.files import digest
+from pipeline.policies.acting import Observations, act_function
+from pipeline.policies.artifact import (
+    array_digest,
+    load_policy,
+    load_tensors,
+    policy_digest,
+    tensor_digests,
+    tensors_of,
+)
 from pipeline.policies.networks import images_in, network_of
-from pipeline.policies.probe import PROBE_COUNT, batch_digest, probe_batch
+
+PROBE_COUNT: Final = 256
 
 
 @configuration
@@ -124,3 +135,32 @@ def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_s
         with torch.no_grad():
             policy.log_std.fill_(float(np.log(initial_std)))
     return proof
+
+
+def probe_batch(observation_space: gym.Space[Any], count: int = PROBE_COUNT) -> Observations:
+    """Fixed observations to compare two policies on: uniform where bounded, standard normal elsewhere.
+
+    The same space gives the same bits.
+    """
+    rng = np.random.default_rng(0)
+
+    def probe(space: gym.Space[Any]) -> np.ndarray:
+        shape = (count, *(space.shape or ()))
+        if isinstance(space, spaces.Box):
+            low, high = (np.asarray(b, np.float64) for b in (space.low, space.high))
+            bounded = np.isfinite(low) & np.isfinite(high) & (high - low < 1e6)
+            uniform = rng.random(shape) * np.where(bounded, high - low, 0.0) + np.where(bounded, low, 0.0)
+            return np.where(bounded, uniform, np.clip(rng.standard_normal(shape), low, high)).astype(space.dtype)
+        choices = 2 if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", getattr(space, "n", 2))
+        return rng.integers(choices, size=shape).astype(space.dtype)
+
+    if isinstance(observation_space, spaces.Dict):
+        return {key: probe(observation_space[key]) for key in sorted(observation_space.spaces)}
+    return probe(observation_space)
+
+
+def batch_digest(batch: Observations) -> str:
+    """sha256 (36 characters) over dtype, shape and bytes of an array, or of a mapping of arrays with their names."""
+    if isinstance(batch, Mapping):
+        return digest(json.dumps({key: array_digest(array) for key, array in batch.items()}, sort_keys=True))
+    return array_digest(batch)

@@ -12,9 +12,9 @@ from pipeline.config.loading import to_data, to_yaml
 from pipeline.config.sweep import Sweep
 from pipeline.errors import BadInput, say
 from pipeline.executors.local import News, TrainingPool
+from pipeline.learning.callbacks import select_figure
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import TrainingEvent, TrainingResult
-from pipeline.learning.schedule import select_figure
 from pipeline.names import EVAL_PREFIX, SWEEP_FRESH, Artifact, Metric, Tag
 from pipeline.play.evaluation import point_figures
 from pipeline.report.sweep import SweepReport, kind, sweep_markdown, sweep_pictures

@@ -11,9 +11,9 @@ from pipeline.config.stages import TrainExpert
 from pipeline.config.sweep import Sweep
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput
+from pipeline.learning.callbacks import next_evaluation
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job
-from pipeline.learning.schedule import next_evaluation
 from pipeline.names import Metric
 from pipeline.tasks import Task
 

@@ -168,8 +168,8 @@ def validate(source: str | Path | tuple[Trajectories, DatasetMetadata], context:
 @rule("Every metadata key is there, of the right kind, and none that nobody reads.")
 def metadata_complete(dataset: Dataset, context: Context) -> Findings:
     faults = metadata_faults(dataset.metadata)
-    for fault in faults:
-        yield Finding(shortened(fault.value), fault.allowed, f"metadata key {fault.key}: {fault.allowed}")
+    for key, value, allowed in faults:
+        yield Finding(shortened(value), allowed, f"metadata key {key}: {allowed}")
     if not faults:
         dataset.notes.append(f"demonstrations: {origin_of(dataset.metadata['demonstrator'])}")
 

@@ -11,7 +11,7 @@ from pipeline.envs.camera import CameraView, ChannelsFirst
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.play.filming import view_again
-from pipeline.policies import images_in
+from pipeline.policies.networks import images_in
 from pipeline.tasks import Purpose
 
 EPISODE = Episode("default", 5)

@@ -11,14 +11,13 @@ from pipeline.config.training import Network
 from pipeline.errors import BadInput
 from pipeline.policies import (
     act_function,
-    batch_digest,
     build_policy,
     policy_digest,
     probe_batch,
     save_policy,
     tensor_digests,
 )
-from pipeline.policies.transfer import Transfer, transfer
+from pipeline.policies.transfer import Transfer, batch_digest, transfer
 
 OBSERVATIONS = spaces.Box(-1, 1, (3,), np.float32)
 TORQUE, CHOICE = spaces.Box(-2, 2, (1,), np.float32), spaces.Discrete(3)

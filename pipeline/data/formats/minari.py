@@ -36,6 +36,7 @@ from pipeline.data.metadata import DatasetMetadata
 from pipeline.data.spaces import DTYPES, space_from_json, space_to_json
 from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories, content_digest
 from pipeline.errors import BadInput, shortened
+from pipeline.files import DIGEST_LENGTH
 
 MAIN_FILE: Final = "main_data.hdf5"
 OUR_METADATA: Final = "demonstrations"  # key of Minari's metadata.json under which ours stands
@@ -139,19 +140,10 @@ def import_minari(folder: str | Path, target: ImportTarget | None = None) -> tup
     go with the file. Rewards of other libraries become float32. Validate the result before it is used.
     """
     data = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
-    described = _read_description(data / "metadata.json")
-    observation_space, action_space = (_space(described, key) for key in ("observation_space", "action_space"))
-    images = [s for s in (observation_space, action_space) if s.dtype == np.uint8 and len(s.shape or ()) in (2, 3)]
-    if images and described.get("jpeg_encoding", True):
-        raise BadInput(
-            "minari dataset: its images are stored as JPEG, which loses information; export it again without"
-        )
-    episodes = _read_episodes(data / MAIN_FILE)
-    for index, episode in enumerate(episodes):
-        lengths = {name: len(array) for name, array in episode.arrays.items()}
-        steps = lengths["rewards"]
-        if lengths != {**dict.fromkeys(lengths, steps), "observations": steps + 1}:
-            raise BadInput(f"minari dataset: episode {index} holds {lengths}; it needs one observation more than steps")
+    try:
+        described, (observation_space, action_space), episodes = _read(data)
+    except _DAMAGE as error:
+        raise BadInput(f"minari dataset: cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
     if target is None:
         return _ours(episodes, described)
     task = target.task.config
@@ -160,7 +152,7 @@ def import_minari(folder: str | Path, target: ImportTarget | None = None) -> tup
     figures = [_figures(index, episode, target.task) for index, episode in enumerate(episodes)]
     trajectories = _assemble(episodes, [target.scenario] * len(episodes), figures)
     with open(data / MAIN_FILE, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:36]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
     demonstrator = {
         "kind": "imported",
         "name": _text(described.get("dataset_id")),
@@ -308,44 +300,42 @@ def _text(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_METADATA_BYTES:
-            raise BadInput(
-                f"minari dataset: no {path.name} of at most {MAX_METADATA_BYTES} bytes in {str(path.parent)!r}"
-            )
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except _DAMAGE as error:
-        raise BadInput(f"minari dataset: {path.name} cannot be read: {shortened(str(error))}") from None
+def _read(data: Path) -> tuple[dict[str, Any], list[spaces.Space], list[_StoredEpisode]]:
+    """What a set says of itself, the spaces of its observations and actions, and its episodes."""
+    path = data / "metadata.json"
+    if not path.is_file() or path.stat().st_size > MAX_METADATA_BYTES:
+        raise BadInput(f"minari dataset: no {path.name} of at most {MAX_METADATA_BYTES} bytes in {str(data)!r}")
+    described = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(described, dict) or described.get("data_format") != "hdf5":
         raise BadInput(f"minari dataset: only the HDF5 format is read, {path.name} does not say data_format = 'hdf5'")
-    return described
-
-
-def _space(described: Mapping[str, Any], key: str) -> spaces.Space:
-    """A space in Minari's own JSON, which is no larger than its text as long as its numbers are of a size we know."""
-    try:
-        data = json.loads(described[key])
-        if data["type"] not in KINDS or data.get("dtype", DTYPES[0]) not in DTYPES:
-            raise ValueError(f"{shortened(data)}; read are {', '.join(KINDS)} of {', '.join(DTYPES)}")
-        return space_from_json(space_to_json(deserialize_space(data)))
-    except _DAMAGE as error:
-        raise BadInput(f"minari dataset: {key} is no space: {shortened(str(error))}") from None
-
-
-def _read_episodes(path: Path) -> list[_StoredEpisode]:
-    try:
-        size = path.stat().st_size
-        if not path.is_file() or size > MAX_FILE_BYTES:
-            raise BadInput(f"minari dataset: {path.name} has {size} bytes, allowed is a file of {MAX_FILE_BYTES}")
-        with h5py.File(path, "r") as file:
-            reader = _Hdf5Reader(_SPARE_BYTES + _EXPANSION * size)
-            count = len(file)
-            if not 1 <= count <= MAX_EPISODES:
-                raise BadInput(f"minari dataset: it holds {count} episodes, allowed are 1 to {MAX_EPISODES}")
-            return [reader.episode(file, f"episode_{index}") for index in range(count)]
-    except _DAMAGE as error:
-        raise BadInput(f"minari dataset: {path.name} cannot be read: {shortened(str(error))}") from None
+    found = []
+    for key in ("observation_space", "action_space"):
+        # Minari's reader makes no more of such JSON than its text, as long as its numbers are of a size we know
+        said = json.loads(described[key])
+        if said["type"] not in KINDS or said.get("dtype", DTYPES[0]) not in DTYPES:
+            raise BadInput(f"minari dataset: {key} is {shortened(said)}; read are {', '.join(KINDS)} of plain numbers")
+        found.append(space_from_json(space_to_json(deserialize_space(said))))
+    if described.get("jpeg_encoding", True) and any(
+        space.dtype == np.uint8 and len(space.shape or ()) in (2, 3) for space in found
+    ):
+        raise BadInput(
+            "minari dataset: its images are stored as JPEG, which loses information; export it again without"
+        )
+    path = data / MAIN_FILE
+    size = path.stat().st_size
+    if not path.is_file() or size > MAX_FILE_BYTES:
+        raise BadInput(f"minari dataset: {path.name} has {size} bytes, allowed is a file of {MAX_FILE_BYTES}")
+    with h5py.File(path, "r") as file:
+        reader, count = _Hdf5Reader(_SPARE_BYTES + _EXPANSION * size), len(file)
+        if not 1 <= count <= MAX_EPISODES:
+            raise BadInput(f"minari dataset: it holds {count} episodes, allowed are 1 to {MAX_EPISODES}")
+        episodes = [reader.episode(file, f"episode_{index}") for index in range(count)]
+    for index, episode in enumerate(episodes):
+        lengths = {name: len(array) for name, array in episode.arrays.items()}
+        steps = lengths["rewards"]
+        if lengths != {**dict.fromkeys(lengths, steps), "observations": steps + 1}:
+            raise BadInput(f"minari dataset: episode {index} holds {lengths}; it needs one observation more than steps")
+    return described, found, episodes
 
 
 class _Hdf5Reader:
