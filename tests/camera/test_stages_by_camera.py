@@ -68,6 +68,7 @@ def configs(store, tmp_path, in_repository):
     return write
 
 
+@pytest.mark.slow
 def test_main_with_use_camera_goes_from_numbers_to_pictures_to_the_report(configs):
     paths = configs()
     outcome = run_stage("main", paths["main"], {}, {"use_camera": "true", "matched_seeds": "2"})

@@ -298,7 +298,14 @@ def test_an_environment_that_is_refused_is_closed(counted):
 
 
 @pytest.mark.parametrize(
-    ("name", "by"), [("Same", "walk"), ("InPlace", "walk"), ("Table", "pick"), ("Endless", "pick")]
+    ("name", "by"),
+    [
+        ("Table", "pick"),
+        *(
+            pytest.param(*odd, marks=pytest.mark.slow)
+            for odd in (("Same", "walk"), ("InPlace", "walk"), ("Endless", "pick"))
+        ),
+    ],
 )
 def test_a_user_goes_from_the_environment_to_a_clone(name, by, counted, store, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
@@ -364,6 +371,7 @@ def _runs(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("careless", [False, True])
 def test_a_training_of_an_environment_with_a_process_of_its_own_ends_and_leaves_none(tmp_path, careless):
     (result,) = run_side_by_side([simulated(tmp_path, careless)], 1, lambda index, event: None)
@@ -371,6 +379,7 @@ def test_a_training_of_an_environment_with_a_process_of_its_own_ends_and_leaves_
     assert not still_there(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_or_killed_takes_its_environments_processes_with_it(tmp_path):
     for how in ("stopped", "killed"):
         (tmp_path / how).mkdir()

@@ -70,6 +70,7 @@ def test_the_document_names_what_it_gives_and_four_commands():
     assert [command.split()[4] for command in COMMANDS] == ["new_task", "main"] * 2
 
 
+@pytest.mark.slow
 def test_an_environment_of_the_readers_comes_to_a_report(project, capfd):
     assert execute(COMMANDS[0]) == 0, capfd.readouterr().err
     shrink(project / "configs" / "corridor")
