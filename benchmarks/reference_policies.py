@@ -35,7 +35,7 @@ def play(policy: Actor, names: list[str], each: int) -> list[dict]:
     slots = ActorSlots(policy, env.num_envs, env.action_space)
     observations = env.reset()
     while env.running.any():
-        observations, _, done, infos = env.step(slots.act(observations, env.running)[1])
+        observations, _, done, infos = env.step(slots.act(observations, env.running))
         slots.ended(done)
         outcomes += [infos[i]["outcome"] for i in np.flatnonzero(done)]
     return outcomes

@@ -328,7 +328,7 @@ class _Driver(dagger.InteractiveTrajectoryCollector):
         everywhere = np.ones(self.num_envs, bool)
 
         def answer(observations: Any, state: Any, starts: Any) -> tuple[np.ndarray, None]:
-            return self._slots.act(observations, everywhere)[0], None
+            return self._slots.act(observations, everywhere), None
 
         played = rollout.generate_trajectories(answer, self, rollout.make_min_episodes(episodes), rng=self.rng)
         return rollout.flatten_trajectories(played)

@@ -70,20 +70,20 @@ class ActorSlots:
         self._instances = [actor.make() for _ in range(slots)] if isinstance(actor, Script) else []
         self._starts = np.ones(slots, bool)  # slots whose next observation is the first of an episode
 
-    def act(self, observations: Observations, running: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Actions of the running slots (r, *act_shape), and of all slots (n, *act_shape) with zeros for idle ones.
+    def act(self, observations: Observations, running: np.ndarray) -> np.ndarray:
+        """Actions of all slots (n, *act_shape), zeros where nothing is running (n,) bool.
 
         Raises BadInput when a script answers what is not an action of the space.
         """
         if isinstance(self._actor, Script):
-            clean = self._one_by_one(self._actor.name, observations, np.flatnonzero(running))
+            chosen = self._one_by_one(self._actor.name, observations, np.flatnonzero(running))
         else:
-            clean = self._actor(observations if running.all() else rows_of(observations, running))
+            chosen = self._actor(observations if running.all() else rows_of(observations, running))
         if running.all():
-            return clean, clean
-        actions = np.zeros((len(running), *clean.shape[1:]), clean.dtype)
-        actions[running] = clean
-        return clean, actions
+            return chosen
+        actions = np.zeros((len(running), *chosen.shape[1:]), chosen.dtype)
+        actions[running] = chosen
+        return actions
 
     def ended(self, dones: np.ndarray) -> None:
         """The episodes of these slots (n,) bool are over."""

@@ -84,7 +84,7 @@ def run_episodes(
     own = closing(evaluation_env(task, min(n_envs, len(episodes)))) if env is None else nullcontext(env)
     with own as chosen:
         for step in play(task, chosen, actor, episodes):
-            histogram.add(step.clean)
+            histogram.add(step.actions[step.running])
             finished |= {info["episode_spec"]: task.outcome(info) for info in step.ended.values()}
     metrics = {name: _column(finished, episodes, name) for name in finished[episodes[0]]}
     for name, values in metrics.items():

@@ -1,6 +1,6 @@
 """Where two results that should be equal first differ, bit for bit. None when they are equal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -108,18 +108,17 @@ def between_policies(before: Path, now: Path) -> str | None:
 
 def between_evaluations(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The earliest evaluation of a training, as `evaluations.json` holds them, in which a figure differs."""
-    theirs, ours = _points(before), _points(now)
-    for (place, a), (other, b) in zip(theirs, ours, strict=False):
+    theirs, ours = (
+        {
+            **{f"evaluation at step {point['timestep']}": point["figures"] for point in record["evaluations"]},
+            "final evaluation": record["final_figures"],
+        }
+        for record in (before, now)
+    )
+    for (place, a), (other, b) in zip(theirs.items(), ours.items(), strict=False):
         if place != other:
             return f"{other} (was {place})"
         for figure in dict.fromkeys((*a, *b)):
             if repr(a.get(figure)) != repr(b.get(figure)):
                 return f"{place}: {figure} {b.get(figure)!r} (was {a.get(figure)!r})"
-    if len(theirs) != len(ours):
-        return f"{len(ours)} evaluations (were {len(theirs)})"
     return None
-
-
-def _points(record: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, float]]]:
-    points = [(f"evaluation at step {point['timestep']}", point["figures"]) for point in record["evaluations"]]
-    return [*points, ("final evaluation", record["final_figures"])]

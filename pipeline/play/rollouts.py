@@ -1,7 +1,7 @@
 """Whoever acts, let loose in environments: the one loop that plays many episodes side by side, and the one for one.
 
 for step in play(task, env, actor, episodes):      # every slot of a vectorised environment, step by step
-    step.observations, step.clean, step.rewards
+    step.observations, step.actions, step.rewards
 
 for moment in play_alone(env, seed, choose):       # one episode in one environment, from its start
     moment.observation, moment.reward, moment.over
@@ -49,8 +49,7 @@ class Step:
 
     running: np.ndarray  # (n,) bool
     observations: Observations  # (n, *obs_shape)
-    clean: np.ndarray  # (r, *act_shape) what the actor chose in the running slots
-    actions: np.ndarray  # (n, *act_shape) the same, zeros for idle slots
+    actions: np.ndarray  # (n, *act_shape) what the actor chose; zeros in idle slots
     executed: np.ndarray  # (n, *act_shape) what the environments were given
     rewards: np.ndarray  # (n,) float32
     ended: dict[int, dict[str, Any]]  # slot -> info of the episode that ended in it (`EpisodeVecEnv`)
@@ -83,11 +82,10 @@ def play(
     observations: Observations = env.reset()
     while env.running.any():
         running = env.running.copy()
-        clean, actions = slots.act(observations, running)
-        executed = actions
+        actions = executed = slots.act(observations, running)
         if noise is not None:
             executed = actions.copy()
-            executed[running] = noise.disturb(clean, np.flatnonzero(running))
+            executed[running] = noise.disturb(actions[running], np.flatnonzero(running))
         lengths += running
         if lengths.max() > LONGEST_BATCHED:
             endless = played[int(lengths.argmax())]
@@ -96,7 +94,7 @@ def play(
         slots.ended(dones)
         ended = {slot: infos[slot] for slot in np.flatnonzero(dones).tolist()}
         waiting -= {info["episode_spec"] for info in ended.values()}
-        yield Step(running, observations, clean, actions, executed, rewards, ended)
+        yield Step(running, observations, actions, executed, rewards, ended)
         observations = after
     if waiting:
         raise RuntimeError(f"the environment did not finish {len(waiting)} episodes, one is {waiting.pop()}")
@@ -192,4 +190,4 @@ def from_record(actions: np.ndarray) -> Choose:
 def from_actor(actor: Actor, action_space: gym.Space[Any]) -> Choose:
     """What a policy or a script does in an episode that is about to begin."""
     slot = ActorSlots(actor, 1, action_space)
-    return lambda observation: slot.act(batch_of_one(observation), np.ones(1, bool))[0][0]
+    return lambda observation: slot.act(batch_of_one(observation), np.ones(1, bool))[0]

@@ -65,7 +65,8 @@ def test_a_policy_of_pictures_is_what_was_saved(cloned, artifact):
 
 def test_the_width_of_the_network_is_part_of_the_artifact(artifact, tmp_path):
     spec = json.loads((tmp_path / "clone" / POLICY_SPEC_FILE).read_text())
-    for width, message in ((31, "its network needs"), (0, "image_features"), (None, "its network needs"), (10**8, "larg")):
+    needs = "its network needs"
+    for width, message in ((31, needs), (0, "image_features"), (None, needs), (10**8, "larg")):
         network = {key: value for key, value in spec["network"].items() if key != "image_features"}
         if width is not None:
             network["image_features"] = width
