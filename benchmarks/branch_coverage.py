@@ -1,4 +1,4 @@
-"""Branch coverage of the gate, the validator, the checkpoint writer and the outbox by the tests of their rooms.
+"""Branch coverage of the gate, the validator, the checkpoint writer and the spool by the tests of their rooms.
 
     python benchmarks/branch_coverage.py
 
@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("gate.py", "validation/*", "learning/checkpoints.py", "tracking/outbox.py")
-TESTS = ("tests/gate", "tests/validation", "tests/learning/test_checkpoints.py", "tests/tracking/test_outbox.py")
+MODULES = ("gate.py", "validation/*", "learning/checkpoints.py", "tracking/spool.py")
+TESTS = ("tests/gate", "tests/validation", "tests/learning/test_checkpoints.py", "tests/tracking/test_spool.py")
 
 
 def main() -> int:

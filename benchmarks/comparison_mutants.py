@@ -1,6 +1,6 @@
 """Change one comparison after the other in what says no, and count how often the tests of its room notice.
 
-    python benchmarks/comparison_mutants.py [--modules gate outbox ...] [--share 0.25] [--list]
+    python benchmarks/comparison_mutants.py [--modules gate spool ...] [--share 0.25] [--list]
 
 Mutants: `<` and `<=` (`>` and `>=`) swapped, `==` and `!=`, `is`, `in` and their opposites, `and` and `or`, `not` left
 out, and numbers in comparisons one more and one less. Each runs in a child process with the changed module in the place
@@ -34,7 +34,7 @@ VALIDATION = (
 ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> module, its tests: the quickest first
     "gate": ("pipeline.gate", ("tests/gate/test_gate.py",)),
     "checkpoints": ("pipeline.learning.checkpoints", ("tests/learning/test_checkpoints.py",)),
-    "outbox": ("pipeline.tracking.outbox", ("tests/tracking/test_outbox.py",)),
+    "spool": ("pipeline.tracking.spool", ("tests/tracking/test_spool.py",)),
     **{
         name: (f"pipeline.validation.{name}", tuple(f"tests/validation/{test}" for test in VALIDATION))
         for name in (

@@ -49,9 +49,9 @@ from pipeline.stages import collect, promote, validate  # noqa: F401
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.models import fetch_version
-from pipeline.tracking.outbox import Outbox, outbox_folder
 from pipeline.tracking.registry import approvals, require_approved
 from pipeline.tracking.runs import search
+from pipeline.tracking.spool import FILE, Spool, spool_folder
 from pipeline.tracking.store import connect
 
 TASK = "configs/tasks/social_nav.yaml"
@@ -200,8 +200,8 @@ def broken(stage: str, ended: bool = False) -> list[str]:
         except (BadInput, KeyError) as error:
             found.append(f"a dataset claims to be validated: {error!r}")
     found += _broken_versions(client, ended)
-    if (outbox_folder() / "outbox.db").exists():
-        Outbox().next(1_000)
+    if (spool_folder() / FILE).exists():
+        Spool().next(1_000)
     running = search(client, {}, status="RUNNING")
     if ended and running:
         found.append(f"{len(running)} runs are open")

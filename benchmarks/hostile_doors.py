@@ -57,9 +57,10 @@ from pipeline.tasks import Purpose, Task
 from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.groups import read_evaluations, read_training
 from pipeline.tracking.host import git_state
-from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.operations import Tags
 from pipeline.tracking.reuse import read_key
 from pipeline.tracking.runs import read_config, read_task, read_text_artifact, search
+from pipeline.tracking.spool import FILE, Spool
 from pipeline.tracking.store import connect, experiment_id
 from pipeline.validation import Context
 from pipeline.validation import validate as validate_dataset
@@ -114,7 +115,7 @@ def doors(root: Path) -> tuple[Door, ...]:
         Door("Minari set", read_minari, minari_sets(root / "minari"), 10),
         Door("record of a run", store.read_record, (store.record(root / "record" / "0"),), 10),
         Door("checkpoint", read_checkpoint, (checkpoints(root / "checkpoint" / "0"),), 3),
-        Door("outbox", read_outbox, (outbox(root / "outbox" / "0"),), 3),
+        Door("spool", read_spool, (spool(root / "spool" / "0"),), 3),
     )
 
 
@@ -547,28 +548,27 @@ def read_checkpoint(folder: Path) -> None:
         raise Broken(f"checkpoint {found} was never written")
 
 
-def outbox(folder: Path) -> Path:
-    box = Outbox(_fresh(folder))
-    for number in range(20):
-        box.append(NOT_THERE, {"do": "tags", "tags": {"a": "x" * 50}}, number + 1)
-    box._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    box.close()
-    for name in ("outbox.db-wal", "outbox.db-shm"):
+def spool(folder: Path) -> Path:
+    kept = Spool(_fresh(folder))
+    for _ in range(20):
+        kept.append(NOT_THERE, Tags(tags={"a": "x" * 50}))
+    kept._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    kept.close()
+    for name in (f"{FILE}-wal", f"{FILE}-shm"):
         (folder / name).unlink(missing_ok=True)
     return folder
 
 
-def read_outbox(folder: Path) -> None:
-    box = Outbox(folder)
+def read_spool(folder: Path) -> None:
+    kept = Spool(folder)
     try:
-        box.waiting()
-        box.refusals()
-        box.last_number(NOT_THERE)
-        for record in box.next(100):
-            box.trying(record)
-        box.append(NOT_THERE, {"do": "tags", "tags": {}})
+        kept.waiting()
+        kept.refusals()
+        for record in kept.next(100):
+            kept.files(record)
+        kept.append(NOT_THERE, Tags(tags={}))
     finally:
-        box.close()
+        kept.close()
 
 
 def damaged_files(door: Door, sample: Path) -> list[str]:

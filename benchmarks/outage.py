@@ -3,7 +3,7 @@
     python benchmarks/outage.py [--steps 1200000] [--outages hang-2 hang-60 gone-60 forever]
 
 `hang-2`: it takes connections and answers nothing for 2 s; `gone-60`: it is killed and started again after 60 s;
-`forever`: it is killed and the training ends without it. Then a record is torn off the end of the outbox, `sync` is
+`forever`: it is killed and the training ends without it. Then a record is torn off the end of the spool, `sync` is
 killed by SIGKILL in its middle, and run again. Every point of the store is compared with what the training said; rows
 that are there twice count as wrong. Exit code 1 when a point is missing or there twice.
 """
@@ -34,9 +34,9 @@ from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.learning.ppo import train
 from pipeline.names import EVAL_PREFIX, Tag
 from pipeline.play.evaluation import point_figures
-from pipeline.tracking import operations
-from pipeline.tracking.outbox import Outbox, outbox_folder
+from pipeline.tracking.operations import Metrics, measured
 from pipeline.tracking.runs import open_run
+from pipeline.tracking.spool import FILE, Spool, spool_folder
 from pipeline.tracking.training import seed_runs
 
 WANTED_MS = 50.0
@@ -63,7 +63,7 @@ def outage(job: TrainingJob, kind: str, folder: Path) -> int:
     server = LocalServer(folder)
     server.start()
     os.environ["MLFLOW_TRACKING_URI"] = server.uri
-    os.environ["PIPELINE_OUTBOX"] = str(folder / "outbox")
+    os.environ["PIPELINE_SPOOL"] = str(folder / "spool")
     os.environ["PIPELINE_PATIENCE_SECONDS"] = str(PATIENCE if kind == "forever" else 300.0)
     try:
         events, calls, run_id, result, seconds = trained(job, kind, server)
@@ -126,17 +126,17 @@ def stop(kind: str, server: LocalServer) -> None:
 
 def delivered_in_pieces(run_id: str) -> None:
     """A torn record at the end, a `sync` that is killed in its middle, and one that is not."""
-    folder = outbox_folder()
-    outbox = Outbox()
-    before = outbox.waiting()
-    outbox.append(run_id, operations.metrics([("torn", 1.0, 1)]))
+    folder = spool_folder()
+    spool = Spool()
+    before = spool.waiting()
+    spool.append(run_id, Metrics(points=measured([("torn", 1.0, 1)])))
     shutil.copytree(folder, folder.with_name("torn"))  # as if the machine had stopped here
-    (folder.with_name("torn") / "outbox.db-shm").unlink()
-    tear(folder.with_name("torn") / "outbox.db-wal")
-    outbox.close()
+    (folder.with_name("torn") / f"{FILE}-shm").unlink()
+    tear(folder.with_name("torn") / f"{FILE}-wal")
+    spool.close()
     folder.rename(folder.with_name("whole"))
     folder.with_name("torn").rename(folder)
-    watch = Outbox()
+    watch = Spool()
     assert watch.waiting() == before, "the torn record alone is lost"
     command = [sys.executable, "-m", "pipeline", "sync"]
     sync = subprocess.Popen(command, stdout=subprocess.DEVNULL)

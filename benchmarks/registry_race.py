@@ -81,7 +81,7 @@ def main() -> int:
         if arguments.store == "postgresql":
             uri = stack.enter_context(postgres())
         os.environ["MLFLOW_TRACKING_URI"] = uri
-        os.environ["PIPELINE_OUTBOX"] = f"{folder}/outbox"
+        os.environ["PIPELINE_SPOOL"] = f"{folder}/spool"
         faults = raced(uri, Path(folder), arguments)
         if not arguments.unlocked:
             faults += logged(SEEDS, arguments.points)
@@ -299,7 +299,7 @@ def recordings(client: MlflowClient, expected: Counter[str | None]) -> list[str]
 
 
 def logged(seeds: int, points: int) -> list[str]:
-    """Processes log to a run each, all at once, through the one outbox of this machine."""
+    """Processes log to a run each, all at once, through the one spool of this machine."""
     fork = multiprocessing.get_context("fork")
     answers = fork.SimpleQueue()
     started = time.perf_counter()

@@ -2,7 +2,7 @@
 
     python benchmarks/tracking_overhead.py [--steps 1200000] [--rounds 3]
 
-With tracking: the child run, every metric of every rollout and evaluation through the outbox, both checkpoints as
+With tracking: the child run, every metric of every rollout and evaluation through the spool, both checkpoints as
 logged models, tags, evaluations, and the wait until the store has it all. Both arms run in this process on one thread,
 in turn. Because a difference of 1 % drowns in the noise of a shared machine, the processor time of all logging is
 measured as well, of the calls and of the thread that forwards, against that of the training itself.

@@ -156,7 +156,7 @@ def ask(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sync() -> int:
-    from pipeline.tracking.forwarder import sync  # late: --help answers at once
+    from pipeline.tracking.spool import sync  # late: --help answers at once
 
     delivery = sync()
     for line in delivery.lines():

@@ -17,11 +17,11 @@ from pipeline.stages import StageOutcome
 from pipeline.stages.reproduce import reproduce
 from pipeline.tracking import registry
 from pipeline.tracking.content_key import content_key, digest_of, package_code
-from pipeline.tracking.forwarder import deliver_leftovers
 from pipeline.tracking.groups import common_group
 from pipeline.tracking.models import find_version
 from pipeline.tracking.reuse import Found, find_finished
 from pipeline.tracking.runs import StageRun, end_failed, open_run, read_text_artifact
+from pipeline.tracking.spool import deliver_leftovers
 from pipeline.tracking.store import ui_command
 
 C = TypeVar("C")

@@ -25,7 +25,6 @@ from pipeline.tracking.datasets import (
     through_camera,
 )
 from pipeline.tracking.forwarder import child_run, forwarding
-from pipeline.tracking.models import log_policy
 from pipeline.tracking.runs import StageRun
 
 UPSTREAM = ("dataset",)
@@ -97,7 +96,7 @@ def _critics(explained: Sequence[float]) -> str:
 
 def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:
     run.text(clone.certificate.to_json(), Artifact.CERTIFICATE)
-    log_policy(run, clone.folder, "clone", clone.result.best_epoch, point_figures(clone.final), Artifact.POLICY)
+    run.policy(clone.folder, "clone", clone.result.best_epoch, point_figures(clone.final), Artifact.POLICY)
     run.metrics({f"final/{name}": value for name, value in with_intervals(summarise(clone.final)).items()})
     run.metrics(
         {

@@ -25,8 +25,6 @@ from pipeline.tracking.models import (
     fetch_version,
     find_policy,
     find_version,
-    policy_operation,
-    store_policy,
     training_seeds,
 )
 from pipeline.tracking.references import Reference
@@ -117,8 +115,8 @@ def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
 def _register(
     run: StageRun, task: Task, folder: Path, maker: str, digest: str, promotable: bool, description: str
 ) -> StoredPolicy:
-    operation = policy_operation(run, folder, "candidate", 0, {}, None)
-    source = store_policy(run.client, run.run_id, operation, again=run.continued)
+    source = run.policy(folder, "candidate", 0, {})
+    assert source is not None  # the gate writes to the store itself
     version = registry.register_candidate(
         run.client, task.config.name, source, maker, digest, promotable, description, again=run.continued
     )

@@ -24,7 +24,6 @@ from pipeline.report.pages import diagnosis_markdown
 from pipeline.report.progress import TrainingProgress, input_warnings
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking.candidates import submit_candidate
 from pipeline.tracking.runs import StageRun
 from pipeline.tracking.training import log_bill, train_logged
 
@@ -49,8 +48,8 @@ def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> Stag
     _log(run, diagnosis, results, best)
     run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(pooled).items()})
     run.metrics(holdout_figures(task, folder, config.final_episodes))
-    version = submit_candidate(
-        run, folder, task.config.name, best.best_timestep, point_figures(best.final), Artifact.POLICY,
+    version = run.candidate(
+        folder, task.config.name, best.best_timestep, point_figures(best.final), Artifact.POLICY,
         digest=best.best_digest, promotable=diagnosis.promotable,
         description=f"Best checkpoint of seed {best.seed} at step {best.best_timestep}; see diagnostics.md of its run.",
     )  # fmt: skip

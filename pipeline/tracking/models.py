@@ -1,39 +1,23 @@
 """Policies in the store: logged as MLflow models, found again by reference, verified by digest."""
 
 import contextlib
-import json
-import platform
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import mlflow
-from gymnasium import spaces
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from pipeline.data.observations import row_dtype
 from pipeline.errors import BadInput, shortened
-from pipeline.files import scratch
 from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, registered_model
-from pipeline.policies import load_policy, policy_digest
-from pipeline.tracking import operations
-from pipeline.tracking.operations import Operation
+from pipeline.policies import policy_digest
 from pipeline.tracking.references import Reference, fetched
-from pipeline.tracking.runs import StageRun, get_kept_run, latest_run, search, seed_of
-from pipeline.tracking.store import pages, refuses
-
-MODEL_CODE = Path(__file__).with_name("policy_model.py")
-REQUIREMENTS = ["mlflow", "numpy", "safetensors", "stable-baselines3", "torch"]
+from pipeline.tracking.runs import get_kept_run, latest_run, search, seed_of
+from pipeline.tracking.store import refuses
 
 
 @dataclass(frozen=True)
@@ -50,124 +34,6 @@ class StoredPolicy:
     def name_and_version(self) -> str | None:
         """`social_nav-expert/3`, or None for a policy that is not registered."""
         return f"{self.version.name}/{self.version.version}" if self.version else None
-
-
-def log_policy(
-    run: StageRun, folder: Path, name: str, step: int, figures: dict[str, float], artifact: str | None = None
-) -> str | None:
-    """Log a policy folder as an MLflow model with its figures at a step; returns the model's URI `models:/m-...`.
-
-    `artifact` also stores the folder under that path of the run's own artifacts. None when it waits in the outbox.
-    """
-    operation = policy_operation(run, folder, name, step, figures, artifact)
-    if run.outbox is not None:
-        run.outbox.append(operation)
-        return None
-    return store_policy(run.client, run.run_id, operation, again=run.continued)
-
-
-def policy_operation(
-    run: StageRun, folder: Path, name: str, step: int, figures: dict[str, float], artifact: str | None
-) -> Operation:
-    """What `log_policy` does, as data; the figures are measured now."""
-    measured = operations.metrics([(figure, value, step) for figure, value in figures.items()])
-    return {
-        "do": "policy",
-        "local": str(folder),
-        "name": name,
-        "step": step,
-        "points": measured["points"],
-        "artifact": artifact,
-        "experiment_id": run.experiment_id,
-    }
-
-
-def store_policy(client: MlflowClient, run_id: str, operation: Operation, again: bool = False) -> str:
-    """Do it to the store; `again` when an earlier attempt may have come through, wholly or in part."""
-    folder, digest = Path(operation["local"]), policy_digest(Path(operation["local"]))
-    # subtle: mlflow.pyfunc.log_model would first read the history of every metric of the run, which takes longer than
-    # all the rest; the same is done here with the calls below it
-    model_id = _begun(client, run_id, operation, digest) if again else None
-    if model_id is None:
-        model = client.create_logged_model(
-            operation["experiment_id"],
-            name=operation["name"],
-            source_run_id=run_id,
-            tags={Tag.POLICY_DIGEST: digest},
-            model_type="policy",
-        )
-        model_id = str(model.model_id)
-    with tempfile.TemporaryDirectory(prefix="policy-", dir=scratch()) as place:
-        client.log_model_artifacts(model_id, str(_pack(Path(place), folder, model_id, run_id)))
-    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-    known = client.get_run(run_id).outputs if again else None
-    if known is None or all(output.model_id != model_id for output in known.model_outputs):
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, operation["step"])])
-    points = _as_the_run_has_them(client, run_id, operation["points"])
-    operations.perform(client, run_id, {"do": "metrics", "points": points, "model_id": model_id})
-    if operation["artifact"] is not None:
-        client.log_artifacts(run_id, str(folder), operation["artifact"])
-    return f"models:/{model_id}"
-
-
-def _as_the_run_has_them(client: MlflowClient, run_id: str, points: list[list[Any]]) -> list[list[Any]]:
-    """The points of a policy at the moment of its evaluation, when the run has that.
-
-    MLflow gives a model's points to its run as well, and keeps one of two that agree in name, step, value and moment.
-    """
-    for name, value, step, _ in points[:1]:
-        for known in client.get_metric_history(run_id, name):
-            if (known.step, known.value) == (step, value):
-                return [[*point[:3], known.timestamp] for point in points]
-    return points
-
-
-def _begun(client: MlflowClient, run_id: str, operation: Operation, digest: str) -> str | None:
-    """The model that an earlier attempt made of the same policy under the same name, for the same step."""
-    named = f"name = '{operation['name']}' AND source_run_id = '{run_id}'"
-    found = pages(client.search_logged_models, [operation["experiment_id"]], named)
-    return next((str(model.model_id) for model in found if model.tags.get(Tag.POLICY_DIGEST) == digest), None)
-
-
-def _pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
-    """The MLflow model of a policy folder, written below `place`.
-
-    As `mlflow.pyfunc.save_model` writes it. That warns of the type hints and examples that a batch of arrays with a
-    signature does not need, and reads every installed package to warn of versions, which the requirements do not name.
-    """
-    policy, packed = load_policy(folder), place / "model"
-    kept = f"artifacts/{Artifact.POLICY}"
-    shutil.copytree(folder, packed / kept)
-    shutil.copy(MODEL_CODE, packed)
-    python = platform.python_version()
-    environments = {
-        "conda.yaml": {
-            "name": "mlflow-env",
-            "channels": ["conda-forge"],
-            "dependencies": [f"python={python}", "pip", {"pip": REQUIREMENTS}],
-        },
-        "python_env.yaml": {
-            "python": python,
-            "build_dependencies": ["pip", "setuptools", "wheel"],
-            "dependencies": ["-r requirements.txt"],
-        },
-    }
-    for name, content in environments.items():
-        (packed / name).write_text(json.dumps(content))  # JSON is YAML
-    (packed / "requirements.txt").write_text("\n".join(REQUIREMENTS))
-    model = Model(model_id=model_id, run_id=run_id)
-    model.signature = _signature(policy.observation_space, policy.action_space)
-    mlflow.pyfunc.add_to_model(
-        model,
-        loader_module="mlflow.pyfunc.loaders.code_model",
-        conda_env="conda.yaml",
-        python_env="python_env.yaml",
-        model_code_path=MODEL_CODE.name,
-        artifacts={"policy": {"path": kept, "uri": kept}},
-        streamable=False,
-    )
-    model.save(str(packed / "MLmodel"))
-    return packed
 
 
 def find_policy(client: MlflowClient, reference: str, task: str, latest: dict[str, str]) -> StoredPolicy:
@@ -306,15 +172,3 @@ def _verified(folder: Path, recorded: str | None, reference: str) -> str:
 @cache  # this process's own copy, which nobody changes
 def _digest(folder: Path) -> str:
     return policy_digest(folder)
-
-
-def _signature(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> ModelSignature:
-    """Batched tensors of the policy's spaces, one by name for every key of a Dict."""
-    parts = observations.spaces if isinstance(observations, spaces.Dict) else {None: observations}
-    inputs = Schema([_tensor(space, name) for name, space in parts.items()])
-    return ModelSignature(inputs=inputs, outputs=Schema([_tensor(actions)]))
-
-
-def _tensor(space: spaces.Space[Any], name: str | None = None) -> TensorSpec:
-    row = row_dtype(space)
-    return TensorSpec(row.base, (-1, *row.shape), name)

@@ -1,24 +1,31 @@
-"""What can be written to a run, as plain data: done at once, or kept in the outbox and done later.
+"""What can be written to a run, as plain data: done at once, or kept in the spool and done later.
 
 An operation can be done twice with the same effect as once: points carry the time at which they were measured, which
-together with name, step and value identifies them in the store; tags, parameters and files replace themselves.
+together with name, step and value identifies them in the store; tags, parameters and files replace themselves; a policy
+or a candidate that was begun is completed.
 """
 
 import math
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from pipeline.config.base import configuration
-from pipeline.config.loading import parse_json, validate
 from pipeline.errors import BadInput, shortened
-
-Operation = dict[str, Any]  # JSON
+from pipeline.files import scratch
+from pipeline.names import OUTPUT_PREFIX, Tag, registered_model
+from pipeline.policies import policy_digest
+from pipeline.tracking.packing import pack
+from pipeline.tracking.registry import register_candidate
+from pipeline.tracking.store import pages
 
 MAX_PARAM_LENGTH = 6_000
 BATCH = 100  # parameters or tags in one request
@@ -27,151 +34,210 @@ METRIC_BATCH = 1_000
 Point = tuple[str, float, int, int]  # name, value, step, milliseconds since 1970
 
 
+def _inside(place: str) -> str:
+    """MLflow refuses paths outside a run's artifacts as if that might pass."""
+    if place.startswith("/") or str(PurePosixPath(place)) != place or {".", ".."} & {*place.split("/")}:
+        raise ValueError("it is no path inside the artifacts of a run")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_inside)]
+
+
 @configuration
-class _Metrics:
+class Metrics:
+    """Points of a run's curves; with a model they become that model's as well."""
+
+    do: Literal["metrics"] = "metrics"
     points: tuple[Point, ...]
-    model_id: str | None
+    model_id: str | None = None
+
+    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
+        entities = [Metric(name, v, moment, step, model_id=self.model_id) for name, v, step, moment in self.points]
+        for start in range(0, len(entities), METRIC_BATCH):
+            client.log_batch(run_id, metrics=entities[start : start + METRIC_BATCH], synchronous=True)
 
 
 @configuration
-class _Tags:
+class Tags:
+    """Run tags."""
+
+    do: Literal["tags"] = "tags"
     tags: dict[str, str]
 
+    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
+        entities = [RunTag(key, value) for key, value in self.tags.items()]
+        for start in range(0, len(entities), BATCH):
+            client.log_batch(run_id, tags=entities[start : start + BATCH], synchronous=True)
+
 
 @configuration
-class _Params:
+class Params:
+    """Parameters."""
+
+    do: Literal["params"] = "params"
     params: dict[str, str]
 
+    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
+        entities = [Param(key, value) for key, value in self.params.items()]
+        for start in range(0, len(entities), BATCH):
+            client.log_batch(run_id, params=entities[start : start + BATCH], synchronous=True)
+
 
 @configuration
-class _Text:
+class Text:
+    """A text artifact."""
+
+    do: Literal["text"] = "text"
     content: str
-    path: str
+    path: Place
+
+    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
+        client.log_text(run_id, self.content, self.path)
 
 
 @configuration
-class _Files:
+class Files:
+    """A local file, or all of a local folder, for an artifact folder."""
+
+    do: Literal["files"] = "files"
     local: str
-    folder: str | None
+    folder: Place | None = None
+
+    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
+        log = client.log_artifacts if Path(self.local).is_dir() else client.log_artifact
+        log(run_id, self.local, self.folder)
 
 
 @configuration
-class _Close:
-    status: Literal["FINISHED", "FAILED", "KILLED"]
-    time: int
+class Close:
+    """The end of the run."""
+
+    do: Literal["close"] = "close"
+    status: Annotated[str, Field(pattern="^(FINISHED|FAILED|KILLED)$")]
+    time: int  # milliseconds since 1970
+
+    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
+        client.set_terminated(run_id, status=self.status, end_time=self.time)
 
 
 @configuration
-class _Policy:
+class _PolicyFolder:
     local: str
-    name: str
+    name: str  # of the logged model
     step: int
-    points: tuple[Point, ...]
-    artifact: str | None
+    points: tuple[Point, ...]  # its figures
+    artifact: Place | None  # folder among the run's artifacts where it is stored as well
     experiment_id: str
 
+    def _store(self, client: MlflowClient, run_id: str, again: bool) -> str:
+        """Log it as an MLflow model with its figures; its URI `models:/m-...`."""
+        folder = Path(self.local)
+        digest = policy_digest(folder)
+        # subtle: mlflow.pyfunc.log_model would first read the history of every metric of the run, which takes longer
+        # than all the rest; the same is done here with the calls below it
+        model_id = None
+        if again:  # an earlier attempt may have made the model of this very policy
+            begun = f"name = '{self.name}' AND source_run_id = '{run_id}'"
+            found = pages(client.search_logged_models, [self.experiment_id], begun)
+            model_id = next((str(m.model_id) for m in found if m.tags.get(Tag.POLICY_DIGEST) == digest), None)
+        if model_id is None:
+            model = client.create_logged_model(
+                self.experiment_id,
+                name=self.name,
+                source_run_id=run_id,
+                tags={Tag.POLICY_DIGEST: digest},
+                model_type="policy",
+            )
+            model_id = str(model.model_id)
+        with tempfile.TemporaryDirectory(prefix="policy-", dir=scratch()) as place:
+            client.log_model_artifacts(model_id, str(pack(Path(place), folder, model_id, run_id)))
+        client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+        known = client.get_run(run_id).outputs if again else None
+        if known is None or all(output.model_id != model_id for output in known.model_outputs):
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, self.step)])
+        points = self.points
+        for name, value, step, _ in points[:1]:
+            # MLflow gives a model's points to its run as well, and keeps one of two that agree in name, step, value
+            # and moment: they are of the moment of the evaluation, when the run has that
+            for there in client.get_metric_history(run_id, name):
+                if (there.step, there.value) == (step, value):
+                    points = tuple((n, v, s, there.timestamp) for n, v, s, _ in self.points)
+                    break
+        Metrics(points=points, model_id=model_id).perform(client, run_id)
+        if self.artifact is not None:
+            client.log_artifacts(run_id, self.local, self.artifact)
+        return f"models:/{model_id}"
+
 
 @configuration
-class _Registration:
+class Policy(_PolicyFolder):
+    """A policy folder, logged as an MLflow model with its figures at a step."""
+
+    do: Literal["policy"] = "policy"
+
+    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> str:
+        return self._store(client, run_id, again)
+
+
+@configuration
+class Candidate(_PolicyFolder):
+    """The same, registered as a candidate for a task's expert; the run keeps the version in the tag `output.expert`."""
+
+    do: Literal["candidate"] = "candidate"
+    task: str
     digest: str
     promotable: bool
     description: str
 
-
-@configuration
-class _Candidate(_Policy):
-    task: str
-    record: _Registration
-
-
-# what an operation holds besides the name of what it does
-SHAPES: Final[Mapping[str, Any]] = {
-    "metrics": _Metrics, "tags": _Tags, "params": _Params, "text": _Text, "files": _Files, "close": _Close,
-    "policy": _Policy, "candidate": _Candidate,
-}  # fmt: skip
+    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> ModelVersion:
+        source = self._store(client, run_id, again)
+        version = register_candidate(
+            client, self.task, source, run_id, self.digest, self.promotable, self.description, again
+        )
+        reference = f"models:/{registered_model(self.task)}/{version.version}"
+        tags({f"{OUTPUT_PREFIX}expert": reference}).perform(client, run_id)
+        return version
 
 
-def metrics(points: Iterable[tuple[str, float, int]], model_id: str | None = None) -> Operation:
+Operation = Metrics | Tags | Params | Text | Files | Close | Policy | Candidate
+_JSON: TypeAdapter[Operation] = TypeAdapter(Annotated[Operation, Field(discriminator="do")])
+
+
+def written(operation: Operation) -> str:
+    """An operation as JSON, for `read`."""
+    return _JSON.dump_json(operation).decode()
+
+
+def read(text: str | bytes) -> Operation:
+    """The inverse of `written`. Raises BadInput for anything else; the values are for the store to judge."""
+    try:
+        return _JSON.validate_json(text, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise BadInput(f"{shortened(text)} is no operation: {where}: {shortened(fault['msg'])}") from None
+
+
+def measured(points: Iterable[tuple[str, float, int]]) -> tuple[Point, ...]:
     """(name, value, step) points measured now; one that is not finite was not measured and is left out."""
     now = milliseconds()
-    kept = [[name, float(value), step, now] for name, value, step in points if math.isfinite(value)]
-    return {"do": "metrics", "points": kept, "model_id": model_id}
+    return tuple((name, float(value), int(step), now) for name, value, step in points if math.isfinite(value))
 
 
-def tags(values: Mapping[str, Any]) -> Operation:
-    """Run tags; values become text, one that is None is left out."""
-    return {"do": "tags", "tags": {key: tag_text(value) for key, value in values.items() if value is not None}}
+def tags(values: Mapping[str, Any]) -> Tags:
+    """Values become text, one that is None is left out."""
+    return Tags(tags={key: tag_text(value) for key, value in values.items() if value is not None})
 
 
-def note(text: str) -> Operation:
+def note(text: str) -> Tags:
     """The description that the UI shows above a run."""
     return tags({MLFLOW_RUN_NOTE: text})
 
 
-def params(values: Mapping[str, Any]) -> Operation:
-    """Parameters; a long one is cut, the whole stands in the config artifact."""
-    return {"do": "params", "params": {key: tag_text(value)[:MAX_PARAM_LENGTH] for key, value in values.items()}}
-
-
-def text(content: str, path: str) -> Operation:
-    """A text artifact under `path`."""
-    return {"do": "text", "content": content, "path": path}
-
-
-def files(local: Path, folder: str | None) -> Operation:
-    """A file, or all of a local folder, under an artifact folder."""
-    return {"do": "files", "local": str(local), "folder": folder}
-
-
-def close(status: str) -> Operation:
-    """The end of the run, now."""
-    return {"do": "close", "status": status, "time": milliseconds()}
-
-
-def read(text: str) -> Operation:
-    """An operation from its JSON; its values are for the store to judge. Raises BadInput for anything else."""
-    operation = parse_json(text, "an operation")
-    do = operation.get("do") if isinstance(operation, dict) else None
-    if not isinstance(do, str) or do not in SHAPES:
-        raise BadInput(f"{shortened(operation)} is no operation; there are: {', '.join(SHAPES)}")
-    validate(SHAPES[do], {key: value for key, value in operation.items() if key != "do"}, do)
-    for key in ("path", "folder", "artifact"):  # MLflow refuses those outside a run's artifacts as if that might pass
-        place = operation.get(key)
-        if place is None:
-            continue
-        if place.startswith("/") or str(PurePosixPath(place)) != place or {".", ".."} & {*place.split("/")}:
-            raise BadInput(f"{do}: {key} = {shortened(place)} is no path inside the artifacts of a run")
-    return dict(operation)
-
-
-def perform(client: MlflowClient, run_id: str, operation: Operation) -> None:
-    """Do it to the store."""
-    match operation["do"]:
-        case "metrics":
-            entities = [
-                Metric(name, value, moment, step, model_id=operation["model_id"])
-                for name, value, step, moment in operation["points"]
-            ]
-            for start in range(0, len(entities), METRIC_BATCH):
-                client.log_batch(run_id, metrics=entities[start : start + METRIC_BATCH], synchronous=True)
-        case "tags":
-            run_tags = [RunTag(key, value) for key, value in operation["tags"].items()]
-            for start in range(0, len(run_tags), BATCH):
-                client.log_batch(run_id, tags=run_tags[start : start + BATCH], synchronous=True)
-        case "params":
-            entries = [Param(key, value) for key, value in operation["params"].items()]
-            for start in range(0, len(entries), BATCH):
-                client.log_batch(run_id, params=entries[start : start + BATCH], synchronous=True)
-        case "text":
-            client.log_text(run_id, operation["content"], operation["path"])
-        case "files":
-            local = Path(operation["local"])
-            log = client.log_artifacts if local.is_dir() else client.log_artifact
-            log(run_id, str(local), operation["folder"])
-        case "close":
-            client.set_terminated(run_id, status=operation["status"], end_time=operation["time"])
-        case unknown:
-            raise ValueError(f"unknown operation {unknown!r}")
+def params(values: Mapping[str, Any]) -> Params:
+    """A long one is cut; the whole stands in the config artifact."""
+    return Params(params={key: tag_text(value)[:MAX_PARAM_LENGTH] for key, value in values.items()})
 
 
 def milliseconds() -> int:

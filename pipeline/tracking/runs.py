@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.utils import name_utils
 from mlflow.utils.file_utils import local_file_uri_to_path
@@ -30,8 +32,8 @@ from pipeline.tracking import liveness, operations
 from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.host import environment_record, git_state
 from pipeline.tracking.operations import Operation
-from pipeline.tracking.outbox import Outbox, RunOutbox
 from pipeline.tracking.references import downloaded
+from pipeline.tracking.spool import Spool
 from pipeline.tracking.store import (
     chosen_experiment,
     connect,
@@ -52,23 +54,23 @@ PAGE = 1_000  # runs in one answer
 class StageRun:
     """An open MLflow run and what can be written to it.
 
-    With an outbox nothing is written to the store here: it waits on this machine and is forwarded.
+    With a spool nothing is written to the store here: it waits on this machine and is forwarded.
     """
 
     client: MlflowClient
     run_id: str
     experiment_id: str
     folder: Path  # for files on their way to the store; gone when the run closes
-    outbox: RunOutbox | None = None
+    spool: Spool | None = None
     continued: bool = False  # it was interrupted before, and goes on
     record: list[Operation] = field(default_factory=list)  # the files that say what it runs, for runs nested in it too
+    known: Counter[tuple[str, int]] = field(default_factory=Counter)  # metrics and steps of points that the store has
 
-    def write(self, operation: Operation) -> None:
-        """Do it to the store, or leave it in the outbox."""
-        if self.outbox is None:
-            operations.perform(self.client, self.run_id, operation)
-        else:
-            self.outbox.append(operation)
+    def write(self, operation: Operation) -> Any:
+        """Do it to the store, or leave it in the spool; what the store made of it, None while it waits."""
+        if self.spool is None:
+            return operation.perform(self.client, self.run_id, again=self.continued)
+        return self.spool.append(self.run_id, operation)
 
     def tag(self, tags: Mapping[str, Any]) -> None:
         """Set run tags; values become text, True and False become `true` and `false`."""
@@ -83,19 +85,23 @@ class StageRun:
         self.metric_series([(name, value, step) for name, value in values.items()])
 
     def metric_series(self, points: Sequence[tuple[str, float, int]]) -> None:
-        """Log `(name, value, step)` points in few requests; those that a continued run has already are left out."""
-        if self.continued and self.outbox is None:
-            there = {name: self._steps(name) for name in {name for name, _, _ in points}}
-            points = [(name, value, step) for name, value, step in points if step not in there[name]]
-        self.write(operations.metrics(points))
+        """Log `(name, value, step)` points in few requests.
 
-    def _steps(self, name: str) -> set[int]:
-        """At which steps the store has a point of a metric."""
-        return {point.step for point in self.client.get_metric_history(self.run_id, name)}
+        A run that goes on says again what it said before it was interrupted: as many points of a metric at a step as
+        the store had then are left out.
+        """
+        fresh = [point for point in points if not self._said(point[0], point[2])]
+        if fresh:
+            self.write(operations.Metrics(points=operations.measured(fresh)))
+
+    def _said(self, name: str, step: int) -> bool:
+        self.known[name, step] -= 1
+        return self.known[name, step] >= 0
 
     def confirmed_metrics(self, values: Mapping[str, float]) -> None:
         """Log figures that something is decided by, and read them back. Raises BadInput when the store has others."""
-        operations.perform(self.client, self.run_id, operations.metrics([(name, v, 0) for name, v in values.items()]))
+        points = operations.measured((name, value, 0) for name, value in values.items())
+        operations.Metrics(points=points).perform(self.client, self.run_id)
         kept = self.client.get_run(self.run_id).data.metrics
         for name, value in values.items():
             if math.isfinite(value) and kept.get(name) != value:
@@ -110,7 +116,7 @@ class StageRun:
 
     def text(self, content: str, path: str) -> None:
         """Store a text artifact under `path`, e.g. `diagnostics.md`."""
-        self.write(operations.text(content, path))
+        self.write(operations.Text(content=content, path=path))
 
     def json(self, content: Any, path: str) -> None:
         """Store an artifact as indented JSON."""
@@ -118,17 +124,47 @@ class StageRun:
 
     def file(self, local: Path, folder: str | None = None) -> None:
         """Store a file, or all of a local folder, under an artifact folder."""
-        self.write(operations.files(local, folder))
+        self.write(operations.Files(local=str(local), folder=folder))
+
+    def policy(
+        self, folder: Path, name: str, step: int, figures: Mapping[str, float], artifact: str | None = None
+    ) -> str | None:
+        """Log a policy folder as an MLflow model with its figures at a step; returns the model's URI `models:/m-...`.
+
+        `artifact` also stores the folder under that path of the run's own artifacts. None when it waits in the spool.
+        """
+        made: str | None = self.write(operations.Policy(**self._measured(folder, name, step, figures, artifact)))
+        return made
+
+    def candidate(
+        self, folder: Path, task: str, step: int, figures: Mapping[str, float], artifact: str, **record: Any
+    ) -> ModelVersion | None:
+        """Log a policy folder under `artifact` and register it; None when that waits in the spool.
+
+        `record` is what the version says of itself: `digest`, `promotable` and `description`. The run keeps the version
+        in the tag `output.expert`.
+        """
+        about = self._measured(folder, "candidate", step, figures, artifact)
+        version: ModelVersion | None = self.write(operations.Candidate(**about, task=task, **record))
+        return version
+
+    def _measured(
+        self, folder: Path, name: str, step: int, figures: Mapping[str, float], artifact: str | None
+    ) -> dict[str, Any]:
+        """What says of a policy's operation which policy it is; the figures are measured now."""
+        points = operations.measured((figure, value, step) for figure, value in figures.items())
+        return {
+            "local": str(folder), "name": name, "step": step, "points": points, "artifact": artifact,
+            "experiment_id": self.experiment_id,
+        }  # fmt: skip
 
     def write_behind(self) -> None:
-        """From now on leave everything in the outbox: the store does not answer."""
-        if self.outbox is None:
-            outbox = Outbox()
-            self.outbox = RunOutbox(outbox, self.run_id, outbox.last_number(self.run_id))
+        """From now on leave everything in the spool: the store does not answer."""
+        self.spool = self.spool or Spool()
 
     def close(self, status: str) -> None:
         """End the run FINISHED, FAILED or KILLED."""
-        self.write(operations.close(status))
+        self.write(operations.Close(status=status, time=operations.milliseconds()))
 
     def record_config(self, config: Any, task: TaskConfig, inputs: Mapping[str, str]) -> None:
         """Put the resolved configuration and the content key on record before the work starts.
@@ -144,7 +180,7 @@ class StageRun:
             **{f"{Artifact.SNQI}/{name}.json": Path(path).read_text(encoding="utf-8") for name, path in snqi.items()},
             Artifact.ENVIRONMENT: json_text(environment_record()),
         }
-        self.record = [operations.text(content, path) for path, content in files.items()]
+        self.record = [operations.Text(content=content, path=path) for path, content in files.items()]
         for operation in self.record:
             self.write(operation)
         self.params({f"{CONFIG_PARAM_PREFIX}{key}": value for key, value in flatten(data).items()})
@@ -297,7 +333,8 @@ def _start(
         )
         client.set_tag(given.info.run_id, Tag.CONTINUES, earlier.info.run_id)
     mlflow.start_run(run_id=earlier.info.run_id, nested=nested)
-    return StageRun(client, earlier.info.run_id, earlier.info.experiment_id, folder, continued=True)
+    run_id = earlier.info.run_id
+    return StageRun(client, run_id, earlier.info.experiment_id, folder, continued=True, known=points_of(client, run_id))
 
 
 @contextlib.contextmanager
@@ -311,8 +348,8 @@ def _said_already(status: str) -> Iterator[None]:
 
 
 def _end(run: StageRun, stage: str, status: str, last: Mapping[str, str]) -> None:
-    """Close a run. When the store does not answer, that waits in the outbox, and one line says so."""
-    was_away = run.outbox is not None
+    """Close a run. When the store does not answer, that waits in the spool, and one line says so."""
+    was_away = run.spool is not None
     try:
         if last and not was_away:
             run.tag(last)
@@ -320,24 +357,24 @@ def _end(run: StageRun, stage: str, status: str, last: Mapping[str, str]) -> Non
         if not unanswered(error):
             raise
         run.write_behind()
-    if run.outbox is not None:
+    if run.spool is not None:
         if last:
             run.tag(last)
         run.close(status)
     try:
-        with _asking_once() if run.outbox is not None else contextlib.nullcontext():
+        with _asking_once() if run.spool is not None else contextlib.nullcontext():
             mlflow.end_run(status)
     except Exception as error:
         if not unanswered(error):
             raise
-        if run.outbox is None:
+        if run.spool is None:
             run.write_behind()
             run.close(status)
-    if run.outbox is not None:
-        outbox = run.outbox.outbox
+    if run.spool is not None:
         say(
-            f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} does not answer; {outbox.waiting()} "
-            f"records wait in {outbox.folder} (run {run.run_id}): deliver them with python -m pipeline sync",
+            f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} does not answer; "
+            f"{run.spool.waiting()} records wait in {run.spool.folder} (run {run.run_id}): deliver them with "
+            "python -m pipeline sync",
             sys.stderr,
         )
 
@@ -467,6 +504,12 @@ def metric_history(client: MlflowClient, run_id: str, metric: str) -> list[tuple
         raise BadInput(f"metric {metric!r} of run {run_id} cannot be read: {error.message}") from None
     # a point that was also logged for a model is in the history twice
     return sorted({(point.step, point.value) for point in points})
+
+
+def points_of(client: MlflowClient, run_id: str) -> Counter[tuple[str, int]]:
+    """How many points the store has of a run, by metric and step."""
+    names = client.get_run(run_id).data.metrics
+    return Counter((name, point.step) for name in names for point in client.get_metric_history(run_id, name))
 
 
 def experiment_ids(client: MlflowClient) -> list[str]:

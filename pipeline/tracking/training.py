@@ -15,17 +15,14 @@ from pipeline.learning.arms import ArmJob
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Resume, Tag, reused_tag
 from pipeline.play.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
-from pipeline.tracking import operations
 from pipeline.tracking.content_key import training_key
 from pipeline.tracking.forwarder import Forwarder, forwarding
-from pipeline.tracking.models import log_policy
-from pipeline.tracking.operations import Operation
 from pipeline.tracking.reuse import find_finished
 from pipeline.tracking.runs import StageRun, checkpoint_folder, get_run, search
 
 
 class SeedRuns:
-    """The child runs of the jobs of a stage, written through the outbox; `on_event` and `finish` take a job's index."""
+    """The child runs of the jobs of a stage, written through the spool; `on_event` and `finish` take a job's index."""
 
     def __init__(
         self,
@@ -47,20 +44,16 @@ class SeedRuns:
         return self._runs[index]
 
     def on_event(self, index: int, event: TrainingEvent) -> None:
-        """Keep a training's metrics. What a resumed one says again, under the same number, is not logged again."""
+        """Keep a training's metrics."""
         if event.metrics and index in self._open:
-            run = self._runs[index]
-            assert run.outbox is not None
-            if event.number:
-                run.outbox.number = event.number - 1
-            run.metric_series([(name, value, event.timestep) for name, value in event.metrics.items()])
+            self._runs[index].metric_series([(name, value, event.timestep) for name, value in event.metrics.items()])
 
     def finish(self, index: int, result: TrainingResult) -> None:
         """Log what the training came to and close its run."""
         run = self._runs[index]
         if index in self._open:
             log_result(run, self.jobs[index], result)
-            _aside(run, operations.close("FINISHED"))
+            run.close("FINISHED")
             self._open.discard(index)
 
     def end(self, status: str, reason: str) -> None:
@@ -68,9 +61,9 @@ class SeedRuns:
         for index in sorted(self._open):
             best = Path(self.jobs[index].output) / "best"
             if status == "FAILED" and best.is_dir():  # of a training that diverged
-                _aside(self._runs[index], operations.files(best, Artifact.POLICY))
-            _aside(self._runs[index], operations.note(reason))
-            _aside(self._runs[index], operations.close(status))
+                self._runs[index].file(best, Artifact.POLICY)
+            self._runs[index].describe(reason)
+            self._runs[index].close(status)
 
 
 @contextlib.contextmanager
@@ -157,18 +150,12 @@ def _start_child(stage_run: StageRun, forwarder: Forwarder, job: TrainingJob, ta
     all_tags = {**about, Tag.COMMAND: key.digest, Tag.CONTENT_KEY: key.digest, **tags}
     name = f"{all_tags.get(Tag.ARM, all_tags.get(Tag.STAGE))}-seed-{job.seed}"
     run = forwarder.child(stage_run, name, all_tags)
-    _aside(run, operations.text(key.to_json(), Artifact.CONTENT_KEY))
+    run.text(key.to_json(), Artifact.CONTENT_KEY)
     return run
 
 
 def _is_finished(run: StageRun) -> bool:
     return bool(get_run(run.client, run.run_id, "training").info.status == "FINISHED")
-
-
-def _aside(run: StageRun, operation: Operation) -> None:
-    """Log what a training does not say itself, and a resumed one may not leave out: outside its count."""
-    assert run.outbox is not None
-    run.outbox.outbox.append(run.run_id, operation)
 
 
 def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
@@ -177,10 +164,10 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
     best, last = Path(job.output) / "best", Path(job.output) / "last"
     final = summarise(result.final)
     figures = {f"{EVAL_PREFIX}{name}": value for name, value in at[result.best_timestep].items()}
-    log_policy(run, best, "best", result.best_timestep, figures, Artifact.POLICY)
+    run.policy(best, "best", result.best_timestep, figures, Artifact.POLICY)
     last_step = result.evaluations[-1].timestep
     figures = {f"{EVAL_PREFIX}{name}": value for name, value in at[last_step].items()}
-    log_policy(run, last, "last", last_step, figures)
+    run.policy(last, "last", last_step, figures)
     run.metrics({f"final/{name}": value for name, value in with_intervals(final).items()}, result.environment_steps)
     run.metrics(
         {

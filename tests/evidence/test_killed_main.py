@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.names import Tag
 from pipeline.stages.main import run_stage
-from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.runs import experiment_ids
+from pipeline.tracking.spool import Spool
 from pipeline.tracking.store import connect
 
 pytestmark = pytest.mark.slow
@@ -70,4 +70,4 @@ def test_a_killed_main_goes_on_to_the_same_end(finished, tmp_path, repository, m
     assert sorted(stages) == sorted(set(stages))  # one run each
     assert trainings(client) == reached
     assert list(checkpoints.glob("*")) == []
-    assert Outbox().waiting() == 0
+    assert Spool().waiting() == 0

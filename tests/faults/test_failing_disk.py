@@ -1,4 +1,4 @@
-"""Every write of a file or of the outbox fails in turn: what was there stays whole, and the next attempt succeeds."""
+"""Every write of a file or of the spool fails in turn: what was there stays whole, and the next attempt succeeds."""
 
 import errno
 import itertools
@@ -16,9 +16,10 @@ from pipeline.errors import BadInput, disk_refusal
 from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
 from pipeline.names import Alias, Artifact, Gate, VersionTag
 from pipeline.policies import load_policy, policy_digest
-from pipeline.tracking import datasets, forwarder, operations, references, registry
+from pipeline.tracking import datasets, references, registry
 from pipeline.tracking.datasets import fetch_dataset
-from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.operations import Close, Files, Metrics, measured, note
+from pipeline.tracking.spool import Spool, deliver
 
 pytestmark = pytest.mark.slow
 
@@ -217,10 +218,10 @@ def test_checkpoints_that_are_overwritten_are_found_lost(tmp_path):
     assert lost_checkpoints(save, folder) != []
 
 
-# --- the outbox -------------------------------------------------------------------------------------------------------
+# --- the spool --------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_outbox_took_stays_readable_and_reaches_the_store_once(store, tmp_path):
+def test_what_the_spool_took_stays_readable_and_reaches_the_store_once(store, tmp_path):
     bench = Bench(store)
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "film.gif").write_bytes(b"film")
@@ -238,29 +239,29 @@ def test_what_the_outbox_took_stays_readable_and_reaches_the_store_once(store, t
                     refused.append(str(error))
             raise AssertionError("it never worked")
 
-        outbox = until_done(lambda: Outbox(folder))
-        until_done(lambda: outbox.append(run_id, operations.metrics([("a", 1.5, 3)]), 1))
-        until_done(lambda: outbox.append(run_id, operations.files(tmp_path / "films", "films"), 2))
-        until_done(lambda: outbox.append(run_id, operations.close("FINISHED"), 3))
+        spool = until_done(lambda: Spool(folder))
+        until_done(lambda: spool.append(run_id, Metrics(points=measured([("a", 1.5, 3)]))))
+        until_done(lambda: spool.append(run_id, Files(local=str(tmp_path / "films"), folder="films")))
+        until_done(lambda: spool.append(run_id, Close(status="FINISHED", time=measured([("", 0.0, 0)])[0][3])))
 
-        def deliver():
-            trouble = forwarder.forward(outbox, bench.client)
-            if trouble is not None or outbox.waiting():
-                raise BadInput(f"{trouble}") from OSError(errno.EIO, "as the forwarder says")
+        def all_delivered():
+            trouble = deliver(spool, bench.client)
+            if trouble is not None or spool.waiting():
+                raise BadInput(f"{trouble}") from OSError(errno.EIO, "as the store says")
 
-        until_done(deliver)
-        until_done(outbox.to_disk)
-        assert outbox.refusals() == []
-        outbox.close()
+        until_done(all_delivered)
+        until_done(spool.to_disk)
+        assert spool.refusals() == []
+        spool.close()
         return refused
 
     with FaultyDisk(FULL) as disk:
-        assert story(tmp_path / "outbox-0", bench.run("seed", None)) == []
+        assert story(tmp_path / "spool-0", bench.run("seed", None)) == []
     told = 0
     for at in range(1, len(disk.calls) + 1, 6):
         run_id = bench.run("seed", None)
         with FaultyDisk(FULL if at % 4 == 1 else READ_ONLY, at):
-            told += len(story(tmp_path / f"outbox-{at}", run_id))
+            told += len(story(tmp_path / f"spool-{at}", run_id))
         run = bench.client.get_run(run_id)
         assert (run.info.status, run.data.metrics) == ("FINISHED", {"a": 1.5})
         assert [point.value for point in bench.client.get_metric_history(run_id, "a")] == [1.5]
@@ -268,15 +269,15 @@ def test_what_the_outbox_took_stays_readable_and_reaches_the_store_once(store, t
     assert told > 0
 
 
-def test_an_outbox_on_a_disk_that_stays_full_says_so_and_keeps_what_it_has(store, tmp_path):
-    outbox = Outbox(tmp_path / "outbox")
-    outbox.append("a" * 32, operations.close("FINISHED"), 1)
-    for at in (1, 2, 3):
-        words = refused_at(lambda: outbox.append("a" * 32, operations.note("x"), 2), FULL, at, True)
+def test_a_spool_on_a_disk_that_stays_full_says_so_and_keeps_what_it_has(store, tmp_path):
+    spool = Spool(tmp_path / "spool")
+    spool.append("a" * 32, Close(status="FINISHED", time=1))
+    for for_good in (False, True):
+        words = refused_at(lambda: spool.append("a" * 32, note("x")), FULL, 1, for_good)
         assert words == "database or disk is full"
-        assert [record.operation["do"] for record in outbox.next(9)] == ["close"]
-    assert outbox.append("a" * 32, operations.note("x"), 2)  # the number was not used up
-    assert outbox.waiting() == 2
+        assert [record.operation.do for record in spool.next(9)] == ["close"]
+    spool.append("a" * 32, note("x"))
+    assert spool.waiting() == 2
 
 
 # --- the registry -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pipeline.config.training import Network
 from pipeline.errors import BadInput
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE, Alias, Artifact, Quality, Tag, VersionTag
 from pipeline.policies import act_function, build_policy, policy_digest, probe_batch, save_policy
-from pipeline.tracking import models, registry
+from pipeline.tracking import models, packing, registry
 from pipeline.tracking.datasets import fetch_dataset, fetch_for_training, find_dataset_run
 from pipeline.tracking.models import fetch_version, find_policy, find_version, training_seeds
 from pipeline.tracking.reuse import refuse_unsound
@@ -200,15 +200,15 @@ def test_a_policy_is_packed_as_mlflow_itself_would_and_nothing_is_warned_of(tmp_
     space = spaces.Dict({"a": spaces.Box(-1, 1, (3,), np.float32), "b": spaces.Discrete(4)})
     policy = build_policy(space, spaces.Discrete(2), Network(hidden=(8,)), seed=0)
     save_policy(policy, tmp_path / "policy", {})
-    packed = models._pack(tmp_path / "ours", tmp_path / "policy", f"m-{UNKNOWN}", UNKNOWN)
+    packed = packing.pack(tmp_path / "ours", tmp_path / "policy", f"m-{UNKNOWN}", UNKNOWN)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
             tmp_path / "theirs",
-            python_model=str(models.MODEL_CODE),
+            python_model=str(packing.MODEL_CODE),
             artifacts={"policy": str(tmp_path / "policy")},
-            signature=models._signature(policy.observation_space, policy.action_space),
-            pip_requirements=models.REQUIREMENTS,
+            signature=packing.signature(policy.observation_space, policy.action_space),
+            pip_requirements=packing.REQUIREMENTS,
             mlflow_model=Model(model_id=f"m-{UNKNOWN}", run_id=UNKNOWN),
         )
         ours, theirs = (Model.load(str(folder)).to_dict() for folder in (packed, tmp_path / "theirs"))

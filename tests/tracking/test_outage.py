@@ -36,7 +36,7 @@ def server(tmp_path_factory, empty_store) -> LocalServer:
 @pytest.fixture
 def on_server(server, in_repository, monkeypatch, tmp_path) -> LocalServer:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setenv("PIPELINE_OUTBOX", str(tmp_path / "outbox"))
+    monkeypatch.setenv("PIPELINE_SPOOL", str(tmp_path / "spool"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     return server
@@ -72,14 +72,14 @@ def test_a_server_that_hangs_for_two_seconds_costs_the_training_no_time_and_no_p
             result = train(job, on_event)
             pause.join()
             child = seeds.run(0)
-            control = replace(child, outbox=None)
-            on_server.hang()  # the same call without the outbox
+            control = replace(child, spool=None)
+            on_server.hang()  # the same call without the spool
             with _asking_once(), pytest.raises(MlflowException) as error:
                 control.metrics({"loss": 1.0})
             assert unanswered(error.value)
             on_server.go_on()
             seeds.finish(0, result)
-        assert run.outbox is None  # the store has everything, the stage writes to it directly
+        assert run.spool is None  # the store has everything, the stage writes to it directly
     assert max(waits) < 1.5, waits  # the first call that waited for the server would have waited for all of its 2 s
     client = connect()
     names = {name for event in events for name in event.metrics}

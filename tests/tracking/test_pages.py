@@ -3,6 +3,7 @@
 import contextlib
 import re
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from real_things import TASK, Bench
 
 from pipeline import query
 from pipeline.names import Tag, lineage_run_tag
-from pipeline.tracking import models, registry, runs
+from pipeline.tracking import registry, runs
 from pipeline.tracking.datasets import find_dataset_run
 from pipeline.tracking.lineage import downstream
 from pipeline.tracking.runs import PAGE, experiment_ids, search
@@ -77,7 +78,7 @@ def test_versions_and_models_are_found_on_every_page(bench, monkeypatch):
     run_id = bench.run("train_expert", status=None)
     run = runs.StageRun(bench.client, run_id, bench.experiment, bench.folder)
     for n in range(3):
-        models.log_policy(run, bench.policy_folder(seed=n), "best", n, {})
+        run.policy(bench.policy_folder(seed=n), "best", n, {})
 
     def small(search):
         return lambda *args, **options: search(*args, **{**options, "max_results": 2})
@@ -87,8 +88,7 @@ def test_versions_and_models_are_found_on_every_page(bench, monkeypatch):
     assert len(bench.client.search_model_versions(f"name = '{TASK}-expert'")) == 2
     assert len(list(pages(bench.client.search_model_versions, f"name = '{TASK}-expert'"))) == 5
     assert [period.since for period in registry.approvals(bench.client, TASK, {})] == [moved.at for moved in approved]
-    again = models.policy_operation(run, bench.policy_folder(seed=0), "best", 0, {}, None)
-    models.store_policy(bench.client, run_id, again, again=True)
+    replace(run, continued=True).policy(bench.policy_folder(seed=0), "best", 0, {})
     assert len(list(pages(bench.client.search_logged_models, [bench.experiment]))) == 3
 
 

@@ -53,7 +53,7 @@ def test_a_sqlite_store_is_found_where_sqlalchemy_finds_it(odd_folder, monkeypat
     assert read_text_artifact(run.client, run.run_id, "deep/note.txt") == "hello"
     assert Path(run.artifact_place("deep/note.txt")).read_text() == "hello"
     assert sqlite_file(mlflow.get_tracking_uri()) == odd_folder / "mlflow.db"
-    assert local_folder("outbox") == odd_folder / "mlflow.db.outbox"
+    assert local_folder("spool") == odd_folder / "mlflow.db.spool"
     assert ask(["runs"]) == DONE
     assert run.run_id in capsys.readouterr().out
     assert {path.name.partition(".")[0] for path in odd_folder.iterdir()} == {"mlflow", "mlartifacts"}

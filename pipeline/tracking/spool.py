@@ -1,0 +1,269 @@
+"""The spool: what is written while trainings run, kept on this machine until the store has it.
+
+One SQLite file a store, shared by all processes of this machine. A record is one row, the files of its operation in it:
+what was appended survives the death of its process whole, and a torn last record costs that record alone (SQLite's
+write-ahead log checks every one of its pages). The disk is made to hold the records whenever they are forwarded, every
+few seconds; until then a loss of power, which no process survives, can take them.
+
+Delivery may be repeated: every operation has the same effect twice as once. Of all processes of a machine one at a time
+delivers. While the store does not answer, everything waits; what it refuses is kept and passed over.
+"""
+
+import contextlib
+import io
+import json
+import sqlite3
+import tempfile
+import traceback
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.errors import BadInput, shortened
+from pipeline.files import scratch
+from pipeline.tracking import operations
+from pipeline.tracking.operations import Close, Metrics, Operation, Params, Tags, Text
+from pipeline.tracking.store import connect, local_folder, refuses
+
+BUSY_SECONDS = 10.0
+RECORDS_AT_ONCE = 200
+FILE = "spool.db"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, operation TEXT NOT NULL, files BLOB, refused TEXT
+)
+"""
+OF_RUNS = "(:runs IS NULL OR run_id IN (SELECT value FROM json_each(:runs)))"
+
+
+@dataclass(frozen=True)
+class Record:
+    """An operation that waits."""
+
+    id: int
+    run_id: str
+    operation: Operation
+
+
+def spool_folder() -> Path:
+    """Of the configured store: beside a SQLite file; for a server in the user's state folder, or in PIPELINE_SPOOL."""
+    return local_folder("spool")
+
+
+class Spool:
+    """One thread's access to a spool, that of the configured store. Raises BadInput when its file cannot be used."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or spool_folder()
+        with self._usable():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # every statement is a transaction of its own
+            self._database = sqlite3.connect(self.folder / FILE, timeout=BUSY_SECONDS, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            # whoever delivers empties the log: whoever appends never waits for the disk
+            self._database.execute("PRAGMA wal_autocheckpoint=0")
+            self._database.execute(SCHEMA)
+
+    def append(self, run_id: str, operation: Operation) -> None:
+        """Keep an operation, with a copy of the file or folder it names."""
+        local, files = getattr(operation, "local", None), None
+        with self._usable():
+            if local is not None:
+                files, root = io.BytesIO(), Path(local)
+                with zipfile.ZipFile(files, "w", strict_timestamps=False) as archive:
+                    for path in (root, *sorted(root.rglob("*"))):
+                        archive.write(path, path.relative_to(root.parent))
+            self._database.execute(
+                "INSERT INTO records (run_id, operation, files) VALUES (?, ?, ?)",
+                (run_id, operations.written(operation), files and files.getvalue()),
+            )
+
+    def next(self, limit: int) -> list[Record]:
+        """The first operations that wait and are not refused, in the order in which they were appended.
+
+        What is no operation of ours is refused here.
+        """
+        query = "SELECT id, run_id, operation FROM records WHERE refused IS NULL ORDER BY id LIMIT ?"
+        records: list[Record] = []
+        while not records:
+            with self._usable():
+                rows = self._database.execute(query, (limit,)).fetchall()
+            if not rows:
+                break
+            for id, run_id, text in rows:
+                try:
+                    if not isinstance(run_id, str):
+                        raise BadInput("its run is no text")
+                    records.append(Record(id, run_id, operations.read(text)))
+                except BadInput as fault:
+                    self.refuse(id, f"record {id}: {fault}")
+        return records
+
+    def files(self, record: Record) -> bytes | None:
+        """The archive of the file or folder that was kept with a record."""
+        with self._usable():
+            (files,) = self._database.execute("SELECT files FROM records WHERE id = ?", (record.id,)).fetchone()
+        return files if isinstance(files, bytes) else None
+
+    def waiting(self, run_ids: Sequence[str] | None = None) -> int:
+        """How many operations wait and are not refused, of these runs or of all."""
+        query = f"SELECT count(*) FROM records WHERE refused IS NULL AND {OF_RUNS}"
+        with self._usable():
+            return int(self._database.execute(query, {"runs": _listed(run_ids)}).fetchone()[0])
+
+    def refusals(self, run_ids: Sequence[str] | None = None) -> list[str]:
+        """Why operations of these runs, or of all, were refused."""
+        query = f"SELECT refused FROM records WHERE refused IS NOT NULL AND {OF_RUNS} ORDER BY id"
+        with self._usable():
+            rows = self._database.execute(query, {"runs": _listed(run_ids)}).fetchall()
+        return [refused for (refused,) in rows]
+
+    def refuse(self, id: int, reason: str) -> None:
+        """The store will not take a record; it is kept and passed over."""
+        with self._usable():
+            self._database.execute("UPDATE records SET refused = ? WHERE id = ?", (reason, id))
+
+    def try_refused_again(self) -> None:
+        """Let what was refused wait like everything else."""
+        with self._usable():
+            self._database.execute("UPDATE records SET refused = NULL")
+
+    def delivered(self, records: Sequence[Record]) -> None:
+        """Forget what the store has."""
+        ids = json.dumps([record.id for record in records])
+        with self._usable():
+            self._database.execute("DELETE FROM records WHERE id IN (SELECT value FROM json_each(?))", (ids,))
+
+    def to_disk(self) -> None:
+        """Make the disk hold what was appended."""
+        with self._usable():
+            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+            raise BadInput(
+                f"spool {self.folder} cannot be used: {shortened(str(error))}; what trainings log waits there for the "
+                f"store: free the disk or make it writable (docs/reliability.md)"
+            ) from None
+
+
+def _listed(run_ids: Sequence[str] | None) -> str | None:
+    return None if run_ids is None else json.dumps(list(run_ids))
+
+
+def deliver(spool: Spool, client: MlflowClient) -> str | None:
+    """Deliver everything that waits. None when nothing stood in the way, else what did: the rest waits on."""
+    try:
+        with FileLock(spool.folder / "delivery.lock").acquire(blocking=False):
+            while records := spool.next(RECORDS_AT_ONCE):
+                records.sort(key=lambda record: record.run_id)  # stable: a run's stay in their order
+                # metrics that follow one another go together, anything else alone
+                groups = groupby(records, lambda r: (r.run_id, None if isinstance(r.operation, Metrics) else r.id))
+                for _, group in groups:
+                    _deliver_together(spool, client, list(group))
+    except Timeout:  # another process delivers
+        return None
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        return shortened(str(error), 300)
+    return None
+
+
+def _deliver_together(spool: Spool, client: MlflowClient, records: list[Record]) -> None:
+    """One record, or metrics of one run. Raises what the store raises when it gives no answer."""
+    first = records[0]
+    operation, files = first.operation, spool.files(first)
+    try:
+        with tempfile.TemporaryDirectory(prefix="spooled-", dir=scratch()) as place:
+            if not isinstance(operation, Metrics | Tags | Params | Text | Close):
+                operation = replace(operation, local=_unpacked(operation.local, files, Path(place)))
+            elif len(records) > 1:
+                points = [r.operation.points for r in records if isinstance(r.operation, Metrics)]
+                operation = Metrics(points=tuple(point for some in points for point in some))
+            # an earlier attempt may have come through, wholly or in part
+            operation.perform(client, first.run_id, again=True)
+    except Exception as error:
+        may_pass = isinstance(error, MlflowException | SQLAlchemyError | OSError)
+        if may_pass and not refuses(error):
+            raise
+        if len(records) > 1:  # one of them may spoil the others
+            for record in records:
+                _deliver_together(spool, client, [record])
+            return
+        reason = str(error) if may_pass or isinstance(error, BadInput) else traceback.format_exc(limit=-3)
+        spool.refuse(first.id, f"{first.operation.do} of run {first.run_id}: {' '.join(reason.split())}"[:1_000])
+    else:
+        spool.delivered(records)
+
+
+def _unpacked(name: str, files: bytes | None, place: Path) -> str:
+    """The file or folder that was kept with a record, below `place`: whatever path it names, no other is read."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(files or b"")) as archive:
+            archive.extractall(place)  # it leaves `place` never, and makes no links
+        (local,) = place.iterdir()
+    except (zipfile.BadZipFile, ValueError):
+        raise BadInput(f"the spool has no file {shortened(name)} of it") from None
+    return str(local)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What `sync` came to."""
+
+    delivered: int
+    waiting: int
+    refusals: tuple[str, ...]
+    folder: Path
+    trouble: str | None
+
+    @property
+    def done(self) -> bool:
+        return not self.waiting and not self.refusals
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if self.done:
+            return [f"sync: {self.delivered} records delivered, nothing waits"]
+        why = f": {self.trouble}" if self.trouble else ""
+        return [
+            f"sync: {self.delivered} records delivered, {self.waiting} wait, {len(self.refusals)} refused "
+            f"(kept in {self.folder}){why}",
+            *(f"  - {reason}" for reason in dict.fromkeys(self.refusals)),
+        ]
+
+
+def sync() -> Delivery:
+    """Deliver what waits for the configured store, what it refused before included. Raises BadInput without a store."""
+    client = connect()
+    with contextlib.closing(Spool()) as spool:
+        spool.try_refused_again()
+        before = spool.waiting()
+        trouble = deliver(spool, client)
+        refusals, left = tuple(spool.refusals()), spool.waiting()
+    if left and trouble is None:
+        trouble = "another process delivers them"
+    return Delivery(before - left - len(refusals), left, refusals, spool.folder, trouble)
+
+
+def deliver_leftovers() -> None:
+    """Deliver what earlier processes left for the configured store; a store that does not answer keeps it waiting."""
+    if not (spool_folder() / FILE).exists():
+        return
+    with contextlib.closing(Spool()) as spool:
+        if spool.waiting():
+            with contextlib.suppress(BadInput):  # whoever opens a run next says that the store cannot be used
+                deliver(spool, connect())
