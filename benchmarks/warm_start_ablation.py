@@ -225,7 +225,7 @@ def ablation_table(rows: Sequence[AblationRow]) -> str:
 
 def ablation_figure(rows: Sequence[AblationRow], figure: str, title: str) -> bytes:
     """SVG file of a field of the rows with an interval, level by level; a line marks the reference."""
-    with canvas(f"ablation-{figure}", height=max(HEIGHT, 0.9 + 0.22 * len(rows))) as drawn:
+    with canvas(f"ablation-{figure}", title, height=max(HEIGHT, 0.9 + 0.22 * len(rows))) as drawn:
         axes = drawn.axes
         for place, row in enumerate(rows):
             estimate: Estimate = getattr(row, figure)
@@ -241,7 +241,6 @@ def ablation_figure(rows: Sequence[AblationRow], figure: str, title: str) -> byt
         axes.set_yticks(range(len(rows)), [f"{row.factor}: {row.level}" for row in rows], fontsize=7.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_title(title)
     return for_file(drawn.svg)
 
 

@@ -6,8 +6,9 @@ differ by line style and label as well as by colour. matplotlib is imported when
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -28,7 +29,6 @@ from pipeline.report.palette import (
 )
 from pipeline.report.text import words
 from pipeline.statistics.comparison import Bill, Comparison, FinalFigure
-from pipeline.statistics.efficiency import TimeToTarget
 from pipeline.statistics.shift import Shift
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ DRAWN_ARMS: Final = (Arm.SCRATCH, Arm.PRETRAINED)
 STYLES: Final = {Arm.SCRATCH: "--", Arm.PRETRAINED: "-", Arm.SCRATCH_LR0: ":", Arm.PRETRAINED_LR0: "-."}
 MARKERS: Final = {Arm.SCRATCH: "s", Arm.PRETRAINED: "o", Arm.SCRATCH_LR0: "D", Arm.PRETRAINED_LR0: "^"}
 MOST_FEATURES: Final = 12
-TIMEOUT: Final = "neither"
+PERCENT: Final = "{x:.0%}"
 
 _SETTINGS: Final[Any] = {
     "svg.fonttype": "none",
@@ -70,44 +70,48 @@ _SETTINGS: Final[Any] = {
 }
 
 
+@dataclass
 class Canvas:
     """The figure under construction; `svg` holds the result after the `with` block."""
 
-    def __init__(self, axes: "Axes") -> None:
-        self.axes = axes
-        self.svg = ""
+    axes: "Axes"
+    svg: str = ""
 
 
 @contextmanager
-def canvas(name: str, height: float = HEIGHT) -> Iterator[Canvas]:
-    """An axes to draw on; afterwards `canvas.svg` is `<svg ...>` whose ids start with `name`."""
+def canvas(name: str, title: str, height: float = HEIGHT) -> Iterator[Canvas]:
+    """An axes to draw on; afterwards `canvas.svg` is `<svg ...>` without a fixed size, whose ids start with `name`."""
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(WIDTH, height))
-        FigureCanvasSVG(figure)
-        drawn = Canvas(figure.add_subplot())
+        drawn = Canvas(figure.add_subplot(title=title))
         yield drawn
+        handles, labels = drawn.axes.get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside lower left", ncols=2, handlelength=2.6, columnspacing=1.2)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    drawn.svg = _inline(file.getvalue(), name)
+    head, _, body = file.getvalue().partition("<svg")[2].partition(">")  # without the XML head
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    svg = f"<svg{head}>{re.sub('<metadata>.*?</metadata>', '', body, flags=re.DOTALL)}"
+    # ids of its own, so that several figures fit into one page
+    drawn.svg = re.sub(r'(\bid="|href="#|url\(#)([^")]+)', rf"\1{name}-\2", svg).strip()
 
 
 def learning_curve(comparison: Comparison, figure: str) -> str:
     """Mean over seeds with its 95 % interval, every seed as a thin line, the target as a line."""
-    with canvas(f"curve-{figure}") as drawn:
+    with canvas(f"curve-{figure}", words(figure)) as drawn:
         axes = drawn.axes
         for arm, summary in comparison.arms.items():
             if figure not in summary.curves:
                 continue
             curve, colour = summary.curves[figure], ARM_COLOURS[arm]
-            style: dict[str, Any] = {"color": colour, "linestyle": STYLES[arm], "label": ARM_LABELS[arm]}
             if arm not in DRAWN_ARMS:  # weights that never change: one level for all steps
-                axes.axhline(float(np.mean(curve.mean)), linewidth=1.4, **style)
+                axes.axhline(float(np.mean(curve.mean)), linewidth=1.4, **_style(arm))
                 continue
-            axes.plot(curve.steps, curve.mean, linewidth=2.0, **style)
+            axes.plot(curve.steps, curve.mean, linewidth=2.0, **_style(arm))
             axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
             for run in summary.runs:
                 axes.plot(run.steps, run.figures[figure], color=colour, linewidth=0.6, alpha=0.45)
@@ -119,21 +123,30 @@ def learning_curve(comparison: Comparison, figure: str) -> str:
                 )
         if figure in (Metric.SUCCESS_RATE, Metric.COLLISION_RATE):
             axes.set_ylim(-0.03, 1.03)
-        axes.set_title(words(figure))
         _steps_axis(axes, "environment steps of training")
-        _legend_below(axes)
     return drawn.svg
 
 
 def time_to_target(comparison: Comparison) -> str:
     """One row a seed: when each arm met the target; an arrow for a run that never did within the budget."""
     pairs = comparison.pairs
-    with canvas("time-to-target", height=max(2.2, 1.3 + 0.3 * len(pairs))) as drawn:
+    with canvas(
+        "time-to-target", "Timesteps to target, seed by seed", height=max(2.2, 1.3 + 0.3 * len(pairs))
+    ) as drawn:
         axes = drawn.axes
         for row, pair in enumerate(pairs):
             axes.plot([pair.pretrained.steps, pair.baseline.steps], [row, row], color=GRID, linewidth=3, zorder=1)
-            _time_marker(axes, row, pair.baseline, Arm.SCRATCH, label=row == 0)
-            _time_marker(axes, row, pair.pretrained, Arm.PRETRAINED, label=row == 0)
+            for arm, time in ((Arm.SCRATCH, pair.baseline), (Arm.PRETRAINED, pair.pretrained)):
+                colour = ARM_COLOURS[arm]
+                style: dict[str, Any] = {"color": colour, "marker": MARKERS[arm], "linestyle": ""}
+                filled = "none" if time.censored else colour
+                axes.plot(time.steps, row, markersize=7, zorder=3, markerfacecolor=filled, markeredgewidth=1.6, **style)
+                if row == 0:
+                    axes.plot([], [], label=ARM_LABELS[arm], **style)
+                if time.censored:
+                    arrow = {"arrowstyle": "<|-", "color": colour, "linewidth": 1.6}
+                    end: dict[str, Any] = {"xytext": (26, 0), "textcoords": "offset points", "zorder": 2}
+                    axes.annotate("", (time.steps, row), arrowprops=arrow, **end)
         times = [t.steps for pair in pairs for t in (pair.baseline, pair.pretrained)]
         if max(times) > 8 * min(times):
             axes.set_xscale("log")
@@ -143,15 +156,13 @@ def time_to_target(comparison: Comparison) -> str:
         axes.set_yticks(range(len(pairs)), [f"seed {pair.seed}" for pair in pairs])
         axes.set_ylim(len(pairs) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_title("Timesteps to target, seed by seed")
         _steps_axis(axes, "environment steps (arrow: not within the budget)")
-        _legend_below(axes)
     return drawn.svg
 
 
 def reached_by(comparison: Comparison) -> str:
     """Share of runs that had met the target by each timestep."""
-    with canvas("reached-by") as drawn:
+    with canvas("reached-by", "Share of runs that met the target") as drawn:
         axes = drawn.axes
         for arm in DRAWN_ARMS:
             times = [pair.baseline if arm == Arm.SCRATCH else pair.pretrained for pair in comparison.pairs]
@@ -159,38 +170,30 @@ def reached_by(comparison: Comparison) -> str:
             end = max(comparison.arms[arm].budget, *(t.steps for t in times))
             x = [0, *reached, end]
             y = [0.0, *(np.arange(1, len(reached) + 1) / len(times)), len(reached) / len(times)]
-            style: dict[str, Any] = {"color": ARM_COLOURS[arm], "linestyle": STYLES[arm]}
-            axes.step(x, y, where="post", linewidth=2, label=ARM_LABELS[arm], **style)
+            axes.step(x, y, where="post", linewidth=2, **_style(arm))
         axes.set_ylim(-0.03, 1.05)
-        axes.set_title("Share of runs that met the target")
-        _percent_axis(axes)
+        axes.yaxis.set_major_formatter(PERCENT)
         _steps_axis(axes, "environment steps of training")
-        _legend_below(axes)
     return drawn.svg
 
 
 def performance_profile(comparison: Comparison) -> str:
     """Share of runs whose final figure is above each threshold (Agarwal et al. 2021)."""
-    with canvas("profile") as drawn:
+    with canvas("profile", "Performance profile") as drawn:
         axes = drawn.axes
         for arm, profile in comparison.profiles.items():
-            style: dict[str, Any] = {"color": ARM_COLOURS[arm], "linestyle": STYLES[arm]}
-            axes.step(profile.thresholds, profile.share, where="post", linewidth=2, label=ARM_LABELS[arm], **style)
+            axes.step(profile.thresholds, profile.share, where="post", linewidth=2, **_style(arm))
             if arm in DRAWN_ARMS:
-                axes.fill_between(
-                    profile.thresholds, profile.low, profile.high, step="post", color=ARM_COLOURS[arm], alpha=0.18,
-                    linewidth=0,
-                )  # fmt: skip
+                band: dict[str, Any] = {"step": "post", "color": ARM_COLOURS[arm], "alpha": 0.18, "linewidth": 0}
+                axes.fill_between(profile.thresholds, profile.low, profile.high, **band)
         axes.set_ylim(-0.03, 1.05)
-        axes.set_title("Performance profile")
         axes.set_xlabel(f"final {words(comparison.settings.final_figure)} τ")
         axes.set_ylabel("share of runs above τ")
-        _percent_axis(axes)
-        _legend_below(axes)
+        axes.yaxis.set_major_formatter(PERCENT)
     return drawn.svg
 
 
-def outcome_bars(finals: Mapping[str, Sequence[FinalFigure]], labels: Mapping[str, str] = ARM_LABELS) -> str | None:
+def outcome_bars(finals: Mapping[str, Sequence[FinalFigure]]) -> str | None:
     """Success, collision and neither of the final policies by scenario set and arm; None when not measured."""
     bars: list[tuple[str, float, float | None]] = []
     for scenario_set, figures in finals.items():
@@ -200,19 +203,42 @@ def outcome_bars(finals: Mapping[str, Sequence[FinalFigure]], labels: Mapping[st
         collision = by_name.get(Metric.COLLISION_RATE)
         for arm, mean in by_name[Metric.SUCCESS_RATE].means.items():
             hit = None if collision is None or arm not in collision.means else collision.means[arm].value
-            bars.append((f"{scenario_set}\n{labels.get(arm, arm)}", mean.value, hit))
-    if not bars:
-        return None
-    with canvas("outcomes", height=1.1 + 0.42 * len(bars)) as drawn:
-        _draw_bars(drawn.axes, bars)
-    return drawn.svg
+            bars.append((f"{scenario_set}\n{ARM_LABELS.get(arm, arm)}", mean.value, hit))
+    return _bars("outcomes", "How final episodes end", bars, 1.1 + 0.42 * len(bars)) if bars else None
 
 
 def scenario_bars(outcomes: Sequence[tuple[str, float, float | None]]) -> str:
     """(scenario, success, collision or None) as stacked shares, one row each."""
-    with canvas("scenarios", height=1.3 + 0.3 * len(outcomes)) as drawn:
-        _draw_bars(drawn.axes, outcomes)
-        drawn.axes.set_title("Outcomes by scenario")
+    return _bars("scenarios", "Outcomes by scenario", outcomes, 1.3 + 0.3 * len(outcomes))
+
+
+def _bars(name: str, title: str, bars: Sequence[tuple[str, float, float | None]], height: float) -> str:
+    """(label, success, collision or None) from top to bottom."""
+    hatch = {GOOD: None, BAD: "////", OTHER: None}
+    with canvas(name, title, height) as drawn:
+        axes = drawn.axes
+        for row, (_, success, collision) in enumerate(bars):
+            left, hit = 0.0, collision or 0.0
+            for share, colour in ((success, GOOD), (hit, BAD), (max(0.0, 1 - success - hit), OTHER)):
+                axes.barh(
+                    row, share, left=left, height=0.62, color=colour, hatch=hatch[colour], edgecolor=GRID, linewidth=0
+                )
+                left += share
+            axes.text(1.012, row, f"{success:.1%}", va="center", fontsize=9, color=INK)
+        collisions = any(collision is not None for _, _, collision in bars)
+        for text, colour in (
+            ("success", GOOD),
+            ("collision" if collisions else "", BAD),
+            ("neither" if collisions else "no success", OTHER),
+        ):
+            if text:
+                axes.barh(0, 0, color=colour, hatch=hatch[colour], edgecolor=GRID, linewidth=0, label=text)
+        axes.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=8.5)
+        axes.set_ylim(len(bars) - 0.45, -0.55)
+        axes.set_xlim(0, 1.13)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_formatter(PERCENT)
     return drawn.svg
 
 
@@ -220,7 +246,7 @@ def bill_lines(bill: Bill, most_uses: int = 40) -> str:
     """Total environment steps over the number of trainings that reuse the dataset, with and without pre-training."""
     crossing = bill.break_even.reuses
     uses = np.arange(0, max(4, min(most_uses, 2 * (crossing or 5))) + 1)
-    with canvas("bill") as drawn:
+    with canvas("bill", "Environment steps in all") as drawn:
         axes = drawn.axes
         axes.plot(
             uses, uses * bill.baseline_steps.value, color=BASELINE, linestyle="--", linewidth=2, label="from scratch"
@@ -233,12 +259,10 @@ def bill_lines(bill: Bill, most_uses: int = 40) -> str:
                 f"paid back at {crossing}", (crossing, 0.04), xycoords=("data", "axes fraction"), xytext=(4, 0),
                 textcoords="offset points", color=TARGET, fontsize=9,
             )  # fmt: skip
-        axes.set_title("Environment steps in all")
         axes.set_xlabel("trainings that reuse the same demonstrations")
         axes.locator_params(axis="x", integer=True)
-        axes.yaxis.set_major_formatter(_short_steps())
+        axes.yaxis.set_major_formatter(lambda value, _: short_steps(value))
         axes.set_ylim(bottom=0)
-        _legend_below(axes)
     return drawn.svg
 
 
@@ -247,17 +271,17 @@ def shift_bars(shift: Shift) -> str | None:
     features = shift.features[:MOST_FEATURES]
     if not features:
         return None
-    with canvas("shift", height=1.2 + 0.26 * len(features)) as drawn:
+    with canvas("shift", "Features that differ most", height=1.2 + 0.26 * len(features)) as drawn:
         axes = drawn.axes
         for row, feature in enumerate(features):
             loud = feature.p_value <= shift.significance
             axes.barh(row, feature.distance, height=0.65, color=BAD if loud else OTHER)
-            axes.text(feature.distance + 0.012, row, f"p {_p(feature.p_value)}", va="center", fontsize=8.5, color=MUTED)
+            p = "< 0.01" if feature.p_value < 0.01 else f"{feature.p_value:.2f}"
+            axes.text(feature.distance + 0.012, row, f"p {p}", va="center", fontsize=8.5, color=MUTED)
         axes.set_yticks(range(len(features)), [_cut(f.name) for f in features])
         axes.set_ylim(len(features) - 0.4, -0.6)
         axes.set_xlim(0, min(1.12, max(0.2, 1.25 * features[0].distance + 0.08)))
         axes.grid(axis="y", visible=False)
-        axes.set_title("Features that differ most")
         axes.set_xlabel("Kolmogorov-Smirnov distance, 0 to 1")
     return drawn.svg
 
@@ -272,7 +296,7 @@ def histogram(
     marks: Sequence[float] = (),
 ) -> str:
     """Counts between edges, or per value when there are as many edges as counts; marks point at outliers."""
-    with canvas(name, height=2.6) as drawn:
+    with canvas(name, title, height=2.6) as drawn:
         axes = drawn.axes
         at = np.asarray(edges, dtype=np.float64)
         if len(at) == len(counts):
@@ -283,10 +307,8 @@ def histogram(
             height = 0.04 * max(1, *counts)
             axes.plot(marks, np.full(len(marks), height), linestyle="", marker="v", color=BAD, label="outliers")
         axes.grid(axis="x", visible=False)
-        axes.set_title(title)
         axes.set_xlabel(label)
         axes.set_ylabel(unit)
-        _legend_below(axes)
     return drawn.svg
 
 
@@ -298,7 +320,7 @@ def ranges(
     `values` (features, 5): min, mean - std, mean, mean + std, max. Rows are scaled to their bounds, or to their range
     where the space has none, so that features of different units share one axis.
     """
-    with canvas(name, height=1.2 + 0.17 * len(labels)) as drawn:
+    with canvas(name, "Features: range, mean and spread", height=1.2 + 0.17 * len(labels)) as drawn:
         axes = drawn.axes
         for row, (five, (low, high)) in enumerate(zip(values, bounds, strict=True)):
             start = five[0] if low is None else low
@@ -312,63 +334,21 @@ def ranges(
         axes.set_xlim(-0.03, 1.03)
         axes.set_xticks([0, 0.5, 1], ["low bound", "", "high bound"])
         axes.grid(axis="y", visible=False)
-        axes.set_title("Features: range, mean and spread")
     return drawn.svg
 
 
-def _draw_bars(axes: "Axes", bars: Sequence[tuple[str, float, float | None]]) -> None:
-    """(label, success, collision or None) from top to bottom."""
-    hatch = {GOOD: None, BAD: "////", OTHER: None}
-    for row, (_, success, collision) in enumerate(bars):
-        left = 0.0
-        parts = [(success, GOOD), (collision or 0.0, BAD)]
-        parts.append((max(0.0, 1 - success - (collision or 0.0)), OTHER))
-        for share, colour in parts:
-            axes.barh(
-                row, share, left=left, height=0.62, color=colour, hatch=hatch[colour], edgecolor=GRID, linewidth=0
-            )
-            left += share
-        axes.text(1.012, row, f"{success:.1%}", va="center", fontsize=9, color=INK)
-    names = ["success", "collision", TIMEOUT] if any(b[2] is not None for b in bars) else ["success", "", "no success"]
-    for name, colour in zip(names, (GOOD, BAD, OTHER), strict=True):
-        if name:
-            axes.barh(0, 0, color=colour, hatch=hatch[colour], edgecolor=GRID, linewidth=0, label=name)
-    axes.set_yticks(range(len(bars)), [bar[0] for bar in bars], fontsize=8.5)
-    axes.set_ylim(len(bars) - 0.45, -0.55)
-    axes.set_xlim(0, 1.13)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
-    axes.grid(axis="y", visible=False)
-    axes.set_title("How final episodes end")
-    _percent_axis(axes, "x")
-    _legend_below(axes)
-
-
-def _time_marker(axes: "Axes", row: int, time: TimeToTarget, arm: str, label: bool) -> None:
-    axes.plot(
-        time.steps, row, marker=MARKERS[arm], markersize=7, color=ARM_COLOURS[arm], linestyle="", zorder=3,
-        markerfacecolor="none" if time.censored else ARM_COLOURS[arm], markeredgewidth=1.6,
-    )  # fmt: skip
-    if label:
-        axes.plot([], [], marker=MARKERS[arm], color=ARM_COLOURS[arm], linestyle="", label=ARM_LABELS[arm])
-    if time.censored:
-        axes.annotate(
-            "", (time.steps, row), xytext=(26, 0), textcoords="offset points", zorder=2,
-            arrowprops={"arrowstyle": "<|-", "color": ARM_COLOURS[arm], "linewidth": 1.6},
-        )  # fmt: skip
+def _style(arm: str) -> dict[str, Any]:
+    return {"color": ARM_COLOURS[arm], "linestyle": STYLES[arm], "label": ARM_LABELS[arm]}
 
 
 def _steps_axis(axes: "Axes", label: str) -> None:
-    axes.xaxis.set_major_formatter(_short_steps())
+    axes.xaxis.set_major_formatter(lambda value, _: short_steps(value))
     if axes.get_xscale() == "log":
         from matplotlib.ticker import LogLocator, NullFormatter
 
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
-
-
-def _short_steps() -> Callable[[float, float], str]:
-    return lambda value, _: short_steps(value)
 
 
 def short_steps(steps: float) -> str:
@@ -379,34 +359,5 @@ def short_steps(steps: float) -> str:
     return f"{steps:.4g}"
 
 
-def _percent_axis(axes: "Axes", which: str = "y") -> None:
-    axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_major_formatter(lambda value, _: f"{value:.0%}")
-
-
-def _legend_below(axes: "Axes") -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure = axes.get_figure(root=True)
-        assert figure is not None
-        figure.legend(handles, labels, loc="outside lower left", ncols=2, handlelength=2.6, columnspacing=1.2)
-
-
-def _inline(svg: str, name: str) -> str:
-    """Without the XML head and fixed size, with ids of its own, so that several fit into one page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
-    return svg.strip()
-
-
 def _cut(text: str, limit: int = 34) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _p(value: float) -> str:
-    return "< 0.01" if value < 0.01 else f"{value:.2f}"
