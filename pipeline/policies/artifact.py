@@ -125,15 +125,9 @@ def load_policy(folder: str | Path) -> ActorCriticPolicy:
     Raises BadInput, one line, for anything missing, oversized, unknown, misfitting or not finite.
     """
     spec, path = read_spec(folder), Path(folder) / POLICY_WEIGHTS_FILE
-    what, hidden = f"policy {str(path)!r}", spec.network.hidden
-    # a width is only a claim: a large network, which takes memory and time, is built for a file that could fill it
-    inputs = () if images_in(spec.observation_space) else (gym.spaces.utils.flatdim(spec.observation_space),)
-    least = 2 * 4 * sum(before * after for before, after in pairwise((*inputs, *hidden)))
-    if path.is_file() and path.stat().st_size + MAX_SPEC_BYTES < least:
-        raise BadInput(
-            f"{what} has {path.stat().st_size} bytes, the hidden layers {shortened(list(hidden))} alone need {least}: "
-            "its tensors are not those of its network"
-        )
+    what = f"policy {str(path)!r}"
+    if path.is_file():
+        refuse_hollow(spec.observation_space, spec.network, path.stat().st_size, what)
     policy = build_policy(spec.observation_space, spec.action_space, spec.network, seed=0)
     expected = tensors_of(policy)
     needed = sum(tensor.nbytes for tensor in expected.values())
@@ -145,6 +139,17 @@ def load_policy(folder: str | Path) -> ActorCriticPolicy:
     refuse_misfit(tensors, expected, what)
     load_tensors(policy, tensors)
     return policy
+
+
+def refuse_hollow(space: gym.Space[Any], network: Network, size: int, what: str) -> None:
+    """A width is only a claim: a large network, which takes memory and time, is built for bytes that could fill it."""
+    inputs = () if images_in(space) else (gym.spaces.utils.flatdim(space),)
+    least = 2 * 4 * sum(before * after for before, after in pairwise((*inputs, *network.hidden)))
+    if size + MAX_SPEC_BYTES < least:
+        raise BadInput(
+            f"{what} has {size} bytes, the hidden layers {shortened(list(network.hidden))} alone need {least}: its "
+            "tensors are not those of its network"
+        )
 
 
 def refuse_misfit(

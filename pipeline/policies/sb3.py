@@ -20,20 +20,19 @@ from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import gymnasium as gym
 import torch
+from pydantic import BaseModel, Field
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv
 
+from pipeline.config.loading import validate
 from pipeline.config.training import Network
 from pipeline.errors import BadInput, shortened
-from pipeline.policies.artifact import load_tensors, refuse_misfit, tensors_of
+from pipeline.policies.artifact import load_tensors, refuse_hollow, refuse_misfit, tensors_of
 from pipeline.policies.networks import build_policy, network_of, policy_arguments, policy_class
-
-Activation = Literal["tanh", "relu"]
 
 SB3_POLICIES: Final = "stable_baselines3.common.policies"
 WEIGHTS: Final = "policy.pth"
@@ -44,26 +43,37 @@ MAX_SETTINGS_BYTES: Final = 32_000_000  # replay and episode buffers are written
 MAX_MEMBERS: Final = 4096
 REMEDY: Final = "; was it trained on this environment, and for its kind of actions?"
 _TANH: Final = "<class 'torch.nn.modules.activation.Tanh'>"
-_ACTIVATIONS: Final[dict[str, Activation]] = {_TANH: "tanh", "<class 'torch.nn.modules.activation.ReLU'>": "relu"}
-# of policy_kwargs: what matters for training alone, or is read off the tensors
-_READ_OFF: Final = {
-    "ortho_init", "log_std_init", "optimizer_class", "optimizer_kwargs", "normalize_images", "net_arch",
-    "activation_fn",
-}  # fmt: skip
-_TAKEN: Final[dict[str, tuple[Any, ...]]] = {
-    "features_extractor_class": ("<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>",),
-    "features_extractor_kwargs": ({}, None, "{}"),
-    "share_features_extractor": (True,),
-    "use_sde": (False,),
-    "squash_output": (False,),
-    "use_expln": (False,),
-}
+_RELU: Final = "<class 'torch.nn.modules.activation.ReLU'>"
+_FLATTEN: Final = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
 _READS: Final = {
     "MultiInput": ", which reads Dict observations",
     "ActorCriticCnn": ", which reads pictures",
     "Cnn": ", which reads pictures",
 }
 _LAYER = re.compile(r"mlp_extractor\.(policy|value)_net\.(\d{1,3})\.weight")
+
+
+class _PolicyArguments(BaseModel, extra="forbid"):
+    """`policy_kwargs` that our policies have as well; what matters to training alone, or is read off the tensors."""
+
+    activation_fn: Literal[_TANH, _RELU] = _TANH  # type: ignore[valid-type]
+    features_extractor_class: Literal[_FLATTEN] = _FLATTEN  # type: ignore[valid-type]
+    features_extractor_kwargs: Annotated[dict[str, Any], Field(max_length=0)] | Literal["{}"] | None = None
+    share_features_extractor: Literal[True] = True
+    use_sde: Literal[False] = False
+    squash_output: Literal[False] = False
+    use_expln: Literal[False] = False
+    net_arch: Any = None
+    ortho_init: Any = None
+    log_std_init: Any = None
+    optimizer_class: Any = None
+    optimizer_kwargs: Any = None
+    normalize_images: Any = None
+
+
+class _Settings(BaseModel):
+    use_sde: Literal[False]
+    policy_kwargs: _PolicyArguments
 
 
 def import_sb3_zip(path: str | Path, observation_space: gym.Space, action_space: gym.Space) -> ActorCriticPolicy:
@@ -76,10 +86,8 @@ def import_sb3_zip(path: str | Path, observation_space: gym.Space, action_space:
     what = f"SB3 zip {file.name!r}"
     settings, weights = _read_zip(file, what)
     tensors = _tensors(weights, what)
-    network = Network(
-        activation=_activation(settings, what),
-        hidden=_hidden(tensors, gym.spaces.utils.flatdim(observation_space), what),
-    )
+    network = Network(activation=_activation(settings, what), hidden=_hidden(tensors, what))
+    refuse_hollow(observation_space, network, sum(tensor.nbytes for tensor in tensors.values()), what)
     policy = build_policy(observation_space, action_space, network, seed=0)
     refuse_misfit(tensors, tensors_of(policy), what, REMEDY)
     load_tensors(policy, tensors)
@@ -109,21 +117,14 @@ def as_ppo(policy: ActorCriticPolicy) -> PPO:
 
     It predicts at once; to train it further, give it an environment: `model.set_env(env)`.
     """
-    model = PPO(
-        policy_class(policy.observation_space),
-        DummyVecEnv([lambda: _SpacesOnly(policy.observation_space, policy.action_space)]),
-        policy_kwargs=policy_arguments(policy.observation_space, network_of(policy)),
-        device="cpu",
-    )
+    arguments = policy_arguments(policy.observation_space, network_of(policy))
+    kind: Any = policy_class(policy.observation_space)
+    model = PPO(kind, None, policy_kwargs=arguments, device="cpu", _init_setup_model=False)  # type: ignore[arg-type]
+    # as PPO.load goes about it: the spaces are known without an environment
+    model.observation_space, model.action_space, model.n_envs = policy.observation_space, policy.action_space, 1
+    model._setup_model()
     load_tensors(model.policy, tensors_of(policy))
     return model
-
-
-class _SpacesOnly(gym.Env):
-    """PPO wants an environment to learn its spaces from; this one is never played."""
-
-    def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
 
 
 # --------------------------------------------------------------------------------------------------------------- bytes
@@ -193,7 +194,7 @@ def _tensors(weights: bytes, what: str) -> dict[str, torch.Tensor]:
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
-def _activation(settings: dict[str, Any], what: str) -> Activation:
+def _activation(settings: dict[str, Any], what: str) -> Literal["tanh", "relu"]:
     """The activation, after refusing every setting that our policies do not have."""
     described = settings.get("policy_class")
     described = described if isinstance(described, dict) else {}
@@ -205,47 +206,26 @@ def _activation(settings: dict[str, Any], what: str) -> Activation:
             f"{what} holds {held}{reads}; taken is {SB3_POLICIES}.ActorCriticPolicy alone, the MlpPolicy of "
             "PPO and A2C, which reads one Box"
         )
-    if settings.get("use_sde") is not False:
-        raise BadInput(f"{what}: use_sde = {shortened(settings.get('use_sde'))}; gSDE policies are not read")
     given = settings.get("policy_kwargs")
-    if not isinstance(given, dict):
-        raise BadInput(f"{what}: policy_kwargs = {shortened(given)} cannot be read")
-    chosen = {key: value for key, value in given.items() if key not in (":type:", ":serialized:")}
-    if ":serialized:" in given and not chosen:
-        raise BadInput(f"{what}: policy_kwargs are only there as a pickle, which is never read")
-    for key, value in chosen.items():
-        if key not in _READ_OFF and value not in _TAKEN.get(key, ()):
-            raise BadInput(f"{what}: policy_kwargs.{key} = {shortened(value)} is not one our policies have")
-    activation = chosen.get("activation_fn", _TANH)
-    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise BadInput(f"{what}: activation_fn = {shortened(activation)}; allowed are Tanh and ReLU")
-    return _ACTIVATIONS[activation]
+    if isinstance(given, dict):
+        readable = {key: value for key, value in given.items() if key not in (":type:", ":serialized:")}
+        if ":serialized:" in given and not readable:
+            raise BadInput(f"{what}: policy_kwargs are only there as a pickle, which is never read")
+        given = readable
+    taken = validate(_Settings, {"use_sde": settings.get("use_sde"), "policy_kwargs": given}, what)
+    return "tanh" if taken.policy_kwargs.activation_fn == _TANH else "relu"
 
 
-def _hidden(tensors: Mapping[str, torch.Tensor], inputs: int, what: str) -> tuple[int, ...]:
-    """Widths of the hidden layers, which actor and critic must share in shape but not in weights.
-
-    A network of these widths is no larger than the tensors: each layer reads what the one before it gives.
-    """
-    found: dict[str, dict[int, str]] = {"policy": {}, "value": {}}
+def _hidden(tensors: Mapping[str, torch.Tensor], what: str) -> tuple[int, ...]:
+    """Widths of the hidden layers, which actor and critic must share in shape but not in weights."""
+    found: dict[str, dict[int, int]] = {"policy": {}, "value": {}}
     for key, tensor in tensors.items():
-        match = _LAYER.fullmatch(key)
-        if match and tensor.ndim == 2:
-            found[match[1]][int(match[2])] = key
-    shapes: dict[str, tuple[int, ...]] = {}
-    for role, layers in found.items():
-        widths = [inputs]
-        for _, key in sorted(layers.items()):
-            shape = tuple(tensors[key].shape)
-            if shape[1] != widths[-1] or not shape[0]:
-                raise BadInput(
-                    f"{what}: tensor {key!r} is {shape}, its network needs {(shape[0] or 1, widths[-1])}{REMEDY}"
-                )
-            widths.append(shape[0])
-        shapes[role] = tuple(widths[1:])
-    if shapes["policy"] != shapes["value"]:
+        if (match := _LAYER.fullmatch(key)) and tensor.ndim == 2:
+            found[match[1]][int(match[2])] = tensor.shape[0]
+    actor, critic = ([width for _, width in sorted(layers.items())] for layers in found.values())
+    if actor != critic or 0 in actor:
         raise BadInput(
-            f"{what}: actor {list(shapes['policy'])} and critic {list(shapes['value'])} have different "
-            "hidden layers; our policies have the same in both"
+            f"{what}: actor {actor} and critic {critic} have different hidden layers, or empty ones; our policies have "
+            "the same in both"
         )
-    return shapes["policy"]
+    return tuple(actor)
