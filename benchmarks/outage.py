@@ -25,11 +25,11 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", MLFLOW_DISABLE_TELEMETRY="true")
 
 import mlflow
+import torch
 from local_server import LocalServer
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.executors.threads import one_thread
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.learning.ppo import train
 from pipeline.names import EVAL_PREFIX, Tag
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--outages", nargs="+", default=["hang-2", "hang-60", "gone-60", "forever"])
     parser.add_argument("--config", default="configs/social_nav/finetune.yaml")
     arguments = parser.parse_args()
-    one_thread()
+    torch.set_num_threads(1)
     config = load(Finetune, arguments.config)
     training = replace(config.training, total_timesteps=arguments.steps)
     job = TrainingJob(task=load_task(config.task), training=training, seed=1, output="", final_episodes=100)

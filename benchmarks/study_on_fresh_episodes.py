@@ -14,10 +14,10 @@ from collections.abc import Mapping
 os.environ.update(OMP_NUM_THREADS="1", MLFLOW_DISABLE_TELEMETRY="true")
 
 import numpy as np
+import torch
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.executors.threads import one_thread
 from pipeline.names import Arm, Metric, Tag, lineage_run_tag
 from pipeline.play.evaluation import point_figures, run_episodes
 from pipeline.policies import act_function, load_policy
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=1_000)
     parser.add_argument("--config", default="configs/social_nav/finetune.yaml")
     arguments = parser.parse_args()
-    one_thread()
+    torch.set_num_threads(1)
     client, config = connect(), load(Finetune, arguments.config)
     task = Task(load_task(config.task), config.training.environment)
     group = find_group(client, arguments.group, task.config.name)

@@ -19,10 +19,10 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", MLFLOW_DISABLE_TELEMETRY="true")
 
 import mlflow
+import torch
 
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
-from pipeline.executors.threads import one_thread
 from pipeline.learning.jobs import TrainingEvent, TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.names import Tag
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--config", default="configs/social_nav/finetune.yaml")
     arguments = parser.parse_args()
-    one_thread()
+    torch.set_num_threads(1)
     config = load(Finetune, arguments.config)
     job = TrainingJob(
         task=load_task(config.task),

@@ -16,10 +16,9 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from pipeline.errors import BadInput, disk_refusal, machine_fault, printable, say, shortened
-from pipeline.names import STAGES
+from pipeline.names import STAGES, THREAD_VARIABLES
 
 DONE, VERDICT_NO, BAD_INPUT, FAULT = 0, 1, 2, 3
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 REFERENCES = ("expert", "dataset", "policy", "group", "run")
 
 

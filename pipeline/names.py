@@ -209,3 +209,6 @@ class Metric:
 
 
 EVAL_PREFIX: Final = "eval/"
+
+# read by numerical libraries when they load; how many threads they take also decides the last bits
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")

@@ -1,12 +1,9 @@
-"""Seeds side by side: each training in a process of its own with one thread, its events in the parent as they come.
+"""Trainings side by side on this machine: each in a process of its own with one thread, its events as they come.
 
     results = run_side_by_side(jobs, workers=2, on_event=lambda index, event: log(event))
 
-or, when what is trained next depends on what came out, one by one:
-
-    with TrainingPool() as pool:
-        pool.start("a", job)
-        for key, news in pool.wait(): ...  # TrainingEvent, TrainingResult, or an exception
+What another place to train has to offer is what `LocalProcesses` does: submit, wait for news, cancel, say how many it
+takes at once, close.
 
 Each child has its own pipe, so that a killed one cannot damage what another says; it ends by itself when the parent
 does. It leads a process group, so that whatever processes its environments start end with it. The processes come from a
@@ -19,20 +16,18 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final
 
 from pipeline.errors import BadInput, Interrupted, disk_refusal
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
+from pipeline.names import THREAD_VARIABLES
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # the first optimiser of a process imports torch._dynamo: once in the fork server instead of in every training
-PRELOADED = ["pipeline.learning.ppo", "torch._dynamo"]
-_GRACE_SECONDS = 5.0
+PRELOADED: Final = ["pipeline.learning.ppo", "torch._dynamo"]
+GRACE_SECONDS: Final = 5.0
 
 
 class TrainingCrashed(Exception):
@@ -43,80 +38,85 @@ class TrainingKilled(TrainingCrashed, Interrupted):
     """A training's process was killed from outside."""
 
 
-@dataclass(frozen=True)
-class _Failure:
-    kind: type[BadInput] | type[OSError] | type[TrainingCrashed]
-    text: str
-
-
-@dataclass
-class _Child:
-    seed: int
-    process: ForkServerProcess
-    pipe: connection.Connection
-
-
+# all but the first are a training's last: what it came to, BadInput as the child raised it, OSError when its disk
+# refuses, and any other end
 News = TrainingEvent | TrainingResult | BadInput | OSError | TrainingCrashed
 
 
-class TrainingPool:
-    """Trainings in processes of their own, each under a key; leaving the `with` block ends those that still run."""
+class LocalProcesses:
+    """Trainings in processes of their own, each under a key; whoever makes one closes it."""
 
-    def __init__(self) -> None:
-        self._children: dict[Hashable, _Child] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for child in self._children.values():
-            child.process.terminate()
-        for key in list(self._children):
-            self._end(key)
+    def __init__(self, at_once: int) -> None:
+        self.at_once = max(1, at_once)
+        self._children: dict[Hashable, tuple[TrainingJob, ForkServerProcess, connection.Connection]] = {}
 
     def __len__(self) -> int:
         """How many run."""
         return len(self._children)
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._children
-
-    def start(self, key: Hashable, job: TrainingJob) -> None:
-        self._children[key] = _start(job)
-
-    def stop(self, key: Hashable) -> None:
-        """End a training before its time; nothing more is heard of it."""
-        self._children[key].process.terminate()
-        self._end(key)
+    def submit(self, key: Hashable, job: TrainingJob) -> None:
+        """Start a training. That no more than `at_once` run is up to the caller."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        pipe, sender = context.Pipe(duplex=False)
+        # not a daemon: those may have no processes of their own, which environments do have
+        process = context.Process(target=_train, args=(job, sender), name=f"training-seed-{job.seed}", daemon=False)
+        # the fork server takes its environment from us when it starts; libraries read these once, when they load
+        before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+        try:
+            process.start()
+        finally:
+            for name in THREAD_VARIABLES:
+                del os.environ[name]
+            os.environ.update({name: value for name, value in before.items() if value is not None})
+        sender.close()
+        self._children[key] = job, process, pipe
 
     def wait(self, seconds: float | None = None) -> list[tuple[Hashable, News]]:
-        """At most one piece of news of every training, in order per training; empty when `seconds` pass without any.
+        """At most one piece of news of every training; empty when `seconds` pass without any."""
+        ready = connection.wait([pipe for _, _, pipe in self._children.values()], seconds)
+        found: list[tuple[Hashable, News]] = []
+        for key, (job, process, pipe) in list(self._children.items()):
+            if pipe not in ready:
+                continue
+            try:
+                news: News = pipe.recv()
+            except (EOFError, ConnectionResetError):  # closed without a result
+                process.join(GRACE_SECONDS)
+                code = process.exitcode or 0
+                how = f"was killed by signal {signal.Signals(-code).name}" if code < 0 else f"exited {process.exitcode}"
+                text = f"its process {how}; if memory ran out, lower training.n_envs or workers"
+                kind = TrainingKilled if code < 0 else TrainingCrashed
+                news = kind(f"training of seed {job.seed} crashed: {text}")
+            found.append((key, news))
+            if not isinstance(news, TrainingEvent):
+                self._end(key)
+        return found
 
-        A result, `BadInput` as the child raised it, `OSError` when its disk refuses, and `TrainingCrashed` for any
-        other end are a training's last.
-        """
-        ready = connection.wait([child.pipe for child in self._children.values()], seconds)
-        news: list[tuple[Hashable, News]] = []
-        for key, child in list(self._children.items()):
-            if child.pipe in ready:
-                message = _receive(child)
-                news.append((key, message))
-                if not isinstance(message, TrainingEvent):
-                    self._end(key)
-        return news
+    def cancel(self, key: Hashable) -> None:
+        """End a training before its time; nothing more is heard of it. One that has ended stays as it is."""
+        if key in self._children:
+            self._children[key][1].terminate()
+            self._end(key)
+
+    def close(self) -> None:
+        """End what still runs."""
+        for _, process, _ in self._children.values():
+            process.terminate()
+        for key in list(self._children):
+            self._end(key)
 
     def _end(self, key: Hashable) -> None:
-        child = self._children.pop(key)
-        child.process.join(_GRACE_SECONDS)
-        if child.process.is_alive():
-            child.process.kill()
-            child.process.join()
-        assert child.process.pid is not None
+        _, process, pipe = self._children.pop(key)
+        process.join(GRACE_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        assert process.pid is not None
         with contextlib.suppress(OSError):  # nobody is left, as it should be
-            os.killpg(child.process.pid, signal.SIGKILL)
-        child.pipe.close()
+            os.killpg(process.pid, signal.SIGKILL)
+        pipe.close()
 
 
 def run_side_by_side(
@@ -132,18 +132,17 @@ def run_side_by_side(
     children are then ended.
     """
     waiting = list(range(len(jobs)))
-    results: dict[Hashable, TrainingResult] = {}
-    with TrainingPool() as pool:
-        while waiting or len(pool):
-            while waiting and len(pool) < max(1, workers):
+    results: dict[int, TrainingResult] = {}
+    with contextlib.closing(LocalProcesses(workers)) as executor:
+        while waiting or len(executor):
+            while waiting and len(executor) < executor.at_once:
                 index = waiting.pop(0)
-                pool.start(index, jobs[index])
-            for key, news in pool.wait():
+                executor.submit(index, jobs[index])
+            for key, news in executor.wait():
+                assert isinstance(key, int)
                 if isinstance(news, TrainingEvent):
-                    assert isinstance(key, int)
                     on_event(key, news)
                 elif isinstance(news, TrainingResult):
-                    assert isinstance(key, int)
                     results[key] = news
                     on_result(key, news)
                 else:
@@ -151,72 +150,27 @@ def run_side_by_side(
     return [results[index] for index in range(len(jobs))]
 
 
-def _start(job: TrainingJob) -> _Child:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    receiver, sender = context.Pipe(duplex=False)
-    # not a daemon: those may have no processes of their own, which environments do have
-    process = context.Process(target=_child_main, args=(job, sender), name=f"training-seed-{job.seed}", daemon=False)
-    with _one_thread_environment():
-        process.start()
-    sender.close()
-    return _Child(job.seed, process, receiver)
-
-
-def _receive(child: _Child) -> News:
-    """The child's next message; a closed pipe without a result is a failure."""
-    try:
-        message = child.pipe.recv()
-    except (EOFError, ConnectionResetError):
-        child.process.join(_GRACE_SECONDS)
-        code = child.process.exitcode
-        killed = code is not None and code < 0
-        how = f"was killed by signal {signal.Signals(-(code or 0)).name}" if killed else f"exited {code}"
-        text = f"its process {how}; if memory ran out, lower training.n_envs or workers"
-        message = _Failure(TrainingKilled if killed else TrainingCrashed, text)
-    if not isinstance(message, _Failure):
-        assert isinstance(message, TrainingEvent | TrainingResult)
-        return message
-    if issubclass(message.kind, BadInput):
-        return message.kind(message.text)
-    what = "could not go on" if message.kind is OSError else "crashed"
-    return message.kind(f"training of seed {child.seed} {what}: {message.text}")
-
-
-@contextlib.contextmanager
-def _one_thread_environment() -> Iterator[None]:
-    """The fork server takes its environment from us when it starts; libraries read these once, when they load."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _child_main(job: TrainingJob, pipe: connection.Connection) -> None:
+def _train(job: TrainingJob, pipe: connection.Connection) -> None:
+    """What a child does, from its first line to its last."""
     os.setpgrp()
     os.register_at_fork(after_in_child=pipe.close)  # else what an environment started would hold it open after our end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its children
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        from pipeline.executors.threads import one_thread
+        import torch
 
-        one_thread()
+        torch.set_num_threads(1)  # two trainings of two threads each are several times slower than of one
         from pipeline.learning.ppo import train
 
-        message: Any = train(job, pipe.send)
+        last: Any = train(job, pipe.send)
     except BadInput as error:
-        message = _Failure(type(error), str(error))
+        last = type(error)(str(error))  # without what it came from, which may be of a user's own type
     except Exception as error:
         refused = disk_refusal(error)
-        message = _Failure(OSError, refused) if refused else _Failure(TrainingCrashed, traceback.format_exc())
-    pipe.send(message)
+        what = f"could not go on: {refused}" if refused else f"crashed: {traceback.format_exc()}"
+        last = (OSError if refused else TrainingCrashed)(f"training of seed {job.seed} {what}")
+    pipe.send(last)
     pipe.close()
 
 

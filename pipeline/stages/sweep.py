@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from pipeline.config.loading import to_data, to_yaml
 from pipeline.config.sweep import Sweep
 from pipeline.errors import BadInput, say
-from pipeline.executors.local import News, TrainingPool
+from pipeline.executors.local import LocalProcesses, News
 from pipeline.learning.callbacks import select_figure
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import TrainingEvent, TrainingResult
@@ -194,7 +195,7 @@ class Trials:
 
     def run(self) -> None:
         """Return when every trial of the study has ended, here or elsewhere."""
-        with TrainingPool() as pool:
+        with closing(LocalProcesses(self._config.workers)) as pool:
             try:
                 while self._start_trials(pool) or len(pool) or self._study.running_elsewhere():
                     for key, news in pool.wait(LOOK_SECONDS):
@@ -205,7 +206,7 @@ class Trials:
                     self._close(trial, "lost", {}, "interrupted; the trial is started again under another number")
                 raise
 
-    def _start_trials(self, pool: TrainingPool) -> bool:
+    def _start_trials(self, pool: LocalProcesses) -> bool:
         """Fill the free workers; True when there may be more to start."""
         if time.monotonic() < self._look_again:
             return len(pool) > 0
@@ -222,7 +223,7 @@ class Trials:
         self._look_again = time.monotonic() + LOOK_SECONDS
         return True
 
-    def _start(self, pool: TrainingPool, opened: OpenTrial) -> None:
+    def _start(self, pool: LocalProcesses, opened: OpenTrial) -> None:
         plan = self._judge.plan
         study = self._config.study_name
         log = TrialRun.start(
@@ -233,19 +234,19 @@ class Trials:
         self._running[opened.number] = trial
         self._train(pool, trial)
 
-    def _train(self, pool: TrainingPool, trial: RunningTrial) -> None:
+    def _train(self, pool: LocalProcesses, trial: RunningTrial) -> None:
         seed = self._judge.plan.seeds[len(trial.done)]
         try:
             job = trial_job(self._judge.plan, trial.opened.values, seed, self._folder(trial))
         except BadInput as error:
             self._fail(trial, reason_of(error))
         else:
-            pool.start(trial.opened.number, job)
+            pool.submit(trial.opened.number, job)
 
     def _folder(self, trial: RunningTrial) -> Path:
         return self._run.folder / f"trial-{trial.opened.number}"
 
-    def _take(self, pool: TrainingPool, trial: RunningTrial, news: News) -> None:
+    def _take(self, pool: LocalProcesses, trial: RunningTrial, news: News) -> None:
         try:
             try:
                 self._follow(pool, trial, news)
@@ -256,7 +257,7 @@ class Trials:
             self._stop(pool, trial)
             self._close(trial, "lost", {}, str(error))
 
-    def _follow(self, pool: TrainingPool, trial: RunningTrial, news: News) -> None:
+    def _follow(self, pool: LocalProcesses, trial: RunningTrial, news: News) -> None:
         if isinstance(news, TrainingEvent):
             reason = self._hear(trial, news)
             if reason is not None:
@@ -269,9 +270,8 @@ class Trials:
         else:
             self._fail(trial, reason_of(news))
 
-    def _stop(self, pool: TrainingPool, trial: RunningTrial) -> None:
-        if trial.opened.number in pool:
-            pool.stop(trial.opened.number)
+    def _stop(self, pool: LocalProcesses, trial: RunningTrial) -> None:
+        pool.cancel(trial.opened.number)
 
     def _hear(self, trial: RunningTrial, event: TrainingEvent) -> str | None:
         """Log what a training says; a reason when the trial should end here."""
@@ -305,7 +305,7 @@ class Trials:
         pruned = self._study.report(trial.opened, step, value)
         return f"pruner {self._config.pruner.name} at step {timestep:,}: {value:.4g}" if pruned else None
 
-    def _seed_done(self, pool: TrainingPool, trial: RunningTrial, end: SeedEnd) -> None:
+    def _seed_done(self, pool: LocalProcesses, trial: RunningTrial, end: SeedEnd) -> None:
         trial.done.append(end)
         trial.curve, trial.timestep = [], 0
         excess = worst([done.excess for done in trial.done])
@@ -405,7 +405,7 @@ class FreshTrainings:
 
     def run(self) -> tuple[Contender, ...]:
         waiting = [(t, s) for t in self._values for s in self._judge.plan.fresh_seeds if self._known(t, s) is None]
-        with TrainingPool() as pool:
+        with closing(LocalProcesses(self._judge.config.workers)) as pool:
             try:
                 while waiting or len(pool):
                     while waiting and len(pool) < self._judge.config.workers:
@@ -425,7 +425,7 @@ class FreshTrainings:
     def _seeds(self) -> tuple[int, ...]:
         return self._judge.plan.fresh_seeds
 
-    def _start(self, pool: TrainingPool, trial: int | None, seed: int) -> None:
+    def _start(self, pool: LocalProcesses, trial: int | None, seed: int) -> None:
         folder = self._run.folder / f"fresh-{trial}-{seed}"
         try:
             job = fresh_job(self._judge.plan, self._values[trial], seed, folder)
@@ -435,7 +435,7 @@ class FreshTrainings:
         name = "default" if trial is None else trial
         tags = {Tag.STAGE: SWEEP_FRESH, Tag.STUDY: self._judge.config.study_name, Tag.TRIAL: name}
         self._logs[trial, seed] = SeedRuns(self._run, self._forwarder, [job], [tags])
-        pool.start((trial, seed), job)
+        pool.submit((trial, seed), job)
 
     def _take(self, key: Any, news: News) -> None:
         log = self._logs[key]

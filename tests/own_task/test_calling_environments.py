@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -23,7 +24,7 @@ from pipeline.data import content_digest
 from pipeline.data.observations import from_rows
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.executors.local import TrainingCrashed, TrainingPool, run_side_by_side
+from pipeline.executors.local import LocalProcesses, TrainingCrashed, run_side_by_side
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.names import Artifact, Tag
@@ -383,8 +384,8 @@ def test_a_training_of_an_environment_with_a_process_of_its_own_ends_and_leaves_
 def test_a_training_that_is_stopped_or_killed_takes_its_environments_processes_with_it(tmp_path):
     for how in ("stopped", "killed"):
         (tmp_path / how).mkdir()
-        with TrainingPool() as pool:
-            pool.start(how, simulated(tmp_path / how, careless=False, total_timesteps=10_000_000))
+        with closing(LocalProcesses(1)) as pool:
+            pool.submit(how, simulated(tmp_path / how, careless=False, total_timesteps=10_000_000))
             while not pool.wait(60):
                 """Until the first news."""
             if how == "killed":

@@ -138,6 +138,7 @@ def _gone(processes: list[psutil.Process], seconds: float) -> bool:
     return False
 
 
+@pytest.mark.slow  # it waits for two processes that import everything
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_child_outlives_its_parent(training_process, how):
     family = _wait_for_both(training_process)
