@@ -49,10 +49,10 @@ from pipeline.policies import build_policy, load_policy, policy_digest, read_spe
 from pipeline.policies.sb3 import as_ppo, import_sb3_zip
 from pipeline.policies.transfer import Transfer
 from pipeline.stages import compare
-from pipeline.stages.sweep import Judge
 from pipeline.statistics.shift import measure_shift
 from pipeline.statistics.snqi import load_baseline, load_weights
 from pipeline.sweep.study import make_pruner, sampler_maker
+from pipeline.sweep.trials import trial_plan
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.groups import read_evaluations, read_training
@@ -220,7 +220,7 @@ def sweeps(folder: Path) -> Path:
 
 def read_sweep(folder: Path) -> None:
     config = load(Sweep, folder / "sweep.yaml")
-    Judge.of(config)
+    trial_plan(config)
     sampler_maker(config.sampler)
     make_pruner(config.pruner)
 

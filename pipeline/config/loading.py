@@ -162,8 +162,20 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def set_dotted(data: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set `data["a"]["b"]` for the key `a.b`. Raises BadInput where a single value is in the way."""
+    *sections, name = key.split(".")
+    for section in sections:
+        if data.get(section) is None:
+            data[section] = {}
+        data = data[section]
+        if not isinstance(data, dict):
+            raise BadInput(f"{source}: {section!r} is a single value, it has no settings below it")
+    data[name] = value
+
+
 def _override(cls: type, data: dict[str, Any], key: str, text: str) -> None:
-    """Set `data["a"]["b"]` for the key `a.b`.
+    """Set what a dotted key names.
 
     A setting that is a text is given as it stands, quotes around the whole of it left away; any other is read as YAML,
     as it would be in the file.
@@ -171,20 +183,13 @@ def _override(cls: type, data: dict[str, Any], key: str, text: str) -> None:
     parts = key.split(".")
     if not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", part) for part in parts):
         raise BadInput(f"override {shortened(key)}: not a dotted key; write -P section.setting=value")
-    here = data
-    for part in parts[:-1]:
-        if here.get(part) is None:
-            here[part] = {}
-        here = here[part]
-        if not isinstance(here, dict):
-            raise BadInput(f"override {key!r}: {part!r} is a single value, it has no settings below it")
     options = _schema_at(cls, parts)
     kinds = {option.get("type") for option in options.get("anyOf", [options])}
     none = "null" in kinds and text in ("", "~", "null")
     if "string" in kinds and kinds <= {"string", "null"} and not none and not _QUOTED.fullmatch(text):
-        here[parts[-1]] = text
+        set_dotted(data, key, text, f"override {key!r}")
         return
-    here[parts[-1]] = parse_yaml(text, f"override {key!r}")
+    set_dotted(data, key, parse_yaml(text, f"override {key!r}"), f"override {key!r}")
     # subtle: what ends blocks and documents has no length
     read = [t.end_mark.index for t in yaml.scan(text) if t.end_mark.index > t.start_mark.index]
     if max(read, default=0) < len(text.rstrip()):

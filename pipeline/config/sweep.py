@@ -29,36 +29,29 @@ class Parameter:
     when: "dict[str, dict[str, Parameter]]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        low, high, labels = self.low, self.high, self.labels()
         if self.type == "categorical":
-            self._check_choices()
-        else:
-            self._check_range()
-
-    def _check_choices(self) -> None:
-        if self.low is not None or self.high is not None or self.step is not None:
-            raise ValueError("categorical takes choices, not low, high or step")
-        labels = self.labels()
-        if not labels:
-            raise ValueError("categorical needs choices")
-        if len(set(labels)) != len(labels):
-            raise ValueError(f"choices must differ, got {labels}")
-        for label in self.when:
-            if label not in labels:
-                raise ValueError(f"when names {label!r}, which is none of the choices {labels}")
-            if not PLAIN.fullmatch(label):
-                raise ValueError(f"when {label!r}: only for choices that are words, numbers, true or false")
-
-    def _check_range(self) -> None:
+            if low is not None or high is not None or self.step is not None:
+                raise ValueError("categorical takes choices, not low, high or step")
+            if not labels:
+                raise ValueError("categorical needs choices")
+            if len(set(labels)) != len(labels):
+                raise ValueError(f"choices must differ, got {labels}")
+            for label in self.when:
+                if label not in labels:
+                    raise ValueError(f"when names {label!r}, which is none of the choices {labels}")
+                if not PLAIN.fullmatch(label):
+                    raise ValueError(f"when {label!r}: only for choices that are words, numbers, true or false")
+            return
         if self.choices or self.when:
             raise ValueError(f"{self.type} takes low and high, not choices or when")
-        if self.low is None or self.high is None:
+        if low is None or high is None:
             raise ValueError(f"{self.type} needs low and high")
-        if self.low >= self.high:
-            raise ValueError(f"low = {self.low:g} must be below high = {self.high:g}")
-        if self.type == "log" and (self.low <= 0 or self.step is not None):
+        if low >= high:
+            raise ValueError(f"low = {low:g} must be below high = {high:g}")
+        if self.type == "log" and (low <= 0 or self.step is not None):
             raise ValueError("log needs low above 0 and takes no step")
-        whole = (self.low, self.high, *(() if self.step is None else (self.step,)))
-        if self.type == "int" and any(value != int(value) for value in whole):
+        if self.type == "int" and any(value != int(value) for value in (low, high, self.step or 1)):
             raise ValueError("int needs whole numbers")
 
     def labels(self) -> list[str]:
@@ -114,10 +107,7 @@ class Objective:
 
 @configuration
 class Sampler:
-    """Optuna's sampler and its keyword arguments; seed and constraints are given by the sweep.
-
-    `random` draws as TPE does before it has learnt anything: Optuna's own `RandomSampler` knows no constraints.
-    """
+    """Optuna's sampler and its keyword arguments; seed and constraints are given by the sweep."""
 
     name: Literal["tpe", "random", "gp", "nsgaii"] = "tpe"
     arguments: LibraryArguments = field(default_factory=dict)

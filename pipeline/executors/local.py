@@ -28,6 +28,7 @@ from pipeline.names import THREAD_VARIABLES
 # the first optimiser of a process imports torch._dynamo: once in the fork server instead of in every training
 PRELOADED: Final = ["pipeline.learning.ppo", "torch._dynamo"]
 GRACE_SECONDS: Final = 5.0
+STARTING: Final = threading.Lock()  # the environment is that of all threads
 
 
 class TrainingCrashed(Exception):
@@ -62,14 +63,15 @@ class LocalProcesses:
         # not a daemon: those may have no processes of their own, which environments do have
         process = context.Process(target=_train, args=(job, sender), name=f"training-seed-{job.seed}", daemon=False)
         # the fork server takes its environment from us when it starts; libraries read these once, when they load
-        before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-        try:
-            process.start()
-        finally:
-            for name in THREAD_VARIABLES:
-                del os.environ[name]
-            os.environ.update({name: value for name, value in before.items() if value is not None})
+        with STARTING:
+            before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+            os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+            try:
+                process.start()
+            finally:
+                for name in THREAD_VARIABLES:
+                    del os.environ[name]
+                os.environ.update({name: value for name, value in before.items() if value is not None})
         sender.close()
         self._children[key] = job, process, pipe
 

@@ -1,7 +1,7 @@
 """What a trial of a sweep is worth, and whether it is feasible: pure functions over recorded evaluations.
 
     curve = [Evaluation(0, {"success_rate": 0.1}), Evaluation(100, {"success_rate": 0.5})]
-    auc(curve, "success_rate")                                   # 0.3
+    running_value(Objective(name="auc", metric="success_rate"), curve, maximise=True)  # 0.3
 
 A figure that was not measured at an evaluation is left out there, and never counts as 0.
 """
@@ -38,79 +38,57 @@ class Evaluation:
     timestep: int  # environment steps of training before it
     figures: Mapping[str, float]
 
-    def value(self, figure: str) -> float | None:
-        value = self.figures.get(figure)
-        return value if value is not None and isfinite(value) else None
 
-
-@dataclass(frozen=True)
-class Measured:
-    """All that is recorded of one training: its curve, and its best checkpoint on fresh episodes."""
-
-    curve: tuple[Evaluation, ...]  # in order of timesteps
-    final: Mapping[str, float]  # figures of the best checkpoint
-    episodes: Mapping[str, np.ndarray] | None = None  # metric -> (E,) float64 of the same; None: not recorded
-
-
-@dataclass(frozen=True)
-class Worth:
-    """Value of an objective and what it was computed from: `episodes` or `aggregate` figures."""
-
-    value: float
-    source: str
-
-
-def best_checkpoint(curve: Sequence[Evaluation], figure: str, maximise: bool) -> float:
-    """The best value of the figure at any evaluation. Raises NotMeasured."""
-    values = [value for _, value in _measured(curve, figure)]
-    return max(values) if maximise else min(values)
-
-
-def final_eval(curve: Sequence[Evaluation], figure: str) -> float:
-    """The value at the last evaluation; an earlier one never stands for it. Raises NotMeasured."""
-    if not curve or (value := curve[-1].value(figure)) is None:
-        raise NotMeasured(f"{figure!r} was not measured at the last evaluation")
-    return value
-
-
-def last_n_mean(curve: Sequence[Evaluation], figure: str, n: int) -> float:
-    """Mean over the last `n` evaluations that measured the figure, over all of them when there are fewer.
-
-    Raises NotMeasured when there is none.
-    """
-    values = [value for _, value in _measured(curve, figure)][-n:]
-    return float(np.mean(values))
-
-
-def auc(curve: Sequence[Evaluation], figure: str) -> float:
-    """Area under the curve by trapezoids, divided by its length in timesteps: the mean height, in the figure's unit.
-
-    Evaluations count for the time they stand for, however irregular they are; where the figure was not measured the
-    curve is a straight line between its neighbours. Raises NotMeasured.
-    """
-    points = _measured(curve, figure)
-    steps = np.array([timestep for timestep, _ in points], np.float64)
-    values = np.array([value for _, value in points], np.float64)
+def running_value(objective: Objective, curve: Sequence[Evaluation], maximise: bool) -> float:
+    """The objective over the evaluations so far, in order of timesteps, which a pruner compares. Raises NotMeasured."""
+    figure = objective.figure
+    points = [(e.timestep, value) for e in curve if isfinite(value := e.figures.get(figure, float("nan")))]
+    values = [value for _, value in points]
+    if objective.name in ("final_eval", "episodic_snqi"):  # the quality index, whose mean every evaluation holds
+        if not points or points[-1][0] != curve[-1].timestep:  # an earlier evaluation never stands for the last
+            raise NotMeasured(f"{figure!r} was not measured at the last evaluation")
+        return values[-1]
+    if not points:
+        raise NotMeasured(f"{figure!r} was measured at none of {len(curve)} evaluations")
+    if objective.name == "best_checkpoint":
+        return max(values) if maximise else min(values)
+    if objective.name == "last_n_mean":  # of all, where there are fewer
+        return float(np.mean(values[-(objective.n or 1) :]))
+    # auc: the area by trapezoids over the timesteps it spans, the mean height in the figure's unit; evaluations count
+    # for the time they stand for, and a gap is a straight line between its neighbours
     if len(points) == 1:
-        return float(values[0])
-    return float(np.sum(np.diff(steps) * (values[1:] + values[:-1]) / 2) / (steps[-1] - steps[0]))
+        return values[0]
+    steps, heights = np.array(points, np.float64).T
+    return float(np.sum(np.diff(steps) * (heights[1:] + heights[:-1]) / 2) / (steps[-1] - steps[0]))
 
 
-def episodic_snqi(final: Mapping[str, float], episodes: Mapping[str, np.ndarray] | None, formula: Snqi) -> Worth:
-    """Mean quality index of the episodes; without episode records, the index of the aggregated figures.
+def worth(
+    objective: Objective,
+    curve: Sequence[Evaluation],
+    final: Mapping[str, float],
+    episodes: Mapping[str, np.ndarray] | None,
+    formula: Snqi | None,
+    maximise: bool,
+) -> tuple[float, str]:
+    """What a training is worth, and whether that is of `episodes` or of `aggregate` figures. Raises NotMeasured.
 
-    The index is not linear, so the two differ: the source says which it is. Raises NotMeasured.
+    `final` holds the figures of the best checkpoint on fresh episodes, `episodes` each metric of those, (E,) float64.
+    The quality index is the mean over them; where they are missing it is the index of the averages, which is not the
+    same, as the index is not linear.
     """
+    if objective.name != "episodic_snqi":
+        return running_value(objective, curve, maximise), AGGREGATE
+    if formula is None:
+        raise NotMeasured("the task names no files of the quality index")
     if episodes is not None and SNQI in episodes:
-        return Worth(float(np.mean(episodes[SNQI])), EPISODES)
+        return float(np.mean(episodes[SNQI])), EPISODES
     if episodes is not None and all(metric in episodes for metric in TERMS.values()):
-        return Worth(float(np.mean(formula(episodes))), EPISODES)
-    aggregated = {metric: final.get(RATES.get(metric, metric)) for metric in TERMS.values()}
-    columns = {name: np.array([value]) for name, value in aggregated.items() if value is not None and isfinite(value)}
-    missing = sorted(set(aggregated) - set(columns))
+        return float(np.mean(formula(episodes))), EPISODES
+    averages = {metric: final.get(RATES.get(metric, metric), float("nan")) for metric in TERMS.values()}
+    missing = sorted(metric for metric, value in averages.items() if not isfinite(value))
     if missing:
         raise NotMeasured(f"the quality index needs {missing[0]!r}, of which there are neither episodes nor an average")
-    return Worth(float(formula(columns)[0]), AGGREGATE)
+    return float(formula({metric: np.array([value]) for metric, value in averages.items()})[0]), AGGREGATE
 
 
 def snqi_formula(task: TaskConfig) -> Snqi | None:
@@ -120,27 +98,6 @@ def snqi_formula(task: TaskConfig) -> Snqi | None:
         return None
     weights, baseline = load_weights(Path(files.weights)), load_baseline(Path(files.baseline))
     return lambda episodes: snqi(episodes, weights, baseline)
-
-
-def worth(objective: Objective, measured: Measured, formula: Snqi | None, maximise: bool) -> Worth:
-    """What a training is worth. Raises NotMeasured."""
-    if objective.name == "episodic_snqi":
-        if formula is None:
-            raise NotMeasured("the task names no files of the quality index")
-        return episodic_snqi(measured.final, measured.episodes, formula)
-    return Worth(running_value(objective, measured.curve, maximise), AGGREGATE)
-
-
-def running_value(objective: Objective, curve: Sequence[Evaluation], maximise: bool) -> float:
-    """The objective over the evaluations so far, which a pruner compares. Raises NotMeasured."""
-    figure = objective.figure
-    if objective.name == "best_checkpoint":
-        return best_checkpoint(curve, figure, maximise)
-    if objective.name == "last_n_mean":
-        return last_n_mean(curve, figure, objective.n or 1)
-    if objective.name == "auc":
-        return auc(curve, figure)
-    return final_eval(curve, figure)  # final_eval, and the quality index, whose mean every evaluation holds
 
 
 def maximised(objective: Objective, task: TaskConfig) -> bool:
@@ -155,12 +112,10 @@ def violations(constraints: Mapping[str, float], figures: Mapping[str, float]) -
 
     Raises NotMeasured: what was not measured is not safe.
     """
-    excess = {}
-    for figure, limit in constraints.items():
-        value = figures.get(figure)
-        if value is None or not isfinite(value):
+    excess = {figure: figures.get(figure, float("nan")) - limit for figure, limit in constraints.items()}
+    for figure, value in excess.items():
+        if not isfinite(value):
             raise NotMeasured(f"constraint on {figure!r}: it was not measured")
-        excess[figure] = value - limit
     return excess
 
 
@@ -182,9 +137,8 @@ def check_measurable(
         *([] if task.collision is None else [Metric.COLLISION_RATE]),
         *task.metrics, *([] if task.snqi is None else [SNQI]),
     ]  # fmt: skip
-    best = f"{Metric.RETURN}_mean" if best_metric == Metric.EPISODE_RETURN else best_metric
     asked = {
-        "best_metric": best,
+        "best_metric": f"{Metric.RETURN}_mean" if best_metric == Metric.EPISODE_RETURN else best_metric,
         "objective.metric": objective.figure,
         **{f"constraint_{figure}_max": figure for figure in constraints},
     }
@@ -194,13 +148,6 @@ def check_measurable(
                 f"{setting}: {figure!r} is not measured in task {task.name!r}.{did_you_mean(figure, known)} "
                 f"It measures: {', '.join(known)}"
             )
-
-
-def _measured(curve: Sequence[Evaluation], figure: str) -> list[tuple[int, float]]:
-    points = [(e.timestep, value) for e in curve if (value := e.value(figure)) is not None]
-    if not points:
-        raise NotMeasured(f"{figure!r} was measured at none of {len(curve)} evaluations")
-    return points
 
 
 # --- what is trained again on fresh seeds ----------------------------------------------------------------------------
@@ -232,9 +179,8 @@ class Contender:
     @property
     def fresh_value(self) -> float | None:
         """Mean over all fresh seeds; None unless all of them finished."""
-        values = [result.value for result in self.fresh]
-        measured = [value for value in values if value is not None]
-        return float(np.mean(measured)) if measured and len(measured) == len(values) else None
+        values = [result.value for result in self.fresh if result.value is not None]
+        return float(np.mean(values)) if values and len(values) == len(self.fresh) else None
 
     @property
     def excess(self) -> dict[str, float]:

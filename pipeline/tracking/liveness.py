@@ -46,10 +46,27 @@ def machine() -> str:
     return f"{socket.gethostname()}/{boot}/{space}"
 
 
+def this_process() -> str:
+    """What `has_ended` reads: machine, number, and start in seconds since 1970."""
+    return f"{machine()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def has_ended(process: str) -> bool | None:
+    """Whether a process of this machine is gone; None of one elsewhere, and of what is no process."""
+    where, number, started = ("", "", "", *process.rsplit(" ", 2))[-3:]
+    if where != machine() or not (NUMBER.fullmatch(number) and NUMBER.fullmatch(started)):
+        return None
+    try:
+        found = psutil.Process(int(number))
+        same = abs(found.create_time() - int(started)) < START_TOLERANCE
+        return not same or found.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def signs_of_life() -> dict[str, str]:
     """Tags that say which process a run belongs to, and that it lives now."""
-    started = psutil.Process().create_time()
-    return {Tag.PROCESS: f"{machine()} {os.getpid()} {started:.0f}", Tag.ALIVE: f"{time.time():.0f}"}
+    return {Tag.PROCESS: this_process(), Tag.ALIVE: f"{time.time():.0f}"}
 
 
 def is_gone(run: Run) -> bool:
@@ -57,17 +74,10 @@ def is_gone(run: Run) -> bool:
     process, alive = run.data.tags.get(Tag.PROCESS, ""), run.data.tags.get(Tag.ALIVE, "")
     if process == INTERRUPTED:
         return True
-    where, number, started = ("", "", "", *process.rsplit(" ", 2))[-3:]
-    if not all(NUMBER.fullmatch(text) for text in (number, started, alive)):
+    if not all(NUMBER.fullmatch(text) for text in (*process.rsplit(" ", 2)[1:], alive)) or process.count(" ") < 2:
         return False
-    if where != machine():
-        return time.time() - int(alive) > SILENT_SECONDS
-    try:
-        found = psutil.Process(int(number))
-        same = abs(found.create_time() - int(started)) < START_TOLERANCE
-        return not same or found.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    ended = has_ended(process)
+    return time.time() - int(alive) > SILENT_SECONDS if ended is None else ended
 
 
 @contextlib.contextmanager

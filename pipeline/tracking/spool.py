@@ -14,6 +14,7 @@ import io
 import json
 import sqlite3
 import tempfile
+import threading
 import traceback
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -58,14 +59,17 @@ def spool_folder() -> Path:
 
 
 class Spool:
-    """One thread's access to a spool, that of the configured store. Raises BadInput when its file cannot be used."""
+    """Access to a spool, that of the configured store, for threads. Raises BadInput when its file cannot be used."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or spool_folder()
+        self._turn = threading.RLock()
         with self._usable():
             self.folder.mkdir(parents=True, exist_ok=True)
             # every statement is a transaction of its own
-            self._database = sqlite3.connect(self.folder / FILE, timeout=BUSY_SECONDS, isolation_level=None)
+            self._database = sqlite3.connect(
+                self.folder / FILE, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             # whoever delivers empties the log: whoever appends never waits for the disk
@@ -153,7 +157,8 @@ class Spool:
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
         try:
-            yield
+            with self._turn:
+                yield
         except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             raise BadInput(
                 f"spool {self.folder} cannot be used: {shortened(str(error))}; what trainings log waits there for the "

@@ -208,6 +208,16 @@ def exclusive(purpose: str) -> Iterator[None]:
         yield
 
 
+def refuse_tracking_store(storage: str) -> None:
+    """A study keeps its own tables, and its own version of them: it cannot share a database with the runs.
+
+    Raises BadInput.
+    """
+    uri = mlflow.get_tracking_uri()
+    if storage == uri or (sqlite_file(uri) is not None and sqlite_file(uri) == sqlite_file(storage)):
+        raise BadInput(f"storage {storage!r} is the tracking store; give the study a database of its own")
+
+
 def pages(search: Callable[..., PagedList[T]], *arguments: Any, **options: Any) -> Iterator[T]:
     """Everything that one of MLflow's searches finds; each gives a page at a time, of 1,000 or 100 things."""
     token: str | None = None

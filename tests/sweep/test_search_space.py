@@ -6,11 +6,10 @@ import pytest
 import yaml
 
 from pipeline.config.loading import load, to_data, to_yaml, validate
-from pipeline.config.search import points, with_values
 from pipeline.config.stages import TrainExpert
 from pipeline.config.sweep import Parameter, Sweep
 from pipeline.errors import BadInput
-from pipeline.sweep.trials import fresh_job, reported_step, trial_config, trial_job, trial_plan
+from pipeline.sweep.trials import points, trial_plan
 
 FLOAT = {"type": "float", "low": 0.1, "high": 0.9}
 
@@ -150,7 +149,7 @@ def test_nested_parameters_are_walked_with_the_choices_they_depend_on(files):
         }
     }
     config = load(Sweep, files.sweep(search_space=space))
-    assert [(p.key, p.given) for p in points(config.search_space)] == [
+    assert [(key, given) for key, _, given in points(config.search_space)] == [
         ("training.normalize_reward", {}),
         ("training.ppo.gamma", {"training.normalize_reward": True}),
     ]
@@ -160,19 +159,19 @@ def test_nested_parameters_are_walked_with_the_choices_they_depend_on(files):
 def test_the_config_of_a_trial_is_the_base_with_its_values_and_nothing_else(files):
     plan = plan_of(files)
     values = {"training.ppo.n_steps": 20, "training.learning_rate.initial": 0.01, "training.network.hidden": [8, 8]}
-    config = trial_config(plan, values)
+    config = plan.trial_config(values)
     assert config.training.ppo["n_steps"] == 20
     assert config.training.learning_rate.initial == 0.01
     assert config.training.network.hidden == (8, 8)
-    back = with_values(config, {"training.ppo.n_steps": 10, "training.learning_rate.initial": 3e-4,
-                                "training.network.hidden": [4]}, "test")  # fmt: skip
+    before = {"training.ppo.n_steps": 10, "training.learning_rate.initial": 3e-4, "training.network.hidden": [4]}
+    back = replace(plan, base=config).trial_config(before)
     assert back == plan.base
     assert validate(TrainExpert, yaml.safe_load(to_yaml(config)), "test") == config
 
 
 def test_fresh_trainings_have_other_seeds_and_other_episodes_but_the_same_settings(files, tmp_path):
     plan = plan_of(files)
-    trial, fresh = trial_job(plan, {}, 1, tmp_path), fresh_job(plan, {}, 101, tmp_path)
+    trial, fresh = plan.job({}, 1, tmp_path), plan.job({}, 101, tmp_path, fresh=True)
     assert fresh.training.evaluation.seed != trial.training.evaluation.seed
     evaluation = trial.training.evaluation
     assert replace(fresh, seed=1, training=replace(fresh.training, evaluation=evaluation)) == trial
@@ -181,4 +180,4 @@ def test_fresh_trainings_have_other_seeds_and_other_episodes_but_the_same_settin
 
 def test_trials_of_different_rollout_lengths_report_at_equal_steps(files):
     plan = plan_of(files)  # evaluations are due at 80, 160, 240
-    assert [reported_step(plan, t) for t in (0, 79, 80, 120, 160, 239, 240)] == [0, 0, 80, 80, 160, 160, 240]
+    assert [plan.reported_step(t) for t in (0, 79, 80, 120, 160, 239, 240)] == [0, 0, 80, 80, 160, 160, 240]

@@ -1,22 +1,26 @@
 """Sweeps run for real: trials that succeed, collide, break and lag; kills; two processes; the exported config."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 
 from pipeline.cli import stage_main
 from pipeline.config.loading import load
 from pipeline.config.stages import TrainExpert
+from pipeline.errors import BadInput
 from pipeline.stages.main import run_stage
-from pipeline.tracking.runs import read_text_artifact
+from pipeline.tracking.runs import StageRun, read_text_artifact
 
 KINDS = {
     "training.environment.skill": {"type": "categorical", "choices": [0.3, 0.6, 0.9]},
@@ -24,6 +28,9 @@ KINDS = {
     "training.environment.breaks": {"type": "categorical", "choices": [False, True]},
     "training.ppo.n_steps": {"type": "categorical", "choices": [7, 20, 60]},
 }
+
+RATE = "training.learning_rate.initial"
+SEED = 7  # draws each kind in five trials
 
 
 def sweep(files, **changes):
@@ -143,29 +150,30 @@ def test_when_nothing_is_feasible_nothing_wins(files, store_of, capsys):
     assert run.data.tags["verdict"] == "no" and left.runs("sweep_fresh") == []
 
 
-def test_infeasible_trials_are_stopped_in_training_when_asked_for(files, store_of):
-    space = {"training.environment.reckless": {"type": "categorical", "choices": [0.0, 0.9]}}
-    sweep(
-        files, trials=4, workers=1, search_space=space, constraint_collision_rate_max=0.3, best_k=1,
-        constraint_handling="prune", constraint_prune_from=0.5, sampler={"name": "random"}, seed=1,
+def test_unsafe_and_diverging_trials_are_stopped_in_training_and_the_study_goes_on(files, store_of):
+    space = {
+        "training.environment.reckless": {
+            "type": "categorical",
+            "choices": [0.0, 0.9],
+            "when": {"0.0": {"training.learning_rate.initial": {"type": "categorical", "choices": [1e-3, 1e37]}}},
+        }
+    }
+    outcome = sweep(
+        files, trials=5, workers=1, search_space=space, constraint_collision_rate_max=0.3, best_k=1,
+        constraint_handling="prune", constraint_prune_from=0.5, sampler={"name": "random"}, seed=SEED,
     )  # fmt: skip
     summary = summary_of(store_of())
-    assert {t["kind"] for t in trials(summary)} == {"feasible", "pruned"}
-    for trial in trials(summary, "pruned"):
-        assert trial["values"] == {"training.environment.reckless": 0.9} and trial["feasible"] is False
-        assert 120 <= trial["notes"]["steps"] < 240  # after half of the budget, at the evaluation due at 160
-        assert trial["reason"].startswith("infeasible at step 160: collision_rate")
-
-
-def test_a_trial_that_diverges_ends_with_its_reason_and_the_study_goes_on(files, store_of):
-    space = {"training.learning_rate.initial": {"type": "categorical", "choices": [1e-3, 1e37]}}
-    outcome = sweep(files, trials=5, workers=1, search_space=space, best_k=1, sampler={"name": "random"}, seed=1)
-    summary = summary_of(store_of())
-    assert {(t["kind"], t["values"]["training.learning_rate.initial"]) for t in trials(summary)} == {
-        ("feasible", 1e-3), ("pruned", 1e37),
-    }  # fmt: skip
-    for trial in trials(summary, "pruned"):
-        assert trial["reason"].startswith("training of seed 1 diverged at step")
+    seen = set()
+    for trial in trials(summary):
+        reckless, rate = trial["values"]["training.environment.reckless"], trial["values"].get(RATE)
+        seen.add((trial["kind"], reckless, rate))
+        if reckless:
+            assert trial["feasible"] is False
+            assert 120 <= trial["notes"]["steps"] < 240  # after half of the budget, at the evaluation due at 160
+            assert trial["reason"].startswith("infeasible at step 160: collision_rate")
+        elif rate > 1:
+            assert trial["reason"].startswith("training of seed 1 diverged at step")
+    assert seen == {("pruned", 0.9, None), ("pruned", 0.0, 1e37), ("feasible", 0.0, 1e-3)}
     assert outcome.verdict is True
 
 
@@ -208,20 +216,29 @@ def test_several_seeds_a_trial_are_compared_seed_by_seed(files, store_of):
 
 
 def test_the_same_seed_gives_the_same_trials_on_one_worker(files, store_of):
-    changes = {
-        "workers": 1,
-        "trials": 4,
-        "best_k": 1,
-        "pruner": {"name": "median", "arguments": {"n_startup_trials": 1}},
-    }
+    pruner = {"name": "median", "arguments": {"n_startup_trials": 1}}
     for name in ("once", "twice"):
-        sweep(files, study_name=name, **changes)
+        sweep(files, study_name=name, workers=1, trials=3, best_k=1, pruner=pruner)
     left = store_of()
     both = [
         json.loads(read_text_artifact(left.client, run.info.run_id, "sweep/summary.json")) for run in left.runs("sweep")
     ]
     first, second = ([(t["values"], t["value"], t["kind"]) for t in summary["trials"]] for summary in both)
     assert first == second
+
+
+def test_a_fault_ends_every_training_and_leaves_its_trials_to_be_tried_again(files, store_of, monkeypatch):
+    def broken(*arguments):
+        raise BadInput("outbox cannot be used: no space left")
+
+    path = files.sweep(trials=4, search_space={"training.environment.slow": {"type": "float", "low": 0.1, "high": 0.2}})
+    with monkeypatch.context() as patch, pytest.raises(BadInput, match="no space left"):
+        patch.setattr(StageRun, "metric_series", broken)
+        run_stage("sweep", str(path), {}, {})
+    assert multiprocessing.active_children() == []
+    study = optuna.load_study(study_name="known", storage=files.storage)
+    states = Counter(trial.state.name for trial in study.get_trials())
+    assert states["FAIL"] == states["WAITING"] > 0 and set(states) == {"FAIL", "WAITING"}
 
 
 # --- processes that come and go ---------------------------------------------------------------------------------------
@@ -261,6 +278,7 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
     raise AssertionError(f"{text!r} was never said")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_sweep_continues_and_no_finished_trial_is_run_again(files, quick, store_of, start, how):
     path = files.sweep(trials=4, workers=1, best_k=1)
@@ -276,19 +294,21 @@ def test_a_killed_sweep_continues_and_no_finished_trial_is_run_again(files, quic
     assert kinds.count("feasible") == 4 and kinds.count("lost") <= 1 and len(kinds) <= 5
     lost = trials(summary, "lost")
     again = [t["values"] for t in trials(summary, "feasible")]
-    assert all(t["values"] in again for t in lost)
+    # the kill may come before the values of a trial are drawn
+    assert all(t["values"] in again for t in lost if t["values"])
     assert len({json.dumps(values) for values in again}) == 4
     runs = left.runs("sweep_trial")
     # the kill may come between the study's giving out a trial and the beginning of its run
     assert len(kinds) - len(lost) <= len(runs) <= len(kinds) and all(run.info.status != "RUNNING" for run in runs)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_trials_and_come_to_the_same_winner(files, quick, store_of, start):
-    path = files.sweep(trials=6, workers=1, best_k=1)
-    outputs = [process.communicate(timeout=300) for process in [start(path, 0.001), start(path, 0.001)]]
+    path = files.sweep(trials=4, workers=1, best_k=1)
+    outputs = [process.communicate(timeout=900) for process in [start(path, 0.001), start(path, 0.001)]]
     left = store_of()
     runs = left.runs("sweep_trial")
-    assert sorted(int(run.data.tags["trial.number"]) for run in runs) == list(range(6)), outputs
+    assert sorted(int(run.data.tags["trial.number"]) for run in runs) == list(range(4)), outputs
     # usually both, but who starts late on a busy machine may find everything done
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} <= {run.info.run_id for run in left.runs("sweep")}
     assert [run.info.status for run in left.runs("sweep")] == ["FINISHED", "FINISHED"]

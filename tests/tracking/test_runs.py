@@ -28,7 +28,6 @@ from pipeline.tracking.runs import (
 )
 from pipeline.tracking.store import DEFAULT_EXPERIMENT, connect, experiment_id
 from pipeline.tracking.training import seed_runs
-from pipeline.tracking.trials import TrialRun
 
 NOTE = "mlflow.note.content"
 
@@ -284,8 +283,8 @@ def test_every_nested_run_has_the_record_of_its_stage(store, in_repository):
         with seed_runs(run, [TrainingJob(task, training, 1, str(run.folder))], [{}]) as seeds:
             nested = [seeds.run(0).run_id]
         with forwarding(run) as forwarder, child_run(forwarder, run, "clone", {}) as child:
-            trial = TrialRun.start(run, forwarder, task.name, "study", 0, {"a": 1}, (1,))
-        nested += [child.run_id, trial.run.run_id]
+            trial = forwarder.child(run, "trial-0", {})
+        nested += [child.run_id, trial.run_id]
     files = [Artifact.CONFIG, Artifact.TASK, Artifact.ENVIRONMENT, "snqi/weights.json", "snqi/baseline.json"]
     recorded = [read_text_artifact(run.client, run.run_id, path) for path in files]
     assert all(recorded)

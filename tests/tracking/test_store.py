@@ -16,7 +16,7 @@ from pipeline.cli import DONE, ask, stage_main
 from pipeline.errors import BadInput
 from pipeline.files import scratch, sqlite_file
 from pipeline.names import Tag
-from pipeline.sweep.study import _storage
+from pipeline.sweep.study import storage
 from pipeline.tracking.runs import open_run, read_text_artifact, search
 from pipeline.tracking.store import connect, local_folder, ui_command
 
@@ -72,7 +72,7 @@ def test_a_store_is_made_where_its_uri_says(tmp_path, monkeypatch, query):
 @pytest.mark.parametrize("query", ["", "?timeout=60"])
 def test_a_study_lies_where_its_url_says(tmp_path, query):
     database = tmp_path / ODD / "sweep.db"
-    _storage(f"sqlite:///{quote(str(database))}{query}").get_all_studies()
+    storage(f"sqlite:///{quote(str(database))}{query}", 60).get_all_studies()
     assert {path.name.partition("-")[0] for path in database.parent.iterdir()} == {"sweep.db"}
     assert [path.name for path in tmp_path.iterdir()] == [ODD]
 
