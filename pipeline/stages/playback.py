@@ -1,10 +1,9 @@
 """`playback`: look at a dataset: statistics, outliers, animated episodes, and whether they replay bit for bit."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
-from pipeline.config.loading import load_task
+from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Playback
 from pipeline.data import UNKNOWN_SEED
 from pipeline.envs.episodes import Episode
@@ -76,7 +75,7 @@ def _status(quality: str | None) -> list[str]:
 def _log_inspection(
     run: StageRun, inspection: Inspection, warnings: Sequence[str], names: Sequence[str] | None
 ) -> None:
-    run.json(json.loads(inspection.to_json()), "inspection/inspection.json")
+    run.json(to_data(inspection), "inspection/inspection.json")
     for name, content in inspection_files(inspection, warnings, names).items():
         run.text(content.decode(), f"inspection/{name}")
 

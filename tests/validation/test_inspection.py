@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from pipeline.config.loading import to_data
 from pipeline.errors import BadInput
 from pipeline.validation.inspection import action_jerk, inspect_dataset, robust_scores
 
@@ -82,7 +83,7 @@ def test_an_episode_that_stands_out_is_named_with_the_reason(good):
 
 
 def test_the_inspection_is_strict_json(good):
-    data = json.loads(inspect_dataset(good.trajectories, good.metadata).to_json())
+    data = json.loads(json.dumps(to_data(inspect_dataset(good.trajectories, good.metadata)), allow_nan=False))
     assert data["episodes"] == 30 and data["features"][2]["low"] == -8.0
 
 
