@@ -6,7 +6,7 @@ Which episodes, and what the figures must be, is decided elsewhere.
     summarise(records, seed=0)["success_rate"]       # Estimate(value=0.93, low=0.88, high=0.97)
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,13 +17,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from pipeline.data import Trajectories
+from pipeline.data import Trajectories, concatenate
 from pipeline.data.observations import one_row, to_rows
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
 from pipeline.errors import BadInput
 from pipeline.names import Metric
 from pipeline.play.demonstrators import Actor
-from pipeline.play.rollouts import ExecutionNoise, Step, choices_of, evaluation_env, play
+from pipeline.play.rollouts import ExecutionNoise, choices_of, evaluation_env, play
 from pipeline.statistics import Estimate, bootstrap_means, bootstrap_quantiles, column_means
 from pipeline.statistics.snqi import Baseline, Weights, load_baseline, load_weights, snqi
 from pipeline.tasks import Task
@@ -86,7 +86,8 @@ def run_episodes(
         for step in play(task, chosen, actor, episodes):
             histogram.add(step.actions[step.running])
             finished |= {info["episode_spec"]: task.outcome(info) for info in step.ended.values()}
-    metrics = {name: _column(finished, episodes, name) for name in finished[episodes[0]]}
+    figures = [finished[episode] for episode in episodes]
+    metrics = {name: np.array([row[name] for row in figures], np.float64) for name in figures[0]}
     for name, values in metrics.items():
         if len(wrong := np.flatnonzero(~np.isfinite(values))):
             where = f"episode {episodes[wrong[0]]}: {name} = {values[wrong[0]]}"
@@ -104,48 +105,33 @@ def record_episodes(
     `n_envs`. Laskey et al. 2017, *DART: Noise injection for robust imitation learning*.
     """
     space, kind = task.observation_space, task.action_space.dtype
-    steps, finished = list[Step](), dict[Episode, dict[str, float]]()
-    ends: dict[Episode, tuple[range, int, dict[str, Any]]] = {}  # which of the steps, in which slot; the final info
+    done: dict[Episode, Trajectories] = {}
     with closing(evaluation_env(task, min(n_envs, len(episodes)))) as env:
-        noise, begun = ExecutionNoise(task.action_space, noise_std, noise_seed, env.num_envs), [0] * env.num_envs
+        noise = ExecutionNoise(task.action_space, noise_std, noise_seed, env.num_envs)
+        begun: list[list[Any]] = [[] for _ in range(env.num_envs)]  # steps of the episode that plays in a slot
         for step in play(task, env, actor, episodes, noise):
-            steps.append(replace(step, observations=to_rows(space, step.observations)))
+            rows = to_rows(space, step.observations)
+            for slot in np.flatnonzero(step.running).tolist():
+                begun[slot].append((rows[slot], step.actions[slot], step.executed[slot], step.rewards[slot]))
             for slot, info in step.ended.items():
-                finished[info["episode_spec"]] = task.outcome(info)
-                ends[info["episode_spec"]] = range(begun[slot], len(steps)), slot, info
-                begun[slot] = len(steps)
-
-    played = [ends[episode] for episode in episodes]
-    seen = []  # one row more an episode: what was observed after its last step
-    for rows, slot, info in played:
-        seen += [steps[at].observations[slot] for at in rows]
-        seen.append(one_row(space, info["terminal_observation"]))
-
-    def recorded(name: str) -> np.ndarray:
-        return np.stack([getattr(steps[at], name)[slot] for rows, slot, _ in played for at in rows])
-
-    lengths = np.array([len(rows) for rows, _, _ in played], np.int64)
-    last = np.cumsum(lengths) - 1
-    truncations = np.zeros(lengths.sum(), bool)
-    truncations[last] = [info["TimeLimit.truncated"] for _, _, info in played]
-    terminations = np.zeros(lengths.sum(), bool)
-    terminations[last] = ~truncations[last]
-    return Trajectories(
-        observations=np.stack(seen),
-        actions=recorded("actions").astype(kind),
-        executed_actions=recorded("executed").astype(kind),
-        rewards=recorded("rewards").astype(np.float32),
-        terminations=terminations,
-        truncations=truncations,
-        lengths=lengths,
-        seeds=np.array([episode.seed for episode in episodes], np.int64),
-        scenarios=np.array([episode.scenario for episode in episodes]),
-        metrics=with_snqi(task, {name: _column(finished, episodes, name) for name in sorted(finished[episodes[0]])}),
-    )
-
-
-def _column(finished: Mapping[Episode, Mapping[str, float]], episodes: Sequence[Episode], name: str) -> np.ndarray:
-    return np.array([finished[episode][name] for episode in episodes], np.float64)
+                seen, actions, executed, rewards = zip(*begun[slot], strict=True)
+                begun[slot].clear()
+                last, truncated = np.arange(len(rewards)) == len(rewards) - 1, info["TimeLimit.truncated"]
+                episode, figures = info["episode_spec"], task.outcome(info)
+                done[episode] = Trajectories(
+                    observations=np.stack([*seen, one_row(space, info["terminal_observation"])]),
+                    actions=np.stack(actions).astype(kind),
+                    executed_actions=np.stack(executed).astype(kind),
+                    rewards=np.array(rewards, np.float32),
+                    terminations=last & (not truncated),
+                    truncations=last & truncated,
+                    lengths=np.array([len(rewards)], np.int64),
+                    seeds=np.array([episode.seed], np.int64),
+                    scenarios=np.array([episode.scenario]),
+                    metrics={name: np.array([figures[name]], np.float64) for name in sorted(figures)},
+                )
+    recorded = concatenate([done[episode] for episode in episodes])
+    return replace(recorded, metrics=with_snqi(task, recorded.metrics))
 
 
 def records_of(trajectories: Trajectories, action_space: gym.Space) -> EpisodeRecords:

@@ -59,7 +59,15 @@ def _film(task: Task, episode: Episode, choose: Choose) -> Film:
     events: dict[str, list[int]] = {name: [] for name in task.config.events}
     with closing(task.make_env(episode.scenario, RENDER_MODE)) as env:
         for moment in play_alone(env, episode.seed, choose):
-            frames.append(_frame(env))
+            try:
+                frame: Any = env.render()
+            except RAISED as error:
+                broken(f"environment {env} cannot be drawn", error)
+            if not isinstance(frame, np.ndarray):
+                raise BadInput(
+                    f"environment {env} gives no picture with render_mode {RENDER_MODE!r}; playback needs one"
+                )
+            frames.append(frame.copy())  # an environment may draw into one array again and again
             if len(frames) == 1:  # before the first step nothing has happened
                 continue
             rewards.append(moment.reward)
@@ -114,13 +122,3 @@ def view_again(task: Task, recorded: Trajectories) -> Trajectories:
     if all((picture == pictures[0]).all() for picture in pictures):
         raise BadInput("use_camera: every frame is the same picture; does the environment draw what happens in it?")
     return replace(recorded, observations=frames)
-
-
-def _frame(env: gym.Env[Any, Any]) -> np.ndarray:
-    try:
-        frame = env.render()
-    except RAISED as error:
-        broken(f"environment {env} cannot be drawn", error)
-    if not isinstance(frame, np.ndarray):
-        raise BadInput(f"environment {env} gives no picture with render_mode {RENDER_MODE!r}; playback needs one")
-    return frame.copy()  # an environment may draw into one array again and again

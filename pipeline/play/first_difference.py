@@ -7,21 +7,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.data import EpisodeData, Trajectories
+from pipeline.data import STEP_ARRAYS, EpisodeData, Trajectories
 from pipeline.data.observations import element_names, flat_rows
 from pipeline.errors import BadInput
 from pipeline.names import POLICY_SPEC_FILE
 from pipeline.policies import load_policy, tensors_of
 
-# array of an episode -> what it holds, and when its row 0 is known: 0 is before the first step, 1 after it
-QUANTITIES: Final[Mapping[str, tuple[str, int]]] = {
-    "observations": ("observation", 0),
-    "actions": ("action", 0),
-    "executed_actions": ("executed action", 0),
-    "rewards": ("reward", 1),
-    "terminations": ("termination", 1),
-    "truncations": ("truncation", 1),
-}
+KNOWN_BEFORE: Final = ("observations", "actions", "executed_actions")  # the others come of the step
 
 
 @dataclass(frozen=True)
@@ -29,7 +21,7 @@ class Departure:
     """The first place where an episode that is played again departs from its record."""
 
     step: int  # of the episode; observations count T + 1 steps
-    quantity: str  # of `QUANTITIES`, "length", or the name of a figure
+    quantity: str  # "observation", "executed action", "reward", ..., "length", or the name of a figure
     feature: int | str | None  # flat index, or name in a Dict, of an observation or action
     recorded: float | int | str | bool
     replayed: float | int | str | bool
@@ -45,10 +37,8 @@ def between_episodes(recorded: EpisodeData, replayed: Any) -> Departure | None:
     Every bit counts: unlike with `!=`, a NaN is equal to itself and 0 is not -0.
     """
     found: list[tuple[int, Departure]] = []  # with the time at which it is known
-    for name, (quantity, offset) in QUANTITIES.items():
-        if not hasattr(replayed, name):
-            continue
-        theirs, ours = getattr(recorded, name), getattr(replayed, name)
+    for name in [name for name in ("observations", *STEP_ARRAYS) if hasattr(replayed, name)]:
+        theirs, ours, quantity = getattr(recorded, name), getattr(replayed, name), name[:-1].replace("_", " ")
         if theirs.shape[1:] != ours.shape[1:] or theirs.dtype != ours.dtype:
             found.append((0, Departure(0, quantity, None, *(f"{x.dtype} {x.shape[1:]}" for x in (theirs, ours)))))
             continue
@@ -58,10 +48,10 @@ def between_episodes(recorded: EpisodeData, replayed: Any) -> Departure | None:
         wrong = (bits[0] != bits[1]).reshape(count, -1, a.dtype.itemsize).any(axis=2)
         if len(rows := np.flatnonzero(wrong.any(axis=1))):
             row, feature = int(rows[0]), int(wrong[rows[0]].argmax())
-            names = element_names(theirs.dtype)
-            shown = (feature if names is None else names[feature]) if offset == 0 else None
+            names, before = element_names(theirs.dtype), name in KNOWN_BEFORE
+            shown = (feature if names is None else names[feature]) if before else None
             departure = Departure(row, quantity, shown, a[row, feature].item(), b[row, feature].item())
-            found.append((row + offset, departure))
+            found.append((row if before else row + 1, departure))
     long, short = len(recorded.rewards), len(replayed.rewards)
     if long != short:
         found.append((min(long, short) + 1, Departure(min(long, short), "length", None, long, short)))
