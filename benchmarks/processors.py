@@ -95,8 +95,7 @@ def product(folder: Path) -> dict[str, str]:
     from pipeline.learning.jobs import TrainingJob
     from pipeline.learning.ppo import train
     from pipeline.play.demonstrators import scripted
-    from pipeline.play.evaluation import run_episodes
-    from pipeline.play.recording import record
+    from pipeline.play.evaluation import record, run_episodes
     from pipeline.policies import act_function, build_policy, load_policy, save_policy, weights_digest
     from pipeline.tasks import Purpose, Task
     from pipeline.validation.replay import TaskReplay, replay_episodes

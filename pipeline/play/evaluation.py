@@ -6,6 +6,7 @@ Which episodes, and what the figures must be, is decided elsewhere.
     summarise(records, seed=0)["success_rate"]       # Estimate(value=0.93, low=0.88, high=0.97)
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from pipeline.config.stages import Collect
 from pipeline.data import Trajectories, concatenate
 from pipeline.data.observations import one_row, to_rows
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
@@ -26,7 +28,7 @@ from pipeline.play.demonstrators import Actor
 from pipeline.play.rollouts import ExecutionNoise, choices_of, evaluation_env, play
 from pipeline.statistics import Estimate, bootstrap_means, bootstrap_quantiles, column_means
 from pipeline.statistics.snqi import Baseline, Weights, load_baseline, load_weights, snqi
-from pipeline.tasks import Task
+from pipeline.tasks import Purpose, Task
 
 HISTOGRAM_BINS: Final = 20
 RATES: Final = {Metric.SUCCESS: Metric.SUCCESS_RATE, Metric.COLLISION: Metric.COLLISION_RATE}
@@ -132,6 +134,34 @@ def record_episodes(
                 )
     recorded = concatenate([done[episode] for episode in episodes])
     return replace(recorded, metrics=with_snqi(task, recorded.metrics))
+
+
+def record(task: Task, config: Collect, actor: Actor) -> tuple[Trajectories, int]:
+    """The kept episodes, in the asked-for shares, and the environment steps that were played for them.
+
+    What the filter drops is recorded again with fresh seeds, scenario by scenario, a few times; a demonstrator that
+    fails more often leaves a dataset that validation finds short.
+    """
+    filtered = config.filter.min_return is not None or config.filter.only_success
+    asked = task.episodes(config.scenario_set, config.seeds, config.episodes, Purpose.RECORD)
+    missing = Counter(episode.scenario for episode in asked)
+    waiting = task.recordable_episodes(config.scenario_set, config.seeds, config.episodes, filtered)
+    kept: list[Trajectories] = []
+    steps = 0
+    while True:
+        batch, later, room = list[Episode](), list[Episode](), missing.copy()
+        for episode in waiting:
+            (batch if room[episode.scenario] > 0 else later).append(episode)
+            room[episode.scenario] -= 1
+        if not batch:
+            return concatenate(kept), steps
+        batch.sort(key=lambda episode: episode.seed)  # scenarios interleaved
+        part = record_episodes(task, actor, batch, config.noise.std, config.seeds[0], config.n_envs)
+        good = np.flatnonzero(part.passing(config.filter.min_return, config.filter.only_success))
+        kept.append(part.select(good))
+        steps += part.steps
+        missing -= Counter(str(part.scenarios[index]) for index in good)
+        waiting = tuple(later)
 
 
 def records_of(trajectories: Trajectories, action_space: gym.Space) -> EpisodeRecords:

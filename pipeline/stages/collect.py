@@ -45,8 +45,7 @@ from pipeline.names import (
     lineage_run_tag,
 )
 from pipeline.play.demonstrators import Demonstrator, Script, expert_demonstrator, scripted
-from pipeline.play.evaluation import records_of, summarise, with_intervals, with_snqi
-from pipeline.play.recording import record
+from pipeline.play.evaluation import record, records_of, summarise, with_intervals, with_snqi
 from pipeline.policies import ActFunction, act_function, load_policy
 from pipeline.report.pages import rollout_table, statistics_table
 from pipeline.stages import StageOutcome

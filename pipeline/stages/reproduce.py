@@ -18,8 +18,8 @@ from pipeline.learning.clones import make_clone
 from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
 from pipeline.play.demonstrators import Demonstrator, expert_demonstrator, scripted
+from pipeline.play.evaluation import record
 from pipeline.play.first_difference import between_evaluations, between_policies, between_trajectories
-from pipeline.play.recording import record
 from pipeline.policies import policy_digest
 from pipeline.report.progress import TrainingProgress
 from pipeline.stages import StageOutcome

@@ -10,7 +10,6 @@ import math
 import numpy as np
 from numba import njit
 
-from pipeline.envs.social_nav.chance import bell, either, uniform
 from pipeline.envs.social_nav.dynamics import SPEED_LEAST, SPEED_MEAN, SPEED_MOST, SPEED_SPREAD
 from pipeline.envs.social_nav.geometry import follow_path, measure_bends, wall_clearance
 from pipeline.envs.social_nav.layout import FAR_AWAY, MAX_PEDESTRIANS, Slot
@@ -35,6 +34,37 @@ WALL_GUARD = 0.35  # of waypoints and spawn places of pedestrians
 CORNER_GUARD = 0.5  # turning points keep this distance from corners, beside each wall
 ATTENTION_LEAST, ATTENTION_MOST = 0.3, 0.9  # share of the robot's social force that pedestrians react to
 _TRIES = 2000
+
+# random numbers: splitmix64 (Steele, Lea, Flood 2014), one 64-bit state per slot
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+
+
+@njit
+def uniform(slot: Slot, low: float, high: float) -> float:
+    """A number in [low, high)."""
+    slot.random_state = slot.random_state + _STEP
+    z = slot.random_state
+    z = (z ^ (z >> _S30)) * _MIX_1
+    z = (z ^ (z >> _S27)) * _MIX_2
+    z = z ^ (z >> _S31)
+    return low + (high - low) * (np.float64(z >> _S11) * (1.0 / 9007199254740992.0))
+
+
+@njit
+def either(slot: Slot, low: float, high: float) -> float:
+    """A number with size in [low, high) and either sign."""
+    size = uniform(slot, low, high)
+    return size if uniform(slot, 0.0, 1.0) < 0.5 else -size
+
+
+@njit
+def bell(slot: Slot, mean: float, spread: float) -> float:
+    """Nearly normal: the sum of four uniforms scaled to the mean and standard deviation (Irwin-Hall)."""
+    total = uniform(slot, 0.0, 1.0) + uniform(slot, 0.0, 1.0) + uniform(slot, 0.0, 1.0) + uniform(slot, 0.0, 1.0)
+    return mean + spread * (total - 2.0) * 1.7320508075688772
 
 
 @njit
