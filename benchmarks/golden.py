@@ -31,7 +31,7 @@ from pipeline.learning.ppo import train
 from pipeline.tracking.host import machine, processor_kind
 
 ROOT = Path(__file__).resolve().parents[1]
-CLOCK = re.compile(r"time|seconds|minutes|fps|per_second|epoch_ms|_at$|utc|date|moment|started|ended")
+CLOCK = re.compile(r"time|seconds|minutes|fps|per_second|epoch_ms|_at$|utc|date|moment|started|ended|elapsed|^t$")
 IDENTITY = re.compile(
     r"run_id|\.id$|^id$|uri|path|folder|commit|version|link|digest|group|run$|experiment|command|source"
     r"|^dataset$|^job$"

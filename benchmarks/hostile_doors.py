@@ -40,7 +40,7 @@ from pipeline.data import (
 from pipeline.data.formats.minari import ImportTarget, export_minari, import_minari
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
-from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
+from pipeline.learning.checkpoints import CheckpointFolder, to_bytes
 from pipeline.names import Artifact, Metric, Tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record_episodes
@@ -533,7 +533,8 @@ class Store:
 def checkpoints(folder: Path) -> Path:
     kept = CheckpointFolder(folder, JOB)
     for number in (1, 2):
-        kept.save(Checkpoint(number, {"weights": torch.arange(5.0) + number}, {"ended": False, "steps": number}))
+        state = {"number": number, "ended": False, "weights": torch.arange(5.0) + number}
+        kept.save(number, to_bytes(state, JOB))
     return folder
 
 
@@ -542,9 +543,7 @@ def read_checkpoint(folder: Path) -> None:
     found = CheckpointFolder(folder, JOB).newest()
     if found is None:
         raise BadInput("no checkpoint")
-    if found.state["steps"] != found.number or found.tensors["weights"].tolist() != [
-        found.number + k for k in range(5)
-    ]:
+    if found["number"] not in (1, 2) or found["weights"].tolist() != [found["number"] + k for k in range(5)]:
         raise Broken(f"checkpoint {found} was never written")
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from pipeline.config.stages import GateRule
 from pipeline.errors import BadInput, did_you_mean
-from pipeline.names import Metric
-from pipeline.play.evaluation import RATES, EpisodeRecords, summarise, summarise_by_scenario
-from pipeline.statistics import bootstrap_mean, wilson_interval
+from pipeline.play.evaluation import MEANS, RATES, EpisodeRecords, summarise, summarise_by_scenario
+from pipeline.statistics import Estimate, bootstrap_mean, wilson_interval
 
 
 @dataclass(frozen=True)
-class Measured:
+class PlayedEpisodes:
     """Episodes that the gate played itself."""
 
     subject: str  # "candidate", or "training seed 2"
@@ -70,67 +69,59 @@ class GateDecision:
         return {"approved": self.approved, "reasons": list(self.reasons), "rows": [asdict(row) for row in self.rows]}
 
 
-def decide(rules: Sequence[GateRule], measured: Sequence[Measured]) -> GateDecision:
+def decide(rules: Sequence[GateRule], measured: Sequence[PlayedEpisodes]) -> GateDecision:
     """Hold every rule against every measurement of its scenario set. Exactly at a limit holds.
 
     Raises BadInput for a rule whose metric the task does not measure; ValueError for a rule without a measurement:
     a rule that was not tested must not pass.
     """
-    rows: list[GateRow] = []
+    rows = []
     for rule in rules:
         chosen = [m for m in measured if m.scenario_set == rule.scenario_set]
         if not chosen:
             raise ValueError(f"no measurement on scenario set {rule.scenario_set!r}")
-        rows.extend(_row(rule, m) for m in chosen)
+        rows += [_row(rule, m) for m in chosen]
     return GateDecision(tuple(rows))
 
 
-def _row(rule: GateRule, measured: Measured) -> GateRow:
-    records = measured.records
-    summary = summarise(records)
+def _row(rule: GateRule, measured: PlayedEpisodes) -> GateRow:
+    summary = summarise(measured.records)
     if rule.metric not in summary:
         raise BadInput(
             f"rules: metric {rule.metric!r} is not measured on this task.{did_you_mean(rule.metric, summary)} "
             f"It has: {', '.join(sorted(summary))}"
         )
-    value = summary[rule.metric].value
-    compared = value if rule.confidence is None else _unfavourable_end(rule, records)
-    bound = rule.bound()
-    limit = rule.min if rule.min is not None else rule.max
-    assert limit is not None
-    holds = bound.holds(compared)
+    bound, limit, sign = rule.bound(), rule.min, 1.0  # sign: of what is better
+    if limit is None:
+        assert rule.max is not None
+        limit, sign = rule.max, -1.0
+    compared = value = summary[rule.metric].value
+    if rule.confidence is not None:
+        interval = _interval(rule.metric, measured.records, rule.confidence)
+        compared = interval.low if sign > 0 else interval.high
+    by_scenario = summarise_by_scenario(measured.records)
     return GateRow(
         subject=measured.subject,
         scenario_set=measured.scenario_set,
         seed=measured.seed,
         metric=rule.metric,
-        episodes=len(records.episodes),
+        episodes=len(measured.records.episodes),
         value=value,
         compared=compared,
         limit=str(bound),
         confidence=rule.confidence,
-        holds=holds,
-        missed_by=0.0 if holds else abs(compared - limit),
-        worst_scenario=_worst_scenario(rule, records),
+        holds=bound.holds(compared),
+        missed_by=0.0 if bound.holds(compared) else abs(compared - limit),
+        worst_scenario=min(by_scenario, key=lambda name: sign * by_scenario[name][rule.metric].value),
     )
 
 
-def _unfavourable_end(rule: GateRule, records: EpisodeRecords) -> float:
-    """Lower end for a minimum, upper end for a maximum. Rates use Wilson's interval: the bootstrap of 100 successes
-    in 100 episodes is a point, which would claim certainty."""
-    assert rule.confidence is not None
-    metric = {rate: name for name, rate in RATES.items()}.get(rule.metric, rule.metric)
-    metric = {f"{name}_mean": name for name in (Metric.RETURN, Metric.LENGTH)}.get(metric, metric)
+def _interval(figure: str, records: EpisodeRecords, confidence: float) -> Estimate:
+    """Wilson's for rates: the bootstrap of 100 successes in 100 episodes is a point, which would claim certainty."""
+    metric = {name: metric for metric, name in MEANS.items()}.get(figure, figure)
     if metric not in records.metrics:
-        raise BadInput(f"rules: confidence is for means and rates; {rule.metric!r} is neither")
+        raise BadInput(f"rules: confidence is for means and rates; {figure!r} is neither")
     values = records.metrics[metric]
-    if rule.metric in RATES.values():
-        estimate = wilson_interval(int(values.sum()), len(values), rule.confidence)
-    else:
-        estimate = bootstrap_mean(values, seed=0, resamples=10_000, confidence=rule.confidence)
-    return estimate.low if rule.min is not None else estimate.high
-
-
-def _worst_scenario(rule: GateRule, records: EpisodeRecords) -> str:
-    figures = {name: summary[rule.metric].value for name, summary in summarise_by_scenario(records).items()}
-    return min(figures, key=lambda name: figures[name] if rule.min is not None else -figures[name])
+    if metric in RATES:
+        return wilson_interval(int(values.sum()), len(values), confidence)
+    return bootstrap_mean(values, seed=0, resamples=10_000, confidence=confidence)

@@ -1,8 +1,12 @@
 """Settings of PPO training: what both arms of a comparison share, and what only initial weights may differ in."""
 
+from collections.abc import Mapping
 from dataclasses import field
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from pipeline.config.base import (
     Count,
@@ -15,6 +19,54 @@ from pipeline.config.base import (
     Steps,
     configuration,
 )
+from pipeline.errors import shortened
+
+OWNED_ARGUMENTS: Final[Mapping[str, str]] = {  # of SB3's PPO, and what decides them instead
+    "policy": "training.network",
+    "policy_kwargs": "training.network",
+    "env": "the task and training.environment",
+    "seed": "seeds",
+    "learning_rate": "training.learning_rate",
+    "verbose": "nothing: progress is shown anyway",
+    "tensorboard_log": "nothing: everything is logged to MLflow",
+    "device": "nothing: networks of this size train fastest on the CPU",
+    "rollout_buffer_class": "nothing: the observation space decides",
+    "rollout_buffer_kwargs": "nothing: the observation space decides",
+    "use_sde": "nothing: policy artifacts hold no state-dependent exploration",
+    "sde_sample_freq": "nothing: policy artifacts hold no state-dependent exploration",
+    "_init_setup_model": "nothing",
+}
+
+
+class _PPOArguments(TypedDict, total=False):
+    """Those keyword arguments of stable_baselines3.PPO that a config sets; SB3 has the defaults."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # type: ignore[misc]
+
+    n_steps: Count
+    batch_size: Annotated[Count, Field(ge=2)]
+    """Of one sample no advantage can be normalised."""
+    n_epochs: Count
+    gamma: Fraction
+    gae_lambda: Fraction
+    clip_range: NonNegative
+    clip_range_vf: Positive | None
+    normalize_advantage: bool
+    ent_coef: NonNegative
+    vf_coef: NonNegative
+    max_grad_norm: NonNegative
+    target_kl: Positive | None
+    stats_window_size: Count
+
+
+def _not_owned(arguments: Any) -> Any:
+    for name in arguments if isinstance(arguments, dict) else ():
+        if name in OWNED_ARGUMENTS:
+            raise ValueError(f"{name} = {shortened(arguments[name])} is not set here; use {OWNED_ARGUMENTS[name]}")
+    return arguments
+
+
+PPOArguments = Annotated[_PPOArguments, BeforeValidator(_not_owned)]
 
 
 @configuration
@@ -74,7 +126,7 @@ class PPOTraining:
     network: Network = Network()
     learning_rate: LearningRate = LearningRate()
     normalize_reward: bool = False
-    ppo: LibraryArguments = field(default_factory=dict)
+    ppo: PPOArguments = field(default_factory=_PPOArguments)
     """Keyword arguments of stable_baselines3.PPO; misspelt ones are refused by name."""
     environment: LibraryArguments = field(default_factory=dict)
     """Keyword arguments of the environment in training and evaluation, e.g. reward_name, reward_kwargs."""
@@ -150,7 +202,7 @@ class AdversarialTraining:
     n_envs: Count = 64
     learning_rate: Positive = 3e-4
     """Constant: the library starts PPO's schedule anew with every rollout."""
-    ppo: LibraryArguments = field(default_factory=dict)
+    ppo: PPOArguments = field(default_factory=_PPOArguments)
     """Keyword arguments of stable_baselines3.PPO; misspelt ones are refused by name."""
     discriminator: Discriminator = Discriminator()
 

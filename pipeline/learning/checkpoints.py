@@ -1,20 +1,21 @@
 """Checkpoints of a training on disk: whole or not there at all, whatever moment the process is killed at.
 
     folder = CheckpointFolder(path, job="digest of what is trained")
-    folder.save(checkpoint)
-    checkpoint = folder.newest()
+    folder.save(1, to_bytes(state, job))
+    state = folder.newest()
 
-A file is safetensors, named by its number and the digest of its bytes; the last two stay. What is in a checkpoint is
-decided in `pipeline.learning.training_state`.
+At a boundary between rollouts the episodes of all slots start anew and every generator is seeded from (seed, number of
+the boundary), in a training that runs on as in one that comes back, so neither environments nor generators hold any
+state there. What does hold some says so in a plain dict: `WarmPPO.state`, `EvaluationCallback.state`, `Emitter.state`.
 """
 
 import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -25,61 +26,68 @@ from pipeline.files import sync, sync_folder
 
 FILE_NAME: Final = re.compile(r"(\d{6})-([0-9a-f]{36})\.safetensors")
 UNFINISHED: Final = ".unfinished"
-STATE: Final = "state"  # tensor of bytes: the JSON beside the other tensors
 MAX_BYTES: Final = 4_000_000_000
+STATE: Final = "state"  # tensor of bytes: the JSON beside the other tensors
+TENSOR: Final = "$tensor"  # in that JSON: the name of a tensor that stands there
+
+State = dict[str, Any]  # nested plain data and tensors; its "number" is 1, 2, ...; "ended": nothing is left to train
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Everything that a training goes on from."""
+def to_bytes(state: Mapping[str, Any], job: str) -> bytes:
+    """A state as safetensors: `{"a": {"b": tensor}}` holds the tensor `a/b`. `job` says what is trained."""
+    tensors: dict[str, torch.Tensor] = {}
 
-    number: int  # 1, 2, ...
-    tensors: dict[str, torch.Tensor]
-    state: dict[str, Any]  # plain JSON data
+    def plain(value: Any, place: str) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(part, f"{place}/{key}" if place else str(key)) for key, part in value.items()}
+        if not isinstance(value, torch.Tensor):
+            return value
+        tensors[place] = value.detach().clone().contiguous()
+        return {TENSOR: place}
 
-    @property
-    def ended(self) -> bool:
-        """Nothing is left to train."""
-        return bool(self.state["ended"])
+    text = json.dumps({"job": job, STATE: plain(state, "")}, default=float)
+    return save({**tensors, STATE: torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())})
 
-    def to_bytes(self, job: str) -> bytes:
-        """The content of a file; `job` says what is trained."""
-        text = json.dumps({"job": job, "number": self.number, "state": self.state}, sort_keys=True, default=float)
-        content = torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
-        return save({**self.tensors, STATE: content})
 
-    @classmethod
-    def from_bytes(cls, content: bytes, job: str) -> Self:
-        """The inverse of `to_bytes`. Raises ValueError for anything else, and for another job's checkpoint."""
-        try:
-            tensors = load(content)
-            data = json.loads(tensors.pop(STATE).numpy().tobytes())
-            if data["job"] != job:
-                raise ValueError("it is of another training")
-            return cls(int(data["number"]), tensors, dict(data["state"]))
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"not a checkpoint: {error}") from None
+def from_bytes(content: bytes, job: str) -> State:
+    """The inverse of `to_bytes`, but that all keys are texts.
+
+    Raises ValueError for anything else, and for another job's checkpoint.
+    """
+    try:
+        tensors = load(content)
+        text = tensors.pop(STATE).numpy().tobytes()
+        data = json.loads(text, object_hook=lambda part: tensors[part[TENSOR]].clone() if TENSOR in part else part)
+        if data["job"] != job:
+            raise ValueError("it is of another training")
+        return dict(data[STATE])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"not a checkpoint: {error}") from None
 
 
 class CheckpointFolder:
-    """The checkpoints of one training."""
+    """The checkpoints of one training: files named by their number and the digest of their bytes; the last two stay."""
 
     def __init__(self, folder: Path, job: str) -> None:
         self._folder, self._job = folder, job
         self.damaged: list[str] = []  # names of files that `newest` passed over
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, number: int, content: bytes) -> None:
         """Put a checkpoint beside the one before it. Raises OSError; what was there before is then still there."""
-        content = checkpoint.to_bytes(self._job)
-        name = f"{checkpoint.number:06d}-{_digest(content)}.safetensors"
+        path = self._folder / f"{number:06d}-{_digest(content)}.safetensors"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._sweep_unfinished()
-        _write_whole(self._folder / name, content)
-        for path, number in self._files():
-            if path.name != name and number != checkpoint.number - 1:
-                path.unlink(missing_ok=True)
+        unfinished = path.with_name(path.name + UNFINISHED)
+        with unfinished.open("wb") as file:
+            file.write(content)
+            sync(file)
+        os.replace(unfinished, path)
+        sync_folder(self._folder)
+        for other, its_number in self._files():
+            if other != path and its_number != number - 1:
+                other.unlink(missing_ok=True)
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self) -> State | None:
         """The newest checkpoint of this training whose bytes are those that were written; None without one."""
         self._sweep_unfinished()
         self.damaged = []
@@ -90,7 +98,7 @@ class CheckpointFolder:
                 content = path.read_bytes()
                 if _digest(content) not in path.name:
                     raise ValueError("its bytes are not those that were written")
-                return Checkpoint.from_bytes(content, self._job)
+                return from_bytes(content, self._job)
             except (ValueError, OSError):
                 self.damaged.append(path.name)
         return None
@@ -109,13 +117,3 @@ class CheckpointFolder:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:36]
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """A file that is there with all its bytes, even after a loss of power, or not there. Raises OSError."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    with unfinished.open("wb") as file:
-        file.write(content)
-        sync(file)
-    os.replace(unfinished, path)
-    sync_folder(path.parent)

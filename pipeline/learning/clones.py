@@ -11,7 +11,7 @@ from pipeline.config.stages import Pretrain
 from pipeline.data import Trajectories
 from pipeline.envs.episodes import Episode
 from pipeline.learning.cloning import CloningResult, EpochPoint, clone
-from pipeline.learning.ppo import evaluation_episodes, final_episodes
+from pipeline.learning.schedule import evaluation_episodes, final_episodes
 from pipeline.names import EVAL_PREFIX, Artifact
 from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import EpisodeRecords, run_episodes, summarise, with_intervals

@@ -41,7 +41,6 @@ from pipeline.config.stages import Pretrain
 from pipeline.config.training import AdversarialTraining, Dagger, LearningRate, PPOTraining
 from pipeline.data import Trajectories
 from pipeline.errors import BadInput, shortened
-from pipeline.learning.callbacks import next_evaluation
 from pipeline.learning.cloning import (
     MIN_LOG_STD,
     CloningResult,
@@ -57,6 +56,7 @@ from pipeline.learning.cloning import (
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job, make_model, training_env
+from pipeline.learning.schedule import next_evaluation
 from pipeline.play.demonstrators import ActorSlots, Demonstrator
 from pipeline.play.evaluation import EpisodeRecords, point_figures
 from pipeline.policies import ActFunction, act_function, load_tensors, tensors_of

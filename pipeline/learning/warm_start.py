@@ -1,25 +1,29 @@
-"""Starting PPO from a clone: critic burn-in, and a penalty that fades out.
+"""SB3's PPO as both arms use it, and what a start from a clone adds: critic burn-in, and a penalty that fades out.
 
 Everything here is explicit and off in a training from scratch. How the clone was made is not known here.
 """
 
 import copy
-from collections import deque
-from collections.abc import Iterable
+from collections import defaultdict, deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.nn import functional
 
 from pipeline.config.training import WarmStart
 from pipeline.errors import BadInput
 from pipeline.learning.divergence import Diverged, not_finite
+from pipeline.policies import load_tensors, tensors_of
 
 
 class WarmPPO(PPO):
@@ -28,25 +32,11 @@ class WarmPPO(PPO):
     Without burn-in and penalty every update is SB3's own, bit for bit.
     """
 
+    exact_budget: bool = False  # SB3 rounds the budget up to whole rollouts; else the last one takes what remains
     warm_start: WarmStart | None = None
     critic_optimizer: torch.optim.Optimizer | None = None  # of the burn-in; None when there is none, or no more
     seconds_before: float = 0.0  # that the training took before this `learn`
     _reference: ActorCriticPolicy | None = None
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        """SB3 counts time and speed from here; a training that is continued counts them from its beginning."""
-        outcome = super()._setup_learn(*args, **kwargs)
-        self.start_time -= int(self.seconds_before * 1e9)
-        self._num_timesteps_at_start = 0
-        return outcome
-
-    def dump_logs(self, iteration: int = 0) -> None:
-        """Log the rollout, counted from the beginning of the training."""
-        super().dump_logs(-(-self.num_timesteps // (self.n_steps * self.n_envs)))
-
-    def new_statistics(self, entries: Iterable[Any] = ()) -> deque[Any]:
-        """What SB3 keeps of the last episodes."""
-        return deque(entries, maxlen=self._stats_window_size)
 
     def begin_warm_start(self, settings: WarmStart) -> None:
         """Take the present policy as the clone to stay near to. Call once, before `learn`."""
@@ -68,65 +58,99 @@ class WarmPPO(PPO):
         fade = self.warm_start.clone_penalty_fade_steps
         return self.warm_start.clone_penalty * (max(0.0, 1 - elapsed / fade) if fade else 1.0)
 
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+    # --- the state at a boundary between rollouts ---------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: all that a model which was just made for the same training lacks."""
+        spread = env.ret_rms if isinstance(env := self.get_env(), VecNormalize) else None
+        return {
+            "policy": tensors_of(self.policy),
+            "optimizer": self.policy.optimizer.state_dict(),
+            "critic_optimizer": None if self.critic_optimizer is None else self.critic_optimizer.state_dict(),
+            "num_timesteps": self.num_timesteps,
+            "n_updates": self._n_updates,
+            "episode_infos": list(self.ep_info_buffer or ()),
+            "episode_successes": list(self.ep_success_buffer or ()),
+            "reward_spread": spread and [float(spread.mean), float(spread.var), float(spread.count)],
+            "unlogged": {
+                name: [value, list(self.logger.name_to_excluded[name] or ())]
+                for name, value in self.logger.name_to_value.items()
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Be where a checkpoint was taken. The logger must be set."""
+        load_tensors(self.policy, state["policy"])
+        _restore_optimizer(self.policy.optimizer, state["optimizer"])
+        if state["critic_optimizer"] is None:
+            self.critic_optimizer = None
+        elif self.critic_optimizer is not None:
+            _restore_optimizer(self.critic_optimizer, state["critic_optimizer"])
+        self.num_timesteps, self._n_updates = state["num_timesteps"], state["n_updates"]
+        self.ep_info_buffer = deque(state["episode_infos"], maxlen=self._stats_window_size)
+        self.ep_success_buffer = deque(state["episode_successes"], maxlen=self._stats_window_size)
+        if isinstance(env := self.get_env(), VecNormalize):
+            mean, var, count = state["reward_spread"]
+            env.ret_rms.mean, env.ret_rms.var, env.ret_rms.count = np.array(mean), np.array(var), count
+        for name, (value, excluded) in state["unlogged"].items():
+            self.logger.record(name, value, tuple(excluded))
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        """SB3 counts time and speed from here; a training that is continued counts them from its beginning."""
+        outcome = super()._setup_learn(*args, **kwargs)
+        self.start_time -= int(self.seconds_before * 1e9)
+        self._num_timesteps_at_start = 0
+        return outcome
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Log the rollout, counted from the beginning of the training."""
+        super().dump_logs(-(-self.num_timesteps // (self.n_steps * self.n_envs)))
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
         """Play one rollout. Raises BadInput for an environment that shows what is no number."""
+        remaining = (self._total_timesteps - self.num_timesteps) // self.n_envs
+        if self.exact_budget and remaining < n_rollout_steps:
+            # subtle: `train` reads self.rollout_buffer, and takes its size from it
+            self.rollout_buffer = rollout_buffer = type(rollout_buffer)(
+                remaining,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                gamma=self.gamma,
+                gae_lambda=self.gae_lambda,
+                n_envs=self.n_envs,
+            )
+            n_rollout_steps = remaining
         try:
-            return super().collect_rollouts(*args, **kwargs)
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         except ValueError:  # torch's, of a distribution
             self._refuse_what_is_not_finite()
             raise
 
     def train(self) -> None:
-        """One update on the rollout buffer, after which the policy still computes with numbers. Raises Diverged."""
+        """One update: the critic alone in burn-in, then PPO with the penalty, then plain PPO.
+
+        Raises Diverged unless the policy still computes with numbers afterwards.
+        """
+        if self.warm_start is not None and self.num_timesteps > self.warm_start.critic_burn_in_steps:
+            self.critic_optimizer = None
+        weight = self.penalty_weight()
         try:
-            self._update()
+            if self.critic_optimizer is not None:
+                self._train_critic(self.critic_optimizer)
+            elif weight > 0:
+                self._train_near_clone(weight)
+            else:
+                self._reference = None
+                super().train()
         except ValueError:  # torch's, of a distribution, in the middle of the update
             self._refuse_what_is_not_finite()
             raise
         self._refuse_what_is_not_finite()
-
-    def _refuse_what_is_not_finite(self) -> None:
-        assert self._last_obs is not None
-        seen = self._last_obs.values() if isinstance(self._last_obs, dict) else [self._last_obs]
-        for what, arrays in (("an observation", seen), ("a reward", [self.rollout_buffer.rewards])):
-            if not all(np.isfinite(array).all() for array in arrays):
-                raise BadInput(f"until step {self.num_timesteps:,} {what} was not finite; look at the environment")
-        weights = not_finite(self.policy)
-        if weights is None and self._acts():
-            return
-        rate, setting = self._now(self.lr_schedule), "training.learning_rate"
-        if self.critic_optimizer is not None:
-            rate, setting = self.critic_optimizer.param_groups[0]["lr"], "warm_start.critic_burn_in_learning_rate"
-        raise Diverged(
-            f"diverged at step {self.num_timesteps:,}: {weights or 'what it gives'} is not finite; lower "
-            f"{setting} (now {rate:g}), or divide large rewards by their spread (training.normalize_reward)"
-        )
-
-    @torch.no_grad()
-    def _acts(self) -> bool:
-        """Does the policy give numbers: finite weights may still be too large to compute with."""
-        assert self._last_obs is not None
-        observations = self.policy.obs_to_tensor(self._last_obs)[0]
-        try:
-            distribution = self.policy.get_distribution(observations)
-        except ValueError:
-            return False
-        given = distribution.mode(), distribution.entropy(), self.policy.predict_values(observations)
-        return all(bool(torch.isfinite(tensor).all()) for tensor in given if tensor is not None)
-
-    def _update(self) -> None:
-        """The critic alone in burn-in, then PPO with the penalty, then plain PPO."""
-        if self.critic_optimizer is not None and self.warm_start is not None:
-            if self.num_timesteps <= self.warm_start.critic_burn_in_steps:
-                self._train_critic(self.critic_optimizer)
-                return
-            self.critic_optimizer = None
-        weight = self.penalty_weight()
-        if weight > 0:
-            self._train_near_clone(weight)
-        else:
-            self._reference = None
-            super().train()
 
     def _train_critic(self, optimizer: torch.optim.Optimizer) -> None:
         losses: list[float] = []
@@ -137,90 +161,108 @@ class WarmPPO(PPO):
                 loss.backward()
                 optimizer.step()
                 losses.append(loss.item())
-        buffer = self.rollout_buffer
         self.logger.record("train/value_loss", float(np.mean(losses)))
-        self.logger.record(
-            "train/explained_variance", explained_variance(buffer.values.ravel(), buffer.returns.ravel())
-        )
+        self._record_explained_variance()
         self.logger.record("train/critic_burn_in", 1.0)
 
     def _train_near_clone(self, weight: float) -> None:
         """SB3's PPO update (Schulman et al. 2017) with `weight * KL(clone || policy)` added to the loss."""
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
+        assert self._reference is not None
+        policy = self.policy
+        policy.set_training_mode(True)
+        self._update_learning_rate(policy.optimizer)
         clip_range = self._now(self.clip_range)
-        logged: dict[str, list[float]] = {}
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        logged: dict[str, list[float]] = defaultdict(list)
+        too_far = False
         for _ in range(self.n_epochs):
             for batch in self.rollout_buffer.get(self.batch_size):
-                loss, parts = self._penalised_loss(batch, clip_range, weight)
-                for name, value in parts.items():
-                    logged.setdefault(name, []).append(value)
-                if self.target_kl is not None and parts["approx_kl"] > 1.5 * self.target_kl:
+                actions = batch.actions.long().flatten() if discrete else batch.actions
+                distribution = policy.get_distribution(batch.observations)
+                values, log_prob = policy.predict_values(batch.observations).flatten(), distribution.log_prob(actions)
+                advantages = batch.advantages
+                if self.normalize_advantage and len(advantages) > 1:
+                    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+                log_ratio = log_prob - batch.old_log_prob
+                ratio = log_ratio.exp()
+                clipped = torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
+                policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
+                if self.clip_range_vf is not None:
+                    limit = self._now(self.clip_range_vf)
+                    values = batch.old_values + torch.clamp(values - batch.old_values, -limit, limit)
+                value_loss = functional.mse_loss(batch.returns, values)
+                entropy = distribution.entropy()
+                entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
+                with torch.no_grad():
+                    clone = _plain(self._reference.get_distribution(batch.observations))
+                    approx_kl = ((ratio - 1) - log_ratio).mean().item()
+                pairs = zip(clone, _plain(distribution), strict=True)
+                parts = [torch.distributions.kl_divergence(before, now) for before, now in pairs]
+                divergence = torch.stack([d.sum(dim=1) if d.ndim > 1 else d for d in parts]).sum(dim=0).mean()
+                loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss + weight * divergence
+                logged["policy_gradient_loss"].append(policy_loss.item())
+                logged["value_loss"].append(value_loss.item())
+                logged["entropy_loss"].append(entropy_loss.item())
+                logged["clip_fraction"].append(((ratio - 1).abs() > clip_range).float().mean().item())
+                logged["approx_kl"].append(approx_kl)
+                logged["clone_divergence"].append(divergence.item())
+                logged["loss"].append(loss.item())
+                too_far = self.target_kl is not None and approx_kl > 1.5 * self.target_kl
+                if too_far:
                     break
-                self.policy.optimizer.zero_grad()
+                policy.optimizer.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-                self.policy.optimizer.step()
-            else:
-                self._n_updates += 1
-                continue
+                torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
+                policy.optimizer.step()
             self._n_updates += 1
-            break
-        self._record_update(logged, clip_range, weight)
+            if too_far:
+                break
+        for name, listed in logged.items():
+            self.logger.record(f"train/{name}", float(np.mean(listed)))
+        self.logger.record("train/clone_penalty", weight)
+        self._record_explained_variance()
+        self.logger.record("train/clip_range", clip_range)
+        if hasattr(policy, "log_std"):
+            self.logger.record("train/std", torch.exp(policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _penalised_loss(self, batch: Any, clip_range: float, weight: float) -> tuple[torch.Tensor, dict[str, float]]:
-        discrete = isinstance(self.action_space, spaces.Discrete)
-        actions = batch.actions.long().flatten() if discrete else batch.actions
-        policy = self.policy
-        distribution = policy.get_distribution(batch.observations)
-        values, log_prob = policy.predict_values(batch.observations).flatten(), distribution.log_prob(actions)
-        advantages = batch.advantages
-        if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        log_ratio = log_prob - batch.old_log_prob
-        ratio = log_ratio.exp()
-        clipped = torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
-        policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
-        if self.clip_range_vf is not None:
-            limit = self._now(self.clip_range_vf)
-            values = batch.old_values + torch.clamp(values - batch.old_values, -limit, limit)
-        value_loss = functional.mse_loss(batch.returns, values)
-        entropy = distribution.entropy()
-        entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
-        assert self._reference is not None
-        with torch.no_grad():
-            clone = _plain(self._reference.get_distribution(batch.observations))
-            approx_kl = ((ratio - 1) - log_ratio).mean()
-        pairs = zip(clone, _plain(distribution), strict=True)
-        parts = [torch.distributions.kl_divergence(before, now) for before, now in pairs]
-        divergence = torch.stack([d.sum(dim=1) if d.ndim > 1 else d for d in parts]).sum(dim=0).mean()
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss + weight * divergence
-        return loss, {
-            "policy_gradient_loss": policy_loss.item(),
-            "value_loss": value_loss.item(),
-            "entropy_loss": entropy_loss.item(),
-            "clip_fraction": ((ratio - 1).abs() > clip_range).float().mean().item(),
-            "approx_kl": approx_kl.item(),
-            "clone_divergence": divergence.item(),
-            "loss": loss.item(),
-        }
+    def _record_explained_variance(self) -> None:
+        values, returns = self.rollout_buffer.values.ravel(), self.rollout_buffer.returns.ravel()
+        self.logger.record("train/explained_variance", explained_variance(values, returns))
 
     def _now(self, schedule: Any) -> float:
         """The value of an SB3 schedule at this point of the training."""
         return float(schedule(self._current_progress_remaining))
 
-    def _record_update(self, logged: dict[str, list[float]], clip_range: float, weight: float) -> None:
-        buffer = self.rollout_buffer
-        for name, values in logged.items():
-            self.logger.record(f"train/{name}", float(np.mean(values)))
-        self.logger.record("train/clone_penalty", weight)
-        self.logger.record(
-            "train/explained_variance", explained_variance(buffer.values.ravel(), buffer.returns.ravel())
+    @torch.no_grad()
+    def _refuse_what_is_not_finite(self) -> None:
+        assert self._last_obs is not None
+        seen = self._last_obs.values() if isinstance(self._last_obs, dict) else [self._last_obs]
+        for what, arrays in (("an observation", seen), ("a reward", [self.rollout_buffer.rewards])):
+            if not all(np.isfinite(array).all() for array in arrays):
+                raise BadInput(f"until step {self.num_timesteps:,} {what} was not finite; look at the environment")
+        broken = not_finite(self.policy)
+        if broken is None:  # finite weights may still be too large to compute with
+            observations = self.policy.obs_to_tensor(self._last_obs)[0]
+            try:
+                distribution = self.policy.get_distribution(observations)
+                given = distribution.mode(), distribution.entropy(), self.policy.predict_values(observations)
+                if all(bool(torch.isfinite(tensor).all()) for tensor in given if tensor is not None):
+                    return
+            except ValueError:  # torch's, of a distribution
+                pass
+        rate, setting = self._now(self.lr_schedule), "training.learning_rate"
+        if self.critic_optimizer is not None:
+            rate, setting = self.critic_optimizer.param_groups[0]["lr"], "warm_start.critic_burn_in_learning_rate"
+        raise Diverged(
+            f"diverged at step {self.num_timesteps:,}: {broken or 'what it gives'} is not finite; lower "
+            f"{setting} (now {rate:g}), or divide large rewards by their spread (training.normalize_reward)"
         )
-        self.logger.record("train/clip_range", clip_range)
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    moments = {int(index): values for index, values in state["state"].items()}
+    optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
 
 
 def _plain(distribution: Distribution) -> list[torch.distributions.Distribution]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pipeline.data.observations import unscaled
 from pipeline.errors import printable, say
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
-from pipeline.learning.ppo import evaluation_episodes
+from pipeline.learning.schedule import evaluation_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric
 from pipeline.play.demonstrators import policy_actions
 from pipeline.play.evaluation import point_figures

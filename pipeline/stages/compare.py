@@ -9,7 +9,7 @@ from pipeline.config.stages import Compare, Finetune
 from pipeline.config.task import TaskConfig
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.learning.ppo import final_episodes
+from pipeline.learning.schedule import final_episodes
 from pipeline.names import CONTROLS, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.play.demonstrators import Actor, as_policy_sees
 from pipeline.play.evaluation import point_figures, run_episodes, summarise

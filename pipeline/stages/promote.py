@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
 from pipeline.errors import BadInput
-from pipeline.gate import GateDecision, Measured, decide
+from pipeline.gate import GateDecision, PlayedEpisodes, decide
 from pipeline.names import Alias, Artifact, Metric, Tag, lineage_run_tag
 from pipeline.play.demonstrators import as_policy_sees, policy_actions
 from pipeline.play.evaluation import run_episodes
@@ -62,7 +62,7 @@ def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[s
     return {"candidate": candidate, **(training_seeds(run.client, candidate) if config.training_seeds else {})}
 
 
-def measure(task: Task, config: Promote, subjects: Mapping[str, StoredPolicy]) -> list[Measured]:
+def measure(task: Task, config: Promote, subjects: Mapping[str, StoredPolicy]) -> list[PlayedEpisodes]:
     """Play every policy on every scenario set that a rule names, for every evaluation seed."""
     sets = sorted({rule.scenario_set for rule in config.rules})
     measured = []
@@ -72,7 +72,7 @@ def measure(task: Task, config: Promote, subjects: Mapping[str, StoredPolicy]) -
         for scenario_set in sets:
             for seed in config.seeds:
                 episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)
-                measured.append(Measured(subject, scenario_set, seed, run_episodes(seen, act, episodes)))
+                measured.append(PlayedEpisodes(subject, scenario_set, seed, run_episodes(seen, act, episodes)))
     return measured
 
 

@@ -7,9 +7,9 @@ from pipeline.config.loading import load_task
 from pipeline.config.stages import TrainExpert
 from pipeline.config.task import TaskConfig
 from pipeline.learning.arms import expert_jobs
-from pipeline.learning.callbacks import select_figure
 from pipeline.learning.diagnosis import Diagnosis, diagnose
 from pipeline.learning.jobs import TrainingResult
+from pipeline.learning.schedule import select_figure
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag, registered_model
 from pipeline.play.evaluation import (
     concatenate_records,

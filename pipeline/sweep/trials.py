@@ -13,9 +13,9 @@ from pipeline.config.stages import TrainExpert
 from pipeline.config.sweep import Parameter, SearchSpace, Sweep
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput, did_you_mean, shortened
-from pipeline.learning.callbacks import next_evaluation, select_figure
 from pipeline.learning.jobs import TrainingJob, TrainingResult
 from pipeline.learning.ppo import check_job
+from pipeline.learning.schedule import next_evaluation, select_figure
 from pipeline.names import Metric
 from pipeline.play.evaluation import point_figures
 from pipeline.sweep.objectives import (

@@ -246,8 +246,8 @@ EXPERT = "task: t\n"
         ),
         (
             TrainExpert,
-            EXPERT + "training: {ppo: {policy_kwargs: {sizes: [1, .inf]}}}",
-            ["training.ppo", "policy_kwargs.sizes.1 = inf is no finite number"],
+            EXPERT + "training: {environment: {reward_kwargs: {sizes: [1, .inf]}}}",
+            ["training.environment", "reward_kwargs.sizes.1 = inf is no finite number"],
         ),
         (Promote, EXPERT + "rules: []", ["rules = []", "at least 1"]),
         (Promote, EXPERT + "rules: [{scenario_set: s, metric: m}]", ["rules.0", "exactly one of min and max"]),

@@ -48,8 +48,8 @@ def refused(stage):
 @pytest.mark.parametrize(
     ("name", "arguments", "parts"),
     [
-        ("train_expert", ["--training.ppo.n_step", "64"], ["training.ppo", "'n_step'", "'n_steps'"]),
-        ("train_expert", ["--training.ppo.gamma", "1.5"], ["training.ppo.gamma = 1.5", "from 0 to 1"]),
+        ("train_expert", ["--training.ppo.n_step", "64"], ["'training.ppo.n_step'", "Did you mean 'n_steps'?"]),
+        ("train_expert", ["--training.ppo.gamma", "1.5"], ["training.ppo.gamma = 1.5", "less than or equal to 1"]),
         ("train_expert", ["--training.ppo.learning_rate", "1"], ["use training.learning_rate"]),
         ("train_expert", ["--training.scenario_set", "holdout"], ["'holdout'", "hold-out", "training must not"]),
         ("train_expert", ["--training.scenario_set", "trian"], ["'trian'", "Did you mean 'train'?"]),
@@ -58,7 +58,7 @@ def refused(stage):
         ("train_expert", ["--seeds", "[1, 1]"], ["seeds must be distinct"]),
         ("train_expert", ["--task", "configs/tasks/nowhere.yaml"], ["configs/tasks/nowhere.yaml", "no such file"]),
         ("baseline", ["--training.scenario_set", "holdout"], ["'holdout'", "training must not"]),
-        ("baseline", ["--training.ppo.device", "cuda"], ["training.ppo.device"]),
+        ("baseline", ["--training.ppo.device", "cuda"], ["training.ppo", "device"]),
         ("promote", ["--expert", "9"], ["9", "no such version"]),
         ("promote", ["--expert", UNKNOWN], [UNKNOWN, "no such run"]),
         ("promote", ["--expert", "other-expert/1"], ["other-expert/1", "another task"]),

@@ -13,7 +13,7 @@ from real_things import Bench, tiny_dataset
 
 from pipeline.data import load_dataset, save_dataset
 from pipeline.errors import BadInput, disk_refusal
-from pipeline.learning.checkpoints import Checkpoint, CheckpointFolder
+from pipeline.learning.checkpoints import CheckpointFolder, to_bytes
 from pipeline.names import Alias, Artifact, Gate, VersionTag
 from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking import datasets, references, registry
@@ -171,30 +171,30 @@ def test_a_policy_that_cannot_be_replaced_is_still_the_old_one(tmp_path, store):
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def checkpoint(number: int) -> Checkpoint:
-    return Checkpoint(number, {"weights": torch.full((50,), float(number))}, {"ended": False, "at": number})
+def checkpoint(number: int) -> bytes:
+    return to_bytes({"number": number, "ended": False, "weights": torch.full((50,), float(number))}, "job")
 
 
 def lost_checkpoints(save, folder: Path) -> list[str]:
-    """The calls whose failure costs more than the checkpoint that was being written. `save(checkpoint)` writes one."""
+    """The calls whose failure costs more than the checkpoint that `save(number, content)` was writing."""
     reader, found = CheckpointFolder(folder, "job"), []
     for number in (1, 2):
-        save(checkpoint(number))
-    calls = calls_of(lambda: save(checkpoint(3)))
+        save(number, checkpoint(number))
+    calls = calls_of(lambda: save(3, checkpoint(3)))
     for error, at, for_good in each_fault(calls):
         shutil.rmtree(folder)
         for number in (1, 2):
-            save(checkpoint(number))
-        refused_at(lambda: save(checkpoint(3)), error, at, for_good)
+            save(number, checkpoint(number))
+        refused_at(lambda: save(3, checkpoint(3)), error, at, for_good)
         newest = reader.newest()
-        if newest is None or newest.state["at"] not in (2, 3) or reader.damaged:
+        if newest is None or newest["number"] not in (2, 3) or reader.damaged:
             found.append(calls[at - 1])
         # recovery on a disk that has failed since: it reads, and the next one may fail as well
         with FaultyDisk(error, 1, True):
             again = reader.newest()
-        assert newest is None or again.state == newest.state
-        save(checkpoint(3))
-        assert reader.newest().number == 3
+        assert newest is None or again["weights"].equal(newest["weights"])
+        save(3, checkpoint(3))
+        assert reader.newest()["number"] == 3
     return found
 
 
@@ -206,14 +206,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
 def test_checkpoints_that_are_overwritten_are_found_lost(tmp_path):
     folder = tmp_path / "checkpoints"
 
-    def save(one: Checkpoint) -> None:
+    def save(number: int, content: bytes) -> None:
         folder.mkdir(exist_ok=True)
-        content = one.to_bytes("job")
         import hashlib
 
         for path in folder.iterdir():
             path.unlink()
-        (folder / f"{one.number:06d}-{hashlib.sha256(content).hexdigest()[:36]}.safetensors").write_bytes(content)
+        (folder / f"{number:06d}-{hashlib.sha256(content).hexdigest()[:36]}.safetensors").write_bytes(content)
 
     assert lost_checkpoints(save, folder) != []
 

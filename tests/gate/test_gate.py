@@ -7,7 +7,7 @@ from pipeline.config.loading import validate
 from pipeline.config.stages import GateRule
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.gate import GateDecision, Measured, decide
+from pipeline.gate import GateDecision, PlayedEpisodes, decide
 from pipeline.play.evaluation import EpisodeRecords
 
 N = 200
@@ -28,8 +28,8 @@ def records(success=(N, 0), collisions=0, returns=None, scenarios=("a", "b"), ex
     return EpisodeRecords(tuple(Episode(scenarios[i % len(scenarios)], i) for i in range(N)), metrics, None, 10 * N)
 
 
-def measured(seed=101, subject="candidate", scenario_set="train", **kwargs) -> Measured:
-    return Measured(subject, scenario_set, seed, records(**kwargs))
+def measured(seed=101, subject="candidate", scenario_set="train", **kwargs) -> PlayedEpisodes:
+    return PlayedEpisodes(subject, scenario_set, seed, records(**kwargs))
 
 
 def rule(metric="success_rate", scenario_set="train", **limits) -> GateRule:
@@ -213,7 +213,7 @@ def test_reasons_name_everything_and_stand_worst_first():
 
 def test_the_worst_scenario_is_named():
     failing = np.where(np.arange(N) % 2 == 0, 0.0, 1.0)  # scenario "a" always fails
-    subject = Measured("candidate", "train", 1, records())
+    subject = PlayedEpisodes("candidate", "train", 1, records())
     subject.records.metrics["success"][:] = failing
     subject.records.metrics["collision"][:] = 1 - failing
     decision = decide([rule(min=0.9), rule("collision_rate", max=0.1)], [subject])

@@ -1,24 +1,34 @@
 """A training is exact about when it evaluates, what it keeps, when it converged, and gives the same bits twice."""
 
+import inspect
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
+from stable_baselines3 import PPO
 
 from pipeline.config.base import Bound
 from pipeline.config.loading import validate
 from pipeline.config.task import MeasureInfo
-from pipeline.config.training import Convergence, EvaluationSchedule, LearningRate
+from pipeline.config.training import (
+    OWNED_ARGUMENTS,
+    AdversarialTraining,
+    Convergence,
+    EvaluationSchedule,
+    LearningRate,
+    PPOTraining,
+)
 from pipeline.errors import BadInput
-from pipeline.learning.callbacks import converged_at, next_evaluation, select_figure
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import (
-    check_job,
-    check_ppo_arguments,
+from pipeline.learning.ppo import check_job, learning_rate_schedule, train
+from pipeline.learning.schedule import (
+    converged_at,
     evaluation_episodes,
     final_episodes,
-    learning_rate_schedule,
-    train,
+    next_evaluation,
+    select_figure,
 )
 from pipeline.play.evaluation import point_figures, run_episodes
 from pipeline.policies import act_function, build_policy, load_policy, policy_digest, weights_digest
@@ -238,33 +248,37 @@ def test_the_learning_rate_falls_linearly_over_the_budget():
     assert learning_rate_schedule(LearningRate(initial=2e-4))(0.3) == 2e-4
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n_step": 8}, "unknown argument 'n_step'. Did you mean 'n_steps'"),
+def test_arguments_of_ppo_are_what_sb3_takes_and_no_setting_of_ours_decides():
+    right = {"n_steps": 8, "gamma": 1, "clip_range_vf": None, "target_kl": 0.02, "gae_lambda": 0.9}
+    assert validate(PPOTraining, {"ppo": right}, "test").ppo == right
+    taken = TypeAdapter(PPOTraining).json_schema()["$defs"]["_PPOArguments"]["properties"]
+    assert sorted([*taken, *OWNED_ARGUMENTS, "self"]) == sorted(inspect.signature(PPO.__init__).parameters)
+    accepted = []
+    for arguments, message in (
+        ({"n_step": 8}, "unknown key 'ppo.n_step'. Did you mean 'n_steps'"),
         ({"learning_rate": 1e-3}, "use training.learning_rate"),
         ({"policy_kwargs": {}}, "use training.network"),
         ({"seed": 1}, "use seeds"),
         ({"device": "cuda"}, "is not set here"),
         ({"use_sde": True}, "is not set here"),
-        ({"n_steps": 0}, "whole number"),
-        ({"n_steps": 1.5}, "whole number"),
-        ({"batch_size": True}, "whole number"),
-        ({"gamma": 1.1}, "from 0 to 1"),
-        ({"gamma": "high"}, "finite number"),
-        ({"ent_coef": -1}, "0 or more"),
-        ({"clip_range_vf": 0}, "above 0"),
-        ({"vf_coef": None}, "must be a number"),
-        ({"normalize_advantage": 1}, "true or false"),
-    ],
-)
-def test_a_wrong_argument_of_ppo_is_refused_by_name(arguments, message):
-    with pytest.raises(BadInput, match=message):
-        check_ppo_arguments(arguments)
-
-
-def test_right_arguments_of_ppo_pass():
-    check_ppo_arguments({"n_steps": 8, "gamma": 1, "clip_range_vf": None, "target_kl": 0.02, "gae_lambda": 0.9})
+        ({"n_steps": 0}, "ppo.n_steps = 0: .* greater than or equal to 1"),
+        ({"n_steps": 1.5}, "ppo.n_steps = 1.5: .* integer"),
+        ({"batch_size": True}, "ppo.batch_size = True: .* integer"),
+        ({"batch_size": 1}, "ppo.batch_size = 1: .* greater than or equal to 2"),  # else no advantage is normalised
+        ({"gamma": 1.1}, "ppo.gamma = 1.1: .* less than or equal to 1"),
+        ({"gamma": "high"}, "ppo.gamma = 'high': .* number"),
+        ({"ent_coef": -1}, "ppo.ent_coef = -1: .* greater than or equal to 0"),
+        ({"max_grad_norm": float("inf")}, "ppo.max_grad_norm = inf: .* finite"),
+        ({"clip_range_vf": 0}, "ppo.clip_range_vf = 0: .* greater than 0"),
+        ({"vf_coef": None}, "ppo.vf_coef = None: .* number"),
+        ({"normalize_advantage": 1}, "ppo.normalize_advantage = 1: .* boolean"),
+    ):
+        for cls, given in ((PPOTraining, {}), (AdversarialTraining, {"total_timesteps": 100})):
+            try:
+                accepted.append(validate(cls, {**given, "ppo": arguments}, "test"))
+            except BadInput as error:
+                assert re.search(message, str(error)), error
+    assert accepted == []
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,13 @@ def test_nothing_in_the_code_knows_a_task_by_name():
                 assert not any(task in ast.unparse(node) for task in others), where
 
 
+def test_every_room_stands_in_the_readme():
+    rooms = {path.name + "/" for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").is_file()}
+    rooms |= {path.name for path in (ROOT / "pipeline").glob("[a-z]*.py")}
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The tree")[2]
+    assert not {room for room in rooms if f"`{room}`" not in tree}
+
+
 def test_code_that_the_documentation_names_is_there():
     for page in tracked("*.md"):
         for name in re.findall(

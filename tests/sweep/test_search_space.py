@@ -34,7 +34,7 @@ def test_a_misspelt_key_is_named_with_the_one_that_was_meant(files):
     message = space_error(files, "training.learning_rate.initail")
     assert "search_space 'training.learning_rate.initail'" in message and "Did you mean 'initial'?" in message
     message = space_error(files, "training.ppo.n_stepz", {"type": "int", "low": 2, "high": 4})
-    assert "unknown argument 'n_stepz'. Did you mean 'n_steps'?" in message
+    assert "unknown key 'training.ppo.n_stepz'. Did you mean 'n_steps'?" in message
     message = space_error(files, "training.environment.skil")
     assert "search_space 'training.environment.skil' at 0.1" in message and "unexpected keyword argument" in message
 
@@ -56,11 +56,15 @@ def test_what_would_make_trials_unequal_cannot_be_searched(files, key, reason):
     ("key", "parameter", "says"),
     [
         ("training.n_envs", {"type": "float", "low": 1.5, "high": 2.5}, "training.n_envs = 1.5"),
-        ("training.ppo.gamma", {"type": "float", "low": 0.9, "high": 1.1}, "at 1.1: training.ppo.gamma = 1.1"),
+        ("training.ppo.gamma", {"type": "float", "low": 0.9, "high": 1.1}, "training.ppo.gamma = 1.1"),
         ("training.network.activation", {"type": "categorical", "choices": ["tanh", "gelu"]}, "'gelu'"),
         ("training.n_envs", {"type": "categorical", "choices": [4, 7]}, "no multiple of training.n_envs = 7"),
         ("training.n_envs", {"type": "int", "low": 4, "high": 8}, "no multiple of training.n_envs = 7"),
-        ("training.ppo.seed", {"type": "int", "low": 1, "high": 2}, "training.ppo.seed is not set here; use seeds"),
+        (
+            "training.ppo.seed",
+            {"type": "int", "low": 1, "high": 2},
+            "seed = 1 is not set here; use seeds",
+        ),
     ],
 )
 def test_every_end_of_a_parameter_is_held_to_the_config(files, key, parameter, says):
