@@ -47,12 +47,12 @@ function check() {
   }
   for (const image of page.querySelectorAll("img"))
     if (!image.complete || !image.naturalWidth) faults.push(`picture "${image.alt}" is not shown`);
-  for (const element of page.querySelectorAll("h1, h2, p, li, dl, .tile, nav, .plot, .lineage li")) {
+  for (const element of page.querySelectorAll("h1, h2, p, li, tbody, header td, nav, .plot")) {
     const at = element.getBoundingClientRect();
     if (at.right > width + 1)
       faults.push(`<${element.tagName.toLowerCase()}> sticks out: ${element.textContent.slice(0, 40)}`);
   }
-  const badge = page.querySelector(".badge").getBoundingClientRect();
+  const badge = page.querySelector("header > p > strong").getBoundingClientRect();
   if (badge.bottom > height) faults.push("the verdict lies below the first screen");
   const background = frame.contentWindow.getComputedStyle(root).backgroundColor;
   const result = document.createElement("pre");

@@ -9,7 +9,7 @@ from pipeline.report.palette import GRID, INK, MUTED, PRETRAINED, TARGET
 from pipeline.report.text import number
 from pipeline.statistics import Estimate
 
-ROW_HEIGHT = 64  # pixels of one lineage row, as in report.css
+ROW_HEIGHT = 64  # pixels of one lineage row, as in page.css
 LANE_WIDTH = 16
 
 

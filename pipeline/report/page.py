@@ -25,7 +25,7 @@ _KEPT: Final = re.compile(r" (?=%)|(?<=[≤≥>?]) (?=\d)|(?<=\d,) (?=[-+\d.,e]+
 
 
 class Section(NamedTuple):
-    """A heading of the second level with what follows it."""
+    """A heading of the first or second level with what follows it."""
 
     anchor: str
     title: Markup
@@ -33,16 +33,11 @@ class Section(NamedTuple):
     folded: tuple[tuple[Markup, Markup], ...]  # headings of the third level and what stands below them
 
 
-def html_page(template: str, markdown: str, pictures: Mapping[str, str], **values: Any) -> str:
-    """`templates/<template>.html` around the sections of a Markdown page.
+def html_page(markdown: str, pictures: Mapping[str, str], mood: str = "") -> str:
+    """`templates/page.html` of a Markdown page: what stands before its sections is the first screen, `mood` its class.
 
     `pictures`: address of an image -> drawing in marker colours, or `Markup` that takes its place as it is.
     """
-    page = _templates().get_template(f"{template}.html")
-    return page.render(sections=_sections(markdown, pictures), light=LIGHT, dark=DARK, **values)
-
-
-def _sections(markdown: str, pictures: Mapping[str, str]) -> list[Section]:
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def image(_: Any, tokens: Any, index: int, *__: Any) -> str:
@@ -50,21 +45,25 @@ def _sections(markdown: str, pictures: Mapping[str, str]) -> list[Section]:
         return picture if isinstance(picture, Markup) else blocks().figure(tokens[index].content, picture)
 
     parser.add_render_rule("image", image)
-    return [_section(parser, part) for part in re.split("^## ", _KEPT.sub("\u00a0", markdown), flags=re.MULTILINE)[1:]]
+    parts = re.split("^##? ", _KEPT.sub("\u00a0", markdown), flags=re.MULTILINE)[1:]
+    first, *sections = (_section(parser, part) for part in parts)
+    template = _templates().get_template("page.html")
+    return template.render(first=first, sections=sections, mood=mood, light=LIGHT, dark=DARK)
 
 
 def _section(parser: MarkdownIt, text: str) -> Section:
     (title, body), *folded = (
-        (Markup(parser.renderInline(title)), _body(parser.render(body), title))
+        (Markup(parser.renderInline(title)), _body(parser.render(body)))
         for title, _, body in (part.partition("\n") for part in re.split("^### ", text, flags=re.MULTILINE))
     )
     return Section("-".join(title.lower().split()), title, body, tuple(folded))
 
 
-def _body(html: str, title: str) -> Markup:
+def _body(html: str) -> Markup:
     """Tables may be wider than the page and name their rows; images that stand alone are no text."""
-    html = html.replace("<table>", f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>')
+    html = html.replace("<table>", '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>')
     html = html.replace("</table>", "</table></div>").replace(' style="text-align:right"', ' class="n"')
+    html = html.replace("<blockquote>", '<blockquote role="alert">')
     html = re.sub(r"<tr>\n<td>(.*?)</td>", r'<tr>\n<th scope="row">\1</th>', html)
     return Markup(re.sub(r"<p>(<(?:figure|div|ol) .*?)</p>", r'<div class="figures">\1</div>', html, flags=re.DOTALL))
 
@@ -74,7 +73,6 @@ def _templates() -> Environment:
     found = environment(autoescape=True)
     found.filters.update(
         drawing=lambda svg: Markup(for_page(svg)),  # drawn by our own code, from values it escaped
-        kept=lambda text: _KEPT.sub("\u00a0", text),
         web_address=lambda url: url if url and _WEB_ADDRESS.fullmatch(url) else None,
         data_uri=_data_uri,
     )

@@ -146,7 +146,7 @@ def test_what_a_report_looks_like_decides_no_training(tmp_path):
     (folder / "rules.py").write_text("LIMIT = 1\n")
     code, looks = dict(package_code(folder)), report_code(folder)
     assert list(code) == ["pipeline/rules.py"] and looks == report_code()
-    css = folder / "report" / "templates" / "report.css"
+    css = folder / "report" / "templates" / "page.css"
     css.write_text(css.read_text() + "body { color: teal }")
     package_code.cache_clear()
     report_code.cache_clear()
