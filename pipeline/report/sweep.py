@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,11 @@ import optuna
 
 from pipeline.config.sweep import Objective
 from pipeline.names import Metric
-from pipeline.report.text import NOT_MEASURED, markdown_table, number, one_line
+from pipeline.report.text import markdown_page, number
 from pipeline.sweep.objectives import Contender
 from pipeline.sweep.study import TrialRecord
 
 PICTURE_INCHES: Final = (9.0, 5.0)
-CAUTION: Final = (
-    "The best of many noisy trials is not as good as it looked: compare the two columns. The winner is the best on "
-    "the fresh seeds; a constraint must hold on each of them."
-)
 
 
 @dataclass(frozen=True)
@@ -100,45 +96,8 @@ class SweepReport:
         return plain
 
 
-def sweep_markdown(report: SweepReport) -> str:
-    """The whole report as Markdown."""
-    limits = ", ".join(f"{figure} <= {limit:g}" for figure, limit in report.constraints.items()) or "none"
-    counts = report.counts()
-    parts = [
-        f"# Sweep {one_line(report.study)}",
-        f"Objective: {report.goal()}. Constraints: {limits}. Every training: {report.budget:,} environment steps.",
-        markdown_table(list(counts), [[str(count) for count in counts.values()]], 0),
-        "\n".join(f"- {one_line(line)}" for line in report.lines()[1:]),
-    ]
-    if report.contenders:
-        parts += ["## Trained again on fresh seeds", _contenders_table(report), CAUTION]
-    parts += ["## Trials", _trials_table(report)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _contenders_table(report: SweepReport) -> str:
-    figures = list(dict.fromkeys([*report.constraints, Metric.SUCCESS_RATE, Metric.COLLISION_RATE]))
-    rows = []
-    for c in report.contenders:
-        values = [r.value for r in c.fresh if r.value is not None]
-        reasons = [r.reason for r in c.fresh if r.reason]
-        means = []
-        for figure in figures:
-            measured = [r.figures[figure] for r in c.fresh if figure in r.figures]
-            means.append(number(sum(measured) / len(measured) if 0 < len(measured) == len(c.fresh) else None))
-        rows.append(
-            [
-                c.name + (" (winner)" if c == report.winner else ""),
-                reasons[0] if reasons else "feasible" if c.eligible else "infeasible",
-                number(c.sweep_value), number(c.fresh_value),
-                f"{number(min(values))} to {number(max(values))}" if values else NOT_MEASURED, *means,
-            ]
-        )  # fmt: skip
-    return markdown_table(["", "", "in the sweep", "fresh seeds", "from seed to seed", *figures], rows, 2)
-
-
-def _trials_table(report: SweepReport) -> str:
-    keys = list(dict.fromkeys(key for trial in report.trials for key in trial.values))
+def sweep_markdown(report: SweepReport, missing: Sequence[str]) -> str:
+    """The whole report as Markdown; `missing` says why a picture is."""
     kinds = ("feasible", "infeasible", "pruned", "failed")
 
     def place(trial: TrialRecord) -> tuple[float, ...]:
@@ -149,18 +108,15 @@ def _trials_table(report: SweepReport) -> str:
     def setting(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
-    rows = [
-        [
-            str(trial.number), trial.kind, number(trial.value), number(trial.violation),
-            *(number(trial.notes.get("figures", {}).get(f)) for f in report.constraints),
-            number(trial.notes.get("steps")), number(trial.notes.get("seconds")),
-            *(setting(trial.values[key]) if key in trial.values else NOT_MEASURED for key in keys),
-            trial.reason or "",
-        ]
-        for trial in sorted(report.trials, key=place)
-    ]  # fmt: skip
-    header = ["trial", "", "value", "violation", *report.constraints, "steps", "seconds"]
-    return markdown_table([*header, *(key.removeprefix("training.") for key in keys), "reason"], rows, 2)
+    return markdown_page(
+        "sweep",
+        report=report,
+        figures=list(dict.fromkeys([*report.constraints, Metric.SUCCESS_RATE, Metric.COLLISION_RATE])),
+        trials=sorted(report.trials, key=place),
+        keys=list(dict.fromkeys(key for trial in report.trials for key in trial.values)),
+        setting=setting,
+        missing=missing,
+    )
 
 
 def sweep_pictures(report: SweepReport, study: optuna.Study, folder: Path) -> list[str]:

@@ -79,7 +79,7 @@ def run(run: StageRun, config: Sweep, upstream: Mapping[str, str]) -> StageOutco
     folder.mkdir()
     missing = sweep_pictures(report, study.study, folder)
     run.file(folder, Artifact.SWEEP)
-    run.text(sweep_markdown(report) + "".join(f"\nNot drawn: {reason}\n" for reason in missing), Artifact.SWEEP_MD)
+    run.text(sweep_markdown(report, missing), Artifact.SWEEP_MD)
     run.json(report.to_json(), Artifact.SWEEP_JSON)
     run.metrics({f"sweep/{name}": count for name, count in report.counts().items()})
     run.metrics({Metric.ENVIRONMENT_STEPS: sum(trial.notes.get("steps", 0) for trial in report.trials)})

@@ -182,6 +182,17 @@ class Contender:
         values = [result.value for result in self.fresh if result.value is not None]
         return float(np.mean(values)) if values and len(values) == len(self.fresh) else None
 
+    def mean(self, figure: str) -> float | None:
+        """Of the best checkpoints; None unless it was measured on all fresh seeds."""
+        values = [result.figures[figure] for result in self.fresh if figure in result.figures]
+        return sum(values) / len(values) if values and len(values) == len(self.fresh) else None
+
+    @property
+    def state(self) -> str:
+        """Feasible, infeasible, or why it did not finish on the first seed on which it did not."""
+        reasons = [result.reason for result in self.fresh if result.reason]
+        return reasons[0] if reasons else "feasible" if self.eligible else "infeasible"
+
     @property
     def excess(self) -> dict[str, float]:
         return worst([result.excess for result in self.fresh]) if self.fresh_value is not None else {}
