@@ -25,15 +25,32 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
     promises that; pictures go through PyTorch one at a time. The function is the policy as it is now: make a new one
     after it has learnt. Stochastic actions draw from torch's generator.
     """
-    extractor = policy.pi_features_extractor
+    space, extractor = policy.observation_space, policy.pi_features_extractor
     if not deterministic or any(True for _ in extractor.parameters()):
 
         def predict(observations: Observations) -> np.ndarray:
             return np.asarray(policy.predict(observations, deterministic=deterministic)[0])
 
-        return _row_by_row(predict) if images_in(policy.observation_space) else predict
-    layers = [_frozen(layer) for layer in (*policy.mlp_extractor.policy_net, policy.action_net)]
-    space, decide = policy.observation_space, _decision(policy.action_space)
+        def one_by_one(observations: Observations) -> np.ndarray:
+            if isinstance(observations, Mapping):
+                rows = range(len(next(iter(observations.values()))))
+                return np.concatenate([predict({k: v[i : i + 1] for k, v in observations.items()}) for i in rows])
+            return np.concatenate([predict(observations[i : i + 1]) for i in range(len(observations))])
+
+        # convolutions of different numbers of rows differ in their last bits
+        return one_by_one if images_in(space) else predict
+
+    def frozen(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+        if isinstance(layer, nn.Tanh):
+            return tanh
+        if isinstance(layer, nn.ReLU):
+            return lambda rows: np.maximum(rows, np.float32(0))
+        assert isinstance(layer, nn.Linear)
+        weight, bias = layer.weight.detach().numpy().T.copy(order="C"), layer.bias.detach().numpy().copy()
+        return lambda rows: dense(rows, weight, bias)
+
+    layers = [frozen(layer) for layer in (*policy.mlp_extractor.policy_net, policy.action_net)]
+    decide = _decision(policy.action_space)
 
     def act(observations: Observations) -> np.ndarray:
         if isinstance(space, spaces.Box):
@@ -48,18 +65,6 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
         return decide(output)
 
     return act
-
-
-def _frozen(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-    """A layer of an actor as it is now, on arrays (n, inputs)."""
-    if isinstance(layer, nn.Tanh):
-        return tanh
-    if isinstance(layer, nn.ReLU):
-        return lambda rows: np.maximum(rows, np.float32(0))
-    assert isinstance(layer, nn.Linear)
-    weight = layer.weight.detach().numpy().T.copy(order="C")
-    bias = layer.bias.detach().numpy().copy()
-    return lambda rows: dense(rows, weight, bias)
 
 
 # subtle: libraries choose a kernel by the number of rows, and a row's last bits follow from the kernel and the row's
@@ -135,15 +140,3 @@ def _decision(space: gym.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
         ends = np.cumsum(space.nvec)[:-1]
         return lambda output: np.stack([part.argmax(axis=1) for part in np.split(output, ends, axis=1)], axis=1)
     return lambda output: (output > 0).astype(np.int8)
-
-
-def _row_by_row(predict: ActFunction) -> ActFunction:
-    """Convolutions of different numbers of rows differ in their last bits: each row is answered alone."""
-
-    def act(observations: Observations) -> np.ndarray:
-        if isinstance(observations, Mapping):
-            rows = len(next(iter(observations.values())))
-            return np.concatenate([predict({k: v[i : i + 1] for k, v in observations.items()}) for i in range(rows)])
-        return np.concatenate([predict(observations[i : i + 1]) for i in range(len(observations))])
-
-    return act

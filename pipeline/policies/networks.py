@@ -6,11 +6,7 @@ from typing import Any, Final
 import gymnasium as gym
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import (
-    ActorCriticCnnPolicy,
-    ActorCriticPolicy,
-    MultiInputActorCriticPolicy,
-)
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
@@ -39,9 +35,10 @@ def policy_arguments(observation_space: gym.Space[Any], network: Network) -> dic
     arguments = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": ACTIVATIONS[network.activation]}
     if not images_in(observation_space):
         return arguments
-    width = {_width_of_images(observation_space): network.image_features}
+    width = "cnn_output_dim" if isinstance(observation_space, spaces.Dict) else "features_dim"
     # subtle: with one shared convolutional part the critic's gradients would spoil the clone
-    return {**arguments, "features_extractor_kwargs": width, "share_features_extractor": False}
+    extractor = {"features_extractor_kwargs": {width: network.image_features}, "share_features_extractor": False}
+    return {**arguments, **extractor}
 
 
 def network_of(policy: ActorCriticPolicy) -> Network:
@@ -54,11 +51,8 @@ def network_of(policy: ActorCriticPolicy) -> Network:
     network = Network(hidden=tuple(hidden), activation=names[0])  # type: ignore[arg-type]
     if not images_in(policy.observation_space):
         return network
-    return replace(network, image_features=policy.features_extractor_kwargs[_width_of_images(policy.observation_space)])
-
-
-def _width_of_images(observation_space: gym.Space[Any]) -> str:
-    return "cnn_output_dim" if isinstance(observation_space, spaces.Dict) else "features_dim"
+    (width,) = policy.features_extractor_kwargs.values()
+    return replace(network, image_features=width)
 
 
 def action_distribution(action_space: gym.Space[Any]) -> str:

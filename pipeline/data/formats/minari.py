@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,9 +34,9 @@ from minari.serialization import deserialize_space
 from pipeline.config.task import TaskConfig
 from pipeline.data.metadata import DatasetMetadata
 from pipeline.data.spaces import DTYPES, space_from_json, space_to_json
-from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories, content_digest
+from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories, concatenate, content_digest
 from pipeline.errors import BadInput, shortened
-from pipeline.files import DIGEST_LENGTH
+from pipeline.files import DIGEST_LENGTH, strict_json
 
 MAIN_FILE: Final = "main_data.hdf5"
 OUR_METADATA: Final = "demonstrations"  # key of Minari's metadata.json under which ours stands
@@ -142,27 +142,27 @@ def import_minari(folder: str | Path, target: ImportTarget | None = None) -> tup
     data = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
     try:
         described, (observation_space, action_space), episodes = _read(data)
+        if target is None:
+            return _ours(episodes, described)
+        environment = _environment(described, target)
+        with open(data / MAIN_FILE, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
+        demonstrator = {
+            "kind": "imported",
+            "name": _text(described.get("dataset_id")),
+            "version": _text(described.get("minari_version")),
+            "digest": digest,
+            "algorithm": _text(described.get("algorithm_name", "unknown")),
+        }
     except _DAMAGE as error:
         raise BadInput(f"minari dataset: cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
-    if target is None:
-        return _ours(episodes, described)
-    task = target.task.config
-    if target.scenario not in task.scenario_sets.get(target.scenario_set, {}):
-        raise BadInput(f"scenario {target.scenario!r} is not in scenario set {target.scenario_set!r} of {task.name!r}")
-    figures = [_figures(index, episode, target.task) for index, episode in enumerate(episodes)]
-    trajectories = _assemble(episodes, [target.scenario] * len(episodes), figures)
-    with open(data / MAIN_FILE, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
-    demonstrator = {
-        "kind": "imported",
-        "name": _text(described.get("dataset_id")),
-        "version": _text(described.get("minari_version")),
-        "digest": digest,
-        "algorithm": _text(described.get("algorithm_name", "unknown")),
-    }
     too_large = sum(episode.seed > MAX_SEED for episode in episodes)
     if too_large:
         demonstrator["seeds"] = f"those of {too_large} episodes have more than 63 bits and are kept as unknown"
+    task = target.task.config
+    trajectories = _assemble(
+        episodes, lambda _: target.scenario, lambda episode: target.task.figures(*_series_of(episode))
+    )
     return trajectories, DatasetMetadata(
         dataset_id=f"{task.name}-imported-{digest[:8]}",
         created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -176,7 +176,7 @@ def import_minari(folder: str | Path, target: ImportTarget | None = None) -> tup
         filter={"min_return": None, "only_success": False},
         observation_space=space_to_json(observation_space),
         action_space=space_to_json(action_space),
-        environment=_environment(described, target),
+        environment=environment,
         holdout_scenarios=tuple(sorted(task.holdout_scenarios())),
         episodes=len(trajectories),
         steps=trajectories.steps,
@@ -196,65 +196,62 @@ class _StoredEpisode:
 def _ours(episodes: list[_StoredEpisode], described: Mapping[str, Any]) -> tuple[Trajectories, DatasetMetadata]:
     if OUR_METADATA not in described:
         raise BadInput("minari dataset: it was not exported by this product; say which task and scenario it belongs to")
-    try:
-        metadata = DatasetMetadata.from_data(json.loads(json.dumps(described[OUR_METADATA], allow_nan=False)))
-    except ValueError as error:
-        raise BadInput(f"minari dataset: {OUR_METADATA} cannot be read: {shortened(str(error))}") from None
-    names = [name for name in episodes[0].attributes if name.startswith(METRIC_ATTRIBUTE)]
-    for name in names:
-        if not all(isinstance(episode.attributes.get(name), float) for episode in episodes):
-            raise BadInput(f"minari dataset: {name} is not a number in every episode")
-    metrics = [{name.removeprefix(METRIC_ATTRIBUTE): e.attributes[name] for name in names} for e in episodes]
-    scenarios = [_text(episode.attributes.get("options/scenario")) for episode in episodes]
-    return _assemble(episodes, scenarios, metrics), metadata
+    metadata = DatasetMetadata.from_data(strict_json(json.dumps(described[OUR_METADATA])))
+
+    def figures(episode: _StoredEpisode) -> dict[str, float]:
+        named = {key: value for key, value in episode.attributes.items() if key.startswith(METRIC_ATTRIBUTE)}
+        return {key.removeprefix(METRIC_ATTRIBUTE): value for key, value in named.items()}
+
+    return _assemble(episodes, lambda episode: _text(episode.attributes.get("options/scenario")), figures), metadata
 
 
-def _figures(index: int, episode: _StoredEpisode, task: RecordedTask) -> dict[str, float]:
-    """What the task says of an episode, from its infos: as it would have, had it been recorded here."""
-    rewards = episode.arrays["rewards"].tolist()
-    infos = {}
+def _series_of(episode: _StoredEpisode) -> tuple[dict[str, list[float]], list[float]]:
+    """What the infos say, one number a step, and the rewards."""
+    rewards: list[float] = episode.arrays["rewards"].tolist()
+    infos: dict[str, list[float]] = {}
     for key, values in episode.infos.items():
         # Minari's own recording puts a number of the reset before those of the steps, which is no step's
         if len(values) in (len(rewards), len(rewards) + 1) and values.size == len(values):
             infos[key] = values.reshape(-1)[len(values) - len(rewards) :].astype(np.float64).tolist()
-    try:
-        return task.figures(infos, rewards)
-    except BadInput as error:
-        raise BadInput(f"minari dataset: episode {index}: {error}") from None
+    return infos, rewards
 
 
-def _assemble(episodes: list[_StoredEpisode], scenarios: list[str], figures: list[dict[str, float]]) -> Trajectories:
-    def joined(name: str, dtype: Any = None) -> np.ndarray:
-        parts = [episode.arrays[name] for episode in episodes]
-        if len({(part.dtype, part.shape[1:]) for part in parts}) != 1:
-            raise BadInput(f"minari dataset: {name} changes its dtype or shape between episodes")
-        return np.concatenate(parts).astype(dtype or parts[0].dtype, copy=False)
-
-    executed = joined("actions")
+def _assemble(
+    episodes: list[_StoredEpisode],
+    scenario_of: Callable[[_StoredEpisode], str],
+    figures_of: Callable[[_StoredEpisode], dict[str, float]],
+) -> Trajectories:
     without = [index for index, episode in enumerate(episodes) if LABEL not in episode.infos]
     if 0 < len(without) < len(episodes):
         raise BadInput(
             f"minari dataset: episode {without[0]} has no infos/{LABEL}, others have; what was executed there is not "
             "taken for what the demonstrator answered: leave the episode out, or put its labels back"
         )
-    labels = [episode.infos.get(LABEL, episode.arrays["actions"]) for episode in episodes]
-    if any(
-        a.shape != e.arrays["actions"].shape or a.dtype != executed.dtype for a, e in zip(labels, episodes, strict=True)
-    ):
-        raise BadInput(f"minari dataset: infos/{LABEL} does not have the shape and dtype of the actions")
-    seeds = [episode.seed if episode.seed <= MAX_SEED else UNKNOWN_SEED for episode in episodes]
-    return Trajectories(
-        observations=joined("observations"),
-        actions=np.concatenate(labels),
-        executed_actions=executed,
-        rewards=joined("rewards", np.float32),
-        terminations=joined("terminations", np.bool_),
-        truncations=joined("truncations", np.bool_),
-        lengths=np.array([len(episode.arrays["rewards"]) for episode in episodes], dtype=np.int64),
-        seeds=np.array(seeds, dtype=np.int64),
-        scenarios=np.array(scenarios),
-        metrics={name: np.array([of_one[name] for of_one in figures], dtype=np.float64) for name in figures[0]},
-    )
+    parts, where = [], ""
+    try:
+        for index, episode in enumerate(episodes):
+            where, arrays = f"episode {index}: ", episode.arrays
+            labels = episode.infos.get(LABEL, arrays["actions"])
+            if labels.dtype != arrays["actions"].dtype:
+                raise ValueError(f"infos/{LABEL} is {labels.dtype}, the actions are {arrays['actions'].dtype}")
+            parts.append(
+                Trajectories(
+                    observations=arrays["observations"],
+                    actions=labels,
+                    executed_actions=arrays["actions"],
+                    rewards=arrays["rewards"].astype(np.float32),
+                    terminations=arrays["terminations"].astype(np.bool_),
+                    truncations=arrays["truncations"].astype(np.bool_),
+                    lengths=np.array([len(arrays["rewards"])], np.int64),
+                    seeds=np.array([episode.seed if episode.seed <= MAX_SEED else UNKNOWN_SEED], np.int64),
+                    scenarios=np.array([scenario_of(episode)]),
+                    metrics={name: np.array([value], np.float64) for name, value in figures_of(episode).items()},
+                )
+            )
+        where = ""
+        return concatenate(parts)
+    except (BadInput, ValueError, TypeError) as error:
+        raise BadInput(f"minari dataset: {where}{error}") from None
 
 
 def _environment(described: Mapping[str, Any], target: ImportTarget) -> dict[str, Any]:
@@ -268,21 +265,20 @@ def _environment(described: Mapping[str, Any], target: ImportTarget) -> dict[str
         return {key: value for key, value in kwargs.items() if key != "render_mode"}
 
     config, kwargs = target.task.config, target.task.environment_kwargs
+    if target.scenario not in config.scenario_sets.get(target.scenario_set, {}):
+        raise BadInput(
+            f"scenario {target.scenario!r} is not in scenario set {target.scenario_set!r} of {config.name!r}"
+        )
     own = config.scenarios[target.scenario]
     ours = {"id": config.environment.id, "kwargs": kwargs, "wrappers": [], "scenarios": {target.scenario: own}}
     if described.get("env_spec") is None:
         return ours
-    try:
-        spec = json.loads(described["env_spec"])
-        stated, arguments = _text(spec["id"]), drawn_anyhow(spec["kwargs"])
-        wrappers = []
-        for wrapper in spec.get("additional_wrappers") or ():  # Gymnasium's description -> the task file's
-            name = _text(wrapper["entry_point"])
-            short = name.rpartition(":")[2] if name.startswith("gymnasium.wrappers.") else name
-            wrappers.append({"name": short, "kwargs": dict(wrapper["kwargs"] or {})})
-        json.dumps([arguments, wrappers], allow_nan=False)  # ValueError: NaN is no JSON, and no metadata
-    except _DAMAGE as error:
-        raise BadInput(f"minari dataset: env_spec cannot be read: {shortened(str(error))}") from None
+    spec = strict_json(described["env_spec"])
+    stated, arguments, wrappers = _text(spec["id"]), drawn_anyhow(spec["kwargs"]), []
+    for wrapper in spec.get("additional_wrappers") or ():  # Gymnasium's description -> the task file's
+        name = _text(wrapper["entry_point"])
+        short = name.rpartition(":")[2] if name.startswith("gymnasium.wrappers.") else name
+        wrappers.append({"name": short, "kwargs": dict(wrapper["kwargs"] or {})})
     if stated != config.environment.id.rpartition(":")[2]:
         return {**ours, "id": stated, "wrappers": wrappers}
     registered = gym.registry[stated].kwargs if stated in gym.registry else {}
@@ -293,7 +289,7 @@ def _environment(described: Mapping[str, Any], target: ImportTarget) -> dict[str
 def _text(value: Any) -> str:
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     if not isinstance(text, str) or not text.isprintable() or not 0 < len(text) <= 200:
-        raise BadInput(f"minari dataset: {shortened(value)} should be a short text (an id, version or scenario)")
+        raise ValueError(f"{shortened(value)} should be a short text (an id, version or scenario)")
     return text
 
 
@@ -329,13 +325,7 @@ def _read(data: Path) -> tuple[dict[str, Any], list[spaces.Space], list[_StoredE
         reader, count = _Hdf5Reader(_SPARE_BYTES + _EXPANSION * size), len(file)
         if not 1 <= count <= MAX_EPISODES:
             raise BadInput(f"minari dataset: it holds {count} episodes, allowed are 1 to {MAX_EPISODES}")
-        episodes = [reader.episode(file, f"episode_{index}") for index in range(count)]
-    for index, episode in enumerate(episodes):
-        lengths = {name: len(array) for name, array in episode.arrays.items()}
-        steps = lengths["rewards"]
-        if lengths != {**dict.fromkeys(lengths, steps), "observations": steps + 1}:
-            raise BadInput(f"minari dataset: episode {index} holds {lengths}; it needs one observation more than steps")
-    return described, found, episodes
+        return described, found, [reader.episode(file, f"episode_{index}") for index in range(count)]
 
 
 class _Hdf5Reader:

@@ -144,20 +144,21 @@ def read_archive(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _refuse_members(members: list[zipfile.ZipInfo], size: int) -> None:
-    names = [member.filename for member in members]
-    if len(members) > MAX_MEMBERS or len(set(names)) != len(names):
+    if len(members) > MAX_MEMBERS or len({member.filename for member in members}) != len(members):
         raise ValueError(f"it holds more than {MAX_MEMBERS} members or the same one twice")
-    for member in members:
-        shown = shortened(member.filename)
-        if not _MEMBER.fullmatch(member.filename):
-            raise ValueError(f"a member is called {shown}; members are named like actions.npy or metric.return.npy")
-        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
-            raise ValueError(f"member {shown} is compressed or encrypted; members must be stored as they are")
-        if member.file_size != member.compress_size:
-            raise ValueError(f"member {shown} claims {member.file_size} bytes and stores {member.compress_size}")
     # subtle: overlapping members would read the same bytes again and again
     if sum(member.file_size for member in members) > size:
         raise ValueError("its members claim more bytes than the file has")
+    for member in members:
+        faults = {
+            "is not named like actions.npy or metric.return.npy": not _MEMBER.fullmatch(member.filename),
+            "is compressed or encrypted; members must be stored as they are": member.compress_type != zipfile.ZIP_STORED
+            or member.flag_bits & 0x1,
+            f"claims {member.file_size} bytes and stores others": member.file_size != member.compress_size,
+        }
+        for fault, found in faults.items():
+            if found:
+                raise ValueError(f"member {shortened(member.filename)} {fault}")
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
