@@ -36,8 +36,8 @@ from pipeline.names import EVAL_PREFIX, Tag
 from pipeline.play.evaluation import point_figures
 from pipeline.tracking.operations import Metrics, measured
 from pipeline.tracking.runs import open_run
+from pipeline.tracking.seed_runs import seed_runs
 from pipeline.tracking.spool import FILE, Spool, spool_folder
-from pipeline.tracking.training import seed_runs
 
 WANTED_MS = 50.0
 PATIENCE = 10.0  # seconds that the training without a server waits at its end

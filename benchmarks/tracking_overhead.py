@@ -28,7 +28,7 @@ from pipeline.learning.ppo import train
 from pipeline.names import Tag
 from pipeline.tracking.content_key import training_key
 from pipeline.tracking.runs import open_run
-from pipeline.tracking.training import seed_runs
+from pipeline.tracking.seed_runs import seed_runs
 
 
 def main() -> None:

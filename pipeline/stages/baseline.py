@@ -11,7 +11,7 @@ from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.runs import StageRun
-from pipeline.tracking.training import left_to_train, log_bill, train_logged
+from pipeline.tracking.seed_runs import left_to_train, log_bill, train_logged
 
 UPSTREAM = ("group",)
 SEED_STAGE = "baseline_seed"

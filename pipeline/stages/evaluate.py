@@ -16,7 +16,7 @@ from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.models import find_policy
 from pipeline.tracking.runs import StageRun, get_run
-from pipeline.tracking.training import records_data
+from pipeline.tracking.seed_runs import records_data
 
 UPSTREAM = ("policy",)
 

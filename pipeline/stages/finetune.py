@@ -19,7 +19,7 @@ from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.datasets import demonstrator_of, fetch_dataset
 from pipeline.tracking.models import StoredPolicy, clones_by_seed, find_policy
 from pipeline.tracking.runs import StageRun, get_run, read_text_artifact
-from pipeline.tracking.training import left_to_train, log_bill, train_logged
+from pipeline.tracking.seed_runs import left_to_train, log_bill, train_logged
 
 UPSTREAM = ("policy", "group")
 SEED_STAGE = "finetune_seed"

@@ -40,7 +40,7 @@ from pipeline.tracking.runs import (
     stage_run_of,
     tag_of,
 )
-from pipeline.tracking.training import evaluations_record
+from pipeline.tracking.seed_runs import evaluations_record
 
 UPSTREAM = ("run",)
 AGAIN = "again"  # artifact folder of what was made again

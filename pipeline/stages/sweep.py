@@ -35,8 +35,8 @@ from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.liveness import has_ended, this_process
 from pipeline.tracking.runs import StageRun, get_run
+from pipeline.tracking.seed_runs import SeedRuns, evaluations_record
 from pipeline.tracking.store import exclusive, refuse_tracking_store
-from pipeline.tracking.training import SeedRuns, evaluations_record
 
 T = TypeVar("T")
 Hear = Callable[[TrainingEvent], None]

@@ -25,7 +25,7 @@ from pipeline.report.progress import TrainingProgress, input_warnings
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.runs import StageRun
-from pipeline.tracking.training import log_bill, train_logged
+from pipeline.tracking.seed_runs import log_bill, train_logged
 
 UPSTREAM = ()
 

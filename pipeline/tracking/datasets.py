@@ -8,12 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
-from mlflow.data.dataset import Dataset
-from mlflow.data.dataset_source import DatasetSource
-from mlflow.data.dataset_source_registry import register_dataset_source
-from mlflow.entities import DatasetInput, InputTag, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 
 from pipeline.config.stages import Pretrain
@@ -51,71 +47,25 @@ class StoredDataset:
         return str(self.run.info.run_id)
 
 
-class RunArtifactSource(DatasetSource):
-    """`runs:/<run id>/dataset`: the folder a recording run left."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "demonstrations"
-
-    def load(self, **kwargs: Any) -> str:
-        return str(mlflow.artifacts.download_artifacts(self.uri))
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
-        return isinstance(raw_source, str) and raw_source.startswith("runs:/") and raw_source.endswith("/dataset")
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> "RunArtifactSource":
-        return cls(raw_source)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"uri": self.uri}
-
-    @classmethod
-    def from_dict(cls, source_dict: dict[str, Any]) -> "RunArtifactSource":
-        return cls(source_dict["uri"])
-
-
-register_dataset_source(RunArtifactSource)  # type: ignore[arg-type]  # it takes the class, its hint says instance
-
-
-class DemonstrationDataset(Dataset):
-    """What the UI shows of a dataset: its id, its content digest, its size and where its demonstrations come from."""
-
-    def __init__(self, metadata: DatasetMetadata, run_id: str) -> None:
-        self._metadata = metadata
-        super().__init__(
-            RunArtifactSource(f"runs:/{run_id}/{Artifact.DATASET}"), metadata.dataset_id, metadata.content_digest
-        )
-
-    def _compute_digest(self) -> str:
-        return self._metadata.content_digest
-
-    @property
-    def profile(self) -> dict[str, Any]:
-        return {
-            "episodes": self._metadata.episodes,
-            "steps": self._metadata.steps,
-            "scenario_coverage": dict(self._metadata.scenario_coverage),
-        }
-
-    @property
-    def schema(self) -> None:
-        return None
-
-    def to_dict(self) -> dict[str, str]:
-        return {**super().to_dict(), "profile": json.dumps(self.profile), "schema": "null"}
-
-
 def log_dataset_input(run: StageRun, metadata: DatasetMetadata, recorded_by: str, context: str) -> None:
-    """Show the dataset in the UI as an input of this run; context says what for (`recorded`, `training`, ...)."""
-    dataset = DemonstrationDataset(metadata, recorded_by)
-    entity = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
-    run.client.log_inputs(run.run_id, [entity])
+    """Show the dataset in the UI as an input of this run: id, content digest, size and where it comes from.
+
+    `context` says what for (`recorded`, `training`, ...).
+    """
+    size = {
+        "episodes": metadata.episodes,
+        "steps": metadata.steps,
+        "scenario_coverage": dict(metadata.scenario_coverage),
+    }
+    dataset = Dataset(
+        name=metadata.dataset_id,
+        digest=metadata.content_digest,
+        source_type="demonstrations",
+        source=json.dumps({"uri": f"runs:/{recorded_by}/{Artifact.DATASET}"}),
+        schema="null",
+        profile=json.dumps(size),
+    )
+    run.client.log_inputs(run.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
 
 def dataset_tags(metadata: DatasetMetadata, quality: str) -> dict[str, str]:
@@ -231,25 +181,26 @@ def fetch_for_training(client: MlflowClient, reference: str, task: str | None) -
 
 def recorded_otherwise(metadata: DatasetMetadata, task: Task) -> str | None:
     """How the environment of a dataset differs in its arguments from the task's, in one line; None: in nothing."""
-    recorded, covered = (
-        metadata.environment,
-        [name for name in metadata.scenario_coverage if name in task.config.scenarios],
-    )
+    recorded = metadata.environment
     pairs = [("environment", recorded["kwargs"], task.environment_kwargs)]
-    pairs += [(f"scenario {s}", recorded["scenarios"].get(s, {}), task.config.scenarios[s]) for s in covered]
+    pairs += [
+        (f"scenario {name}", recorded["scenarios"].get(name, {}), task.config.scenarios[name])
+        for name in metadata.scenario_coverage
+        if name in task.config.scenarios
+    ]
+
+    def shown(kwargs: Mapping[str, Any], key: str) -> str:
+        return shortened(kwargs[key]) if key in kwargs else "the default"
+
     differences = [
-        f"{where}: {key} = {_argument(mine, key)}, here {_argument(ours, key)}"
-        for where, mine, ours in pairs
-        for key in sorted({*mine, *ours})
-        if mine.get(key) != ours.get(key)
+        f"{where}: {key} = {shown(theirs, key)}, here {shown(ours, key)}"
+        for where, theirs, ours in pairs
+        for key in sorted({*theirs, *ours})
+        if theirs.get(key) != ours.get(key)
     ]
     if not differences:
         return None
     return f"dataset {metadata.dataset_id} was recorded with other arguments than the task's: {'; '.join(differences)}"
-
-
-def _argument(kwargs: Mapping[str, Any], key: str) -> str:
-    return shortened(kwargs[key]) if key in kwargs else "the default"
 
 
 def demonstrator_of(client: MlflowClient, metadata: DatasetMetadata, task: Task) -> Demonstrator | None:

@@ -55,7 +55,8 @@ def register_candidate(
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
-        version = _registered(client, name, run_id, digest) if again else None
+        made = pages(client.search_model_versions, f"name = '{name}' and run_id = '{run_id}'") if again else ()
+        version = next((found for found in made if found.tags.get(VersionTag.POLICY_DIGEST) == digest), None)
         if version is None:
             tags = {
                 VersionTag.GATE: Gate.PENDING,
@@ -66,11 +67,6 @@ def register_candidate(
             version = client.create_model_version(name, source, run_id, tags=tags, description=description)
         client.set_registered_model_alias(name, Alias.CANDIDATE, version.version)
     return client.get_model_version(name, version.version)
-
-
-def _registered(client: MlflowClient, name: str, run_id: str, digest: str) -> ModelVersion | None:
-    found = pages(client.search_model_versions, f"name = '{name}' and run_id = '{run_id}'")
-    return next((version for version in found if version.tags.get(VersionTag.POLICY_DIGEST) == digest), None)
 
 
 def approved_version(client: MlflowClient, task: str) -> ModelVersion | None:
@@ -280,23 +276,16 @@ def _now() -> str:
 def _history(version: ModelVersion) -> list[tuple[str, str | None]]:
     """Its periods of approval. Raises BadInput for a tag that holds anything else."""
     text = version.tags.get(VersionTag.HISTORY, "[]")
-    try:
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
         data = json.loads(text)
         periods = [(since, until) for since, until in data]
         moments = [datetime.fromisoformat(moment) for period in periods for moment in period if moment is not None]
-        sound = (
-            isinstance(data, list)
-            and all(moment.tzinfo is not None for moment in moments)
-            and all(since for since, _ in periods)
-        )
-    except (ValueError, TypeError, RecursionError):
-        sound = False
-    if not sound:
-        raise BadInput(
-            f"{version.name}/{version.version}: its tag {VersionTag.HISTORY} is no list of periods of approval: "
-            f"{shortened(text)}; set it back to what it was, or let the gate approve another version"
-        )
-    return periods
+        if isinstance(data, list) and all(since for since, _ in periods) and all(m.tzinfo for m in moments):
+            return periods
+    raise BadInput(
+        f"{version.name}/{version.version}: its tag {VersionTag.HISTORY} is no list of periods of approval: "
+        f"{shortened(text)}; set it back to what it was, or let the gate approve another version"
+    )
 
 
 def _ended(version: ModelVersion, now: str) -> dict[str, str]:

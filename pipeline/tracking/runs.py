@@ -262,14 +262,6 @@ def checkpoint_folder(run: StageRun) -> Path:
     return local_folder("checkpoints") / run.run_id
 
 
-def _forget_checkpoints(client: MlflowClient) -> None:
-    """Those of runs that ended in order, and whose process was killed before it had removed them."""
-    for folder in local_folder("checkpoints").glob("*"):
-        with contextlib.suppress(MlflowException):  # a run of another store, or a deleted one: not ours to judge
-            if client.get_run(folder.name).info.status == "FINISHED":
-                shutil.rmtree(folder, ignore_errors=True)
-
-
 def _given_run(client: MlflowClient, stage: str, run_id: str) -> Run:
     """The run of MLFLOW_RUN_ID, which `mlflow run` sets. Raises BadInput when it holds a record that is not ours."""
     try:
@@ -315,26 +307,32 @@ def _start(
     tags = {Tag.STAGE: stage, **code_tags(), **liveness.signs_of_life(), **({Tag.COMMAND: command} if command else {})}
     with exclusive("open"):
         liveness.close_stale(client, search(client, {}, status="RUNNING"))
-        _forget_checkpoints(client)
+        for left in local_folder("checkpoints").glob("*"):  # of a process that was killed before it had removed them
+            with contextlib.suppress(MlflowException):  # a run of another store, or a deleted one: not ours to judge
+                if client.get_run(left.name).info.status == "FINISHED":
+                    shutil.rmtree(left, ignore_errors=True)
         asked = {} if command is None else {Tag.STAGE: stage, Tag.COMMAND: command}
         earlier = liveness.take_over(client, search(client, asked, limit=1, status=None) if asked else [])
     if earlier is None:
+        name = "" if given is None else given.info.run_name or ""
+        adjective, animal, number = (*name.split("-", 2), "", "", "")[:3]
+        # MLflow's own: adjective-animal-123
+        made_up = adjective in name_utils._GENERATOR_PREDICATES and animal in name_utils._GENERATOR_NOUNS
         active = mlflow.start_run(
             run_id=None if given is None else given.info.run_id,
             experiment_id=experiment,
-            run_name=stage if given is None or _made_up(given.info.run_name or "") else given.info.run_name,
+            run_name=stage if not name or (made_up and number.isdigit()) else name,
             nested=nested,
-            tags={key: operations.tag_text(value) for key, value in tags.items()},
+            tags=operations.tags(tags).tags,
         )
         return StageRun(client, active.info.run_id, active.info.experiment_id, folder)
-    if given is not None and given.info.run_id != earlier.info.run_id:
-        client.set_tag(
-            given.info.run_id, MLFLOW_RUN_NOTE, f"goes on as run {earlier.info.run_id}, which was interrupted"
-        )
-        client.set_tag(given.info.run_id, Tag.CONTINUES, earlier.info.run_id)
-    mlflow.start_run(run_id=earlier.info.run_id, nested=nested)
     run_id = earlier.info.run_id
-    return StageRun(client, run_id, earlier.info.experiment_id, folder, continued=True, known=points_of(client, run_id))
+    if given is not None and given.info.run_id != run_id:
+        client.set_tag(given.info.run_id, MLFLOW_RUN_NOTE, f"goes on as run {run_id}, which was interrupted")
+        client.set_tag(given.info.run_id, Tag.CONTINUES, run_id)
+    mlflow.start_run(run_id=run_id, nested=nested)
+    known = points_of(client, run_id)
+    return StageRun(client, run_id, earlier.info.experiment_id, folder, continued=True, known=known)
 
 
 @contextlib.contextmanager
@@ -538,14 +536,6 @@ def search(
         max_results=page, order_by=["attributes.start_time DESC"],
     )  # fmt: skip
     return list(islice(found, limit))
-
-
-def _made_up(name: str) -> bool:
-    """Nobody gave this name: it is none, or one of MLflow's own, adjective-animal-123."""
-    adjective, _, rest = name.partition("-")
-    animal, _, number = rest.partition("-")
-    words = name_utils._GENERATOR_PREDICATES, name_utils._GENERATOR_NOUNS
-    return not name or (adjective in words[0] and animal in words[1] and number.isdigit())
 
 
 def code_tags() -> dict[str, Any]:

@@ -14,8 +14,8 @@ from pipeline.tasks import Task
 from pipeline.tracking import content_key
 from pipeline.tracking.groups import find_group
 from pipeline.tracking.runs import open_run, search
+from pipeline.tracking.seed_runs import train_logged
 from pipeline.tracking.store import connect
-from pipeline.tracking.training import train_logged
 
 
 def test_an_interrupted_arm_trains_only_what_is_missing_and_gets_the_same_weights(copied, runs, capsys):

@@ -19,8 +19,8 @@ from pipeline.names import Tag
 from pipeline.report.progress import TrainingProgress
 from pipeline.tracking.models import find_policy
 from pipeline.tracking.runs import _asking_once, open_run
+from pipeline.tracking.seed_runs import seed_runs
 from pipeline.tracking.store import connect, unanswered
-from pipeline.tracking.training import seed_runs
 
 pytestmark = pytest.mark.slow
 

@@ -26,8 +26,8 @@ from pipeline.tracking.runs import (
     search,
     tag_value,
 )
+from pipeline.tracking.seed_runs import seed_runs
 from pipeline.tracking.store import DEFAULT_EXPERIMENT, connect, experiment_id
-from pipeline.tracking.training import seed_runs
 
 NOTE = "mlflow.note.content"
 

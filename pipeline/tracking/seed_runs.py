@@ -31,14 +31,22 @@ class SeedRuns:
         jobs: Sequence[TrainingJob],
         tags: Sequence[Mapping[str, Any]],
     ) -> None:
-        self._runs = [_start_child(stage_run, forwarder, job, t) for job, t in zip(jobs, tags, strict=True)]
-        places = [checkpoint_folder(stage_run) / run.run_id for run in self._runs]
-        self.jobs = [
-            replace(job, checkpoints=str(place), checkpoint_key=training_key(job).digest)
-            for job, place in zip(jobs, places, strict=True)
-        ]
-        # of an interrupted stage's; their trainings only say again what they came to, and nothing of it is logged
-        self._open = {i for i, run in enumerate(self._runs) if not (stage_run.continued and _is_finished(run))}
+        self._runs: list[StageRun] = []
+        self.jobs: list[TrainingJob] = []  # as they are to be trained
+        self._open: set[int] = set()
+        for index, (job, more) in enumerate(zip(jobs, tags, strict=True)):
+            key = training_key(job)
+            about = {Tag.TASK: job.task.name, Tag.SEED: job.seed, Tag.COMMAND: key.digest, Tag.CONTENT_KEY: key.digest}
+            all_tags = {**about, **more}
+            name = f"{all_tags.get(Tag.ARM, all_tags.get(Tag.STAGE))}-seed-{job.seed}"
+            run = forwarder.child(stage_run, name, all_tags)
+            run.text(key.to_json(), Artifact.CONTENT_KEY)
+            place = checkpoint_folder(stage_run) / run.run_id
+            self._runs.append(run)
+            self.jobs.append(replace(job, checkpoints=str(place), checkpoint_key=key.digest))
+            # a finished one of an interrupted stage's only says again what it came to, and nothing of it is logged
+            if not (stage_run.continued and get_run(run.client, run.run_id, "training").info.status == "FINISHED"):
+                self._open.add(index)
 
     def run(self, index: int) -> StageRun:
         return self._runs[index]
@@ -142,20 +150,6 @@ def log_bill(run: StageRun, results: Sequence[TrainingResult]) -> None:
             Metric.WALL_SECONDS: sum(result.wall_seconds.total for result in results),
         }
     )
-
-
-def _start_child(stage_run: StageRun, forwarder: Forwarder, job: TrainingJob, tags: Mapping[str, Any]) -> StageRun:
-    key = training_key(job)
-    about = {Tag.TASK: job.task.name, Tag.SEED: job.seed}
-    all_tags = {**about, Tag.COMMAND: key.digest, Tag.CONTENT_KEY: key.digest, **tags}
-    name = f"{all_tags.get(Tag.ARM, all_tags.get(Tag.STAGE))}-seed-{job.seed}"
-    run = forwarder.child(stage_run, name, all_tags)
-    run.text(key.to_json(), Artifact.CONTENT_KEY)
-    return run
-
-
-def _is_finished(run: StageRun) -> bool:
-    return bool(get_run(run.client, run.run_id, "training").info.status == "FINISHED")
 
 
 def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
