@@ -18,21 +18,12 @@ from pipeline.report.page import blocks, html_page, markdown_link
 from pipeline.report.palette import ARM_LABELS, for_file
 from pipeline.report.text import markdown_page
 from pipeline.statistics.comparison import Comparison, FinalVerdict, Verdict
-from pipeline.statistics.efficiency import TimeToTarget
 
 SCHEMA_VERSION: Final = 1
-MOST_SHIFTED: Final = 12
 MOST_REFERENCE_FIGURES: Final = 5
 
 _MOODS: Final = {Verdict.FASTER: "good", Verdict.NOT_SHOWN: "open", Verdict.SLOWER: "bad"}
 _FINAL_MOODS: Final = {FinalVerdict.BETTER: "final-good", FinalVerdict.WORSE: "final-bad"}
-_FINAL_WORDS: Final = {
-    FinalVerdict.BETTER: "better than from scratch",
-    FinalVerdict.NOT_SHOWN: "no difference shown",
-    FinalVerdict.WORSE: "worse than from scratch",
-    FinalVerdict.DIFFERS: "other than from scratch",
-}
-_RATIO_SIGNS: Final = {"exact": "", "upper bound": "≤", "lower bound": "≥", "undetermined": "?"}
 
 
 def build_report(comparison: Comparison, context: ReportContext) -> dict[str, bytes]:
@@ -41,20 +32,37 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
     Raises ValueError for an animation of a media type that browsers do not play.
     """
     c, x = comparison, context
-    drawn = _figures(c, x)
+    common = [f for f in c.arms[Arm.SCRATCH].curves if f in c.arms[Arm.PRETRAINED].curves]
+    shown = dict.fromkeys([*c.settings.target, *(f for f in common if f in ("return_mean", "snqi"))])
+    curves = [figure for figure in shown if figure in common]
+    made = {
+        **{f"curve-{figure}": figures.learning_curve(c, figure) for figure in curves},
+        "reached-by": figures.reached_by(c),
+        "time-to-target": figures.time_to_target(c),
+        "profile": figures.performance_profile(c),
+        "outcomes": figures.outcome_bars(c.finals),
+        "bill": None if c.bill is None else figures.bill_lines(c.bill),
+        "shift": None if x.shift is None else figures.shift_bars(x.shift),
+    }
+    drawn = {name: svg for name, svg in made.items() if svg is not None}
     titles = {node.key: node.title for node in x.lineage or ()}
     measured = {name for policy in x.references or () for name in policy.figures}
     compared = [f.figure for f in c.finals[c.settings.training_set] if f.figure in measured]
 
     def said(page: bool) -> str:
         return markdown_page(
-            "comparison", page=page, c=c, s=c.settings, x=x, figures=drawn, final_words=_FINAL_WORDS,
-            curves=[name.removeprefix("curve-") for name in drawn if name.startswith("curve-")],
-            reference_figures=(compared or sorted(measured))[:MOST_REFERENCE_FIGURES], most_shifted=MOST_SHIFTED,
-            signs=_RATIO_SIGNS, time=_time, duration=_duration, label=lambda arm: ARM_LABELS.get(arm, arm),
+            "comparison",
+            page=page,
+            c=c,
+            s=c.settings,
+            x=x,
+            figures=drawn,
+            curves=curves,
+            labels=ARM_LABELS,
+            reference_figures=(compared or sorted(measured))[:MOST_REFERENCE_FIGURES],
             parents=lambda node: ", ".join(titles.get(parent, parent) for parent in node.parents),
             linked=markdown_link if page else lambda text, url: text,
-        )  # fmt: skip
+        )
 
     pictures = {f"figures/{name}.svg": svg for name, svg in drawn.items()} | {
         "gauge": ratio_gauge(c.ratio, c.settings.ratio_target),
@@ -84,28 +92,3 @@ def report_data(comparison: Comparison, context: ReportContext) -> dict[str, Any
         "comparison": to_data(comparison),
         "context": {**to_data(about), "animations": animations},
     }
-
-
-def _figures(c: Comparison, x: ReportContext) -> dict[str, str]:
-    """Name -> SVG in marker colours, in the order of the page."""
-    common = [f for f in c.arms[Arm.SCRATCH].curves if f in c.arms[Arm.PRETRAINED].curves]
-    curves = dict.fromkeys([*c.settings.target, *(f for f in common if f in ("return_mean", "snqi"))])
-    drawn = {
-        **{f"curve-{f}": figures.learning_curve(c, f) for f in curves if f in common},
-        "reached-by": figures.reached_by(c),
-        "time-to-target": figures.time_to_target(c),
-        "profile": figures.performance_profile(c),
-        "outcomes": figures.outcome_bars(c.finals),
-        "bill": None if c.bill is None else figures.bill_lines(c.bill),
-        "shift": None if x.shift is None else figures.shift_bars(x.shift),
-    }
-    return {name: svg for name, svg in drawn.items() if svg is not None}
-
-
-def _time(time: TimeToTarget) -> str:
-    return f"> {time.steps:,}" if time.censored else f"{time.steps:,}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

@@ -13,7 +13,7 @@ from pipeline.errors import printable
 from pipeline.gate import GateDecision
 from pipeline.learning.diagnosis import ADVICE, Diagnosis
 from pipeline.names import Metric
-from pipeline.play.evaluation import ActionHistogram, EpisodeRecords, summarise, summarise_by_scenario
+from pipeline.play.evaluation import EpisodeRecords, summarise, summarise_by_scenario
 from pipeline.report.figures import histogram, ranges, scenario_bars
 from pipeline.report.palette import for_file
 from pipeline.report.text import markdown_page, words
@@ -53,23 +53,16 @@ def rollout_table(records: EpisodeRecords, seed: int = 0) -> str:
 
 
 def _episodes(records: EpisodeRecords, seed: int, by_scenario: Mapping[str, Mapping[str, Estimate]] | None) -> str:
-    actions = [] if records.action_histogram is None else _action_tables(records.action_histogram)
-    summary = summarise(records, seed)
-    return markdown_page("episodes", records=records, summary=summary, by_scenario=by_scenario, actions=actions)
-
-
-def _action_tables(histogram: ActionHistogram) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Name of each dimension with a row a bin: its range (or the discrete action), its share of the steps, a bar."""
-    tables = []
-    for dimension, counts in enumerate(histogram.counts):
+    histogram, actions = records.action_histogram, []
+    for dimension, counts in enumerate([] if histogram is None else histogram.counts):
         shares = counts / max(1, counts.sum())
         tallest = max(float(shares.max()), 1e-12)
-        edges = None if histogram.edges is None else histogram.edges[dimension]
+        edges = None if histogram is None or histogram.edges is None else histogram.edges[dimension]
         bins = range(len(counts)) if edges is None else [f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges)]
         bars = ["█" * int(np.ceil(share / tallest * BAR_CHARACTERS)) for share in shares]
-        name = "action" if len(histogram.counts) == 1 else f"action[{dimension}]"
-        tables.append((name, list(zip(map(str, bins), map("{:.1%}".format, shares), bars, strict=True))))
-    return tables
+        actions.append(list(zip(bins, map("{:.1%}".format, shares), bars, strict=True)))
+    summary = summarise(records, seed)
+    return markdown_page("episodes", records=records, summary=summary, by_scenario=by_scenario, actions=actions)
 
 
 def inspection_files(
@@ -81,22 +74,6 @@ def inspection_files(
     """
     if names is None or len(names) != len(inspection.features):
         names = [f"observation[{f.index}]" for f in inspection.features]
-    drawn = _inspection_figures(inspection, [printable(name) for name in names])
-    page = markdown_page(
-        "inspection",
-        i=inspection,
-        warnings=warnings,
-        features=list(zip(names, inspection.features, strict=True)),
-        figures_of_scenarios=dict.fromkeys(name for s in inspection.scenarios for name in s.means),
-        figures=tuple(drawn),
-        most_outliers=MOST_OUTLIERS,
-        most_features=MOST_FEATURES,
-    )
-    return {"inspection.md": page.encode(), **{f"figures/{name}.svg": for_file(svg) for name, svg in drawn.items()}}
-
-
-def _inspection_figures(inspection: Inspection, labels: Sequence[str]) -> dict[str, str]:
-    """Name -> SVG: outcomes by scenario, distributions with their outliers, actions, features against their bounds."""
     drawn = {}
     if all(Metric.SUCCESS in s.means for s in inspection.scenarios):
         outcomes = [(s.scenario, s.means[Metric.SUCCESS], s.means.get(Metric.COLLISION)) for s in inspection.scenarios]
@@ -113,8 +90,18 @@ def _inspection_figures(inspection: Inspection, labels: Sequence[str]) -> dict[s
     features = inspection.features[:MOST_FEATURES]
     drawn["features"] = ranges(
         "features",
-        labels[:MOST_FEATURES],
+        [printable(name) for name in names[:MOST_FEATURES]],
         np.array([[f.min, f.mean - f.std, f.mean, f.mean + f.std, f.max] for f in features]),
         [(f.low, f.high) for f in features],
     )
-    return drawn
+    page = markdown_page(
+        "inspection",
+        i=inspection,
+        warnings=warnings,
+        features=list(zip(names, inspection.features, strict=True)),
+        figures_of_scenarios=dict.fromkeys(name for s in inspection.scenarios for name in s.means),
+        figures=tuple(drawn),
+        most_outliers=MOST_OUTLIERS,
+        most_features=MOST_FEATURES,
+    )
+    return {"inspection.md": page.encode(), **{f"figures/{name}.svg": for_file(svg) for name, svg in drawn.items()}}

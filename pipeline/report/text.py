@@ -35,7 +35,9 @@ def _templates() -> Environment:
     found = environment(
         autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else Markup(one_line(value))
     )
-    found.filters.update(number=number, interval=interval, signed=signed, percent=percent, words=words)
+    found.filters.update(
+        number=number, interval=interval, signed=signed, percent=percent, words=words, duration=duration
+    )
     return found
 
 
@@ -103,6 +105,12 @@ def signed(estimate: Estimate) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """`0.061` -> `6.1 %`, with a space that does not break."""
     return f"{share * 100:.{digits}f}\u00a0%"
+
+
+def duration(seconds: float) -> str:
+    """`98.3` -> `1 min 38 s`, `6.1` -> `6.1 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
 def words(name: str) -> str:
