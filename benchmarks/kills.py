@@ -26,7 +26,7 @@ import stable_baselines3  # noqa: F401  (imported before the forks, so that they
 from pipeline.config.loading import load, to_yaml
 from pipeline.config.stages import STAGE_CONFIGS, Main
 from pipeline.names import Tag
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.tracking.runs import experiment_ids
 
 SMALLER = {

@@ -333,6 +333,9 @@ class Main:
     visualize_every: Steps | None = None
     """Pictures of the policies of both arms every so many environment steps of their training; 0: never."""
     skip_pretrain: bool = False
+    overrides: dict[str, str] = field(default_factory=dict)
+    """`<stage>.<setting>` -> value, on top of the stage's config and of all the above. On the command line each is an
+    override of its own: `-P finetune.warm_start.clone_penalty=0.1`."""
 
 
 @configuration

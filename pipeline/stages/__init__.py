@@ -1,10 +1,9 @@
-"""One module a stage: it reads, lets the rooms below do the work, and logs. Stages never import each other.
+"""One module a stage: it reads, lets the rooms below do the work, and logs. What surrounds every stage is here.
 
-They meet through artifacts and tags.
+Stages never import each other, they meet through artifacts and tags; `main` alone sits above its siblings, and asks
+for them by name. Every module offers
 
-Every module offers
-
-    UPSTREAM: tuple[str, ...]     # the upstream references it takes: expert, dataset, policy, group
+    UPSTREAM: tuple[str, ...]     # the upstream references it takes: expert, dataset, policy, group, run
     def run(run: StageRun, config, upstream: Mapping[str, str]) -> StageOutcome
 
 and those that `main` runs, so that it can tell whether they were done before,
@@ -12,8 +11,25 @@ and those that `main` runs, so that it can tell whether they were done before,
     def inputs(run: StageRun, config, upstream) -> dict[str, str]   # role -> digest of what it reads; `run` is any run
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any, Final
+
+from pipeline.config.loading import load, load_task, to_data
+from pipeline.config.stages import STAGE_CONFIGS, Finetune
+from pipeline.errors import BadInput, printable, say
+from pipeline.learning.arms import ArmJob, shared_settings
+from pipeline.learning.jobs import TrainingJob, TrainingResult
+from pipeline.names import OUTPUT_PREFIX, Artifact, Tag
+from pipeline.report.progress import TrainingProgress, input_warnings, trainings_summary
+from pipeline.tasks import Task
+from pipeline.tracking.content_key import digest_of, package_code
+from pipeline.tracking.runs import StageRun, end_failed, open_run
+from pipeline.tracking.seed_runs import left_to_train, log_bill, train_logged
+from pipeline.tracking.spool import deliver_leftovers
+
+RESUMED: Final = ("train_expert", "finetune", "baseline", "main")  # the others are done again under a new run
 
 
 @dataclass(frozen=True)
@@ -24,3 +40,99 @@ class StageOutcome:
     verdict: bool | None = None  # None: this stage judges nothing; False: exit code 1
     failed: bool = False  # a verdict that ends the run itself FAILED (the gate refused)
     outputs: Mapping[str, str] = field(default_factory=dict)  # references for the next stages
+
+
+def stage_module(stage: str) -> Any:
+    return import_module(f"{__name__}.{stage}")
+
+
+def run_stage(stage: str, config_path: str, upstream: Mapping[str, str], overrides: Mapping[str, str]) -> StageOutcome:
+    """Load and check the configuration, open the run, and do the stage. Raises BadInput.
+
+    The same command again goes on with a run of it that was interrupted. What `main` is given as `<stage>.<key>`
+    overrides the config of that stage.
+    """
+    deliver_leftovers()
+    of_stages = {key: text for key, text in overrides.items() if stage == "main" and key.split(".")[0] in STAGE_CONFIGS}
+    try:
+        own = {key: text for key, text in overrides.items() if key not in of_stages}
+        config = load(STAGE_CONFIGS[stage], config_path, own)
+        if of_stages:
+            config = replace(config, overrides={**config.overrides, **of_stages})
+        command = command_digest(stage, config, upstream)
+    except BadInput:
+        with open_run(stage):  # it says what was wrong
+            raise
+    return do(stage, config, upstream, command)
+
+
+def command_digest(stage: str, config: Any, upstream: Mapping[str, str]) -> str | None:
+    """Of what a stage that can go on is asked to do, and of the code; None for any other stage. Raises BadInput."""
+    if stage not in RESUMED:
+        return None
+    stages = vars(stage_module(stage).plan(config)) if stage == "main" else {stage: config}
+    work = {name: {"config": to_data(c), "task": to_data(load_task(c.task))} for name, c in stages.items() if c}
+    return digest_of([stage, to_data(config), work, dict(upstream), dict(package_code())])
+
+
+def do(
+    stage: str, config: Any, upstream: Mapping[str, str], command: str | None, group: str | None = None
+) -> StageOutcome:
+    """A stage in a run of its own, which is nested in that of `main` whose group is given, with its result on record.
+
+    Raises BadInput.
+    """
+    module = stage_module(stage)
+    with open_run(stage, nested=group is not None, command=command) as run:
+        if run.continued:
+            say(f"{stage}: goes on with run {run.run_id}, which was interrupted")
+        unknown = sorted(set(upstream) - set(module.UPSTREAM))
+        if unknown:
+            allowed = ", ".join(module.UPSTREAM) or "none"
+            raise BadInput(f"stage {stage!r} takes no reference {unknown[0]!r}; it takes: {allowed}")
+        if group is not None:
+            run.tag({Tag.GROUP: group})
+        outcome: StageOutcome = module.run(run, config, upstream)
+        if outcome.verdict is not None:
+            run.tag({Tag.VERDICT: "yes" if outcome.verdict else "no"})
+        run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})
+        run.text("".join(f"{printable(line)}\n" for line in outcome.summary), Artifact.SUMMARY)
+    if outcome.failed:
+        end_failed(run)
+    return outcome
+
+
+# --- what several stages do ------------------------------------------------------------------------------------------
+
+
+def train(
+    run: StageRun, stage: str, jobs: Sequence[TrainingJob], tags: Sequence[Mapping[str, Any]], workers: int
+) -> list[TrainingResult]:
+    """Train side by side, each in a run with these tags; people see how far it is, and the stage bears the bill."""
+    with TrainingProgress(stage, jobs) as progress:
+        results = train_logged(run, jobs, tags, workers, progress.on_event)
+    log_bill(run, results)
+    return results
+
+
+def run_arms(
+    run: StageRun,
+    stage: str,
+    config: Finetune,
+    task: Task,
+    arms: Sequence[ArmJob],
+    group: str | None,
+    tags: Mapping[int, Mapping[str, Any]],
+) -> StageOutcome:
+    """Train an arm of a comparison and its control, but for what the store has already; `tags`: more of a seed's run.
+
+    Without a group the run begins one of its own.
+    """
+    group = group or run.run_id
+    run.tag({Tag.GROUP: group, Tag.TRAINING_DIGEST: digest_of(shared_settings(config, task))})
+    todo = [arms[i] for i in left_to_train(run, arms, f"{stage}_seed", config.reuse)]
+    about = [{**tags.get(a.job.seed, {}), Tag.GROUP: group, Tag.STAGE: f"{stage}_seed", Tag.ARM: a.arm} for a in todo]
+    results = train(run, stage, [arm.job for arm in todo], about, config.workers)
+    reused = [f"{arm.arm} seed {arm.job.seed}" for arm in arms if arm not in todo]
+    summary = trainings_summary(stage, [arm.arm for arm in todo], results, reused)
+    return StageOutcome((*summary, *input_warnings(task)), outputs={"group": group})

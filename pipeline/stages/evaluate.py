@@ -6,7 +6,7 @@ from pipeline.config.loading import load_task
 from pipeline.config.stages import Evaluate
 from pipeline.errors import BadInput
 from pipeline.names import EVAL_PREFIX, Artifact, Tag
-from pipeline.play.demonstrators import Actor, as_policy_sees, policy_actions, scripted
+from pipeline.play.demonstrators import as_policy_sees, policy_actions, scripted
 from pipeline.play.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
 from pipeline.report.clips import check_drawable, draw_episode
 from pipeline.report.pages import statistics_table
@@ -22,18 +22,32 @@ UPSTREAM = ("policy",)
 
 
 def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOutcome:
-    task = Task(load_task(config.task), config.environment)
+    task, reference = Task(load_task(config.task), config.environment), upstream.get("policy", "latest")
     episodes = task.episodes(config.scenario_set, config.seed, config.episodes, Purpose.EVALUATE)
-    task, actor, name = _actor(run, config, task, upstream.get("policy", "latest"))
+    if config.scripted is not None:
+        if reference != "latest":
+            raise BadInput(f"policy {reference!r} and scripted.demonstrator exclude each other; give one of them")
+        name, demonstrator = (
+            config.scripted.demonstrator,
+            scripted(config.scripted.demonstrator, config.scripted.kwargs),
+        )
+        run.record_config(config, task.config, {"policy": demonstrator.provenance["digest"]})
+        run.json(demonstrator.provenance, "demonstrator.json")
+        actor = demonstrator.actor
+    else:
+        policy = find_policy(run.client, reference, task.config.name, {Tag.STAGE: "pretrain"})
+        run.record_config(config, task.config, {"policy": policy.digest})
+        maker = {} if policy.run_id is None else get_run(run.client, policy.run_id, "policy").data.tags
+        run.tag(lineage.from_policy(policy, "policy", maker))
+        name, task = policy.reference, as_policy_sees(task, policy.folder)
+        actor = policy_actions(task, policy.folder, policy.reference, config.deterministic)
     check_drawable(task, "pictures", config.pictures)
     warnings = tuple(f"TAINTED: {reason}" for reason in taint.inherit(run))
     records = run_episodes(task, actor, episodes)
     table = statistics_table(records)
-    run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
-    run.json(
-        {scenario: with_intervals(figures) for scenario, figures in summarise_by_scenario(records).items()},
-        "evaluation_by_scenario.json",
-    )
+    run.metrics({f"{EVAL_PREFIX}{figure}": value for figure, value in with_intervals(summarise(records)).items()})
+    by_scenario = summarise_by_scenario(records).items()
+    run.json({scenario: with_intervals(figures) for scenario, figures in by_scenario}, "evaluation_by_scenario.json")
     run.json(records_data(records), "episodes.json")
     run.text("".join(f"> **{one_line(warning)}**\n\n" for warning in warnings) + table, "statistics.md")
     for number, episode in enumerate(episodes[: config.pictures]):
@@ -42,21 +56,3 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     drawn = f"  {config.pictures} drawn: {Artifact.PLAYBACK}/ of run {run.run_id}"
     title = f"evaluate: {name} on {len(episodes)} episodes of {config.scenario_set!r}"
     return StageOutcome((title, *warnings, *table.splitlines(), *([drawn] if config.pictures else [])))
-
-
-def _actor(run: StageRun, config: Evaluate, task: Task, reference: str) -> tuple[Task, Actor, str]:
-    """The task as it is seen, what acts, and how a person names it; its identity and lineage go on record first."""
-    if config.scripted is not None:
-        if reference != "latest":
-            raise BadInput(f"policy {reference!r} and scripted.demonstrator exclude each other; give one of them")
-        demonstrator = scripted(config.scripted.demonstrator, config.scripted.kwargs)
-        run.record_config(config, task.config, {"policy": demonstrator.provenance["digest"]})
-        run.json(demonstrator.provenance, "demonstrator.json")
-        return task, demonstrator.actor, config.scripted.demonstrator
-    policy = find_policy(run.client, reference, task.config.name, {Tag.STAGE: "pretrain"})
-    run.record_config(config, task.config, {"policy": policy.digest})
-    maker = {} if policy.run_id is None else get_run(run.client, policy.run_id, "policy").data.tags
-    run.tag(lineage.from_policy(policy, "policy", maker))
-    seen = as_policy_sees(task, policy.folder)
-    act = policy_actions(seen, policy.folder, policy.reference, config.deterministic)
-    return seen, act, policy.reference

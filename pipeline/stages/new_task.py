@@ -25,52 +25,37 @@ TAKEN: Final = (TASKS, "smoke")  # folders of configs that belong to no task
 
 
 def run(run: StageRun, config: NewTask, upstream: Mapping[str, str]) -> StageOutcome:
-    _refuse_taken(config)
-    task = Task(validate(TaskConfig, _provisional(config), "new_task"))
-    shows = None if config.demonstrator is None else scripted(config.demonstrator, {}).actor
-    assert shows is None or isinstance(shows, Script)
-    probe = probe_environment(task, config.episodes, config.seed, shows)
-    chosen = sizes(probe)
-    files = task_files(config, probe, chosen)
-    written = _checked(config, files)
-    run.record_config(config, written, {})
-    for name, text in files.items():
-        run.text(text, f"configs/{name}")
-    write_new(Path(config.folder), config.name, files)
-    return StageOutcome(summary(config, probe, chosen, list(files), untested()))
-
-
-def _refuse_taken(config: NewTask) -> None:
     if config.name in TAKEN:
         raise BadInput(f"name = {config.name!r} is the name of a folder of configs; choose another")
     for path in (Path(config.folder, TASKS, f"{config.name}.yaml"), Path(config.folder, config.name)):
         if path.exists() or path.is_symlink():
             raise BadInput(f"name = {config.name!r}: {str(path)!r} exists and is not overwritten; choose another name")
-
-
-def _provisional(config: NewTask) -> dict[str, Any]:
-    """A task with which the environment can be played; what success is, nobody knows yet."""
-    return {
+    wrappers = [to_data(wrapper) for wrapper in config.wrappers]
+    playable = {  # what success is, nobody knows yet
         "name": config.name,
-        "environment": {"id": config.env, "kwargs": config.kwargs, "wrappers": [to_data(w) for w in config.wrappers]},
+        "environment": {"id": config.env, "kwargs": config.kwargs, "wrappers": wrappers},
         "success": {"return_at_least": 0.0},
         "thresholds": {},
         "scenarios": {"default": {}},
         "scenario_sets": {"train": {"default": 1.0}},
     }
-
-
-def _checked(config: NewTask, files: Mapping[str, str]) -> TaskConfig:
-    """The task of the files; every one of them is read as the stages will read it, before any is written."""
-    task: TaskConfig | None = None
-    for name, text in files.items():
+    task = Task(validate(TaskConfig, playable, "new_task"))
+    shows = None if config.demonstrator is None else scripted(config.demonstrator, {}).actor
+    assert shows is None or isinstance(shows, Script)
+    probe = probe_environment(task, config.episodes, config.seed, shows)
+    chosen = sizes(probe)
+    files = task_files(config, probe, chosen)
+    read: dict[str, Any] = {}
+    for name, text in files.items():  # as the stages will read them, before any is written
         folder, _, stem = name.removesuffix(".yaml").rpartition("/")
-        cls = TaskConfig if folder == TASKS else STAGE_CONFIGS[stem]
-        read = validate(cls, parse_yaml(text, name), name)
-        task = read if isinstance(read, TaskConfig) else task
-    assert task is not None
-    Task(task).make_env(next(iter(task.scenarios))).close()  # with the wrappers that were chosen
-    return task
+        read[name] = validate(TaskConfig if folder == TASKS else STAGE_CONFIGS[stem], parse_yaml(text, name), name)
+    written = read[f"{TASKS}/{config.name}.yaml"]
+    Task(written).make_env(next(iter(written.scenarios))).close()  # with the wrappers that were chosen
+    run.record_config(config, written, {})
+    for name, text in files.items():
+        run.text(text, f"configs/{name}")
+    write_new(Path(config.folder), config.name, files)
+    return StageOutcome(summary(config, probe, chosen, list(files), untested()))
 
 
 def write_new(root: Path, name: str, files: Mapping[str, str]) -> None:

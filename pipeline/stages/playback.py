@@ -1,6 +1,6 @@
 """`playback`: look at a dataset: statistics, outliers, animated episodes, and whether they replay bit for bit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 
 from pipeline.config.loading import load_task, to_data
@@ -17,7 +17,7 @@ from pipeline.tasks import Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import StoredDataset, fetch_dataset, find_dataset_run, log_dataset_input
 from pipeline.tracking.runs import StageRun
-from pipeline.validation import EpisodeReplay, TaskReplay, replay_episodes
+from pipeline.validation import TaskReplay, replay_episodes
 from pipeline.validation.inspection import Inspection, inspect_dataset
 
 UPSTREAM = ("dataset",)
@@ -34,10 +34,13 @@ def run(run: StageRun, config: Playback, upstream: Mapping[str, str]) -> StageOu
     run.record_config(config, task_config, {"dataset": dataset.metadata.content_digest})
     run.tag({**lineage.from_dataset(recorded), Tag.DATASET_ID: dataset.metadata.dataset_id})
     log_dataset_input(run, dataset.metadata, dataset.run_id, "inspected")
-    warnings = [*_status(recorded.data.tags.get(Tag.DATASET_QUALITY)), *taint.inherit(run)]
+    quality = recorded.data.tags.get(Tag.DATASET_QUALITY)
+    warnings = [*([] if quality == Quality.VALIDATED else [f"the dataset is {quality}"]), *taint.inherit(run)]
     inspection = inspect_dataset(dataset.trajectories, dataset.metadata)
     task = Task(task_config, dataset.metadata.environment["kwargs"])
-    _log_inspection(run, inspection, warnings, task.feature_names)
+    run.json(to_data(inspection), "inspection/inspection.json")
+    for name, content in inspection_files(inspection, warnings, task.feature_names).items():
+        run.text(content.decode(), f"inspection/{name}")
     summary = [
         f"playback: {dataset.metadata.dataset_id}: {count} episodes, {len(inspection.outliers)} outliers; "
         f"demonstrations: {dataset.metadata.origin}; see inspection/inspection.md of run {run.run_id}"
@@ -63,39 +66,19 @@ def _play(
     if not task.renders:
         return (*lines, "  no animation: the environment has no render mode rgb_array")
     for replay in replays:
-        _film(run, config, task, dataset, inspection, replay)
+        data = dataset.trajectories.episode(replay.episode)
+        film = film_actions(task, Episode(data.scenario, data.seed), data.executed_actions)
+        figures = {name.replace("_", " "): f"{value:.3g}" for name, value in data.metrics.items()}
+        anomalies = [outlier.reason for outlier in inspection.outliers if outlier.episode == replay.episode]
+        clip = Clip(
+            title=f"{dataset.metadata.dataset_id}, episode {replay.episode}: {data.scenario}, seed {data.seed}",
+            frames=film.frames,
+            statistics={**figures, "replay": "bit-identical" if replay.identical else "DIFFERS from the recording"},
+            marks=film.events,
+            note="; ".join(f"unusual: {anomaly}" for anomaly in anomalies),
+        )
+        ending, content = encode(annotate(clip), config.frames_per_second, config.video)
+        path = run.folder / f"episode-{replay.episode}.{ending}"
+        path.write_bytes(content)
+        run.file(path, Artifact.PLAYBACK)
     return lines
-
-
-def _status(quality: str | None) -> list[str]:
-    """What is known against the dataset itself."""
-    return [] if quality == Quality.VALIDATED else [f"the dataset is {quality}"]
-
-
-def _log_inspection(
-    run: StageRun, inspection: Inspection, warnings: Sequence[str], names: Sequence[str] | None
-) -> None:
-    run.json(to_data(inspection), "inspection/inspection.json")
-    for name, content in inspection_files(inspection, warnings, names).items():
-        run.text(content.decode(), f"inspection/{name}")
-
-
-def _film(
-    run: StageRun, config: Playback, task: Task, dataset: StoredDataset, inspection: Inspection, replay: EpisodeReplay
-) -> None:
-    """The animation of one recorded episode, its recorded statistics below, its anomalies named."""
-    data = dataset.trajectories.episode(replay.episode)
-    film = film_actions(task, Episode(data.scenario, data.seed), data.executed_actions)
-    figures = {name.replace("_", " "): f"{value:.3g}" for name, value in data.metrics.items()}
-    anomalies = [outlier.reason for outlier in inspection.outliers if outlier.episode == replay.episode]
-    clip = Clip(
-        title=f"{dataset.metadata.dataset_id}, episode {replay.episode}: {data.scenario}, seed {data.seed}",
-        frames=film.frames,
-        statistics={**figures, "replay": "bit-identical" if replay.identical else "DIFFERS from the recording"},
-        marks=film.events,
-        note="; ".join(f"unusual: {anomaly}" for anomaly in anomalies),
-    )
-    ending, content = encode(annotate(clip), config.frames_per_second, config.video)
-    path = run.folder / f"episode-{replay.episode}.{ending}"
-    path.write_bytes(content)
-    run.file(path, Artifact.PLAYBACK)

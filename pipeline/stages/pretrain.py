@@ -44,24 +44,24 @@ def inputs(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> dict
 def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task))
     dataset = fetch_for_training(run.client, upstream.get("dataset", "latest"), task.config.name)
-    behind = dataset.metadata.environment.get("wrappers", [])
-    task.refuse_other_wrappers(behind, f"dataset {dataset.metadata.dataset_id}")
+    metadata = dataset.metadata
+    task.refuse_other_wrappers(metadata.environment.get("wrappers", []), f"dataset {metadata.dataset_id}")
     task.refuse_holdouts(config.scenario_set, "evaluating a training")
-    run.record_config(config, task.config, cloning_inputs(config, dataset.metadata))
+    run.record_config(config, task.config, cloning_inputs(config, metadata))
     made_from = lineage.from_dataset(dataset.run)
     run.tag({Tag.ALGORITHM: config.algorithm, **made_from})
-    log_dataset_input(run, dataset.metadata, dataset.run_id, "training")
-    demonstrator = answering(run.client, config, dataset.metadata, task)
+    log_dataset_input(run, metadata, dataset.run_id, "training")
+    demonstrator = answering(run.client, config, metadata, task)
     if config.use_camera:
         task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
-    clones = []
+    data, digest = dataset.trajectories, metadata.content_digest
+    clones: list[Clone] = []
     with forwarding(run) as forwarder:
         for seed in config.seeds:
             about = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed}
             tags = {**about, Tag.ALGORITHM: config.algorithm, **made_from}
             with child_run(forwarder, run, f"clone-seed-{seed}", tags) as child:
-                child.record_key(clone_key(config, task.config, dataset.metadata, seed))
-                data, digest = dataset.trajectories, dataset.metadata.content_digest
+                child.record_key(clone_key(config, task.config, metadata, seed))
                 try:
                     clone = make_clone(task, config, data, digest, seed, demonstrator, child.folder, child.metrics)
                 except Diverged:
@@ -69,14 +69,26 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
                     raise
                 _log_clone(child, clone, config.algorithm)
                 clones.append(clone)
-    _log_stage(run, clones)
-    success = [point_figures(clone.final)[Metric.SUCCESS_RATE] for clone in clones]
+    # the stage's own policy is the first seed's clone: it was not chosen by how well it does
+    run.file(clones[0].folder, Artifact.POLICY)
+    run.text(clones[0].certificate.to_json(), Artifact.CERTIFICATE)
+    run.tag({Tag.POLICY_DIGEST: clones[0].digest})
+    figures = [point_figures(clone.final) for clone in clones]
     steps = sum(clone.result.environment_steps for clone in clones)
-    otherwise = recorded_otherwise(dataset.metadata, task)
+    run.metrics(
+        {
+            **{f"final/{name}": sum(f[name] for f in figures) / len(figures) for name in figures[0]},
+            Metric.WALL_SECONDS: sum(clone.result.wall_seconds for clone in clones),
+            Metric.ENVIRONMENT_STEPS: steps,
+            Metric.EVALUATION_STEPS: sum(clone.evaluation_steps for clone in clones),
+        }
+    )
+    success = [of_clone[Metric.SUCCESS_RATE] for of_clone in figures]
+    otherwise = recorded_otherwise(metadata, task)
     how = "" if config.algorithm == "bc" else f" by {config.algorithm}, {steps:,} environment steps"
     return StageOutcome(
         (
-            f"pretrain: {len(clones)} clones of {dataset.metadata.dataset_id}{how}: success on fresh episodes "
+            f"pretrain: {len(clones)} clones of {metadata.dataset_id}{how}: success on fresh episodes "
             f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); "
             f"{_critics([clone.result.critic_explained_variance for clone in clones])}",
             *input_warnings(task),
@@ -84,14 +96,6 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
         ),
         outputs={"policy": run.run_id},
     )
-
-
-def _critics(explained: Sequence[float]) -> str:
-    """How much they explain, over the seeds of which it is known."""
-    known = [share for share in explained if isfinite(share)]
-    if not known:
-        return "how well critics do is not known: none was trained, or held-out returns do not vary"
-    return f"critics explain {sum(known) / len(known):.2f} of the variance of held-out returns"
 
 
 def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:
@@ -113,18 +117,9 @@ def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:
     run.tag({Tag.POLICY_DIGEST: clone.digest})
 
 
-def _log_stage(run: StageRun, clones: Sequence[Clone]) -> None:
-    """The stage's own policy is the first seed's clone: it was not chosen by how well it does."""
-    first = clones[0]
-    run.file(first.folder, Artifact.POLICY)
-    run.text(first.certificate.to_json(), Artifact.CERTIFICATE)
-    run.tag({Tag.POLICY_DIGEST: first.digest})
-    figures = [point_figures(clone.final) for clone in clones]
-    run.metrics({f"final/{name}": sum(f[name] for f in figures) / len(figures) for name in figures[0]})
-    run.metrics(
-        {
-            Metric.WALL_SECONDS: sum(clone.result.wall_seconds for clone in clones),
-            Metric.ENVIRONMENT_STEPS: sum(clone.result.environment_steps for clone in clones),
-            Metric.EVALUATION_STEPS: sum(clone.evaluation_steps for clone in clones),
-        }
-    )
+def _critics(explained: Sequence[float]) -> str:
+    """How much they explain, over the seeds of which it is known."""
+    known = [share for share in explained if isfinite(share)]
+    if not known:
+        return "how well critics do is not known: none was trained, or held-out returns do not vary"
+    return f"critics explain {sum(known) / len(known):.2f} of the variance of held-out returns"

@@ -51,29 +51,21 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     subjects = _subjects(run, config, candidate)
     run.record_config(config, task.config, {name: policy.digest for name, policy in subjects.items()})
     run.tag(_lineage(run, candidate))
-    measured = measure(task, config, subjects)
+    measured = []
+    for subject, policy in subjects.items():
+        seen = as_policy_sees(task, policy.folder)
+        act = policy_actions(seen, policy.folder, policy.reference)
+        for scenario_set in sorted({rule.scenario_set for rule in config.rules}):
+            for seed in config.seeds:
+                episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)
+                measured.append(PlayedEpisodes(subject, scenario_set, seed, run_episodes(seen, act, episodes)))
     run.metrics({Metric.EVALUATION_STEPS: sum(m.records.steps for m in measured)})
-    decision = decide(config.rules, measured)
-    return _conclude(run, candidate, decision)
+    return _conclude(run, candidate, decide(config.rules, measured))
 
 
 def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
     """Whom the gate plays: the candidate and, if so asked, every seed of its training."""
     return {"candidate": candidate, **(training_seeds(run.client, candidate) if config.training_seeds else {})}
-
-
-def measure(task: Task, config: Promote, subjects: Mapping[str, StoredPolicy]) -> list[PlayedEpisodes]:
-    """Play every policy on every scenario set that a rule names, for every evaluation seed."""
-    sets = sorted({rule.scenario_set for rule in config.rules})
-    measured = []
-    for subject, policy in subjects.items():
-        seen = as_policy_sees(task, policy.folder)
-        act = policy_actions(seen, policy.folder, policy.reference)
-        for scenario_set in sets:
-            for seed in config.seeds:
-                episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)
-                measured.append(PlayedEpisodes(subject, scenario_set, seed, run_episodes(seen, act, episodes)))
-    return measured
 
 
 def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
@@ -178,8 +170,13 @@ def _roll_back(run: StageRun, config: Promote, task: Task, reference: str) -> St
     run.record_config(config, task.config, {"expert": target.digest})
     run.tag(_lineage(run, target))
     left = registry.approved_version(run.client, task.config.name)
-    if left is not None:
-        _refuse_descendant(run, f"{left.name}/{left.version}", target)
+    if left is not None:  # what came from the version that is given up would be in doubt at once
+        given_up = f"{left.name}/{left.version}"
+        came_from_it = {found.info.run_id for found in derived(run.client, given_up)}
+        if given_up != target.name_and_version and target.run_id in came_from_it:
+            raise BadInput(
+                f"roll back to {target.reference}: it came from {given_up}, which is given up; name another one"
+            )
     approval = registry.roll_back(run.client, version, run.run_id, f"rolled back by run {run.run_id}")
     run.describe(f"rolled back to {target.reference} from version {approval.replaced}")
     lines = [f"promote: rolled back to {target.reference}; version {approval.replaced} is superseded"]
@@ -188,12 +185,3 @@ def _roll_back(run: StageRun, config: Promote, task: Task, reference: str) -> St
         reason = f"expert {abandoned} was rolled back to {target.reference} by run {run.run_id}"
         lines += taint.spread(run.client, abandoned, reason)
     return StageOutcome(tuple(lines), verdict=True)
-
-
-def _refuse_descendant(run: StageRun, abandoned: str, target: StoredPolicy) -> None:
-    """Nobody rolls back to what came from the version that is given up: it would be in doubt at once."""
-    runs = {run.info.run_id for run in derived(run.client, abandoned)}
-    if abandoned != target.name_and_version and target.run_id in runs:
-        raise BadInput(
-            f"roll back to {target.reference}: it came from {abandoned}, which is given up; name another one"
-        )

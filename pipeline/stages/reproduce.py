@@ -15,16 +15,15 @@ from pipeline.errors import BadInput
 from pipeline.executors.local import run_side_by_side
 from pipeline.learning.arms import arm_jobs, expert_jobs
 from pipeline.learning.clones import make_clone
-from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
-from pipeline.play.demonstrators import Demonstrator, expert_demonstrator, scripted
+from pipeline.play.demonstrators import expert_demonstrator, scripted
 from pipeline.play.evaluation import record
 from pipeline.play.first_difference import between_evaluations, between_policies, between_trajectories
 from pipeline.policies import policy_digest
 from pipeline.report.progress import TrainingProgress
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
-from pipeline.tracking.content_key import ContentKey, Ingredient, clone_key, content_key, training_key
+from pipeline.tracking.content_key import ContentKey, clone_key, content_key, training_key
 from pipeline.tracking.datasets import answering, fetch_dataset, through_camera
 from pipeline.tracking.groups import read_evaluations
 from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version
@@ -64,41 +63,28 @@ class Again:
         return tuple(name for name, digest in self.stored.items() if digest != self.recorded[name])
 
 
-def reproduce(run: StageRun, config: Reproduce, upstream: Mapping[str, str]) -> StageOutcome:
-    """Do it again; say whether it is equal and, if not, what differs first and why. Raises BadInput."""
-    before = _finished(run, upstream)
+def run(run: StageRun, config: Reproduce, upstream: Mapping[str, str]) -> StageOutcome:
+    before = _finished(run, upstream.get("run"))
     stage, run_id = before.data.tags[Tag.STAGE], before.info.run_id
     run.tag({Tag.TASK: tag_of(before, Tag.TASK), lineage_run_tag("reproduced"): run_id})
     again = DO_AGAIN[stage](run, before)
     run.record_key(again.key)
     known = read_key(run.client, before)
-    differences = () if known is None else again.key.differences(known)
     equal = again.made == again.recorded and not again.damaged
-    lines = _verdict(f"reproduce: {stage} of run {run_id}", again, equal)
-    then = "an unknown kind of processor" if known is None else known.processor
-    lines.append(
-        f"  made on {then}" + ("" if then == again.key.processor else f"; done again on {again.key.processor}")
-    )
-    if not equal:
-        lines.append(f"  likely cause: {_cause(again, known, differences)}")
-    lines += [f"  {'although ' if equal else ''}{difference.sentence()}" for difference in differences[:SHOWN]]
+    lines = _lines(f"reproduce: {stage} of run {run_id}", again, known, equal)
     digests = {"made": again.made, "recorded": again.recorded, "stored": again.stored}
     run.json({"run_id": run_id, "equal": equal, "digests": digests, "lines": lines}, "reproduction.json")
     run.describe(lines[0])
-    run.tag({Tag.VERDICT: "yes" if equal else "no"})
     if config.keep or not equal:
         run.file(again.folder, AGAIN)
     return StageOutcome(tuple(lines), verdict=equal)
 
 
-def _finished(run: StageRun, upstream: Mapping[str, str]) -> Run:
+def _finished(run: StageRun, run_id: str | None) -> Run:
     """The run to do again. Raises BadInput for one that cannot be."""
-    unknown = sorted(set(upstream) - set(UPSTREAM))
-    if unknown:
-        raise BadInput(f"stage 'reproduce' takes no reference {unknown[0]!r}; it takes: run")
-    if "run" not in upstream:
+    if run_id is None:
         raise BadInput("run is missing; give the id of a finished training, cloning or recording: -P run=<id>")
-    before = get_kept_run(run.client, upstream["run"], "run")
+    before = get_kept_run(run.client, run_id, "run")
     name, stage = f"run {before.info.run_id}", before.data.tags.get(Tag.STAGE, "unknown")
     if stage not in DO_AGAIN:
         nested = f"{stage}_seed" in DO_AGAIN
@@ -112,61 +98,53 @@ def _finished(run: StageRun, upstream: Mapping[str, str]) -> Run:
 # --- doing it again --------------------------------------------------------------------------------------------------
 
 
-def _expert(run: StageRun, before: Run) -> Again:
-    stage_run = stage_run_of(run.client, before)
-    config = replace(read_config(run.client, stage_run, TrainExpert), seeds=(seed_of(before),))
-    task = Task(read_task(run, stage_run), config.training.environment, config.training.use_camera)
-    return _train(run, before, expert_jobs(config, task, run.folder)[0])
-
-
-def _arm(run: StageRun, before: Run) -> Again:
-    seed, tags, stage_run = seed_of(before), before.data.tags, stage_run_of(run.client, before)
-    config = replace(read_config(run.client, stage_run, Finetune), seeds=(seed,))
-    task = Task(read_task(run, stage_run), config.training.environment, config.training.use_camera)
-    start = tags.get(lineage_run_tag("policy"))
-    clone = None if start is None else find_policy(run.client, start, task.config.name, {})
-    starts = None if clone is None else {seed: (clone.folder, clone.digest)}
-    jobs = [arm.job for arm in arm_jobs(config, task, run.folder, starts) if arm.arm == tag_of(before, Tag.ARM)]
-    if not jobs:
-        raise BadInput(f"run {before.info.run_id}: the config on record has no arm {tags[Tag.ARM]!r}")
-    return _train(run, before, jobs[0])
-
-
-def _train(run: StageRun, before: Run, job: TrainingJob) -> Again:
-    tags = before.data.tags
+def _training(run: StageRun, before: Run) -> Again:
+    tags, seed, stage_run = before.data.tags, seed_of(before), stage_run_of(run.client, before)
+    recorded = read_task(run, stage_run)
+    if tags[Tag.STAGE] == "train_expert_seed":
+        expert = replace(read_config(run.client, stage_run, TrainExpert), seeds=(seed,))
+        task = Task(recorded, expert.training.environment, expert.training.use_camera)
+        jobs = expert_jobs(expert, task, run.folder)
+    else:
+        config = replace(read_config(run.client, stage_run, Finetune), seeds=(seed,))
+        task = Task(recorded, config.training.environment, config.training.use_camera)
+        start = tags.get(lineage_run_tag("policy"))
+        clone = None if start is None else find_policy(run.client, start, task.config.name, {})
+        starts = None if clone is None else {seed: (clone.folder, clone.digest)}
+        arm = tag_of(before, Tag.ARM)
+        jobs = [made.job for made in arm_jobs(config, task, run.folder, starts) if made.arm == arm]
+        if not jobs:
+            raise BadInput(f"run {before.info.run_id}: the config on record has no arm {arm!r}")
+    (job,) = jobs
     with TrainingProgress("reproduce", [job]) as progress:
         (result,) = run_side_by_side([job], 1, progress.on_event)
     folder, stored = Path(job.output) / "best", download_policy(before.info.run_id)
     evaluations = read_evaluations(run.client, before)
-
-    def first_difference() -> str | None:
-        return between_evaluations(evaluations, evaluations_record(result)) or between_policies(stored, folder)
-
     return Again(
         training_key(job),
         {"best policy": result.best_digest, "last policy": result.last_digest},
         {"best policy": tags.get(Tag.POLICY_DIGEST), "last policy": tags.get(Tag.LAST_POLICY_DIGEST)},
         {"best policy": policy_digest(stored)},
-        first_difference,
+        lambda: between_evaluations(evaluations, evaluations_record(result)) or between_policies(stored, folder),
         folder,
     )
 
 
-def _clone(run: StageRun, before: Run) -> Again:
-    tags, stage_run = before.data.tags, stage_run_of(run.client, before)
+def _cloning(run: StageRun, before: Run) -> Again:
+    seed, stage_run = seed_of(before), stage_run_of(run.client, before)
     config, task = read_config(run.client, stage_run, Pretrain), Task(read_task(run, stage_run))
     dataset = fetch_dataset(get_run(run.client, tag_of(before, lineage_run_tag("dataset")), "dataset run"))
-    key = clone_key(config, task.config, dataset.metadata, seed_of(before))
+    key = clone_key(config, task.config, dataset.metadata, seed)
     demonstrator = answering(run.client, config, dataset.metadata, task)
     if config.use_camera:
         task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
-    data, digest, folder = dataset.trajectories, dataset.metadata.content_digest, run.folder
-    clone = make_clone(task, config, data, digest, seed_of(before), demonstrator, folder, lambda metrics, epoch: None)
+    data, digest = dataset.trajectories, dataset.metadata.content_digest
+    clone = make_clone(task, config, data, digest, seed, demonstrator, run.folder, lambda metrics, epoch: None)
     stored = download_policy(before.info.run_id)
     return Again(
         key,
         {"policy": clone.digest},
-        {"policy": tags.get(Tag.POLICY_DIGEST)},
+        {"policy": before.data.tags.get(Tag.POLICY_DIGEST)},
         {"policy": policy_digest(stored)},
         lambda: between_policies(stored, clone.folder),
         clone.folder,
@@ -174,40 +152,34 @@ def _clone(run: StageRun, before: Run) -> Again:
 
 
 def _recording(run: StageRun, before: Run) -> Again:
-    tags, config = before.data.tags, read_config(run.client, before, Collect)
+    config = read_config(run.client, before, Collect)
     if config.minari is not None or config.repaired is not None:
         raise BadInput(f"run {before.info.run_id} took in a dataset from outside; only a recording can be done again")
     task = Task(read_task(run, before), config.environment)
-    demonstrator = _demonstrator(run, config, task, before)
+    if config.scripted is not None:
+        demonstrator = scripted(config.scripted.demonstrator, config.scripted.kwargs)
+    else:  # approved or not today
+        version = find_version(run.client, tag_of(before, Tag.LINEAGE_EXPERT), task.config.name, Alias.APPROVED)
+        expert = fetch_version(version)
+        demonstrator = expert_demonstrator(task, expert.folder, version.name, str(version.version), expert.digest)
     trajectories, _ = record(task, config, demonstrator.actor)
-    stored = fetch_dataset(before)
-    folder = run.folder / Artifact.DATASET
+    stored, folder = fetch_dataset(before), run.folder / Artifact.DATASET
     save_dataset(folder, trajectories, stored.metadata)
-    digest = demonstrator.provenance["digest"]
     return Again(
-        content_key(to_data(config), task.config, {"demonstrator": digest}),
+        content_key(to_data(config), task.config, {"demonstrator": demonstrator.provenance["digest"]}),
         {"dataset": content_digest(trajectories)},
-        {"dataset": tags.get(Tag.DATASET_DIGEST)},
+        {"dataset": before.data.tags.get(Tag.DATASET_DIGEST)},
         {"dataset": content_digest(stored.trajectories)},
         lambda: between_trajectories(stored.trajectories, trajectories),
         folder,
     )
 
 
-def _demonstrator(run: StageRun, config: Collect, task: Task, before: Run) -> Demonstrator:
-    """Who demonstrated then, approved or not today."""
-    if config.scripted is not None:
-        return scripted(config.scripted.demonstrator, config.scripted.kwargs)
-    version = find_version(run.client, tag_of(before, Tag.LINEAGE_EXPERT), task.config.name, Alias.APPROVED)
-    expert = fetch_version(version)
-    return expert_demonstrator(task, expert.folder, version.name, str(version.version), expert.digest)
-
-
 DO_AGAIN: Mapping[str, Callable[[StageRun, Run], Again]] = {
-    "train_expert_seed": _expert,
-    "baseline_seed": _arm,
-    "finetune_seed": _arm,
-    "pretrain_seed": _clone,
+    "train_expert_seed": _training,
+    "baseline_seed": _training,
+    "finetune_seed": _training,
+    "pretrain_seed": _cloning,
     "collect": _recording,
 }
 
@@ -215,27 +187,32 @@ DO_AGAIN: Mapping[str, Callable[[StageRun, Run], Again]] = {
 # --- saying what came of it ------------------------------------------------------------------------------------------
 
 
-def _verdict(what: str, again: Again, equal: bool) -> list[str]:
+def _lines(what: str, again: Again, known: ContentKey | None, equal: bool) -> list[str]:
+    """The verdict; where it is no, what differs first and why; and every difference of what it was made from."""
+    differences = () if known is None else again.key.differences(known)
+    then = "an unknown kind of processor" if known is None else known.processor
+    elsewhere = "" if then == again.key.processor else f"; done again on {again.key.processor}"
+    shown = [f"  {'although ' if equal else ''}{difference.sentence()}" for difference in differences[:SHOWN]]
     if equal:
         digests = ", ".join(f"{name} {digest}" for name, digest in again.made.items())
-        return [f"{what} is EQUAL, bit for bit: {digests}"]
+        return [f"{what} is EQUAL, bit for bit: {digests}", f"  made on {then}{elsewhere}", *shown]
+    if again.made == again.recorded:
+        cause = f"the files of the {again.damaged[0]} in the store were changed after they were recorded"
+    elif known is None:
+        cause = "not known: the run has no record of what it was made from"
+    elif not differences:
+        cause = "nothing on record differs: is the environment deterministic?"
+    else:
+        section = differences[0].section
+        names = [difference.name for difference in differences if difference.section == section]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        changed = " (its record was changed since)" if section in ("config", "task") else ""
+        cause = f"{section}: {names[0]}{more}{changed}"
     name = next(n for n in again.made if again.made[n] != again.recorded[n] or n in again.damaged)
     return [
         f"{what} is NOT equal: {name} {again.made[name]}, on record {again.recorded[name]}",
         f"  first difference: {again.first_difference() or f'the {name} alone'}",
+        f"  made on {then}{elsewhere}",
+        f"  likely cause: {cause}",
+        *shown,
     ]
-
-
-def _cause(again: Again, known: ContentKey | None, differences: tuple[Ingredient, ...]) -> str:
-    """What a person should look at first."""
-    if again.made == again.recorded:
-        return f"the files of the {again.damaged[0]} in the store were changed after they were recorded"
-    if known is None:
-        return "not known: the run has no record of what it was made from"
-    if not differences:
-        return "nothing on record differs: is the environment deterministic?"
-    section = differences[0].section
-    names = [difference.name for difference in differences if difference.section == section]
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    where = " (its record was changed since)" if section in ("config", "task") else ""
-    return f"{section}: {names[0]}{more}{where}"

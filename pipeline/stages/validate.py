@@ -1,8 +1,8 @@
 """`validate`: hold a dataset to the whole catalogue again; what it says becomes the dataset's status."""
 
+import contextlib
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from pipeline.config.loading import load_task
@@ -10,14 +10,13 @@ from pipeline.config.stages import Collect, Validate
 from pipeline.data import metadata_faults, read_metadata
 from pipeline.errors import BadInput
 from pipeline.names import METADATA_FILE, Artifact, Quality, Tag
-from pipeline.policies import act_function, load_policy
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import download_dataset, find_dataset_run, find_refusals
-from pipeline.tracking.models import find_expert
+from pipeline.tracking.models import expert_to_ask
 from pipeline.tracking.registry import approvals
-from pipeline.tracking.runs import Run, StageRun, read_config, tag_of
+from pipeline.tracking.runs import StageRun, read_config, tag_of
 from pipeline.validation import Context, TaskReplay, validate
 
 UPSTREAM = ("dataset",)
@@ -30,10 +29,15 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
     folder = download_dataset(recorded)
     run.record_config(config, task_config, {"dataset": digest})
     run.tag(lineage.from_dataset(recorded))
-    metadata = _sound_metadata(folder)
-    asked = _asked_environment(run, recorded)
+    asked, metadata = dict[str, Any](), None
+    with contextlib.suppress(BadInput):  # of the environment, on top of the task's arguments, where that is on record
+        asked = read_config(run.client, recorded, Collect).environment
+    with contextlib.suppress(BadInput):  # metadata that cannot be relied on: the catalogue says so in its own words
+        metadata = read_metadata(folder / METADATA_FILE)
+    if metadata_faults(metadata):
+        metadata = None
+    demonstrator = {} if metadata is None else metadata["demonstrator"]
     task = Task(task_config, asked if metadata is None else metadata["environment"]["kwargs"])
-    expert = None if metadata is None else find_expert(run.client, metadata["demonstrator"], task_config.name)
     replay = TaskReplay(task)
     context = Context(
         task=task_config,
@@ -41,13 +45,13 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
         observation_space=task.observation_space,
         action_space=task.action_space,
         min_episodes=config.min_episodes,
-        approvals=approvals(run.client, task_config.name, {} if metadata is None else metadata["demonstrator"]),
+        approvals=approvals(run.client, task_config.name, demonstrator),
         expected_digest=digest,
         expected_metadata_digest=tags.get(Tag.DATASET_METADATA_DIGEST),
         replay=replay,
         replay_episodes=config.replay_episodes,
         refusals=find_refusals(run.client, recorded),
-        act=None if expert is None else act_function(load_policy(expert.folder)),
+        act=expert_to_ask(run.client, demonstrator, task_config.name),
     )
     with closing(replay):
         report = validate(folder, context)
@@ -61,20 +65,3 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
         reason = f"dataset {dataset_id} was quarantined by run {run.run_id}: {', '.join(report.failed_rules)}"
         summary += taint.spread(run.client, recorded.info.run_id, reason)
     return StageOutcome(tuple(summary), verdict=report.passed)
-
-
-def _asked_environment(run: StageRun, recorded: Run) -> Mapping[str, Any]:
-    """What the recording was given on top of the task's arguments; nothing where its settings are not on record."""
-    try:
-        return read_config(run.client, recorded, Collect).environment
-    except BadInput:
-        return {}
-
-
-def _sound_metadata(folder: Path) -> Mapping[str, Any] | None:
-    """The metadata; None when they cannot be relied on, which the catalogue will say in its own words."""
-    try:
-        metadata = read_metadata(folder / METADATA_FILE)
-    except BadInput:
-        return None
-    return None if metadata_faults(metadata) else metadata

@@ -92,6 +92,12 @@ def from_runs(roles: Mapping[str, Run]) -> dict[str, str]:
     return {**tags, **{lineage_run_tag(role): run.info.run_id for role, run in roles.items()}}
 
 
+def digests_behind(run: Run) -> dict[str, str]:
+    """Digests of the dataset and of the expert that a run came from, by tag; what it does not name is left out."""
+    names: tuple[str, ...] = (Tag.LINEAGE_DATASET_DIGEST, Tag.LINEAGE_EXPERT_DIGEST)
+    return {name: run.data.tags[name] for name in names if name in run.data.tags}
+
+
 def _inherited(tags: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in tags.items() if key.startswith(LINEAGE_PREFIX)}
 

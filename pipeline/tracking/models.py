@@ -14,7 +14,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.errors import BadInput, shortened
 from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, registered_model
-from pipeline.policies import policy_digest
+from pipeline.policies import ActFunction, act_function, load_policy, policy_digest
 from pipeline.tracking.references import Reference, fetched
 from pipeline.tracking.runs import get_kept_run, latest_run, search, seed_of
 from pipeline.tracking.store import refuses
@@ -34,6 +34,10 @@ class StoredPolicy:
     def name_and_version(self) -> str | None:
         """`social_nav-expert/3`, or None for a policy that is not registered."""
         return f"{self.version.name}/{self.version.version}" if self.version else None
+
+    def acts(self) -> ActFunction:
+        """Its deterministic actions."""
+        return act_function(load_policy(self.folder))
 
 
 def find_policy(client: MlflowClient, reference: str, task: str, latest: dict[str, str]) -> StoredPolicy:
@@ -97,12 +101,12 @@ def fetch_version(version: ModelVersion) -> StoredPolicy:
     return StoredPolicy(folder, _verified(folder, recorded, reference), reference, version.run_id, version)
 
 
-def find_expert(client: MlflowClient, demonstrator: Mapping[str, Any], task: str) -> StoredPolicy | None:
-    """The registered expert that a dataset's metadata names; None for another kind or a version that is not there.
+def expert_to_ask(client: MlflowClient, demonstrator: Mapping[str, Any], task: str) -> ActFunction | None:
+    """What the expert of a dataset's metadata does; None for another kind or a version that is not in the registry.
 
     Imported data may be its as well, by our own export: if the version is of these very bytes, it can be asked.
     """
-    if demonstrator["kind"] not in ("expert", "imported"):
+    if demonstrator.get("kind") not in ("expert", "imported"):
         return None
     try:
         version = find_version(client, f"{demonstrator['name']}/{demonstrator['version']}", task, Alias.APPROVED)
@@ -110,7 +114,7 @@ def find_expert(client: MlflowClient, demonstrator: Mapping[str, Any], task: str
         return None  # that the registry does not know the version is for validation to say
     if demonstrator["kind"] == "imported" and version.tags.get(VersionTag.POLICY_DIGEST) != demonstrator["digest"]:
         return None
-    return fetch_version(version)
+    return fetch_version(version).acts()
 
 
 def training_seeds(client: MlflowClient, candidate: StoredPolicy) -> dict[str, StoredPolicy]:

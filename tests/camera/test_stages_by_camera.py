@@ -12,7 +12,7 @@ from pipeline.config.loading import load
 from pipeline.config.stages import Pretrain
 from pipeline.errors import BadInput
 from pipeline.names import POLICY_SPEC_FILE, Artifact, Tag
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.tracking.datasets import download_dataset, find_dataset_run
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect

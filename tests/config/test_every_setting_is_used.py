@@ -14,10 +14,11 @@ import yaml
 import pipeline
 from pipeline.cli import parse
 from pipeline.config.loading import load, to_data
-from pipeline.config.stages import STAGE_CONFIGS
+from pipeline.config.stages import STAGE_CONFIGS, Main
 from pipeline.config.task import Camera, TaskConfig
 from pipeline.envs.camera import CameraView
 from pipeline.errors import BadInput
+from pipeline.stages.main import KNOBS
 
 # what the settings without a default are given
 NEEDED = {
@@ -150,5 +151,5 @@ def test_every_setting_is_read_somewhere():
     found = reads()
     handed_on = set(inspect.signature(CameraView).parameters)  # the task's camera is given to it whole
     every = {(name, f.name) for name, cls in classes().items() for f in fields(cls)}
-    given_whole = {(Camera.__name__, name) for name in handed_on}
+    given_whole = {(Camera.__name__, name) for name in handed_on} | {(Main.__name__, name) for name in KNOBS}
     assert sorted(every - found - given_whole) == []

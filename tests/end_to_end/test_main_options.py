@@ -1,5 +1,6 @@
 """Every option of `main` has its effect; a setting that is not given leaves the stages' own configs as they are."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pipeline.config.loading import load, to_data
 from pipeline.config.stages import Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Tag
+from pipeline.stages import run_stage
 from pipeline.stages.main import Plan, plan
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
@@ -17,6 +19,7 @@ CLASSES = {
     "train_expert": TrainExpert, "promote": Promote, "collect": Collect, "pretrain": Pretrain, "finetune": Finetune,
     "compare": Compare,
 }  # fmt: skip
+CONSECUTIVE = ("collect", "pretrain", "finetune")
 
 
 @pytest.fixture(autouse=True)
@@ -50,33 +53,59 @@ def test_without_options_every_stage_keeps_its_own_config():
     assert changes() == {}
 
 
-def test_demonstration_episodes_is_what_collect_records():
-    assert changes(demonstration_episodes=50) == {"collect.episodes": 50}
+@pytest.mark.parametrize(
+    ("option", "changed"),
+    [
+        ({"demonstration_episodes": 50}, {"collect.episodes": 50}),
+        # the camera is for what comes after the expert
+        ({"use_camera": True}, {"pretrain.use_camera": True, "finetune.training.use_camera": True}),
+        ({"use_camera": False}, {}),
+        ({"cloning_epochs": 9}, {"pretrain.cloning.epochs": 9}),
+        ({"ppo_timesteps": 2048}, {"finetune.training.total_timesteps": 2048}),  # of both arms, not of the expert
+        ({"ppo_timesteps": 0}, {}),
+        ({"parallel_environments": 4}, {"train_expert.training.n_envs": 4, "finetune.training.n_envs": 4}),
+        ({"visualize_every": 512}, {"finetune.training.visualize_every": 512}),
+        ({"learning_rate": "1e-4"}, {"finetune.training.learning_rate.initial": 1e-4}),
+        ({"reuse": False}, {"finetune.reuse": False}),
+        ({"seed": 0}, {"train_expert.seeds": [0, 1], **{f"{s}.seeds": [0, 1, 2] for s in CONSECUTIVE}}),
+        ({"seed": 20}, {"train_expert.seeds": [20, 21], **{f"{s}.seeds": [20, 21, 22] for s in CONSECUTIVE}}),
+        ({"matched_seeds": 5}, {"pretrain.seeds": [1, 2, 3, 4, 5], "finetune.seeds": [1, 2, 3, 4, 5]}),
+    ],
+    ids=str,
+)
+def test_an_option_sets_what_it_says_in_the_stages_and_nothing_else(option, changed):
+    assert changes(**option) == changed
 
 
-def test_use_camera_is_for_what_comes_after_the_expert():
-    assert changes(use_camera=True) == {"pretrain.use_camera": True, "finetune.training.use_camera": True}
-    assert changes(use_camera=False) == {}
+def overridden(overrides: dict[str, str], **options) -> Plan:
+    config = load(Main, "configs/smoke/main.yaml", {key: str(value) for key, value in options.items()})
+    return plan(replace(config, overrides=overrides))
 
 
-def test_cloning_epochs_is_what_pretrain_clones():
-    assert changes(cloning_epochs=9) == {"pretrain.cloning.epochs": 9}
+def test_any_setting_of_a_stage_is_overridden_under_the_name_of_the_stage_whatever_main_says():
+    own = overridden({})
+    changed = overridden(
+        {"finetune.warm_start.clone_penalty": "0.1", "promote.episodes": "150", "collect.episodes": "30"},
+        demonstration_episodes=50,
+    )
+    assert (changed.finetune.warm_start.clone_penalty, changed.promote.episodes) == (0.1, 150)
+    assert changed.collect.episodes == 30
+    assert changed.compare == own.compare and changed.pretrain == own.pretrain
+    assert overridden({"finetune.seeds": "[8, 9]"}, seed=3).finetune.seeds == (8, 9)
 
 
-def test_ppo_timesteps_is_the_budget_of_both_arms_and_not_of_the_expert():
-    assert changes(ppo_timesteps=2048) == {"finetune.training.total_timesteps": 2048}
-
-
-def test_parallel_environments_is_what_trainings_step():
-    assert changes(parallel_environments=4) == {"train_expert.training.n_envs": 4, "finetune.training.n_envs": 4}
-
-
-def test_visualize_every_is_asked_of_both_arms():
-    assert changes(visualize_every=512) == {"finetune.training.visualize_every": 512}
-
-
-def test_learning_rate_is_constant_over_both_arms():
-    assert changes(learning_rate="1e-4") == {"finetune.training.learning_rate.initial": 1e-4}
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("finetune.training.total_timestep", "1", r"configs/smoke/finetune.yaml.*Did you mean 'total_timesteps'"),
+        ("collect.episodes", "many", r"configs/smoke/collect.yaml.*episodes = 'many'"),
+        ("baseline.seeds", "[1]", r"'baseline.seeds' is of no stage config that it uses; there are: collect"),
+        ("evaluate.seed", "1", r"'evaluate.seed' is of no stage config"),
+    ],
+)
+def test_an_override_that_no_stage_takes_is_refused_as_that_stage_would(store, key, value, said):
+    with pytest.raises(BadInput, match=said):
+        run_stage("main", "configs/smoke/main.yaml", {}, {key: value})
 
 
 def test_learning_rate_replaces_a_schedule_whole(tmp_path):
@@ -90,17 +119,7 @@ def test_learning_rate_replaces_a_schedule_whole(tmp_path):
     assert (rate.initial, rate.final) == (3e-4, None)
 
 
-def test_seed_is_the_first_of_consecutive_seeds_of_every_stage():
-    assert changes(seed=20) == {
-        "train_expert.seeds": [20, 21],
-        "collect.seeds": [20, 21, 22],
-        "pretrain.seeds": [20, 21, 22],
-        "finetune.seeds": [20, 21, 22],
-    }
-
-
-def test_matched_seeds_is_how_many_are_compared():
-    assert changes(matched_seeds=5) == {"pretrain.seeds": [1, 2, 3, 4, 5], "finetune.seeds": [1, 2, 3, 4, 5]}
+def test_matched_seeds_follow_the_first_seed():
     assert planned(matched_seeds=2, seed=7).finetune.seeds == (7, 8)
 
 

@@ -16,7 +16,8 @@ from pipeline.data import UNAPPROVED
 from pipeline.envs.lunar_lander import heuristic
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Tag
-from pipeline.stages.main import plan, run_stage
+from pipeline.stages import run_stage
+from pipeline.stages.main import plan
 from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.store import connect
 

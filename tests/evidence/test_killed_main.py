@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.names import Tag
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.tracking.runs import experiment_ids
 from pipeline.tracking.spool import Spool
 from pipeline.tracking.store import connect

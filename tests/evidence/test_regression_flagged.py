@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.names import Artifact, Tag
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.tracking.runs import get_run
 from pipeline.tracking.store import connect
 

@@ -9,7 +9,7 @@ from project import GROUP
 from pipeline import query
 from pipeline.errors import BadInput
 from pipeline.names import ARMS, OUTPUT_PREFIX, SEED_STAGES, Artifact, Gate, Quality, Tag, VersionTag
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.tracking.groups import find_group
 from pipeline.tracking.reuse import refuse_unsound
 from pipeline.tracking.runs import read_text_artifact, search

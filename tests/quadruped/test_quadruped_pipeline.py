@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pipeline.names import Artifact, Tag
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.tracking.datasets import fetch_dataset
 from pipeline.tracking.runs import get_run, read_text_artifact, search
 from pipeline.tracking.store import connect

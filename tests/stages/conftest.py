@@ -32,7 +32,7 @@ def told(empty_store, tmp_path_factory) -> Story:
         from pipeline.config.training import Network
         from pipeline.policies import build_policy
         from pipeline.policies.sb3 import export_sb3_zip
-        from pipeline.stages.main import run_stage
+        from pipeline.stages import run_stage
         from pipeline.tasks import Task
         from pipeline.tracking.datasets import find_dataset_run
         from pipeline.tracking.store import connect
@@ -43,7 +43,8 @@ def told(empty_store, tmp_path_factory) -> Story:
         export_sb3_zip(policy, somebodys)
         run_stage("promote", "configs/smoke/promote.yaml", {"expert": str(somebodys)}, {})
         dataset = run_stage("collect", "configs/smoke/collect.yaml", {}, {}).outputs["dataset"]
-        clone = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": dataset}, {}).outputs["policy"]
+        short = {"seeds": "[1]", "cloning.epochs": "2"}
+        clone = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": dataset}, short).outputs["policy"]
         collect = find_dataset_run(connect(), dataset, "social_nav").info.run_id
     with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

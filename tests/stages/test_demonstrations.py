@@ -11,7 +11,7 @@ from pipeline import query
 from pipeline.data import content_digest, load_dataset, save_dataset
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Quality, Tag, lineage_run_tag
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.tracking.datasets import download_dataset, fetch_dataset, fetch_for_training, find_dataset_run
 from pipeline.tracking.runs import search
 

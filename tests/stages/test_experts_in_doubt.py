@@ -17,7 +17,7 @@ from pipeline.errors import BadInput
 from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag
 from pipeline.policies import build_policy, load_policy
 from pipeline.policies.sb3 import export_sb3_zip
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.tasks import Task
 from pipeline.tracking import taint
 from pipeline.tracking.runs import open_run, read_text_artifact

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline import query
 from pipeline.errors import BadInput
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.tracking.runs import read_text_artifact
 
 PLAYBACK = "configs/smoke/playback.yaml"

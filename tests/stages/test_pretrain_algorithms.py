@@ -9,7 +9,7 @@ from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Pretrain
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Tag, lineage_run_tag
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.stages.pretrain import _critics
 from pipeline.tasks import Task
 from pipeline.tracking.datasets import answering, fetch_for_training

@@ -19,7 +19,7 @@ from pipeline.cli import stage_main
 from pipeline.config.loading import load
 from pipeline.config.stages import TrainExpert
 from pipeline.errors import BadInput
-from pipeline.stages.main import run_stage
+from pipeline.stages import run_stage
 from pipeline.tracking.runs import StageRun, read_text_artifact
 
 KINDS = {
