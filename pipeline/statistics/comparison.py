@@ -103,6 +103,11 @@ class ComparisonSettings:
     minimised: tuple[str, ...] = ()  # figures of which less is better
     undirected: tuple[str, ...] = ()  # figures of which neither more nor less is
 
+    @property
+    def resampling(self) -> dict[str, int]:
+        """What every interval over seeds is drawn with."""
+        return {"seed": self.seed, "resamples": self.resamples}
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -225,13 +230,16 @@ def compare(
         matched_pair(seed, before, after, settings.evaluation_interval)
         for seed, before, after in zip(scratch.seeds, scratch.times, pretrained.times, strict=True)
     )
-    ratio = restricted_mean_ratio(pairs, settings.seed, settings.resamples)
+    ratio = restricted_mean_ratio(pairs, **settings.resampling)
     verdict, target_met = decide(ratio, len(pairs), settings.ratio_target)
     if never_met(pairs):
         verdict, target_met = Verdict.NOT_SHOWN, False
+
+    def more_seeds(at_most: float | None) -> SeedsNeeded:
+        return seeds_needed(pairs, at_most, MINIMUM_PAIRS, settings.seed)
+
     finals = _finals(ordered, settings)
     decisive = next(f for f in finals[settings.training_set] if f.figure == settings.final_figure)
-    undecided = verdict is Verdict.NOT_SHOWN
     return Comparison(
         verdict=verdict,
         target_met=target_met,
@@ -239,18 +247,16 @@ def compare(
         interval_coverage=simulated_coverage(len(pairs)),
         ratio=ratio,
         reduction=Estimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low),
-        median=median_ratio(pairs, settings.seed, settings.resamples),
+        median=median_ratio(pairs, **settings.resampling),
         sign_test=sign_test(pairs),
         pairs=pairs,
-        seeds_for_verdict=seeds_needed(pairs, None, MINIMUM_PAIRS, settings.seed) if undecided else None,
-        seeds_for_target=None
-        if target_met
-        else seeds_needed(pairs, settings.ratio_target, MINIMUM_PAIRS, settings.seed),
+        seeds_for_verdict=more_seeds(None) if verdict is Verdict.NOT_SHOWN else None,
+        seeds_for_target=None if target_met else more_seeds(settings.ratio_target),
         final_verdict=decisive.verdict,
         finals=finals,
         arms=arms,
         profiles=_profiles(decisive, settings),
-        bill=None if upfront is None else make_bill(pairs, upfront, settings),
+        bill=None if upfront is None else _bill(pairs, upfront, settings),
         settings=settings,
     )
 
@@ -282,21 +288,21 @@ def measure_regression(
     of it have in common does not. Where `clones` is 1, no spread over clones can be seen.
     """
     started, ended = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    mean = bootstrap(np.mean, ended, seed=settings.seed, resamples=settings.resamples)
-    difference = bootstrap(np.mean, ended - started, seed=settings.seed, resamples=settings.resamples)
+    mean = bootstrap(np.mean, ended, **settings.resampling)
+    difference = bootstrap(np.mean, ended - started, **settings.resampling)
     regressed = decide_final(difference, len(ended), figure, settings) is FinalVerdict.WORSE
     return Regression(scenario_set, figure, float(started.mean()), mean, difference, clones, regressed)
 
 
-def make_bill(pairs: Sequence[SeedPair], upfront: UpfrontCost, settings: ComparisonSettings) -> Bill:
+def _bill(pairs: Sequence[SeedPair], upfront: UpfrontCost, settings: ComparisonSettings) -> Bill:
     """What pre-training cost and saves, in environment steps."""
-    saving = mean_saving(pairs, settings.seed, settings.resamples)
+    saving = mean_saving(pairs, **settings.resampling)
     baseline, pretrained = [p.baseline for p in pairs], [p.pretrained for p in pairs]
     spent = sum(t.steps for t in pretrained) + upfront.steps
     return Bill(
         upfront=upfront,
-        baseline_steps=restricted_mean(baseline, settings.seed, settings.resamples),
-        pretrained_steps=restricted_mean(pretrained, settings.seed, settings.resamples),
+        baseline_steps=restricted_mean(baseline, **settings.resampling),
+        pretrained_steps=restricted_mean(pretrained, **settings.resampling),
         saving=saving,
         total_ratio=spent / sum(t.steps for t in baseline),
         break_even=break_even(upfront.steps, saving),
@@ -321,7 +327,23 @@ def _check(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) 
         if repeated:
             raise BadInput(f"comparison: arm {arm!r} has several runs of seed {repeated[0]}; keep one run per seed")
         for run in of_arm:
-            _check_run(arm, run, settings)
+            name, steps = f"comparison: {arm} seed {run.seed}", np.asarray(run.steps)
+            if steps.size == 0 or steps[0] != 0 or (np.diff(steps) <= 0).any():
+                raise BadInput(f"{name}: evaluations must start at step 0 and increase, got {steps[:5].tolist()}")
+            for figure in settings.target:
+                if figure not in run.figures:
+                    raise BadInput(f"{name}: no figure {figure!r} in its evaluations; it has {sorted(run.figures)}")
+            for figure, values in run.figures.items():
+                if len(values) != len(steps):
+                    raise BadInput(f"{name}: {len(values)} values of {figure!r} at {len(steps)} evaluations")
+            final, training_set = settings.final_figure, settings.training_set
+            if final not in run.final.get(training_set, {}):
+                raise BadInput(f"{name}: no final {final!r} on {training_set!r}; did it finish?")
+            time = timesteps_to_target(steps, met_target(run, settings.target), settings.patience)
+            # subtle: a training may end early once it met the target, never before
+            if time.censored and steps[-1] < run.budget:
+                stopped = f"it stopped at step {steps[-1]} of {run.budget}"
+                raise BadInput(f"{name}: unfinished, {stopped}; train it to its end")
     scratch, pretrained = ({run.seed for run in runs[arm]} for arm in (Arm.SCRATCH, Arm.PRETRAINED))
     if scratch != pretrained:
         raise BadInput(
@@ -333,61 +355,35 @@ def _check(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) 
         raise BadInput(f"comparison: budgets differ: {budgets} environment steps; both arms need the same one")
 
 
-def _check_run(arm: str, run: RunData, settings: ComparisonSettings) -> None:
-    name = f"comparison: {arm} seed {run.seed}"
-    steps = np.asarray(run.steps)
-    if steps.size == 0 or steps[0] != 0 or (np.diff(steps) <= 0).any():
-        raise BadInput(f"{name}: evaluations must start at step 0 and increase, got {steps[:5].tolist()}")
-    for figure in settings.target:
-        if figure not in run.figures:
-            raise BadInput(f"{name}: no figure {figure!r} in its evaluations; it has {sorted(run.figures)}")
-    for figure, values in run.figures.items():
-        if len(values) != len(steps):
-            raise BadInput(f"{name}: {len(values)} values of {figure!r} at {len(steps)} evaluations")
-    if settings.final_figure not in run.final.get(settings.training_set, {}):
-        raise BadInput(f"{name}: no final {settings.final_figure!r} on {settings.training_set!r}; did it finish?")
-    time = timesteps_to_target(steps, met_target(run, settings.target), settings.patience)
-    # subtle: a training may end early once it met the target, never before
-    if time.censored and steps[-1] < run.budget:
-        raise BadInput(f"{name}: unfinished, it stopped at step {steps[-1]} of {run.budget}; train it to its end")
-
-
 def _summarise_arm(arm: str, runs: Sequence[RunData], settings: ComparisonSettings) -> ArmSummary:
     times = tuple(timesteps_to_target(r.steps, met_target(r, settings.target), settings.patience) for r in runs)
+    common = [figure for figure in runs[0].figures if all(figure in run.figures for run in runs)]
     return ArmSummary(
         arm=arm,
         seeds=tuple(run.seed for run in runs),
         budget=max(run.budget for run in runs),
         times=times,
         reached=sum(not t.censored for t in times),
-        restricted_mean=restricted_mean(times, settings.seed, settings.resamples),
-        curves={figure: _curve(runs, figure, settings) for figure in _common_figures(runs)},
-        runs=tuple(_run_curve(run) for run in runs),
+        restricted_mean=restricted_mean(times, **settings.resampling),
+        curves={figure: _curve(runs, figure, settings.seed) for figure in common},
+        runs=tuple(
+            RunCurve(run.seed, tuple(int(s) for s in run.steps), {name: _floats(v) for name, v in run.figures.items()})
+            for run in runs
+        ),
     )
 
 
-def _common_figures(runs: Sequence[RunData]) -> list[str]:
-    return [figure for figure in runs[0].figures if all(figure in run.figures for run in runs)]
-
-
-def _curve(runs: Sequence[RunData], figure: str, settings: ComparisonSettings) -> Curve:
+def _curve(runs: Sequence[RunData], figure: str, seed: int) -> Curve:
     """Over the steps that every seed has; a seed evaluated at other steps is interpolated linearly."""
-    end = min(int(run.steps[-1]) for run in runs)
-    grid = np.asarray(runs[0].steps)
-    grid = grid[grid <= end]
+    end = min(run.steps[-1] for run in runs)
+    grid = tuple(int(step) for step in runs[0].steps if step <= end)
     table = np.array([np.interp(grid, run.steps, run.figures[figure]) for run in runs])
-    means = bootstrap_means(table, settings.seed, resamples=2_000)
-    return Curve(
-        tuple(int(s) for s in grid),
-        tuple(e.value for e in means),
-        tuple(e.low for e in means),
-        tuple(e.high for e in means),
-    )
+    means = bootstrap_means(table, seed, resamples=2_000)
+    return Curve(grid, tuple(m.value for m in means), tuple(m.low for m in means), tuple(m.high for m in means))
 
 
-def _run_curve(run: RunData) -> RunCurve:
-    figures = {figure: tuple(float(v) for v in values) for figure, values in run.figures.items()}
-    return RunCurve(run.seed, tuple(int(s) for s in run.steps), figures)
+def _floats(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(np.asarray(values, dtype=np.float64).tolist())
 
 
 def _finals(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) -> dict[str, tuple[FinalFigure, ...]]:
@@ -413,18 +409,17 @@ def _final_figure(
     }
     before, after = values[Arm.SCRATCH], values[Arm.PRETRAINED]
     sign = -1.0 if figure in settings.minimised else 1.0
-    how = {"seed": settings.seed, "resamples": settings.resamples}
-    difference = bootstrap(np.mean, after - before, **how)
+    difference = bootstrap(np.mean, after - before, **settings.resampling)
     return FinalFigure(
         figure=figure,
         minimised=figure in settings.minimised,
-        values={arm: tuple(float(v) for v in of_arm) for arm, of_arm in values.items()},
-        means={arm: bootstrap(np.mean, of_arm, **how) for arm, of_arm in values.items()},
-        interquartile_means={arm: interquartile_mean(of_arm, **how) for arm, of_arm in values.items()},
+        values={arm: _floats(of_arm) for arm, of_arm in values.items()},
+        means={arm: bootstrap(np.mean, of_arm, **settings.resampling) for arm, of_arm in values.items()},
+        interquartile_means={arm: interquartile_mean(of_arm, **settings.resampling) for arm, of_arm in values.items()},
         difference=difference,
         probability_of_improvement=None
         if figure in settings.undirected
-        else probability_of_improvement(sign * after, sign * before, **how),
+        else probability_of_improvement(sign * after, sign * before, **settings.resampling),
         verdict=decide_final(difference, len(before), figure, settings),
     )
 
@@ -451,29 +446,23 @@ def _reasons(
     pairs: Sequence[SeedPair], ratio: Estimate, verdict: Verdict, target_met: bool, settings: ComparisonSettings
 ) -> tuple[str, ...]:
     """Why the verdict is what it is, in sentences."""
-    side = {
-        Verdict.FASTER: "lies below 1",
-        Verdict.SLOWER: "lies above 1",
-        Verdict.NOT_SHOWN: "contains 1",
-    }[verdict]
-    interval = f"[{ratio.low:.3g}, {ratio.high:.3g}]"
+    count = len(pairs)
     if never_met(pairs):
         longest = max(pair.pretrained.steps for pair in pairs)
         met = "met the target" + (f" in {settings.patience} evaluations in a row" if settings.patience > 1 else "")
         return (f"no run of either arm {met} within {longest:,} steps, so their times cannot be compared",)
-    if len(pairs) < MINIMUM_PAIRS:
-        few = f"{len(pairs)} matched seeds are too few for an interval; at least {MINIMUM_PAIRS} are needed"
-        return (few,)
-    reasons = [f"the 95 % interval {interval} of the ratio over {len(pairs)} matched seeds {side}"]
-    relation = "at most" if target_met else "above"
-    met = "met" if target_met else "not met"
-    reasons.append(
-        f"its upper end {ratio.high:.3g} is {relation} {settings.ratio_target:g}: the efficiency target is {met}"
-    )
-    for who, censored in (
-        ("runs from scratch", sum(p.baseline.censored for p in pairs)),
-        ("pre-trained runs", sum(p.pretrained.censored for p in pairs)),
-    ):
-        if censored:
-            reasons.append(f"{censored} of {len(pairs)} {who} did not meet the target within the budget")
-    return tuple(reasons)
+    if count < MINIMUM_PAIRS:
+        return (f"{count} matched seeds are too few for an interval; at least {MINIMUM_PAIRS} are needed",)
+    sides = {Verdict.FASTER: "lies below 1", Verdict.SLOWER: "lies above 1", Verdict.NOT_SHOWN: "contains 1"}
+    interval, relation = f"[{ratio.low:.3g}, {ratio.high:.3g}]", "at most" if target_met else "above"
+    target = f"{settings.ratio_target:g}: the efficiency target is {'met' if target_met else 'not met'}"
+    reasons = [
+        f"the 95 % interval {interval} of the ratio over {count} matched seeds {sides[verdict]}",
+        f"its upper end {ratio.high:.3g} is {relation} {target}",
+    ]
+    censored = {
+        "runs from scratch": sum(p.baseline.censored for p in pairs),
+        "pre-trained runs": sum(p.pretrained.censored for p in pairs),
+    }
+    missed = "did not meet the target within the budget"
+    return (*reasons, *(f"{number} of {count} {who} {missed}" for who, number in censored.items() if number))

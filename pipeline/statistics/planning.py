@@ -42,21 +42,27 @@ def seeds_needed(pairs: Sequence[SeedPair], at_most: float | None, minimum: int,
     """
     baseline, pretrained = paired_steps(pairs)
     ratio = float(pretrained.sum() / baseline.sum())
+    hopeless = None
     if len(pairs) < 2:
-        return SeedsNeeded(None, 0.0, "one matched seed shows no spread to simulate from; train at least two more")
-    if never_met(pairs):
-        return SeedsNeeded(None, 0.0, "no run met the target: train longer, more seeds like these would not help")
-    if at_most is not None and ratio > at_most:
-        return SeedsNeeded(
-            None,
-            0.0,
-            f"the observed ratio {ratio:.3g} is itself above {at_most:g}: more seeds like these would not help",
-        )
-    if at_most is None and ratio == 1:
-        return SeedsNeeded(None, 0.0, "the observed ratio is 1: more seeds like these would not decide")
+        hopeless = "one matched seed shows no spread to simulate from; train at least two more"
+    elif never_met(pairs):
+        hopeless = "no run met the target: train longer, more seeds like these would not help"
+    elif at_most is not None and ratio > at_most:
+        hopeless = f"the observed ratio {ratio:.3g} is itself above {at_most:g}: more seeds like these would not help"
+    elif at_most is None and ratio == 1:
+        hopeless = "the observed ratio is 1: more seeds like these would not decide"
+    if hopeless is not None:
+        return SeedsNeeded(None, 0.0, hopeless)
 
     def power(count: int) -> float:
-        return _power(baseline, pretrained, count, at_most, seed)
+        """Share of simulated studies of `count` pairs that decide."""
+        generator = np.random.default_rng([seed, count])
+        drawn = generator.integers(0, len(pairs), size=(STUDIES, count))
+        weights = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).T
+        ratios = (pretrained[drawn] @ weights) / (baseline[drawn] @ weights)  # (studies, resamples)
+        low, high = np.quantile(ratios, (0.025, 0.975), axis=1)
+        decided = high <= at_most if at_most is not None else (high < 1) | (low > 1)
+        return float(decided.mean())
 
     too_few, enough = len(pairs), max(len(pairs) + 1, minimum)
     while power(enough) < POWER:
@@ -66,21 +72,6 @@ def seeds_needed(pairs: Sequence[SeedPair], at_most: float | None, minimum: int,
     while enough - too_few > 1 and enough > minimum:
         middle = (too_few + enough) // 2
         too_few, enough = (too_few, middle) if power(middle) >= POWER else (middle, enough)
-    reached = power(enough)
-    more = enough - len(pairs)
-    return SeedsNeeded(
-        more,
-        reached,
-        f"{more} more matched seeds with the same spread would decide in {reached * 100:.0f} % of studies",
-    )
-
-
-def _power(baseline: np.ndarray, pretrained: np.ndarray, count: int, at_most: float | None, seed: int) -> float:
-    """Share of simulated studies of `count` pairs that decide."""
-    generator = np.random.default_rng([seed, count])
-    drawn = generator.integers(0, len(baseline), size=(STUDIES, count))
-    weights = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).T
-    ratios = (pretrained[drawn] @ weights) / (baseline[drawn] @ weights)  # (studies, resamples)
-    low, high = np.quantile(ratios, (0.025, 0.975), axis=1)
-    decided = high <= at_most if at_most is not None else (high < 1) | (low > 1)
-    return float(decided.mean())
+    more, reached = enough - len(pairs), power(enough)
+    would = f"{more} more matched seeds with the same spread would decide in {reached * 100:.0f} % of studies"
+    return SeedsNeeded(more, reached, would)
