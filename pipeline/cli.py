@@ -157,10 +157,10 @@ def ask(arguments: Sequence[str] | None = None) -> int:
 def _sync() -> int:
     from pipeline.tracking.spool import sync  # late: --help answers at once
 
-    delivery = sync()
-    for line in delivery.lines():
+    done, lines = sync()
+    for line in lines:
         say(line)
-    return DONE if delivery.done else VERDICT_NO
+    return DONE if done else VERDICT_NO
 
 
 def _answer(known: argparse.Namespace) -> str:

@@ -16,7 +16,7 @@ from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import demonstrator_of, fetch_dataset
-from pipeline.tracking.models import StoredPolicy, clones_by_seed, find_policy
+from pipeline.tracking.models import StoredPolicy, find_policy, seeds_of
 from pipeline.tracking.runs import StageRun, get_run, read_text_artifact
 
 UPSTREAM = ("policy", "group")
@@ -101,7 +101,7 @@ def starting_policies(run: StageRun, policy: StoredPolicy, seeds: Sequence[int])
     """
     if policy.run_id is None:
         raise BadInput(f"policy {policy.reference!r} has no transfer certificate; give the run id of a pretrain run")
-    clones = clones_by_seed(run.client, policy)
+    clones = seeds_of(run.client, policy.run_id, "pretrain_seed")
     if len(clones) <= 1:
         starts = dict.fromkeys(seeds, next(iter(clones.values()), policy))
     else:

@@ -25,7 +25,7 @@ from pipeline.tracking.models import (
     fetch_version,
     find_policy,
     find_version,
-    training_seeds,
+    seeds_of,
 )
 from pipeline.tracking.references import Reference
 from pipeline.tracking.runs import StageRun, get_run
@@ -65,7 +65,8 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
 
 def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
     """Whom the gate plays: the candidate and, if so asked, every seed of its training."""
-    return {"candidate": candidate, **(training_seeds(run.client, candidate) if config.training_seeds else {})}
+    seeds = seeds_of(run.client, candidate.run_id, "train_expert_seed") if config.training_seeds else {}
+    return {"candidate": candidate, **{f"training seed {seed}": policy for seed, policy in seeds.items()}}
 
 
 def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:

@@ -104,7 +104,11 @@ def close_stale(client: MlflowClient, running: list[Run]) -> list[str]:
     for a command that goes on under an earlier run.
     """
     known = {run.info.run_id: run for run in running}
-    for run in filter(_unclaimed, running):
+    for run in running:
+        tags = run.data.tags
+        ours = tags.get(MLFLOW_PROJECT_ENTRY_POINT) in STAGES and not {Tag.STAGE, Tag.CONTINUES} & tags.keys()
+        if not ours or time.time() - run.info.start_time / 1000 <= UNCLAIMED_SECONDS:
+            continue
         client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, "killed: mlflow run made it, and no stage came to it")
         client.set_terminated(run.info.run_id, status="KILLED")
     stale = [run for run in running if is_gone(_owner(client, run, known))]
@@ -122,13 +126,6 @@ def close_stale(client: MlflowClient, running: list[Run]) -> list[str]:
     return [run.info.run_id for run in stale]
 
 
-def _unclaimed(run: Run) -> bool:
-    """`mlflow run` made it for a stage of ours, and was killed before that began."""
-    tags = run.data.tags
-    ours = tags.get(MLFLOW_PROJECT_ENTRY_POINT) in STAGES and not {Tag.STAGE, Tag.CONTINUES} & tags.keys()
-    return ours and time.time() - run.info.start_time / 1000 > UNCLAIMED_SECONDS
-
-
 def _owner(client: MlflowClient, run: Run, known: dict[str, Run]) -> Run:
     """The run that names the process: itself, the one that goes on in its place, or the one it is nested in."""
     parent = run.data.tags.get(Tag.CONTINUES) or run.data.tags.get(MLFLOW_PARENT_RUN_ID)
@@ -138,15 +135,3 @@ def _owner(client: MlflowClient, run: Run, known: dict[str, Run]) -> Run:
         with contextlib.suppress(MlflowException):  # a parent that was deleted says nothing
             known[parent] = client.get_run(parent)
     return known.get(parent, run)
-
-
-def take_over(client: MlflowClient, newest: list[Run]) -> Run | None:
-    """Make a run that was interrupted this process's: the newest that was given this command, if it was. Else None."""
-    for run in newest[:1]:
-        if run.info.status != "FINISHED" and is_gone(run):
-            for key, value in signs_of_life().items():
-                client.set_tag(run.info.run_id, key, value)
-            client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, "")
-            client.update_run(run.info.run_id, status="RUNNING")
-            return run
-    return None

@@ -117,18 +117,8 @@ def expert_to_ask(client: MlflowClient, demonstrator: Mapping[str, Any], task: s
     return fetch_version(version).acts()
 
 
-def training_seeds(client: MlflowClient, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
-    """The best policies of all seeds of the training that a candidate is the best of, by `training seed <n>`."""
-    seeds = _policies_by_seed(client, candidate.run_id, "train_expert_seed")
-    return {f"training seed {seed}": policy for seed, policy in seeds.items()}
-
-
-def clones_by_seed(client: MlflowClient, policy: StoredPolicy) -> dict[int, StoredPolicy]:
-    """Seed -> clone, of the pretrain run that a policy is of; empty for a policy of anything else."""
-    return _policies_by_seed(client, policy.run_id, "pretrain_seed")
-
-
-def _policies_by_seed(client: MlflowClient, run_id: str | None, stage: str) -> dict[int, StoredPolicy]:
+def seeds_of(client: MlflowClient, run_id: str | None, stage: str) -> dict[int, StoredPolicy]:
+    """Seed -> policy, of the runs of single seeds of a stage that are nested in a run; empty for no run."""
     if run_id is None:
         return {}
     children = search(client, {MLFLOW_PARENT_RUN_ID: run_id, Tag.STAGE: stage})

@@ -44,6 +44,11 @@ def _inside(place: str) -> str:
 Place = Annotated[str, AfterValidator(_inside)]
 
 
+def _send(client: MlflowClient, run_id: str, kind: str, entities: list[Any], at_once: int = BATCH) -> None:
+    for start in range(0, len(entities), at_once):
+        client.log_batch(run_id, **{kind: entities[start : start + at_once]}, synchronous=True)
+
+
 @configuration
 class Metrics:
     """Points of a run's curves; with a model they become that model's as well."""
@@ -54,8 +59,7 @@ class Metrics:
 
     def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
         entities = [Metric(name, v, moment, step, model_id=self.model_id) for name, v, step, moment in self.points]
-        for start in range(0, len(entities), METRIC_BATCH):
-            client.log_batch(run_id, metrics=entities[start : start + METRIC_BATCH], synchronous=True)
+        _send(client, run_id, "metrics", entities, METRIC_BATCH)
 
 
 @configuration
@@ -66,9 +70,7 @@ class Tags:
     tags: dict[str, str]
 
     def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
-        entities = [RunTag(key, value) for key, value in self.tags.items()]
-        for start in range(0, len(entities), BATCH):
-            client.log_batch(run_id, tags=entities[start : start + BATCH], synchronous=True)
+        _send(client, run_id, "tags", [RunTag(key, value) for key, value in self.tags.items()])
 
 
 @configuration
@@ -79,9 +81,7 @@ class Params:
     params: dict[str, str]
 
     def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
-        entities = [Param(key, value) for key, value in self.params.items()]
-        for start in range(0, len(entities), BATCH):
-            client.log_batch(run_id, params=entities[start : start + BATCH], synchronous=True)
+        _send(client, run_id, "params", [Param(key, value) for key, value in self.params.items()])
 
 
 @configuration

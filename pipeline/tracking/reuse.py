@@ -16,7 +16,7 @@ from pipeline.names import lineage_run_tag as lineage_tag
 from pipeline.tracking.content_key import ContentKey, digest_of
 from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.groups import read_training, trainings
-from pipeline.tracking.models import clones_by_seed, fetch_version, find_policy, find_version, training_seeds
+from pipeline.tracking.models import fetch_version, find_policy, find_version, seeds_of
 from pipeline.tracking.references import downloaded
 from pipeline.tracking.registry import require_approved
 from pipeline.tracking.runs import get_run, read_text_artifact, search, seed_of, tag_of
@@ -37,7 +37,10 @@ class Found:
 
 
 def find_finished(client: MlflowClient, stage: str, task: str, key: ContentKey) -> Found:
-    """The newest finished run of a stage with this content key that nothing is known against."""
+    """The newest finished run of a stage with this content key that nothing is known against.
+
+    Without one, the words say in which ingredient the most similar run differs.
+    """
     tags = {Tag.STAGE: stage, Tag.TASK: task}
     doubts = []
     for run in search(client, {**tags, Tag.CONTENT_KEY: key.digest}, limit=CANDIDATES):
@@ -47,7 +50,15 @@ def find_finished(client: MlflowClient, stage: str, task: str, key: ContentKey) 
             doubts.append(f"run because run {run.info.run_id}, equal in all, cannot be used: {doubt}")
         else:
             return Found(run, f"reused (run {run.info.run_id})")
-    return Found(None, doubts[0] if doubts else _closest(client, search(client, tags, limit=CANDIDATES), key))
+    if doubts:
+        return Found(None, doubts[0])
+    keys = [(run.info.run_id, read_key(client, run)) for run in search(client, tags, limit=CANDIDATES)]
+    found = [(key.differences(other), run_id) for run_id, other in keys if other is not None]
+    different, run_id = min(filter(lambda one: one[0], found), key=lambda one: len(one[0]), default=((), ""))
+    if not different:
+        return Found(None, "run: nothing like it in this store")
+    more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+    return Found(None, f"run because {different[0].sentence()}{more} (closest: run {run_id})")
 
 
 def read_key(client: MlflowClient, run: Run) -> ContentKey | None:
@@ -57,18 +68,6 @@ def read_key(client: MlflowClient, run: Run) -> ContentKey | None:
         return None if text is None else ContentKey.from_json(text)
     except (MlflowException, OSError, BadInput):
         return None
-
-
-def _closest(client: MlflowClient, runs: list[Run], key: ContentKey) -> str:
-    """In which ingredient the most similar of the runs differs."""
-    keys = [(run, read_key(client, run)) for run in runs]
-    differences = [(key.differences(other), run.info.run_id) for run, other in keys if other is not None]
-    different = sorted((found for found in differences if found[0]), key=lambda found: len(found[0]))
-    if not different:
-        return "run: nothing like it in this store"
-    found, run_id = different[0]
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return f"run because {found[0].sentence()}{more} (closest: run {run_id})"
 
 
 # --- what speaks against a run ---------------------------------------------------------------------------------------
@@ -87,16 +86,45 @@ def refuse_unsound(client: MlflowClient, run: Run) -> None:
             _refuse_damaged(client, get_run(client, tags[lineage_tag(role)], f"its {role} run"))
     if Tag.LINEAGE_EXPERT in tags:
         fetch_version(find_version(client, tags[Tag.LINEAGE_EXPERT], tag_of(run, Tag.TASK), Alias.APPROVED))
-    stage = tags[Tag.STAGE]
+    stage, task = tags[Tag.STAGE], tag_of(run, Tag.TASK)
     if stage in ("train_expert", "promote"):
-        _refuse_version(client, run)
+        if f"{OUTPUT_PREFIX}expert" not in tags:
+            raise BadInput(f"run {run.info.run_id} has no registered version: python -m pipeline sync")
+        version = find_version(client, tags[f"{OUTPUT_PREFIX}expert"], task, Alias.CANDIDATE)
+        name = f"expert {version.name}/{version.version}"
+        if VersionTag.TAINT in version.tags:
+            raise BadInput(f"{name} is tainted: {version.tags[VersionTag.TAINT]}")
+        candidate = fetch_version(version)
+        if stage == "train_expert":
+            _refuse_missing(run, list(seeds_of(client, candidate.run_id, "train_expert_seed")), "trainings")
+        else:
+            require_approved(version, "main")
+            judge = version.tags.get(VersionTag.GATE_RUN_ID)
+            if judge != run.info.run_id:
+                raise BadInput(f"{name} was judged again by run {judge}")
     elif stage == "pretrain":
-        policy = find_policy(client, run.info.run_id, tag_of(run, Tag.TASK), {})
-        _refuse_missing(run, sorted(clones_by_seed(client, policy)), "clones")
+        find_policy(client, run.info.run_id, task, {})
+        _refuse_missing(run, list(seeds_of(client, run.info.run_id, "pretrain_seed")), "clones")
     elif stage in ("baseline", "finetune"):
-        _refuse_trainings(client, run)
+        members = trainings(client, run)
+        for training in members:
+            if training.info.status != "FINISHED":
+                raise BadInput(f"its training {training.info.run_id} is {training.info.status}")
+            refuse_unsound(client, training)
+        arms = sorted({tag_of(training, Tag.ARM) for training in members})
+        if len(arms) != 1 + (_setting(run, "control_timesteps") != 0):
+            raise BadInput(f"its trainings are of the arms {arms}, one is missing")
+        for arm in arms:
+            seeds = [seed_of(training) for training in members if tag_of(training, Tag.ARM) == arm]
+            _refuse_missing(run, seeds, f"trainings of arm {arm}")
     elif stage == "compare":
-        _refuse_report(run)
+        try:
+            with downloaded(f"runs:/{run.info.run_id}/{Artifact.REPORT}") as copy:
+                digest = report_digest(copy)
+        except (MlflowException, OSError) as error:
+            raise BadInput(f"its report cannot be fetched: {error}") from None
+        if digest != tags.get(Tag.REPORT_DIGEST):
+            raise BadInput("the files of its report changed")
     elif stage in ("baseline_seed", "finetune_seed"):
         read_training(client, run)
     if stage in HANDS_ON and f"{OUTPUT_PREFIX}{HANDS_ON[stage]}" not in tags:
@@ -123,39 +151,6 @@ def _refuse_damaged(client: MlflowClient, run: Run) -> None:
         find_policy(client, run_id, tag_of(run, Tag.TASK), {})
 
 
-def _refuse_version(client: MlflowClient, run: Run) -> None:
-    """The registered version that the run handed on, and for the gate its approval."""
-    tags = run.data.tags
-    if f"{OUTPUT_PREFIX}expert" not in tags:
-        raise BadInput(f"run {run.info.run_id} has no registered version: python -m pipeline sync")
-    version = find_version(client, tags[f"{OUTPUT_PREFIX}expert"], tag_of(run, Tag.TASK), Alias.CANDIDATE)
-    if VersionTag.TAINT in version.tags:
-        raise BadInput(f"expert {version.name}/{version.version} is tainted: {version.tags[VersionTag.TAINT]}")
-    candidate = fetch_version(version)
-    if tags[Tag.STAGE] == "train_expert":
-        _refuse_missing(run, [int(name.split()[-1]) for name in training_seeds(client, candidate)], "trainings")
-        return
-    require_approved(version, "main")
-    judge = version.tags.get(VersionTag.GATE_RUN_ID)
-    if judge != run.info.run_id:
-        raise BadInput(f"expert {version.name}/{version.version} was judged again by run {judge}")
-
-
-def _refuse_trainings(client: MlflowClient, run: Run) -> None:
-    members = trainings(client, run)
-    for training in members:
-        if training.info.status != "FINISHED":
-            raise BadInput(f"its training {training.info.run_id} is {training.info.status}")
-        refuse_unsound(client, training)
-    arms = sorted({tag_of(training, Tag.ARM) for training in members})
-    controls = _setting(run, "control_timesteps") != 0
-    if len(arms) != 1 + controls:
-        raise BadInput(f"its trainings are of the arms {arms}, one is missing")
-    for arm in arms:
-        seeds = [seed_of(t) for t in members if tag_of(t, Tag.ARM) == arm]
-        _refuse_missing(run, seeds, f"trainings of arm {arm}")
-
-
 def _refuse_missing(run: Run, seeds: list[int], what: str) -> None:
     wanted = _setting(run, "seeds")
     if not isinstance(wanted, list) or set(seeds) != set(wanted) or len(seeds) != len(wanted):
@@ -166,13 +161,3 @@ def _setting(run: Run, key: str) -> Any:
     """A setting of a run, from its parameters. Raises BadInput when that is gone."""
     name = f"{CONFIG_PARAM_PREFIX}{key}"
     return parse_json(run.data.params.get(name, ""), f"parameter {name} of run {run.info.run_id}")
-
-
-def _refuse_report(run: Run) -> None:
-    try:
-        with downloaded(f"runs:/{run.info.run_id}/{Artifact.REPORT}") as copy:
-            digest = report_digest(copy)
-    except (MlflowException, OSError) as error:
-        raise BadInput(f"its report cannot be fetched: {error}") from None
-    if digest != run.data.tags.get(Tag.REPORT_DIGEST):
-        raise BadInput("the files of its report changed")

@@ -312,7 +312,11 @@ def _start(
                 if client.get_run(left.name).info.status == "FINISHED":
                     shutil.rmtree(left, ignore_errors=True)
         asked = {} if command is None else {Tag.STAGE: stage, Tag.COMMAND: command}
-        earlier = liveness.take_over(client, search(client, asked, limit=1, status=None) if asked else [])
+        newest = search(client, asked, limit=1, status=None) if asked else []
+        earlier = next((run for run in newest if run.info.status != "FINISHED" and liveness.is_gone(run)), None)
+        if earlier is not None:  # from now on it is this process's
+            operations.tags({**liveness.signs_of_life(), MLFLOW_RUN_NOTE: ""}).perform(client, earlier.info.run_id)
+            client.update_run(earlier.info.run_id, status="RUNNING")
     if earlier is None:
         name = "" if given is None else given.info.run_name or ""
         adjective, animal, number = (*name.split("-", 2), "", "", "")[:3]

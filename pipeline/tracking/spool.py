@@ -225,43 +225,25 @@ def _unpacked(name: str, files: bytes | None, place: Path) -> str:
     return str(local)
 
 
-@dataclass(frozen=True)
-class Delivery:
-    """What `sync` came to."""
+def sync() -> tuple[bool, list[str]]:
+    """Deliver what waits for the configured store, what it refused before included; is all done, and lines for people.
 
-    delivered: int
-    waiting: int
-    refusals: tuple[str, ...]
-    folder: Path
-    trouble: str | None
-
-    @property
-    def done(self) -> bool:
-        return not self.waiting and not self.refusals
-
-    def lines(self) -> list[str]:
-        """For people."""
-        if self.done:
-            return [f"sync: {self.delivered} records delivered, nothing waits"]
-        why = f": {self.trouble}" if self.trouble else ""
-        return [
-            f"sync: {self.delivered} records delivered, {self.waiting} wait, {len(self.refusals)} refused "
-            f"(kept in {self.folder}){why}",
-            *(f"  - {reason}" for reason in dict.fromkeys(self.refusals)),
-        ]
-
-
-def sync() -> Delivery:
-    """Deliver what waits for the configured store, what it refused before included. Raises BadInput without a store."""
+    Raises BadInput without a store.
+    """
     client = connect()
     with contextlib.closing(Spool()) as spool:
         spool.try_refused_again()
         before = spool.waiting()
         trouble = deliver(spool, client)
-        refusals, left = tuple(spool.refusals()), spool.waiting()
+        refusals, left = spool.refusals(), spool.waiting()
+    delivered = before - left - len(refusals)
+    if not left and not refusals:
+        return True, [f"sync: {delivered} records delivered, nothing waits"]
     if left and trouble is None:
         trouble = "another process delivers them"
-    return Delivery(before - left - len(refusals), left, refusals, spool.folder, trouble)
+    why = f": {trouble}" if trouble else ""
+    told = f"sync: {delivered} records delivered, {left} wait, {len(refusals)} refused (kept in {spool.folder}){why}"
+    return False, [told, *(f"  - {reason}" for reason in dict.fromkeys(refusals))]
 
 
 def deliver_leftovers() -> None:

@@ -14,7 +14,7 @@ from pipeline.stages.pretrain import _critics
 from pipeline.tasks import Task
 from pipeline.tracking.datasets import answering, fetch_for_training
 from pipeline.tracking.groups import Group, upfront_cost
-from pipeline.tracking.models import clones_by_seed, find_policy
+from pipeline.tracking.models import find_policy, seeds_of
 from pipeline.tracking.runs import get_run, read_text_artifact, search
 
 ALGORITHMS = ("gail", "airl", "dagger")
@@ -46,7 +46,7 @@ def test_an_algorithm_leaves_what_cloning_leaves(story, client, algorithm):
     certificate = json.loads(read_text_artifact(client, child.info.run_id, Artifact.CERTIFICATE))
     stored = find_policy(client, run_id, "social_nav", {})
     assert certificate["policy_digest"] == stored.digest == run.data.tags[Tag.POLICY_DIGEST]
-    assert list(clones_by_seed(client, stored)) == [1]
+    assert list(seeds_of(client, stored.run_id, "pretrain_seed")) == [1]
 
 
 def test_a_gail_clone_is_fine_tuned_and_its_steps_are_on_the_bill(story, client):

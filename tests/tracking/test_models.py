@@ -18,7 +18,7 @@ from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE, Alias, Artifac
 from pipeline.policies import act_function, build_policy, policy_digest, probe_batch, save_policy
 from pipeline.tracking import models, packing, registry
 from pipeline.tracking.datasets import fetch_dataset, fetch_for_training, find_dataset_run
-from pipeline.tracking.models import fetch_version, find_policy, find_version, training_seeds
+from pipeline.tracking.models import fetch_version, find_policy, find_version, seeds_of
 from pipeline.tracking.reuse import refuse_unsound
 
 UNKNOWN = "0" * 32
@@ -184,12 +184,8 @@ def test_the_seeds_of_a_training_are_found_by_number(bench):
     }
     for seed, run_id in children.items():
         bench.client.set_tag(run_id, Tag.SEED, str(seed))
-    found = training_seeds(bench.client, find_policy(bench.client, parent, TASK, {}))
-    assert {name: policy.run_id for name, policy in found.items()} == {
-        "training seed 2": children[2],
-        "training seed 10": children[10],
-    }
-    assert list(found) == ["training seed 2", "training seed 10"]
+    found = seeds_of(bench.client, parent, "train_expert_seed")
+    assert [(seed, policy.run_id) for seed, policy in found.items()] == [(2, children[2]), (10, children[10])]
 
 
 # --- as MLflow has it ------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_a_torn_last_record_costs_that_record_alone(bench):
     with log.open("r+b") as handle:
         handle.truncate(log.stat().st_size - 100)
     assert Spool(bench.folder / "whole").waiting() == 20  # it was there: the tear cost it, nothing else
-    assert sync().done
+    assert sync()[0]
     assert points_of(bench, run_id) == [(n, float(n)) for n in range(1, 20)]
 
 
