@@ -32,6 +32,11 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
     Raises ValueError for an animation of a media type that browsers do not play.
     """
     c, x = comparison, context
+    pictures = {
+        "gauge": ratio_gauge(c.ratio, c.settings.ratio_target),
+        "playback": blocks().playback(x.animations or ()),
+        "lineage": blocks().lineage(lineage_rails(x.lineage or ())),
+    }
     common = [f for f in c.arms[Arm.SCRATCH].curves if f in c.arms[Arm.PRETRAINED].curves]
     shown = dict.fromkeys([*c.settings.target, *(f for f in common if f in ("return_mean", "snqi"))])
     curves = [figure for figure in shown if figure in common]
@@ -45,6 +50,7 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
         "shift": None if x.shift is None else figures.shift_bars(x.shift),
     }
     drawn = {name: svg for name, svg in made.items() if svg is not None}
+    pictures |= {f"figures/{name}.svg": svg for name, svg in drawn.items()}
     titles = {node.key: node.title for node in x.lineage or ()}
     measured = {name for policy in x.references or () for name in policy.figures}
     compared = [f.figure for f in c.finals[c.settings.training_set] if f.figure in measured]
@@ -64,11 +70,6 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
             linked=markdown_link if page else lambda text, url: text,
         )
 
-    pictures = {f"figures/{name}.svg": svg for name, svg in drawn.items()} | {
-        "gauge": ratio_gauge(c.ratio, c.settings.ratio_target),
-        "playback": blocks().playback(x.animations or ()),
-        "lineage": blocks().lineage(lineage_rails(x.lineage or ())),
-    }
     page = html_page(said(page=True), pictures, f"{_MOODS[c.verdict]} {_FINAL_MOODS.get(c.final_verdict, '')}")
     data = json.dumps(report_data(c, x), indent=1, allow_nan=False, ensure_ascii=False)
     return {

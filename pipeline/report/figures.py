@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from pipeline.errors import printable
 from pipeline.names import Arm, Metric
 from pipeline.report.palette import (
     ARM_COLOURS,
@@ -360,4 +361,5 @@ def short_steps(steps: float) -> str:
 
 
 def _cut(text: str, limit: int = 34) -> str:
+    text = printable(text)  # a control character is none of XML
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.errors import printable
 from pipeline.gate import GateDecision
 from pipeline.learning.diagnosis import ADVICE, Diagnosis
 from pipeline.names import Metric
@@ -90,7 +89,7 @@ def inspection_files(
     features = inspection.features[:MOST_FEATURES]
     drawn["features"] = ranges(
         "features",
-        [printable(name) for name in names[:MOST_FEATURES]],
+        names[:MOST_FEATURES],
         np.array([[f.min, f.mean - f.std, f.mean, f.mean + f.std, f.max] for f in features]),
         [(f.low, f.high) for f in features],
     )
