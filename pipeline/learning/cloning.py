@@ -107,9 +107,32 @@ def episode_returns(trajectories: Trajectories) -> np.ndarray:
     return np.add.reduceat(trajectories.rewards.astype(np.float64), trajectories.step_offsets[:-1])
 
 
-def rank(figures: Mapping[str, float]) -> tuple[float, float]:
-    """What clones are ranked by, larger is better: success rate, then mean return."""
-    return figures["success_rate"], figures["return_mean"]
+class Course:
+    """The points of an actor's training in their order, and the epoch and tensors of the best policy among them.
+
+    Ranked by success rate, then mean return, where it was evaluated; or by validation loss. Ties: the earlier.
+    """
+
+    def __init__(self, on_point: OnPoint, select: str = "rollout") -> None:
+        self._on_point, self._select = on_point, select
+        self._value: Any = None
+        self.points: list[EpochPoint] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_epoch = 0
+
+    def add(
+        self, policy: ActorCriticPolicy, epoch: int, metrics: Mapping[str, float], records: EpisodeRecords | None = None
+    ) -> None:
+        self.points.append(EpochPoint(epoch, metrics, records))
+        self._on_point(self.points[-1])
+        value: Any = None
+        if self._select == "validation_loss":
+            value = -metrics["bc/val_loss"]
+        elif records is not None:
+            figures = point_figures(records)
+            value = figures["success_rate"], figures["return_mean"]
+        if value is not None and (self._value is None or value > self._value):
+            self._value, self.best, self.best_epoch = value, tensors_of(policy), epoch
 
 
 def clone(
@@ -148,9 +171,7 @@ def clone(
         actor.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     generator = torch.Generator().manual_seed(seed)
-    points: list[EpochPoint] = []
-    best_value: Any = None
-    best_epoch, best_tensors, seconds = 0, dict[str, torch.Tensor](), 0.0
+    course, seconds = Course(on_point, settings.select), 0.0
     for epoch in range(settings.epochs + 1):
         if epoch > 0:
             began = time.perf_counter()
@@ -166,27 +187,20 @@ def clone(
         metrics = actor.curves(train, validation)
         weights, losses = not_finite(policy), metrics["bc/train_loss"] + metrics["bc/val_loss"]
         if weights is not None or not math.isfinite(losses):
-            if best_tensors:
-                load_tensors(policy, best_tensors)
+            if course.points:
+                load_tensors(policy, course.best)
             raise Diverged(
                 f"cloning of seed {seed} diverged in epoch {epoch}: {weights or 'its loss'} is not finite; lower "
                 f"cloning.learning_rate (now {settings.learning_rate:g})"
             )
         due = epoch % settings.evaluate_every_epochs == 0 or epoch == settings.epochs
         records = evaluate(policy) if evaluate is not None and due else None
-        points.append(EpochPoint(epoch, metrics, records))
-        on_point(points[-1])
-        if settings.select == "validation_loss":
-            value: Any = -metrics["bc/val_loss"]
-        else:
-            value = None if records is None else rank(point_figures(records))
-        if value is not None and (best_value is None or value > best_value):
-            best_value, best_epoch, best_tensors = value, epoch, tensors_of(policy)
-    load_tensors(policy, best_tensors)
+        course.add(policy, epoch, metrics, records)
+    load_tensors(policy, course.best)
     return CloningResult(
-        epochs=tuple(points),
+        epochs=tuple(course.points),
         critic_epochs=train_critic(policy, trajectories, train_episodes, held_out, settings, seed, on_point),
-        best_epoch=best_epoch,
+        best_epoch=course.best_epoch,
         train_episodes=train_episodes,
         held_out_episodes=held_out,
         samples_per_second=settings.epochs * len(train.rows) / seconds,

@@ -15,6 +15,7 @@ them something of what is rewarded. Their reward never sees the end flag (but fo
 import math
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import fields
@@ -32,7 +33,7 @@ from imitation.data.types import Transitions
 from imitation.rewards.reward_nets import BasicRewardNet, BasicShapedRewardNet, RewardNet
 from imitation.util.logger import HierarchicalLogger
 from imitation.util.networks import RunningNorm
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
@@ -41,15 +42,15 @@ from pipeline.config.stages import Pretrain
 from pipeline.config.training import AdversarialTraining, Dagger, LearningRate, PPOTraining
 from pipeline.data import Trajectories
 from pipeline.errors import BadInput, shortened
+from pipeline.learning.callbacks import NumberWriter
 from pipeline.learning.cloning import (
     MIN_LOG_STD,
     CloningResult,
-    EpochPoint,
+    Course,
     Evaluate,
     OnPoint,
     check_demonstrations,
     episode_returns,
-    rank,
     split_by_episode,
     train_critic,
 )
@@ -58,10 +59,10 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job, make_model, training_env
 from pipeline.learning.schedule import next_evaluation
 from pipeline.play.demonstrators import ActorSlots, Demonstrator
-from pipeline.play.evaluation import EpisodeRecords, point_figures
 from pipeline.policies import ActFunction, act_function, load_tensors, tensors_of
 from pipeline.tasks import Task
 
+LOGGED: Final = ("bc/loss", "bc/neglogp", "bc/entropy", "bc/prob_true_act", "bc/l2_norm")
 ADVERSARIES: Final[Mapping[str, type[AdversarialTrainer]]] = {"gail": gail.GAIL, "airl": airl.AIRL}
 
 
@@ -95,15 +96,15 @@ def imitate(
         episode_returns(trajectories), config.cloning.validation_fraction, seed
     )
     data, untrained = trajectories.select(train_rows), tensors_of(policy)
-    course = _Course(evaluate, on_point)
+    course = _Playing(evaluate, on_point, folder)
     try:
         if config.training is not None:
-            steps = _adversarial(task, policy, data, config, config.training, seed, folder, course)
+            steps = _adversarial(task, data, config, config.training, seed, course)
         else:
             assert config.dagger is not None
             if demonstrator is None:
                 raise BadInput("algorithm 'dagger' needs a demonstrator that answers; use 'bc', 'gail' or 'airl'")
-            steps = _dagger(task, policy, data, config, config.dagger, seed, folder, demonstrator, course)
+            steps = _dagger(task, policy, data, config, config.dagger, seed, demonstrator, course)
     except Diverged as error:
         load_tensors(policy, course.best)
         raise Diverged(f"{config.algorithm} of seed {seed} {error}") from None
@@ -113,7 +114,7 @@ def imitate(
     return CloningResult(
         epochs=tuple(course.points),
         critic_epochs=critic,
-        best_epoch=course.best_at,
+        best_epoch=course.best_epoch,
         train_episodes=train_rows,
         held_out_episodes=held_out_rows,
         samples_per_second=math.nan,
@@ -122,49 +123,26 @@ def imitate(
     )
 
 
-class _Course:
-    """The points of a training in their order, and the tensors of the best policy that was evaluated."""
+class _Playing(Course):
+    """A course with evaluations, and the means of what the library logs: `take` gives those since the last time."""
 
-    def __init__(self, evaluate: Evaluate, on_point: OnPoint) -> None:
-        self._evaluate, self._on_point = evaluate, on_point
-        self._value: Any = None
-        self.points: list[EpochPoint] = []
-        self.best: dict[str, torch.Tensor] = {}
-        self.best_at = 0
+    def __init__(self, evaluate: Evaluate, on_point: OnPoint, folder: Path) -> None:
+        super().__init__(on_point)
+        self._evaluate, self.folder = evaluate, folder
+        self._logged: dict[str, list[float]] = defaultdict(list)
+        self.logger = HierarchicalLogger(Logger(str(folder), [NumberWriter(self._keep)]), format_strs=[])
 
-    def log(self, at: int, metrics: Mapping[str, float], records: EpisodeRecords | None = None) -> None:
-        self.points.append(EpochPoint(at, metrics, records))
-        self._on_point(self.points[-1])
+    def evaluate(self, policy: ActorCriticPolicy, at: int, metrics: Mapping[str, float] | None = None) -> None:
+        self.add(policy, at, metrics or {}, self._evaluate(policy))
 
-    def evaluate(self, at: int, policy: ActorCriticPolicy, metrics: Mapping[str, float] | None = None) -> None:
-        records = self._evaluate(policy)
-        value = rank(point_figures(records))
-        if self._value is None or value > self._value:
-            self._value, self.best, self.best_at = value, tensors_of(policy), at
-        self.log(at, metrics or {}, records)
-
-
-class _Writer(KVWriter):
-    """Takes what the library logs; `take` hands the means since the last time out."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {}
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        for name, value in key_values.items():
-            if not isinstance(value, str) and hasattr(value, "__float__"):
-                self._values.setdefault(name, []).append(float(value))
+    def _keep(self, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._logged[name].append(value)
 
     def take(self) -> dict[str, float]:
-        values, self._values = self._values, {}
-        return {name: float(np.mean(listed)) for name, listed in values.items()}
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-def _logger(folder: Path, writer: _Writer) -> HierarchicalLogger:
-    return HierarchicalLogger(Logger(str(folder), [writer]), format_strs=[])
+        means = {name: float(np.mean(listed)) for name, listed in self._logged.items()}
+        self._logged.clear()
+        return means
 
 
 # --- GAIL and AIRL ---------------------------------------------------------------------------------------------------
@@ -182,78 +160,10 @@ class _OwnInfos(VecEnvWrapper):
 
 
 def _adversarial(
-    task: Task,
-    policy: ActorCriticPolicy,
-    data: Trajectories,
-    config: Pretrain,
-    training: AdversarialTraining,
-    seed: int,
-    folder: Path,
-    course: _Course,
+    task: Task, data: Trajectories, config: Pretrain, training: AdversarialTraining, seed: int, course: _Playing
 ) -> int:
     """PPO against the discriminator, in rounds of one rollout; returns the environment steps."""
-    job = _generator_job(task, config, training, seed)
-    check_job(job)
-    if training.discriminator.batch_size > data.steps:
-        raise BadInput(
-            f"training.discriminator.batch_size = {training.discriminator.batch_size}: the dataset has only "
-            f"{data.steps} steps to train on"
-        )
-    env = training_env(task, job.training, seed)
-    try:
-        env = _OwnInfos(env)
-        model, _ = make_model(job, task, env)
-        rounds = training.total_timesteps // (model.n_steps * training.n_envs)
-        if rounds == 0:
-            raise BadInput(
-                f"training.total_timesteps = {training.total_timesteps}: less than one rollout of "
-                f"{model.n_steps} steps in {training.n_envs} environments"
-            )
-        rows = data.step_rows[: training.discriminator.batch_size]
-        probe = data.observations[rows], data.actions[: len(rows)], data.observations[rows + 1], np.zeros(len(rows))
-        writer, due = _Writer(), next_evaluation(config.evaluation, 0)
-        trainer = ADVERSARIES[config.algorithm](
-            demonstrations=_transitions(data),
-            demo_batch_size=training.discriminator.batch_size,
-            venv=env,
-            gen_algo=model,
-            reward_net=_reward_net(config.algorithm, task, training, model.gamma),
-            n_disc_updates_per_round=training.discriminator.updates_per_rollout,
-            disc_opt_kwargs={"lr": training.discriminator.learning_rate},
-            custom_logger=_logger(folder, writer),
-            allow_variable_horizon=True,
-        )
-        course.evaluate(0, model.policy)
-
-        def refuse_divergence() -> None:
-            if not np.isfinite(trainer.reward_train.predict(*probe)).all():
-                raise Diverged(
-                    f"diverged at step {model.num_timesteps:,}: what the discriminator gives is not finite; lower "
-                    f"training.discriminator.learning_rate (now {training.discriminator.learning_rate:g})"
-                )
-
-        def after_round(index: int) -> None:
-            nonlocal due
-            trainer.logger.dump()
-            refuse_divergence()
-            course.log(model.num_timesteps, _renamed(writer.take(), config.algorithm))
-            if model.num_timesteps >= due or index == rounds - 1:
-                course.evaluate(model.num_timesteps, model.policy)
-                due = next_evaluation(config.evaluation, model.num_timesteps)
-
-        try:
-            trainer.train(training.total_timesteps, callback=after_round)
-        except ValueError:  # torch's, of a distribution
-            refuse_divergence()
-            raise
-    finally:
-        env.close()
-    return model.num_timesteps
-
-
-def _generator_job(task: Task, config: Pretrain, training: AdversarialTraining, seed: int) -> TrainingJob:
-    """The PPO training that the library steps through; where its reward comes from is all it differs in."""
-    chosen = PPOTraining(
+    generator = PPOTraining(
         scenario_set=config.scenario_set,
         total_timesteps=training.total_timesteps,
         n_envs=training.n_envs,
@@ -262,21 +172,78 @@ def _generator_job(task: Task, config: Pretrain, training: AdversarialTraining, 
         ppo=training.ppo,
         evaluation=config.evaluation,
     )
-    return TrainingJob(task.config, chosen, seed, output="")
+    job = TrainingJob(task.config, generator, seed, output="")
+    check_job(job)
+    batch_size, rate = training.discriminator.batch_size, training.discriminator.learning_rate
+    if batch_size > data.steps:
+        raise BadInput(
+            f"training.discriminator.batch_size = {batch_size}: the dataset has only {data.steps} steps to train on"
+        )
+    with closing(_OwnInfos(training_env(task, generator, seed))) as env:
+        model, _ = make_model(job, task, env)
+        rounds = training.total_timesteps // (model.n_steps * training.n_envs)
+        if rounds == 0:
+            raise BadInput(
+                f"training.total_timesteps = {training.total_timesteps}: less than one rollout of "
+                f"{model.n_steps} steps in {training.n_envs} environments"
+            )
+        spaces_, hidden = (task.observation_space, task.action_space), training.discriminator.hidden
+        if config.algorithm == "gail":  # logits of (observation, action)
+            net: RewardNet = BasicRewardNet(*spaces_, hid_sizes=hidden, normalize_input_layer=RunningNorm)
+        else:  # the same as a reward, plus a potential of the observations
+            net = BasicShapedRewardNet(
+                *spaces_,
+                reward_hid_sizes=hidden,
+                potential_hid_sizes=hidden,
+                discount_factor=model.gamma,
+                normalize_input_layer=RunningNorm,
+            )
+        trainer = ADVERSARIES[config.algorithm](
+            demonstrations=_transitions(data),
+            demo_batch_size=batch_size,
+            venv=env,
+            gen_algo=model,
+            reward_net=net,
+            n_disc_updates_per_round=training.discriminator.updates_per_rollout,
+            disc_opt_kwargs={"lr": rate},
+            custom_logger=course.logger,
+            allow_variable_horizon=True,
+        )
+        course.evaluate(model.policy, 0)
+        due = next_evaluation(config.evaluation, 0)
+        rows = data.step_rows[:batch_size]
+        probe = data.observations[rows], data.actions[: len(rows)], data.observations[rows + 1], np.zeros(len(rows))
 
+        def refuse_divergence() -> None:
+            if not np.isfinite(trainer.reward_train.predict(*probe)).all():
+                raise Diverged(
+                    f"diverged at step {model.num_timesteps:,}: what the discriminator gives is not finite; lower "
+                    f"training.discriminator.learning_rate (now {rate:g})"
+                )
 
-def _reward_net(algorithm: str, task: Task, training: AdversarialTraining, gamma: float) -> RewardNet:
-    """GAIL: logits of (observation, action). AIRL: the same as a reward, plus a potential of the observations."""
-    both, hidden = (task.observation_space, task.action_space), training.discriminator.hidden
-    if algorithm == "gail":
-        return BasicRewardNet(*both, hid_sizes=hidden, normalize_input_layer=RunningNorm)
-    return BasicShapedRewardNet(
-        *both,
-        reward_hid_sizes=hidden,
-        potential_hid_sizes=hidden,
-        discount_factor=gamma,
-        normalize_input_layer=RunningNorm,
-    )
+        def after_round(index: int) -> None:
+            nonlocal due
+            trainer.logger.dump()
+            refuse_divergence()
+            # mean/disc/disc_loss -> gail/disc_loss, mean/gen/train/approx_kl -> train/approx_kl
+            means = {"mean/disc/": f"{config.algorithm}/", "mean/gen/": ""}
+            metrics = {
+                new + name.removeprefix(old): value
+                for name, value in course.take().items()
+                for old, new in means.items()
+                if name.startswith(old)
+            }
+            course.add(model.policy, model.num_timesteps, metrics)
+            if model.num_timesteps >= due or index == rounds - 1:
+                course.evaluate(model.policy, model.num_timesteps)
+                due = next_evaluation(config.evaluation, model.num_timesteps)
+
+        try:
+            trainer.train(training.total_timesteps, callback=after_round)
+        except ValueError:  # torch's, of a distribution
+            refuse_divergence()
+            raise
+        return model.num_timesteps
 
 
 def _transitions(data: Trajectories) -> Transitions:
@@ -289,17 +256,6 @@ def _transitions(data: Trajectories) -> Transitions:
         next_obs=data.observations[rows + 1],
         dones=data.terminations | data.truncations,
     )
-
-
-def _renamed(metrics: Mapping[str, float], algorithm: str) -> dict[str, float]:
-    """`mean/disc/disc_loss` -> `gail/disc_loss`, `mean/gen/train/approx_kl` -> `train/approx_kl`."""
-    names = {"mean/disc/": f"{algorithm}/", "mean/gen/": ""}
-    return {
-        new + name.removeprefix(old): value
-        for name, value in metrics.items()
-        for old, new in names.items()
-        if name.startswith(old)
-    }
 
 
 # --- DAgger ----------------------------------------------------------------------------------------------------------
@@ -348,16 +304,15 @@ def _dagger(
     config: Pretrain,
     settings: Dagger,
     seed: int,
-    folder: Path,
     demonstrator: Demonstrator,
-    course: _Course,
+    course: _Playing,
 ) -> int:
     """Clone the dataset, then round by round what the demonstrator says of where the clone went; returns the steps."""
     cloning = config.cloning
     if cloning.batch_size > data.steps:
         raise BadInput(f"cloning.batch_size = {cloning.batch_size}: the dataset has only {data.steps} steps")
     set_random_seed(seed)
-    rng, writer = np.random.default_rng(seed), _Writer()
+    rng = np.random.default_rng(seed)
     trainer = bc.BC(
         observation_space=policy.observation_space,
         action_space=policy.action_space,
@@ -367,25 +322,39 @@ def _dagger(
         optimizer_kwargs={"lr": cloning.learning_rate},
         ent_weight=cloning.entropy_weight,
         device="cpu",
-        custom_logger=_logger(folder, writer),
+        custom_logger=course.logger,
     )
+
+    @torch.no_grad()
+    def hold_spread() -> None:
+        """Above the least that cloning allows."""
+        if isinstance(policy.action_space, spaces.Box):
+            policy.log_std.clamp_(min=MIN_LOG_STD)
+
     share = dagger.LinearBetaSchedule(settings.rampdown_rounds)
     known, steps = [_transitions(data)], 0
-    course.evaluate(0, policy)
+    course.evaluate(policy, 0)
     with closing(task.make_vec_env(task.training_streams(config.scenario_set, seed, settings.n_envs))) as env:
         for round_ in range(settings.rounds + 1):
             if round_ > 0:
-                driver = _Driver(env, act_function(policy), demonstrator, share(round_), folder, rng)
+                driver = _Driver(env, act_function(policy), demonstrator, share(round_), course.folder, rng)
                 known.append(driver.play(settings.episodes_per_round))
                 steps += driver.steps
             joined = {f.name: np.concatenate([getattr(part, f.name) for part in known]) for f in fields(Transitions)}
             trainer.set_demonstrations(Transitions(**joined))
+            broken = None
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")  # the library's own logging
-                weights = _train(trainer, policy, cloning.epochs)
-            if weights is not None:
+                try:
+                    trainer.train(n_epochs=cloning.epochs, progress_bar=False, log_interval=1, on_batch_end=hold_spread)
+                except ValueError as error:  # torch's, of a distribution
+                    if not str(error).startswith("Expected parameter"):
+                        raise
+                    broken = "what it gives"
+            broken = not_finite(policy) or broken
+            if broken is not None:
                 raise Diverged(
-                    f"diverged in round {round_}: {weights} is not finite; lower cloning.learning_rate "
+                    f"diverged in round {round_}: {broken} is not finite; lower cloning.learning_rate "
                     f"(now {cloning.learning_rate:g})"
                 )
             spent = {
@@ -393,28 +362,6 @@ def _dagger(
                 "dagger/samples": len(joined["acts"]),
                 "dagger/demonstrator_share": share(round_),
             }
-            losses = {name.replace("bc/", "dagger/"): value for name, value in writer.take().items() if name in LOGGED}
-            course.evaluate(round_ + 1, policy, {**losses, **spent})
+            losses = {name.replace("bc/", "dagger/"): value for name, value in course.take().items() if name in LOGGED}
+            course.evaluate(policy, round_ + 1, {**losses, **spent})
     return steps
-
-
-def _train(trainer: bc.BC, policy: ActorCriticPolicy, epochs: int) -> str | None:
-    """What is not finite afterwards, if anything is."""
-    try:
-        trainer.train(n_epochs=epochs, progress_bar=False, log_interval=1, on_batch_end=lambda: _clamp(policy))
-    except ValueError as error:  # torch's, of a distribution
-        if not str(error).startswith("Expected parameter"):
-            raise
-        return not_finite(policy) or "what it gives"
-    return not_finite(policy)
-
-
-LOGGED: Final = ("bc/loss", "bc/neglogp", "bc/entropy", "bc/prob_true_act", "bc/l2_norm")
-
-
-@torch.no_grad()
-def _clamp(policy: ActorCriticPolicy) -> None:
-    """Hold the spread above the least that cloning allows."""
-    log_std = getattr(policy, "log_std", None)
-    if log_std is not None:
-        log_std.clamp_(min=MIN_LOG_STD)
