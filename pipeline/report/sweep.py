@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import optuna
 
-from pipeline.config.sweep import Objective
+from pipeline.config.sweep import Sweep
 from pipeline.names import Metric
 from pipeline.report.text import markdown_page, number
-from pipeline.sweep.objectives import Contender
+from pipeline.sweep.objectives import Contender, winner
 from pipeline.sweep.study import TrialRecord
 
 PICTURE_INCHES: Final = (9.0, 5.0)
@@ -23,14 +23,15 @@ PICTURE_INCHES: Final = (9.0, 5.0)
 class SweepReport:
     """What a sweep came to."""
 
-    study: str
-    objective: Objective
+    config: Sweep
     maximise: bool
-    constraints: Mapping[str, float]  # figure -> largest feasible value
     budget: int  # environment steps of every training
     trials: tuple[TrialRecord, ...]
     contenders: tuple[Contender, ...]  # the best k trials, and the default
-    winner: Contender | None
+
+    @property
+    def winner(self) -> Contender | None:
+        return winner(self.contenders, self.maximise)
 
     @property
     def default(self) -> Contender | None:
@@ -56,13 +57,14 @@ class SweepReport:
 
     def goal(self) -> str:
         """`best_checkpoint of success_rate, maximised`."""
-        n = f" (n = {self.objective.n})" if self.objective.n else ""
-        return f"{self.objective.name}{n} of {self.objective.figure}, {'maximised' if self.maximise else 'minimised'}"
+        objective = self.config.objective
+        n = f" (n = {objective.n})" if objective.n else ""
+        return f"{objective.name}{n} of {objective.figure}, {'maximised' if self.maximise else 'minimised'}"
 
     def lines(self) -> tuple[str, ...]:
         """What a person reads at the end."""
         counts = ", ".join(f"{count} {name}" for name, count in self.counts().items())
-        lines = [f"sweep: study {self.study!r}, {self.goal()}: {counts}"]
+        lines = [f"sweep: study {self.config.study_name!r}, {self.goal()}: {counts}"]
         if self.winner is None:
             fault = "none of the best trials is feasible on every fresh seed"
             if not any(c.trial is not None for c in self.contenders):
@@ -83,7 +85,9 @@ class SweepReport:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data, with what follows from it."""
-        data = asdict(self) | {
+        data = {
+            "study": self.config.study_name, "objective": asdict(self.config.objective), "maximise": self.maximise,
+            "constraints": self.config.constraints, "budget": self.budget,
             "counts": self.counts(), "gain": self.gain, "seed_gains": self.seed_gains(),
             "winner": None if self.winner is None else self.winner.name,
             "trials": [{**asdict(t), "kind": t.kind, "violation": t.violation} for t in self.trials],
@@ -111,7 +115,7 @@ def sweep_markdown(report: SweepReport, missing: Sequence[str]) -> str:
     return markdown_page(
         "sweep",
         report=report,
-        figures=list(dict.fromkeys([*report.constraints, Metric.SUCCESS_RATE, Metric.COLLISION_RATE])),
+        figures=list(dict.fromkeys([*report.config.constraints, Metric.SUCCESS_RATE, Metric.COLLISION_RATE])),
         trials=sorted(report.trials, key=place),
         keys=list(dict.fromkeys(key for trial in report.trials for key in trial.values)),
         setting=setting,
@@ -130,10 +134,12 @@ def sweep_pictures(report: SweepReport, study: optuna.Study, folder: Path) -> li
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
-    name, missing = report.objective.figure, []
+    name, missing = report.config.objective.figure, []
     complete = [trial for trial in report.trials if trial.state == "complete"]
     measured = [trial.notes.get("figures", {}) for trial in complete]
-    others = [f for f in (*report.constraints, Metric.COLLISION_RATE) if f != name and all(f in m for m in measured)]
+    others = [
+        f for f in (*report.config.constraints, Metric.COLLISION_RATE) if f != name and all(f in m for m in measured)
+    ]
     other = others[0] if others else "seconds"
     both = optuna.create_study(directions=["maximize" if report.maximise else "minimize", "minimize"])
     for trial in complete:

@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from threading import Event
@@ -28,13 +28,13 @@ from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.names import CONFIG_PARAM_PREFIX, EVAL_PREFIX, SWEEP_FRESH, SWEEP_TRIAL, Artifact, Metric, Tag
 from pipeline.report.sweep import SweepReport, sweep_markdown, sweep_pictures
 from pipeline.stages import StageOutcome
-from pipeline.sweep.objectives import Contender, Evaluation, FreshResult, NotMeasured, feasible, winner, worst
+from pipeline.sweep.objectives import Contender, Evaluation, FreshResult, NotMeasured, feasible, worst
 from pipeline.sweep.study import NOTES, SweepStudy, TrialFailed, TrialRecord, conclude, ranking
 from pipeline.sweep.trials import SeedEnd, TrialPlan, trial_plan
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.liveness import has_ended, this_process
-from pipeline.tracking.runs import StageRun, get_run
+from pipeline.tracking.runs import StageRun
 from pipeline.tracking.seed_runs import SeedRuns, evaluations_record
 from pipeline.tracking.store import exclusive, refuse_tracking_store
 
@@ -63,18 +63,9 @@ def run(run: StageRun, config: Sweep, upstream: Mapping[str, str]) -> StageOutco
         trainings = Trainings(run, forwarder, plan, study)
         trainings.search()
         with exclusive(f"sweep-{config.study_name}"):  # one process trains again, the others find its results
-            best = ranking(study.records(), plan.maximise)[: config.best_k]
-            contenders = trainings.repeat(best) if best else ()
-    report = SweepReport(
-        study=config.study_name,
-        objective=config.objective,
-        maximise=plan.maximise,
-        constraints=config.constraints,
-        budget=plan.budget,
-        trials=study.records(),
-        contenders=contenders,
-        winner=winner(contenders, plan.maximise),
-    )
+            ranked = ranking(study.records(), plan.maximise)[: config.best_k]
+            contenders = trainings.repeat(ranked) if ranked else ()
+    report = SweepReport(config, plan.maximise, plan.budget, study.records(), contenders)
     folder = run.folder / Artifact.SWEEP
     folder.mkdir()
     missing = sweep_pictures(report, study.study, folder)
@@ -83,12 +74,11 @@ def run(run: StageRun, config: Sweep, upstream: Mapping[str, str]) -> StageOutco
     run.json(report.to_json(), Artifact.SWEEP_JSON)
     run.metrics({f"sweep/{name}": count for name, count in report.counts().items()})
     run.metrics({Metric.ENVIRONMENT_STEPS: sum(trial.notes.get("steps", 0) for trial in report.trials)})
-    if report.winner is not None and report.winner.trial is not None:
+    if (best := report.winner) is not None and best.trial is not None:
         header = "".join(f"# {line.strip()}\n" for line in report.lines())
-        best_config = plan.trial_config(report.trials[report.winner.trial].values)
-        run.text(header + to_yaml(best_config), Artifact.BEST_CONFIG)
-        run.tag({Tag.TRIAL: report.winner.trial})
-        figures = {"sweep": report.winner.sweep_value, "fresh": report.winner.fresh_value, "gain": report.gain}
+        run.text(header + to_yaml(plan.trial_config(report.trials[best.trial].values)), Artifact.BEST_CONFIG)
+        run.tag({Tag.TRIAL: best.trial})
+        figures = {"sweep": best.sweep_value, "fresh": best.fresh_value, "gain": report.gain}
         run.metrics({f"{Metric.OBJECTIVE}/{name}": v for name, v in figures.items() if v is not None})
     return StageOutcome(report.lines(), verdict=report.winner is not None)
 
@@ -107,13 +97,6 @@ class Trainings:
     def search(self) -> None:
         """Train trials until every one of the study has ended, here or elsewhere."""
         self._side_by_side([self._trials] * self.plan.config.workers)
-        for record in self.study.records():  # a process that died could not end the run of its trial
-            run_id = record.notes.get("run_id")
-            if record.state == "lost" and run_id is not None:
-                with suppress(BadInput):  # a run in another store is none of ours
-                    if Tag.TRIAL_STATE not in get_run(self.run.client, run_id, "trial").data.tags:
-                        self.runs[record.number] = replace(self.run, run_id=run_id)
-                        self._close(record)
 
     def _trials(self) -> None:
         """One worker's: trial after trial, while there are any here or elsewhere."""
@@ -241,13 +224,12 @@ class Trainings:
         run = self.runs.pop(record.number, None)
         if run is None:
             return
-        reason = record.reason or ("its process died; the trial was started again" if record.state == "lost" else "")
         if record.state == "complete":
             run.metrics({Metric.OBJECTIVE: record.value or 0.0})
         if record.feasible is not None:
             run.tag({Tag.TRIAL_FEASIBLE: record.feasible, Tag.TRIAL_VIOLATION: record.violation or 0.0})
-        if reason:
-            run.describe(reason)
+        if record.reason:
+            run.describe(record.reason)
         run.tag({Tag.TRIAL_STATE: record.state})
         run.close(RUN_STATUS[record.state])
         records = self.study.records()
@@ -255,7 +237,7 @@ class Trainings:
         best = ranking(records, self.plan.maximise)
         leader = f", best {best[0].value:.4g} (trial {best[0].number})" if best else ", none feasible so far"
         value = "" if record.value is None else f"{record.value:.4g} "
-        line = f"trial {record.number}: {value}{record.kind}{f' ({reason})' if reason else ''}"
+        line = f"trial {record.number}: {value}{record.kind}{f' ({record.reason})' if record.reason else ''}"
         say(f"sweep: {line}; {done} of {self.plan.config.trials} done{leader}", sys.stderr)
 
     def repeat(self, best: Sequence[TrialRecord]) -> tuple[Contender, ...]:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Final
@@ -56,6 +55,7 @@ class TrialPlan:
     config: Sweep
     base: TrainExpert  # with the budget of a trial
     task: TaskConfig
+    formula: Snqi | None  # the quality index, where the task has one
 
     @property
     def budget(self) -> int:
@@ -70,10 +70,6 @@ class TrialPlan:
     @property
     def maximise(self) -> bool:
         return maximised(self.config.objective, self.task)
-
-    @cached_property
-    def _formula(self) -> Snqi | None:
-        return snqi_formula(self.task)
 
     def shared_settings(self) -> dict[str, Any]:
         """What every process and every continuation of a study must agree on."""
@@ -128,7 +124,7 @@ class TrialPlan:
         """A training by the objective and the constraints. Raises NotMeasured."""
         curve = [Evaluation(p.timestep, point_figures(p.records)) for p in result.evaluations]
         figures, episodes = point_figures(result.final), result.final.metrics
-        value, source = worth(self.config.objective, curve, figures, episodes, self._formula, self.maximise)
+        value, source = worth(self.config.objective, curve, figures, episodes, self.formula, self.maximise)
         return SeedEnd(result, value, source, violations(self.config.constraints, figures), figures)
 
     def running(self, done: Sequence[SeedEnd], curve: Sequence[Evaluation]) -> float:
@@ -153,7 +149,8 @@ def trial_plan(config: Sweep) -> TrialPlan:
         raise BadInput(
             f"seeds_per_trial = {config.seeds_per_trial}, but {config.base!r} has {len(base.seeds)} seeds; add some"
         )
-    plan = TrialPlan(config, base, load_task(base.task))
+    task = load_task(base.task)
+    plan = TrialPlan(config, base, task, snqi_formula(task))
     used = sorted(set(plan.seeds) & set(config.fresh_seeds))
     if used:
         raise BadInput(f"fresh_seeds: {used[0]} is a seed of the trials; a fresh seed is one that no trial has used")
@@ -165,10 +162,9 @@ def trial_plan(config: Sweep) -> TrialPlan:
             f"objective.n = {n}, but a training of {plan.budget} steps has {len(steps)} evaluations; "
             "evaluate more often"
         )
-    check_measurable(config.objective, config.constraints, base.best_metric, plan.task)
-    snqi_formula(plan.task)
+    check_measurable(config.objective, config.constraints, base.best_metric, task)
     plan.job({}, 0, Path())
-    Task(plan.task, base.training.environment).refuse_holdouts(base.training.scenario_set, "training")
+    Task(task, base.training.environment).refuse_holdouts(base.training.scenario_set, "training")
     _check_keys(config.search_space, base)
     for key, parameter, given in points(config.search_space):
         in_environment = is_part(key, "training.environment")
@@ -181,8 +177,8 @@ def trial_plan(config: Sweep) -> TrialPlan:
             try:
                 job = plan.job({**given, key: value}, 0, Path())
                 if in_environment:
-                    task = Task(plan.task, job.training.environment, job.training.use_camera)
-                    task.make_env(next(iter(plan.task.scenarios))).close()
+                    played = Task(task, job.training.environment, job.training.use_camera)
+                    played.make_env(next(iter(task.scenarios))).close()
             except BadInput as error:
                 raise BadInput(f"search_space {key!r} at {value!r}: {error}") from None
     return plan

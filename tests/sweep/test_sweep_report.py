@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.config.sweep import Objective
+from pipeline.config.sweep import Objective, Parameter, Sweep
 from pipeline.report.sweep import SweepReport, sweep_markdown
-from pipeline.sweep.objectives import Contender, FreshResult, winner
+from pipeline.sweep.objectives import Contender, FreshResult
 from pipeline.sweep.study import TrialRecord
 
 
@@ -20,9 +20,14 @@ def report_of(*contenders, maximise=True):
         TrialRecord(2, "failed", {}, None, {}, None, "a | b\nc", {}),
         TrialRecord(3, "lost", {}, None, {}, None, None, {}),
     )
-    objective = Objective(metric="success_rate" if maximise else "collision_rate")
-    best = winner(contenders, maximise)
-    return SweepReport("s", objective, maximise, {"collision_rate": 0.1}, 240, trials, contenders, best)
+    config = Sweep(
+        base="base.yaml",
+        study_name="s",
+        search_space={"training.n_envs": Parameter(type="categorical", choices=(4, 8))},
+        objective=Objective(metric="success_rate" if maximise else "collision_rate"),
+        constraint_collision_rate_max=0.1,
+    )
+    return SweepReport(config, maximise, 240, trials, contenders)
 
 
 def test_both_figures_and_the_gain_over_the_default_are_reported_seed_by_seed():
