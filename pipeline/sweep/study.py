@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import optuna
@@ -53,15 +53,6 @@ FEASIBLE, VIOLATION, EXCESS, REASON, VALUES, NOTES = "feasible", "violation", "e
 OWNER: Final = "owner"  # the process that trains it
 SETTINGS: Final = "settings"  # of the study
 
-State = Literal["complete", "pruned", "failed", "lost", "running", "waiting"]
-STATES: Final[Mapping[TrialState, State]] = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
-ENDED: Final = ("complete", "pruned", "failed", "lost")
 Train = Callable[[optuna.Trial, Mapping[str, Any]], float]
 
 
@@ -74,7 +65,7 @@ class TrialRecord:
     """What the study knows of a trial."""
 
     number: int
-    state: State  # lost: its process died, and it was started again under another number
+    state: str  # complete, pruned, failed, running, waiting; lost: interrupted, and started again under another number
     values: Mapping[str, Any]  # dotted config key -> value
     value: float | None  # of the objective; of a pruned trial the last one reported
     excess: Mapping[str, float]  # constraint -> excess over its limit
@@ -190,7 +181,7 @@ class SweepStudy:
                 user_attrs=trial.user_attrs, system_attrs=trial.system_attrs,
             )  # fmt: skip
             self.study.add_trial(again)  # with its history: an interruption is no attempt, however often it happens
-        if record is not None and record.state in ENDED:
+        if record is not None and record.state not in ("running", "waiting"):
             ended(record)
         if fault is not None:
             raise fault
@@ -327,11 +318,12 @@ def _made(what: str, cls: Callable[..., Any], arguments: Mapping[str, Any]) -> A
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
-    kept = trial.user_attrs
+    kept, state = trial.user_attrs, trial.state.name.lower()
+    if trial.state == TrialState.FAIL:  # what failed by itself has a reason on record
+        state = "failed" if REASON in kept else "lost"
     return TrialRecord(
         number=trial.number,
-        # what failed by itself has a reason on record
-        state="lost" if trial.state == TrialState.FAIL and REASON not in kept else STATES[trial.state],
+        state=state,
         values=kept.get(VALUES, {}),
         value=trial.values[0] if trial.values else None,
         excess=kept.get(EXCESS, {}),
