@@ -1,6 +1,7 @@
 """Minari datasets: ours survive the round trip bit for bit, others are validated, hostile ones are refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -379,34 +380,32 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_hdf5_is_refused_in_one_line(case, tmp_path):
-    folder = foreign(tmp_path / "theirs", episodes=3)
-    edit(folder, HOSTILE[case])
-    with pytest.raises(BadInput) as error:
-        import_minari(folder, ImportTarget(Task(TASK), "normal"))
-    assert str(error.value).startswith("minari dataset: ") and "\n" not in str(error.value)
+def test_a_hostile_hdf5_is_refused_in_one_line(tmp_path):
+    whole = foreign(tmp_path / "theirs", episodes=3)
+    for case, change in HOSTILE.items():
+        folder = Path(shutil.copytree(whole, tmp_path / case))
+        edit(folder, change)
+        with pytest.raises(BadInput) as error:
+            import_minari(folder, ImportTarget(Task(TASK), "normal"))
+        assert str(error.value).startswith("minari dataset: ") and "\n" not in str(error.value), case
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_a_broken_description_is_refused_in_one_line(tmp_path):
+    folder = foreign(tmp_path / "theirs", episodes=2)
+    path = folder / "data" / "metadata.json"
+    described = json.loads(path.read_text())
+    for change in (
         {"data_format": "arrow"},
         {"observation_space": None},
         {"observation_space": "{"},
         {"observation_space": '{"type": "Text"}'},
         {"action_space": '{"type": "Box", "dtype": "object", "shape": [1], "low": [0], "high": [1]}'},
+        {"action_space": '{"type": "Box", "dtype": "U900000000", "shape": [1], "low": [0], "high": [1]}'},
         {"minari_version": ["x"]},
         {"dataset_id": "a\nb"},
-    ],
-    ids=str,
-)
-def test_a_broken_description_is_refused_in_one_line(change, tmp_path):
-    folder = foreign(tmp_path / "theirs", episodes=2)
-    path = folder / "data" / "metadata.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(BadInput, match=r"^minari dataset: |^space"):
-        import_minari(folder, ImportTarget(Task(TASK), "normal"))
+    ):
+        path.write_text(json.dumps({**described, **change}))
+        assert refusal(lambda: import_minari(folder, ImportTarget(Task(TASK), "normal"))).startswith("minari dataset: ")
 
 
 def test_what_is_no_dataset_is_refused(tmp_path):

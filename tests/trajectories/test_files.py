@@ -215,19 +215,22 @@ HOSTILE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_archive_is_refused_in_one_line_and_little_memory(case, tmp_path):
-    path = tmp_path / "trajectories.npz"
-    path.write_bytes(HOSTILE[case])
-    tracemalloc.start()
-    try:
-        with pytest.raises(BadInput) as error:
+def test_a_hostile_archive_is_refused_in_one_line_and_little_memory(tmp_path):
+    path, wrong = tmp_path / "trajectories.npz", {}
+    for case, content in HOSTILE.items():
+        path.write_bytes(content)
+        said = "nothing"
+        tracemalloc.start()
+        try:
             read_archive(path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert "\n" not in str(error.value) and "trajectories.npz" in str(error.value) and len(str(error.value)) < 400
-    assert peak < 3_000_000
+        except BadInput as error:
+            said = str(error)
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        if "\n" in said or "trajectories.npz" not in said or len(said) >= 400 or peak >= 3_000_000:
+            wrong[case] = (said, peak)
+    assert wrong == {}
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -262,17 +265,15 @@ def test_what_is_no_file_is_refused(tmp_path):
             read_metadata(path)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "null", '{"a": NaN}', '{"a": Infinity}', '{"a": 1, "a": 2}', "[" * 100_000, "\ud800",
-     '{"a": 1e999}', "{" + '"a": ' + "9" * 5000 + "}", "\x00"],
-    ids=lambda text: ascii(text)[:20],
-)  # fmt: skip
-def test_metadata_that_is_no_strict_json_is_refused(text, saved):
-    (saved / "metadata.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(BadInput) as error:
-        load_dataset(saved)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+def test_metadata_that_is_no_strict_json_is_refused(saved):
+    for text in (
+        "", "{", "[]", "null", '{"a": NaN}', '{"a": Infinity}', '{"a": 1, "a": 2}', "[" * 100_000, "\ud800",
+        '{"a": 1e999}', "{" + '"a": ' + "9" * 5000 + "}", "\x00",
+    ):  # fmt: skip
+        (saved / "metadata.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(BadInput) as error:
+            load_dataset(saved)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400, text[:20]
 
 
 def test_oversized_metadata_is_not_read(saved):
