@@ -7,14 +7,23 @@ import json
 import math
 import os
 import shutil
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any, Final
 
 from pipeline.errors import BadInput, shortened
 
+# what readers of JSON, zip, HDF5 and torch's own files raise on damaged content
+DAMAGE: Final = (
+    OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, EOFError,
+    MemoryError, RuntimeError, UnpicklingError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 DIGEST_LENGTH: Final = 36  # what MLflow keeps of a dataset's digest; one length for all
 
 

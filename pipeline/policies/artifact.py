@@ -30,7 +30,7 @@ from pipeline.config.loading import validate
 from pipeline.config.training import Network
 from pipeline.data.spaces import space_from_json, space_to_json
 from pipeline.errors import BadInput, shortened
-from pipeline.files import digest, strict_json, write_folder
+from pipeline.files import DAMAGE, digest, strict_json, write_folder
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
 from pipeline.policies.networks import action_distribution, build_policy, images_in, network_of
 
@@ -134,7 +134,7 @@ def load_policy(folder: str | Path) -> ActorCriticPolicy:
     content = _read(path, min(MAX_WEIGHT_BYTES, needed + MAX_SPEC_BYTES))
     try:
         tensors = from_safetensors(content)
-    except (SafetensorError, ValueError, LookupError, RuntimeError) as error:
+    except (*DAMAGE, SafetensorError) as error:
         raise BadInput(f"{what} is not a readable safetensors file: {shortened(str(error))}") from None
     refuse_misfit(tensors, expected, what)
     load_tensors(policy, tensors)

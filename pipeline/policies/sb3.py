@@ -15,11 +15,9 @@ import os
 import re
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Annotated, Any, Final, Literal
 
 import gymnasium as gym
@@ -31,6 +29,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from pipeline.config.loading import validate
 from pipeline.config.training import Network
 from pipeline.errors import BadInput, shortened
+from pipeline.files import DAMAGE
 from pipeline.policies.artifact import load_tensors, refuse_hollow, refuse_misfit, tensors_of
 from pipeline.policies.networks import build_policy, network_of, policy_arguments, policy_class
 
@@ -149,10 +148,7 @@ def _read_zip(path: Path, what: str) -> tuple[dict[str, Any], bytes]:
                 if len(contents[-1]) != found[0].file_size:
                     raise BadInput(f"{what}: {name} does not have the {found[0].file_size} bytes it claims")
         settings = json.loads(contents[0].decode("utf-8"))
-    except (
-        OSError, ValueError, EOFError, RuntimeError, NotImplementedError, LookupError, RecursionError, MemoryError,
-        zlib.error, zipfile.BadZipFile,
-    ) as error:  # what zipfile and json raise on damaged input  # fmt: skip
+    except DAMAGE as error:
         raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
     if not isinstance(settings, dict):
         raise BadInput(f"{what}: its settings are no JSON object")
@@ -161,23 +157,16 @@ def _read_zip(path: Path, what: str) -> tuple[dict[str, Any], bytes]:
 
 def _tensors(weights: bytes, what: str) -> dict[str, torch.Tensor]:
     """The state of the policy. `weights_only` builds tensors and nothing else; sizes are bounded before it starts."""
-    # torch's own format is a zip of stored members; anything compressed or overlapping could be a bomb
     try:
         with zipfile.ZipFile(BytesIO(weights)) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, OSError) as error:
-        raise BadInput(f"{what}: {WEIGHTS} is not in torch's zip format: {shortened(str(error))}") from None
-    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-    if len(members) > MAX_MEMBERS or not stored or sum(member.file_size for member in members) > len(weights):
-        raise BadInput(f"{what}: {WEIGHTS} is compressed or claims more bytes than it has")
-    try:
+        # torch's own format is a zip of stored members; anything compressed or overlapping could be a bomb
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if len(members) > MAX_MEMBERS or not stored or sum(member.file_size for member in members) > len(weights):
+            raise BadInput(f"{what}: {WEIGHTS} is compressed or claims more bytes than it has")
         state = torch.load(BytesIO(weights), map_location="cpu", weights_only=True)
-    except (
-        UnpicklingError, OSError, ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError,
-        AssertionError, RecursionError, MemoryError, zipfile.BadZipFile,
-    ) as error:  # what torch raises on damaged or forbidden content  # fmt: skip
-        reason = " ".join(str(error).split())[:160]
-        raise BadInput(f"{what}: {WEIGHTS} is no plain set of weights: {reason}") from None
+    except DAMAGE as error:
+        raise BadInput(f"{what}: {WEIGHTS} is no plain set of weights: {shortened(str(error))}") from None
     if not isinstance(state, Mapping):
         raise BadInput(f"{what}: {WEIGHTS} holds a {type(state).__name__}, expected named tensors")
     for key, tensor in state.items():

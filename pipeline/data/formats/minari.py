@@ -36,7 +36,7 @@ from pipeline.data.metadata import DatasetMetadata
 from pipeline.data.spaces import DTYPES, space_from_json, space_to_json
 from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories, concatenate, content_digest
 from pipeline.errors import BadInput, shortened
-from pipeline.files import DIGEST_LENGTH, strict_json
+from pipeline.files import DAMAGE, DIGEST_LENGTH, strict_json
 
 MAIN_FILE: Final = "main_data.hdf5"
 OUR_METADATA: Final = "demonstrations"  # key of Minari's metadata.json under which ours stands
@@ -49,11 +49,6 @@ MAX_SEED: Final = int(np.iinfo(np.int64).max)  # Minari draws 64 bits where it i
 KINDS: Final = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")
 _SPARE_BYTES: Final = 1 << 26
 _EXPANSION: Final = 64  # a file may unpack to this multiple of its size and the spare bytes
-# what damaged JSON, HDF5 and the constructors of spaces raise
-_DAMAGE: Final = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError,
-    MemoryError,
-)  # fmt: skip
 
 
 def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder: str | Path) -> None:
@@ -154,7 +149,7 @@ def import_minari(folder: str | Path, target: ImportTarget | None = None) -> tup
             "digest": digest,
             "algorithm": _text(described.get("algorithm_name", "unknown")),
         }
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise BadInput(f"minari dataset: cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
     too_large = sum(episode.seed > MAX_SEED for episode in episodes)
     if too_large:

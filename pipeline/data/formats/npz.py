@@ -10,9 +10,7 @@ object arrays, compressed members, foreign names and anything else that `save_da
 import json
 import math
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final
@@ -23,7 +21,7 @@ from pipeline.data.metadata import SCHEMA_VERSION, DatasetMetadata
 from pipeline.data.observations import join_fields, split_fields
 from pipeline.data.trajectories import Trajectories, content_digest
 from pipeline.errors import BadInput, shortened
-from pipeline.files import strict_json, write_folder
+from pipeline.files import DAMAGE, strict_json, write_folder
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 
 MAX_ARCHIVE_BYTES: Final = (1 << 32) - 1  # a plain zip, without its 64-bit extension
@@ -136,10 +134,7 @@ def read_archive(path: str | Path) -> dict[str, np.ndarray]:
                 _refuse_members(members, size)
                 plain = {member.filename.removesuffix(".npy"): _read_array(archive, member) for member in members}
         return join_fields(plain, "observations")
-    except (
-        OSError, ValueError, EOFError, RuntimeError, NotImplementedError, MemoryError, OverflowError, TypeError,
-        LookupError, struct.error, zlib.error, zipfile.BadZipFile,
-    ) as error:  # what zipfile raises on damaged input  # fmt: skip
+    except DAMAGE as error:
         raise BadInput(f"{file.name} cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
 
 
