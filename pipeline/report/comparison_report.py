@@ -14,7 +14,7 @@ from pipeline.names import Arm
 from pipeline.report import figures
 from pipeline.report.context import ReportContext
 from pipeline.report.drawings import lineage_rails, ratio_gauge
-from pipeline.report.page import blocks, html_page, markdown_link
+from pipeline.report.html_page import blocks, html_page, markdown_link
 from pipeline.report.palette import ARM_LABELS, for_file
 from pipeline.report.text import markdown_page
 from pipeline.statistics.comparison import Comparison, FinalVerdict, Verdict

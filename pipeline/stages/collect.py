@@ -46,7 +46,7 @@ from pipeline.names import (
 from pipeline.play.demonstrators import Script, expert_demonstrator, scripted
 from pipeline.play.evaluation import record, records_of, summarise, with_intervals, with_snqi
 from pipeline.policies import ActFunction
-from pipeline.report.pages import rollout_table, statistics_table
+from pipeline.report.stage_pages import rollout_table, statistics_table
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage

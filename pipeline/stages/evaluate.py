@@ -9,7 +9,7 @@ from pipeline.names import EVAL_PREFIX, Artifact, Tag
 from pipeline.play.demonstrators import as_policy_sees, policy_actions, scripted
 from pipeline.play.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
 from pipeline.report.clips import check_drawable, draw_episode
-from pipeline.report.pages import statistics_table
+from pipeline.report.stage_pages import statistics_table
 from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task

@@ -11,7 +11,7 @@ from pipeline.errors import BadInput
 from pipeline.names import Artifact, Quality, Tag
 from pipeline.play.filming import film_actions
 from pipeline.report.clips import Clip, annotate, encode
-from pipeline.report.pages import inspection_files
+from pipeline.report.stage_pages import inspection_files
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage, taint

@@ -15,7 +15,7 @@ from pipeline.names import Alias, Artifact, Metric, Tag, lineage_run_tag
 from pipeline.play.demonstrators import as_policy_sees, policy_actions
 from pipeline.play.evaluation import run_episodes
 from pipeline.policies import WRAPPERS, save_policy
-from pipeline.report.pages import gate_markdown
+from pipeline.report.stage_pages import gate_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import registry, taint

@@ -20,8 +20,8 @@ from pipeline.play.evaluation import (
     with_intervals,
 )
 from pipeline.policies import act_function, load_policy
-from pipeline.report.pages import diagnosis_markdown
 from pipeline.report.progress import input_warnings
+from pipeline.report.stage_pages import diagnosis_markdown
 from pipeline.stages import StageOutcome, train
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.runs import StageRun

@@ -10,7 +10,7 @@ import pytest
 from made_up import inspection, made_up_context
 from markdown_it import MarkdownIt
 from outline import outline
-from test_pages import ODD, gate_row, records, shortfall
+from test_stage_pages import ODD, gate_row, records, shortfall
 
 from pipeline.envs.episodes import Episode
 from pipeline.errors import printable
@@ -18,7 +18,7 @@ from pipeline.gate import GateDecision
 from pipeline.learning.diagnosis import Diagnosis
 from pipeline.report.comparison_report import build_report
 from pipeline.report.context import Animation, LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
-from pipeline.report.pages import diagnosis_markdown, gate_markdown, inspection_files, statistics_table
+from pipeline.report.stage_pages import diagnosis_markdown, gate_markdown, inspection_files, statistics_table
 from pipeline.report.text import one_line
 from pipeline.statistics.comparison import Comparison
 from pipeline.statistics.shift import measure_shift

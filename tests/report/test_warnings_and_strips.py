@@ -11,7 +11,7 @@ from pipeline.report import clips
 from pipeline.report.clips import Clip, annotate, encode, side_by_side
 from pipeline.report.comparison_report import build_report
 from pipeline.report.context import ReportContext
-from pipeline.report.pages import inspection_files
+from pipeline.report.stage_pages import inspection_files
 from pipeline.statistics.comparison import Comparison
 from pipeline.validation.inspection import Distribution, FeatureStatistics, Histogram, Inspection, ScenarioOutcome
 

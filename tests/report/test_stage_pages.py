@@ -8,7 +8,7 @@ from pipeline.envs.episodes import Episode
 from pipeline.gate import GateDecision, GateRow
 from pipeline.learning.diagnosis import Diagnosis, Shortfall
 from pipeline.play.evaluation import ActionHistogram, EpisodeRecords
-from pipeline.report.pages import diagnosis_markdown, gate_markdown, inspection_files, statistics_table
+from pipeline.report.stage_pages import diagnosis_markdown, gate_markdown, inspection_files, statistics_table
 from pipeline.report.text import interval, markdown_table, number, percent, signed
 from pipeline.statistics import Estimate
 from pipeline.validation.inspection import Outlier
