@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import torch
 import yaml
@@ -54,6 +53,7 @@ from pipeline.statistics.snqi import load_baseline, load_weights
 from pipeline.sweep.study import make_pruner, sampler_maker
 from pipeline.sweep.trials import trial_plan
 from pipeline.tasks import Purpose, Task
+from pipeline.tracking import runs
 from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.groups import read_evaluations, read_training
 from pipeline.tracking.host import git_state
@@ -301,7 +301,7 @@ def _as_told(call: Callable[[], int]) -> None:
             code = call()
         except SystemExit as end:  # help was asked for
             code = 0 if end.code in (0, None) else 99
-        if mlflow.active_run() is not None:
+        if runs._opened:
             raise Broken("a run is still open")
     lines = errors.getvalue().splitlines()
     if code == 2 and len(lines) == 1 and lines[0].startswith("error: "):

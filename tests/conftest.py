@@ -82,7 +82,3 @@ def store(empty_store, tmp_path, monkeypatch) -> Path:
     shutil.copy(empty_store, folder / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     yield folder
-    import mlflow
-
-    while mlflow.active_run() is not None:
-        mlflow.end_run()

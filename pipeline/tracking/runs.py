@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import name_utils
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
@@ -203,6 +204,9 @@ def json_text(content: Any) -> str:
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
+_opened: list[StageRun] = []  # the runs of this process, the outermost first
+
+
 @contextlib.contextmanager
 def open_run(
     stage: str, experiment: str | None = None, nested: bool = False, command: str | None = None
@@ -220,13 +224,16 @@ def open_run(
         raise _no_such_run(run_id)
     client = connect()
     given = _given_run(client, stage, run_id) if run_id else None
-    outer = mlflow.active_run() if nested else given
-    if outer is not None and experiment is None:
-        chosen = outer.info.experiment_id
+    outer = _opened[-1] if nested and _opened else None
+    if experiment is None and outer is not None:
+        chosen = outer.experiment_id
+    elif experiment is None and given is not None:
+        chosen = given.info.experiment_id
     else:
         chosen = chosen_experiment(client, experiment)
     with tempfile.TemporaryDirectory(prefix=f"{stage}-", dir=scratch()) as folder:
-        run = _start(client, stage, chosen, given, nested, command, Path(folder))
+        run = _start(client, stage, chosen, given, outer, command, Path(folder))
+        _opened.append(run)
         status, last = "FAILED", {}
         try:
             with liveness.beating(client, run.run_id):
@@ -251,8 +258,13 @@ def open_run(
             last[Tag.PROCESS] = ""
             raise
         finally:
-            with _said_already(status):
+            _opened.remove(run)
+            try:
                 _end(run, stage, status, last)
+            except Exception as error:
+                # a disk that does not even take the end of a run that failed: whoever opens a run next ends it
+                if status == "FINISHED" or disk_refusal(error) is None:
+                    raise
             if status == "FINISHED" or last.get(Tag.PROCESS) == "":
                 shutil.rmtree(checkpoint_folder(run), ignore_errors=True)
 
@@ -299,7 +311,7 @@ def _start(
     stage: str,
     experiment: str,
     given: Run | None,
-    nested: bool,
+    outer: StageRun | None,
     command: str | None,
     folder: Path,
 ) -> StageRun:
@@ -317,84 +329,48 @@ def _start(
         if earlier is not None:  # from now on it is this process's
             operations.tags({**liveness.signs_of_life(), MLFLOW_RUN_NOTE: ""}).perform(client, earlier.info.run_id)
             client.update_run(earlier.info.run_id, status="RUNNING")
-    if earlier is None:
-        name = "" if given is None else given.info.run_name or ""
+    if earlier is not None:
+        run_id = earlier.info.run_id
+        if given is not None and given.info.run_id != run_id:
+            client.set_tag(given.info.run_id, MLFLOW_RUN_NOTE, f"goes on as run {run_id}, which was interrupted")
+            client.set_tag(given.info.run_id, Tag.CONTINUES, run_id)
+        known = points_of(client, run_id)
+        return StageRun(client, run_id, earlier.info.experiment_id, folder, continued=True, known=known)
+    if given is not None:
+        name = given.info.run_name or ""
         adjective, animal, number = (*name.split("-", 2), "", "", "")[:3]
         # MLflow's own: adjective-animal-123
         made_up = adjective in name_utils._GENERATOR_PREDICATES and animal in name_utils._GENERATOR_NOUNS
-        active = mlflow.start_run(
-            run_id=None if given is None else given.info.run_id,
-            experiment_id=experiment,
-            run_name=stage if not name or (made_up and number.isdigit()) else name,
-            nested=nested,
-            tags=operations.tags(tags).tags,
+        client.update_run(
+            given.info.run_id, status="RUNNING", name=stage if not name or (made_up and number.isdigit()) else name
         )
-        return StageRun(client, active.info.run_id, active.info.experiment_id, folder)
-    run_id = earlier.info.run_id
-    if given is not None and given.info.run_id != run_id:
-        client.set_tag(given.info.run_id, MLFLOW_RUN_NOTE, f"goes on as run {run_id}, which was interrupted")
-        client.set_tag(given.info.run_id, Tag.CONTINUES, run_id)
-    mlflow.start_run(run_id=run_id, nested=nested)
-    known = points_of(client, run_id)
-    return StageRun(client, run_id, earlier.info.experiment_id, folder, continued=True, known=known)
-
-
-@contextlib.contextmanager
-def _said_already(status: str) -> Iterator[None]:
-    """A disk that does not even take the end of a run that failed: whoever opens a run next ends it."""
-    try:
-        yield
-    except Exception as error:
-        if status == "FINISHED" or disk_refusal(error) is None:
-            raise
+        operations.tags(tags).perform(client, given.info.run_id)
+        return StageRun(client, given.info.run_id, given.info.experiment_id, folder)
+    if outer is not None:
+        tags[MLFLOW_PARENT_RUN_ID] = outer.run_id
+    created = client.create_run(experiment, tags=resolve_tags(operations.tags(tags).tags), run_name=stage)
+    return StageRun(client, created.info.run_id, created.info.experiment_id, folder)
 
 
 def _end(run: StageRun, stage: str, status: str, last: Mapping[str, str]) -> None:
     """Close a run. When the store does not answer, that waits in the spool, and one line says so."""
-    was_away = run.spool is not None
-    try:
-        if last and not was_away:
+    if run.spool is None:
+        try:
             run.tag(last)
-    except Exception as error:
-        if not unanswered(error):
-            raise
-        run.write_behind()
-    if run.spool is not None:
-        if last:
-            run.tag(last)
-        run.close(status)
-    try:
-        with _asking_once() if run.spool is not None else contextlib.nullcontext():
-            mlflow.end_run(status)
-    except Exception as error:
-        if not unanswered(error):
-            raise
-        if run.spool is None:
-            run.write_behind()
             run.close(status)
-    if run.spool is not None:
-        say(
-            f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} does not answer; "
-            f"{run.spool.waiting()} records wait in {run.spool.folder} (run {run.run_id}): deliver them with "
-            "python -m pipeline sync",
-            sys.stderr,
-        )
-
-
-@contextlib.contextmanager
-def _asking_once() -> Iterator[None]:
-    """Requests to a server that is known not to answer: one attempt, a short wait."""
-    changed = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+            return
+        except Exception as error:
+            if not unanswered(error):
+                raise
+            run.write_behind()
+    assert run.spool is not None
+    run.tag(last)
+    run.close(status)
+    say(
+        f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} does not answer; {run.spool.waiting()} "
+        f"records wait in {run.spool.folder} (run {run.run_id}): deliver them with python -m pipeline sync",
+        sys.stderr,
+    )
 
 
 def end_failed(run: StageRun) -> None:

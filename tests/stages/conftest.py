@@ -58,10 +58,6 @@ def story(told, tmp_path, monkeypatch) -> Story:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(ROOT)
     yield told
-    import mlflow
-
-    while mlflow.active_run() is not None:
-        mlflow.end_run()
 
 
 @pytest.fixture

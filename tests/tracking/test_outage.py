@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 
-import mlflow
 import pytest
 from local_server import LocalServer
 from mlflow.exceptions import MlflowException
@@ -17,8 +16,9 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.names import Tag
 from pipeline.report.progress import TrainingProgress
+from pipeline.tracking import runs
 from pipeline.tracking.models import find_policy
-from pipeline.tracking.runs import _asking_once, open_run
+from pipeline.tracking.runs import open_run
 from pipeline.tracking.seed_runs import seed_runs
 from pipeline.tracking.store import connect, unanswered
 
@@ -74,7 +74,9 @@ def test_a_server_that_hangs_for_two_seconds_costs_the_training_no_time_and_no_p
             child = seeds.run(0)
             control = replace(child, spool=None)
             on_server.hang()  # the same call without the spool
-            with _asking_once(), pytest.raises(MlflowException) as error:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(MlflowException) as error:
+                patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+                patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
                 control.metrics({"loss": 1.0})
             assert unanswered(error.value)
             on_server.go_on()
@@ -119,4 +121,4 @@ def test_a_server_that_never_returns_leaves_a_finished_training_that_sync_delive
     assert stored(client, child.info.run_id, names) == said(events)
     assert parent.data.metrics["bill/environment_steps"] == child.data.metrics["bill/environment_steps"]
     assert find_policy(client, child.info.run_id, "smoke", {}).run_id == child.info.run_id
-    assert mlflow.active_run() is None
+    assert runs._opened == []
