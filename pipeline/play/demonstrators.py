@@ -12,7 +12,6 @@ its provenance is its qualified name, the digest of its source and its parameter
 
 import contextlib
 import functools
-import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from pipeline.data import UNAPPROVED
 from pipeline.data.spaces import space_bounds
 from pipeline.envs.calling import RAISED, broken
 from pipeline.errors import BadInput, shortened
+from pipeline.files import digest
 from pipeline.policies import WRAPPERS, ActFunction, Observations, act_function, load_policy, read_spec
 from pipeline.tasks import Task
 from pipeline.tasks.user_code import call_with_user_arguments, import_object
@@ -179,18 +179,14 @@ def scripted(reference: str, kwargs: Mapping[str, Any]) -> Demonstrator:
         source = inspect.getsource(inspect.getmodule(target) or target)
     except (OSError, TypeError):
         raise BadInput(f"{what} has no Python source, which is its provenance; wrap it in a module") from None
-    digest = _digest([reference, source, dict(kwargs)])
+    whole = digest(json.dumps([reference, source, dict(kwargs)], sort_keys=True))
     provenance = {
         "kind": "scripted",
         "name": reference,
-        "version": digest[:12],
-        "digest": digest,
-        "source_digest": _digest(source),
+        "version": whole[:12],
+        "digest": whole,
+        "source_digest": digest(json.dumps(source)),
         "kwargs": dict(kwargs),
         "approval": UNAPPROVED,
     }
     return Demonstrator(Script(reference, make), provenance)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:36]

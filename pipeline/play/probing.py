@@ -6,7 +6,6 @@ probe.returns.max(), probe.lengths.mean(), probe.final_keys, probe.repeatable
 Where somebody demonstrates, he plays the same episodes.
 """
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -25,6 +24,7 @@ from pipeline.data.spaces import space_bounds
 from pipeline.envs.calling import RAISED, raised
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
+from pipeline.files import digest
 from pipeline.play.demonstrators import Script
 from pipeline.play.rollouts import from_actor, play_alone
 from pipeline.policies import build_policy
@@ -69,8 +69,7 @@ class Probe:
     rewarded_at_end: bool  # no reward was negative, and none but the last of an episode was positive
     shown: np.ndarray | None  # (N,) float64 returns of the demonstrator in the same episodes
     shown_steps: float | None  # its mean number of steps
-    finals: tuple[dict[str, float], ...]  # (N,) final infos of the random episodes; of one that was left: nothing
-    shown_finals: tuple[dict[str, float], ...]  # (N,) of the demonstrator's
+    shown_finals: tuple[dict[str, float], ...]  # (N,) its final infos; nothing of an episode that was left
     spreads: dict[str, ElementSpread]  # "" for a Box, else keys of a Dict that are Boxes; pictures are none
 
     @property
@@ -125,7 +124,6 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             rewarded_at_end=all((one.rewards[:-1] == 0).all() and one.rewards[-1] >= 0 for one in both),
             shown=np.array([one.episode_return for one in shown]) if shown else None,
             shown_steps=float(np.mean([len(one.rewards) for one in shown])) if shown else None,
-            finals=tuple(one.final if one.over else {} for one in played),
             shown_finals=tuple(one.final if one.over else {} for one in shown),
             spreads=_pooled([one.spreads for one in played], [len(one.rewards) + 1 for one in played]),
         )
@@ -216,7 +214,7 @@ def _play(
             )
     return _Played(
         start=seen[0].tobytes(),
-        digest=hashlib.sha256(seen.tobytes()).hexdigest(),
+        digest=digest(seen.tobytes()),
         low=low,
         high=high,
         spreads=_spreads(env.observation_space, seen),

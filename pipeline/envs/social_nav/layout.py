@@ -71,7 +71,6 @@ SLOT = np.dtype(
         ("waypoint_x", _real),  # m, first point of the shortest path from here
         ("waypoint_y", _real),  # m
         # facts of the last step
-        ("progress", _real),  # m, shortening of path_distance
         ("clearance", _real),  # m, to the nearest pedestrian, surface to surface
         ("wall_clearance", _real),  # m
         ("step_force_events", _real),  # pedestrians that feel more than FORCE_LIMIT from the robot

@@ -48,9 +48,7 @@ def account(slot: Slot, forward: float, turn: float, horizon: int) -> None:
     if 0.0 <= slot.clearance < NEAR_MISS_CLEARANCE:
         slot.near_misses += 1.0
 
-    before = slot.path_distance
     follow_path(slot)
-    slot.progress = before - slot.path_distance
     dx, dy = slot.goal_x - slot.x, slot.goal_y - slot.y
     slot.collision_pedestrian = slot.clearance < 0.0
     slot.collision_wall = slot.wall_clearance < 0.0 and slot.clearance >= 0.0
