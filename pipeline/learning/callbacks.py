@@ -37,7 +37,7 @@ class RolloutBoundary(Exception):
 
 
 class Emitter:
-    """Hands events on, numbers those with metrics and remembers them, and keeps the time."""
+    """Hands events on, remembers those with metrics, and keeps the time."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -49,7 +49,6 @@ class Emitter:
         started = time.perf_counter()
         if event.metrics:
             self._said.append((event.timestep, dict(event.metrics)))
-            event = replace(event, number=len(self._said))
         self._emit(event)
         self.seconds += time.perf_counter() - started
 
@@ -62,7 +61,7 @@ class Emitter:
         return {"events": self._said, "elapsed": self.elapsed(), "seconds": self.seconds}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Say again, under the same numbers, what was said until a checkpoint: a kill may have lost some of it."""
+        """Say again what was said until a checkpoint: a kill may have lost some of it."""
         for timestep, metrics in state["events"]:
             self(TrainingEvent("metrics", timestep, metrics))
         self._started -= state["elapsed"]
@@ -88,29 +87,11 @@ class NumberWriter(KVWriter):
         """Nothing is held open."""
 
 
-class BoundaryCallback(BaseCallback):
-    """Raises `RolloutBoundary` before the first rollout at or after every multiple of `every_steps`; 0: never."""
-
-    def __init__(self, every_steps: int) -> None:
-        super().__init__()
-        self._every = every_steps
-
-    def _on_training_start(self) -> None:
-        self._next = (self.model.num_timesteps // self._every + 1) * self._every if self._every else None
-
-    def _on_rollout_start(self) -> None:
-        if self._next is not None and self.model.num_timesteps >= self._next:
-            raise RolloutBoundary(ended=False)
-
-    def _on_step(self) -> bool:
-        return True
-
-
 class EvaluationCallback(BaseCallback):
     """Evaluates at the first rollout boundary at or after every scheduled step, from timestep 0 on.
 
-    Keeps the tensors of the best checkpoint (ties: the earlier), leaves policies to be drawn every `visualize_every`
-    steps, and raises `RolloutBoundary` once converged.
+    Keeps the tensors of the best checkpoint (ties: the earlier) and leaves policies to be drawn every `visualize_every`
+    steps. Raises `RolloutBoundary` once converged, and at or after every multiple of `checkpoint_every` (0: never).
     """
 
     def __init__(self, task: Task, job: TrainingJob, emit: Emit) -> None:
@@ -125,12 +106,18 @@ class EvaluationCallback(BaseCallback):
         self.best_tensors: dict[str, torch.Tensor] = {}
         self.seconds = 0.0
 
+    def _on_training_start(self) -> None:
+        every = self._job.training.checkpoint_every
+        self._boundary = (self.model.num_timesteps // every + 1) * every if every else None
+
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps >= self._due:
             self._evaluate()
             self._due = next_evaluation(self._job.training.evaluation, self.model.num_timesteps)
             if self._job.convergence is not None and self._job.convergence.stop and self.converged_at() is not None:
                 raise RolloutBoundary(ended=True)
+        if self._boundary is not None and self.model.num_timesteps >= self._boundary:
+            raise RolloutBoundary(ended=False)
 
     def _on_step(self) -> bool:
         return True

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.config.base import Bound
 from pipeline.learning.jobs import TrainingResult
-from pipeline.play.evaluation import EpisodeRecords, point_figures, summarise_by_scenario
+from pipeline.play.evaluation import point_figures, summarise_by_scenario
 
 TREND_EVALUATIONS = 10  # the last evaluations a trend is read from
 Trend = Literal["improving", "flat", "worsening", "too short to tell"]
@@ -63,13 +63,26 @@ class Diagnosis:
 
 def diagnose(results: Sequence[TrainingResult], thresholds: Mapping[str, Bound]) -> Diagnosis:
     """Hold every seed's best checkpoint, on fresh episodes, to the task's thresholds."""
-    found = tuple(
-        _shortfall(result, figure, bound)
-        for result in results
-        for figure, bound in thresholds.items()
-        if not bound.holds(point_figures(result.final)[figure])
-    )
-    return Diagnosis(found, {result.seed: result.converged_at for result in results})
+    found = []
+    for result in results:
+        figures = point_figures(result.final)
+        for figure, bound in thresholds.items():
+            value = figures[figure]
+            if bound.holds(value):
+                continue
+            too_low = bound.min is not None and not value >= bound.min
+            limit = bound.min if too_low else bound.max
+            assert limit is not None
+            steps = [point.timestep for point in result.evaluations]
+            curve = [point_figures(point.records)[figure] for point in result.evaluations]
+            trend, slope = trend_of(steps, curve, "higher" if too_low else "lower")
+            by_scenario = {name: s[figure].value for name, s in summarise_by_scenario(result.final).items()}
+            worst = (min if too_low else max)(by_scenario, key=lambda name: by_scenario[name])
+            missed = abs(value - limit)
+            found.append(
+                Shortfall(result.seed, figure, value, str(bound), missed, worst, by_scenario[worst], trend, slope)
+            )
+    return Diagnosis(tuple(found), {result.seed: result.converged_at for result in results})
 
 
 def trend_of(steps: Sequence[int], values: Sequence[float], better: Literal["higher", "lower"]) -> tuple[Trend, float]:
@@ -85,23 +98,3 @@ def trend_of(steps: Sequence[int], values: Sequence[float], better: Literal["hig
     if abs(slope) <= 2 * standard_error or slope == 0:
         return "flat", slope
     return ("improving" if (slope > 0) == (better == "higher") else "worsening"), slope
-
-
-def _shortfall(result: TrainingResult, figure: str, bound: Bound) -> Shortfall:
-    value = point_figures(result.final)[figure]
-    too_low = bound.min is not None and not value >= bound.min
-    limit = bound.min if too_low else bound.max
-    assert limit is not None
-    trend, slope = trend_of(
-        [point.timestep for point in result.evaluations],
-        [point_figures(point.records)[figure] for point in result.evaluations],
-        "higher" if too_low else "lower",
-    )
-    scenario, worst = _worst(result.final, figure, too_low)
-    return Shortfall(result.seed, figure, value, str(bound), abs(value - limit), scenario, worst, trend, slope)
-
-
-def _worst(records: EpisodeRecords, figure: str, lowest: bool) -> tuple[str, float]:
-    values = {name: summary[figure].value for name, summary in summarise_by_scenario(records).items()}
-    name = min(values, key=lambda n: values[n] if lowest else -values[n])
-    return name, values[name]

@@ -46,7 +46,6 @@ class TrainingEvent:
     metrics: Mapping[str, float] = field(default_factory=dict)  # SB3's own keys, or eval/<figure>
     text: str = ""  # the line, or the folder of the policy
     fraction: float = 0.0  # of the budget that is done
-    number: int = 0  # 1, 2, ... in a training; a resumed one counts on from its checkpoint, so repeats are recognised
 
 
 Emit = Callable[[TrainingEvent], None]

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from pipeline.config.training import LearningRate, PPOTraining
 from pipeline.errors import BadInput
-from pipeline.learning.callbacks import BoundaryCallback, Emitter, EvaluationCallback, NumberWriter, RolloutBoundary
+from pipeline.learning.callbacks import Emitter, EvaluationCallback, NumberWriter, RolloutBoundary
 from pipeline.learning.checkpoints import CheckpointFolder, State, from_bytes, to_bytes
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import Emit, TrainingEvent, TrainingJob, TrainingResult, WallSeconds
@@ -90,13 +90,12 @@ def _train_part(
 ) -> State:
     """Train from a checkpoint, or from the beginning, to the next boundary or the end."""
     part = 0 if before is None else before["number"]
-    every = job.training.checkpoint_every
     writer = NumberWriter(lambda numbers, step: emitter(TrainingEvent("metrics", step, numbers)))
     with closing(training_env(task, job.training, job.seed, part)) as env:
         model, proof = make_model(job, task, env, part)
         model.set_logger(Logger(folder=None, output_formats=[writer]))
         if before is None:
-            asked = 0 < every < job.budget  # else there is no boundary
+            asked = 0 < job.training.checkpoint_every < job.budget  # else there is no boundary
             origin: dict[str, Any] = {
                 "weights": weights_digest(model.policy),
                 "transfer": None if proof is None else asdict(proof),
@@ -108,8 +107,7 @@ def _train_part(
             model.seconds_before = before["said"]["elapsed"]
             evaluation.restore(before["evaluation"])
         try:
-            steps = job.budget - model.num_timesteps
-            model.learn(steps, callback=[evaluation, BoundaryCallback(every)], reset_num_timesteps=False)
+            model.learn(job.budget - model.num_timesteps, callback=evaluation, reset_num_timesteps=False)
             evaluation.finish()
             ended = True
         except RolloutBoundary as boundary:

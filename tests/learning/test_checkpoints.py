@@ -76,7 +76,7 @@ def outcome(job):
     events = []
     result = train(job, events.append)
     points = {
-        (event.number, name, event.timestep): value
+        (name, event.timestep, value)
         for event in events
         for name, value in event.metrics.items()
         if not name.startswith("time/") or name == "time/iterations"
