@@ -1,1 +1,5 @@
-"""Runs, tags, artifacts and the model registry. The only room that knows MLflow."""
+"""Runs, datasets, policies and versions in MLflow.
+
+A metric's way: a training emits it (`learning.ppo`), `seed_runs` logs it to the training's run, which appends it to the
+`spool`, whose delivery does the operation to the store.
+"""
