@@ -842,8 +842,9 @@ def time_alignment(dataset: Dataset, context: Context) -> Findings:
         numbers = np.setdiff1d(numbers, _replayable(dataset, context))
     if not len(numbers):
         raise NotAsked("re-simulation decides it; see replay")
-    judged = Dataset(dataset.trajectories.select(numbers).to_arrays(), dataset.metadata, dataset.notes)
-    return traces_of_a_shift(judged, numbers)
+    if len(numbers) < len(dataset.lengths):
+        dataset = Dataset(dataset.trajectories.select(numbers).to_arrays(), dataset.metadata, dataset.notes)
+    return traces_of_a_shift(dataset, numbers)
 
 
 @rule(

@@ -14,6 +14,7 @@ from pipeline.data import arrays_digest, metadata_digest, read_archive, read_met
 from pipeline.errors import BadInput
 from pipeline.validation import validate
 
+pytestmark = pytest.mark.slow
 BUDGET = settings(
     max_examples=60,
     deadline=None,
