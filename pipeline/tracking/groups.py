@@ -58,7 +58,10 @@ class Group:
 
 
 def find_group(client: MlflowClient, reference: str, task: str) -> Group:
-    """The group of that name, or of the newest finished fine-tuning for `latest`. Raises BadInput."""
+    """The group of that name, or of the newest finished fine-tuning for `latest`.
+
+    Raises BadInput, also when its arms differ in anything but initial weights: that comparison does not happen.
+    """
     if reference == "latest":
         newest = latest_run(client, "group", **{Tag.STAGE: "finetune", Tag.TASK: task})
         reference = tag_of(newest, Tag.GROUP)
@@ -66,8 +69,22 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
         raise BadInput(f"group {shortened(reference)}: a group is letters, digits, - and _; or 'latest'")
     stages = {stage: _stage_run(client, stage, reference, task) for stage in ("baseline", "finetune")}
     runs = [run for stage in stages.values() for run in trainings(client, stage)]
-    _refuse_unequal(reference, stages["baseline"], stages["finetune"])
-    _refuse_unfinished(reference, runs)
+    ours, theirs = (stages[stage].data for stage in ("baseline", "finetune"))
+    if ours.tags.get(Tag.TRAINING_DIGEST) != theirs.tags.get(Tag.TRAINING_DIGEST):
+        settings = [key for key in ours.params.keys() | theirs.params.keys() if key.startswith(CONFIG_PARAM_PREFIX)]
+        different = sorted(key for key in settings if ours.params.get(key) != theirs.params.get(key))
+        where = different[0].removeprefix(CONFIG_PARAM_PREFIX) if different else "the task file"
+        values = f": {ours.params.get(different[0])} and {theirs.params.get(different[0])}" if different else ""
+        raise BadInput(
+            f"group {reference!r}: its arms differ in more than initial weights: baseline and finetune differ in "
+            f"{where}{values}; train both arms with one config"
+        )
+    for run in runs:
+        if run.info.status != "FINISHED":
+            raise BadInput(
+                f"group {reference!r}: run {run.info.run_id} ({run.data.tags.get(Tag.ARM)} seed "
+                f"{run.data.tags.get(Tag.SEED)}) is {run.info.status}, not FINISHED; wait for it or train it again"
+            )
     arms = {
         arm: tuple(
             sorted((read_training(client, run) for run in runs if tag_of(run, Tag.ARM) == arm), key=lambda r: r.seed)
@@ -159,30 +176,6 @@ def _stage_run(client: MlflowClient, stage: str, group: str, task: str) -> Run:
             f"mlflow run . -e {stage} -P group={group}"
         )
     return found[0]
-
-
-def _refuse_unfinished(group: str, runs: Sequence[Run]) -> None:
-    for run in runs:
-        if run.info.status != "FINISHED":
-            raise BadInput(
-                f"group {group!r}: run {run.info.run_id} ({run.data.tags.get(Tag.ARM)} seed "
-                f"{run.data.tags.get(Tag.SEED)}) is {run.info.status}, not FINISHED; wait for it or train it again"
-            )
-
-
-def _refuse_unequal(group: str, baseline: Run, finetune: Run) -> None:
-    """A comparison whose arms differ in anything but initial weights does not happen."""
-    if baseline.data.tags.get(Tag.TRAINING_DIGEST) == finetune.data.tags.get(Tag.TRAINING_DIGEST):
-        return
-    ours, theirs = baseline.data.params, finetune.data.params
-    settings = [key for key in ours.keys() | theirs.keys() if key.startswith(CONFIG_PARAM_PREFIX)]
-    different = sorted(key for key in settings if ours.get(key) != theirs.get(key))
-    where = different[0].removeprefix(CONFIG_PARAM_PREFIX) if different else "the task file"
-    values = f": {ours.get(different[0])} and {theirs.get(different[0])}" if different else ""
-    raise BadInput(
-        f"group {group!r}: its arms differ in more than initial weights: baseline and finetune differ in "
-        f"{where}{values}; train both arms with one config"
-    )
 
 
 def read_evaluations(client: MlflowClient, run: Run) -> dict[str, Any]:
