@@ -9,7 +9,6 @@ the boundary), in a training that runs on as in one that comes back, so neither 
 state there. What does hold some says so in a plain dict: `WarmPPO.state`, `EvaluationCallback.state`, `Emitter.state`.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from pipeline.files import sync, sync_folder
+from pipeline.files import digest, sync, sync_folder
 
 FILE_NAME: Final = re.compile(r"(\d{6})-([0-9a-f]{36})\.safetensors")
 UNFINISHED: Final = ".unfinished"
@@ -74,7 +73,7 @@ class CheckpointFolder:
 
     def save(self, number: int, content: bytes) -> None:
         """Put a checkpoint beside the one before it. Raises OSError; what was there before is then still there."""
-        path = self._folder / f"{number:06d}-{_digest(content)}.safetensors"
+        path = self._folder / f"{number:06d}-{digest(content)}.safetensors"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._sweep_unfinished()
         unfinished = path.with_name(path.name + UNFINISHED)
@@ -96,7 +95,7 @@ class CheckpointFolder:
                 if not path.is_file() or path.stat().st_size > MAX_BYTES:
                     raise ValueError("no file, or too large")
                 content = path.read_bytes()
-                if _digest(content) not in path.name:
+                if digest(content) not in path.name:
                     raise ValueError("its bytes are not those that were written")
                 return from_bytes(content, self._job)
             except (ValueError, OSError):
@@ -113,7 +112,3 @@ class CheckpointFolder:
     def _sweep_unfinished(self) -> None:
         for path in self._folder.glob(f"*{UNFINISHED}"):
             path.unlink(missing_ok=True)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:36]

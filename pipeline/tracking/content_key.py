@@ -6,7 +6,6 @@ its keys, comments, names of runs and groups, and how many processes work side b
 
 import ast
 import contextlib
-import hashlib
 import json
 import re
 import sysconfig
@@ -28,6 +27,7 @@ from pipeline.config.stages import Pretrain
 from pipeline.config.task import TaskConfig
 from pipeline.data import DatasetMetadata
 from pipeline.errors import printable
+from pipeline.files import digest
 from pipeline.learning.jobs import TrainingJob
 from pipeline.policies import policy_digest
 from pipeline.statistics.snqi import load_baseline, load_weights
@@ -35,7 +35,6 @@ from pipeline.tasks.user_code import REFERENCE
 from pipeline.tracking.host import installed, machine, processor_kind
 
 ROOT: Final = Path(__file__).parents[1]
-DIGEST_LENGTH: Final = 36  # as long as MLflow takes for a dataset
 # versions that can change the bits of a result; physics engines only where they are installed
 PACKAGES: Final = ("gymnasium", "imitation", "numba", "numpy", "safetensors", "scipy", "stable-baselines3", "torch")
 ENGINES: Final = ("box2d", "box2d-py", "mujoco")
@@ -168,7 +167,7 @@ def clone_key(config: Pretrain, task: TaskConfig, metadata: DatasetMetadata, see
 
 def digest_of(data: Any) -> str:
     """sha256 over canonical JSON, 36 characters."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, allow_nan=False).encode()).hexdigest()[:DIGEST_LENGTH]
+    return digest(json.dumps(data, sort_keys=True, allow_nan=False))
 
 
 # --- code ------------------------------------------------------------------------------------------------------------
@@ -248,7 +247,7 @@ def _file_digest(path: Path) -> str:
     if path.suffix == ".py":
         with contextlib.suppress(SyntaxError, ValueError):
             content = ast.dump(ast.parse(content)).encode()
-    return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
+    return digest(content)
 
 
 @cache
