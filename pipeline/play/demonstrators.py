@@ -144,12 +144,6 @@ def policy_actions(task: Task, folder: str | Path, reference: str, deterministic
     return act_function(policy, deterministic)
 
 
-def expert_demonstrator(task: Task, folder: str | Path, name: str, version: str, digest: str) -> Demonstrator:
-    """The deterministic actions of a policy artifact. Raises BadInput when it does not fit the task."""
-    provenance = {"kind": "expert", "name": name, "version": version, "digest": digest}
-    return Demonstrator(policy_actions(task, folder, f"{name}/{version}"), provenance)
-
-
 class _Function:
     """A function as an actor without memory."""
 

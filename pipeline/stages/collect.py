@@ -43,7 +43,7 @@ from pipeline.names import (
     VersionTag,
     lineage_run_tag,
 )
-from pipeline.play.demonstrators import Script, expert_demonstrator, scripted
+from pipeline.play.demonstrators import Script, scripted
 from pipeline.play.evaluation import record, records_of, summarise, with_intervals, with_snqi
 from pipeline.policies import ActFunction
 from pipeline.report.stage_pages import rollout_table, statistics_table
@@ -168,7 +168,7 @@ def _recorded(run: StageRun, config: Collect, task: Task, reference: str) -> Dem
         judge = f"{VersionTag.GATE_RUN_ID} of {expert.reference}"
         gate = get_run(run.client, version.tags[VersionTag.GATE_RUN_ID], judge)
         run.tag({**lineage.from_policy(expert, "expert", maker), lineage_run_tag("gate"): gate.info.run_id})
-        demonstrator = expert_demonstrator(task, expert.folder, version.name, str(version.version), expert.digest)
+        demonstrator = expert.demonstrator(task)
         started = moment_of_use(run.client, version, "collect")
     run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
     trajectories, steps = record(task, config, demonstrator.actor)

@@ -16,7 +16,7 @@ from pipeline.executors.local import run_side_by_side
 from pipeline.learning.arms import arm_jobs, expert_jobs
 from pipeline.learning.clones import make_clone
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
-from pipeline.play.demonstrators import expert_demonstrator, scripted
+from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record
 from pipeline.play.first_difference import between_evaluations, between_policies, between_trajectories
 from pipeline.policies import policy_digest
@@ -160,8 +160,7 @@ def _recording(run: StageRun, before: Run) -> Again:
         demonstrator = scripted(config.scripted.demonstrator, config.scripted.kwargs)
     else:  # approved or not today
         version = find_version(run.client, tag_of(before, Tag.LINEAGE_EXPERT), task.config.name, Alias.APPROVED)
-        expert = fetch_version(version)
-        demonstrator = expert_demonstrator(task, expert.folder, version.name, str(version.version), expert.digest)
+        demonstrator = fetch_version(version).demonstrator(task)
     trajectories, _ = record(task, config, demonstrator.actor)
     stored, folder = fetch_dataset(before), run.folder / Artifact.DATASET
     save_dataset(folder, trajectories, stored.metadata)

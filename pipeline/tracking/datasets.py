@@ -24,7 +24,7 @@ from pipeline.data import (
 )
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Quality, Tag
-from pipeline.play.demonstrators import Demonstrator, expert_demonstrator, scripted
+from pipeline.play.demonstrators import Demonstrator, scripted
 from pipeline.play.filming import view_again
 from pipeline.tasks import Task
 from pipeline.tracking.models import find_policy
@@ -210,8 +210,7 @@ def demonstrator_of(client: MlflowClient, metadata: DatasetMetadata, task: Task)
     """
     named = metadata.demonstrator
     if named["kind"] == "expert":
-        expert = find_policy(client, f"{named['name']}/{named['version']}", metadata.task, {})
-        return expert_demonstrator(task, expert.folder, named["name"], named["version"], expert.digest)
+        return find_policy(client, f"{named['name']}/{named['version']}", metadata.task, {}).demonstrator(task)
     if named["kind"] == "scripted":
         try:
             today = scripted(named["name"], named.get("kwargs", {}))

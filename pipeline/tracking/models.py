@@ -14,7 +14,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.errors import BadInput, shortened
 from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, registered_model
+from pipeline.play.demonstrators import Demonstrator, policy_actions
 from pipeline.policies import ActFunction, act_function, load_policy, policy_digest
+from pipeline.tasks import Task
 from pipeline.tracking.references import Reference, fetched
 from pipeline.tracking.runs import get_kept_run, latest_run, search, seed_of
 from pipeline.tracking.store import refuses
@@ -38,6 +40,12 @@ class StoredPolicy:
     def acts(self) -> ActFunction:
         """Its deterministic actions."""
         return act_function(load_policy(self.folder))
+
+    def demonstrator(self, task: Task) -> Demonstrator:
+        """A registered expert, as who demonstrates. Raises BadInput when it does not fit the task."""
+        assert self.version is not None
+        named = {"name": self.version.name, "version": str(self.version.version), "digest": self.digest}
+        return Demonstrator(policy_actions(task, self.folder, self.reference), {"kind": "expert", **named})
 
 
 def find_policy(client: MlflowClient, reference: str, task: str, latest: dict[str, str]) -> StoredPolicy:
