@@ -185,18 +185,21 @@ class WarmPPO(PPO):
                     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
                 log_ratio = log_prob - batch.old_log_prob
                 ratio = log_ratio.exp()
+                # L_clip = E[min(r A, clip(r, 1 - eps, 1 + eps) A)], r the ratio of new and old probability
                 clipped = torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
                 policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
-                if self.clip_range_vf is not None:
+                if self.clip_range_vf is not None:  # the critic stays near what it said in the rollout
                     limit = self._now(self.clip_range_vf)
                     values = batch.old_values + torch.clamp(values - batch.old_values, -limit, limit)
                 value_loss = functional.mse_loss(batch.returns, values)
                 entropy = distribution.entropy()
-                entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
+                entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()  # estimated without a formula
                 with torch.no_grad():
                     clone = _plain(self._reference.get_distribution(batch.observations))
+                    # an estimator of KL(old || new) that is unbiased and never negative: http://joschu.net/blog/kl-approx.html
                     approx_kl = ((ratio - 1) - log_ratio).mean().item()
                 pairs = zip(clone, _plain(distribution), strict=True)
+                # subtle: KL(clone || policy) and not the reverse, which would let the policy drop what the clone does
                 parts = [torch.distributions.kl_divergence(before, now) for before, now in pairs]
                 divergence = torch.stack([d.sum(dim=1) if d.ndim > 1 else d for d in parts]).sum(dim=0).mean()
                 loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss + weight * divergence

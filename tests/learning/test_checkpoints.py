@@ -183,6 +183,7 @@ def killed_at(job, site: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_write_costs_nothing(job, whole, tmp_path):
     reached, _ = whole
     # the first three checkpoints call the disk 3, 3 and 4 times: they sync, rename, sync the folder, forget the oldest
