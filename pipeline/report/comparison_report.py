@@ -33,7 +33,7 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
     """
     c, x = comparison, context
     pictures = {
-        "gauge": ratio_gauge(c.ratio, c.settings.ratio_target),
+        "gauge": str(blocks().gauge(ratio_gauge(c.ratio, c.settings.ratio_target), c.settings.ratio_target)),
         "playback": blocks().playback(x.animations or ()),
         "lineage": blocks().lineage(lineage_rails(x.lineage or ())),
     }

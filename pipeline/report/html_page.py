@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from pipeline.report.context import Animation
 from pipeline.report.palette import DARK, LIGHT, for_page
-from pipeline.report.text import environment, one_line
+from pipeline.report.text import environment, number, one_line
 
 MEDIA_TYPES: Final = ("image/gif", "image/png", "video/mp4")
 _WEB_ADDRESS: Final = re.compile(r"https?://[^\s<>()|\\]+", re.IGNORECASE)
@@ -75,6 +75,8 @@ def _templates() -> Environment:
         drawing=lambda svg: Markup(for_page(svg)),  # drawn by our own code, from values it escaped
         web_address=lambda url: url if url and _WEB_ADDRESS.fullmatch(url) else None,
         data_uri=_data_uri,
+        number=number,
+        px="{:.1f}".format,
     )
     return found
 
