@@ -37,17 +37,7 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> module, its tests: 
     "spool": ("pipeline.tracking.spool", ("tests/tracking/test_spool.py",)),
     **{
         name: (f"pipeline.validation.{name}", tuple(f"tests/validation/{test}" for test in VALIDATION))
-        for name in (
-            "alignment",
-            "catalogue",
-            "inspection",
-            "provenance",
-            "replay",
-            "report",
-            "rules",
-            "structure",
-            "values",
-        )
+        for name in ("alignment", "facts", "findings", "inspection", "replay", "rules")
     },
 }
 SECONDS = 300  # of processor time a mutant
@@ -57,14 +47,14 @@ SWAPS: dict[type, type] = {
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
 EQUIVALENT = {  # (name, change) -> why nothing can tell it from the original
-    ("alignment", "onset < 0  ->  onset <= 0"): "an onset of 0 has returned before",
-    ("alignment", "onset < 0  ->  onset < 1"): "an onset of 0 has returned before",
-    ("alignment", "executed[:, column] == value  ->  executed[:, column] != value"): (
+    ("alignment", "onset < 0  ->  onset <= 0"): "an onset of 0 is another branch",
+    ("alignment", "onset < 0  ->  onset < 1"): "an onset of 0 is another branch",
+    ("alignment", "done == value  ->  done != value"): (
         "noise of the other sign: only the size of its correlation counts"
     ),
-    ("inspection", "values[episode] > median  ->  values[episode] >= median"): "what equals the median is no outlier",
-    ("values", "smallest >= low  ->  smallest > low"): "only chooses the columns that are looked at value by value",
-    ("values", "largest <= high  ->  largest < high"): "only chooses the columns that are looked at value by value",
+    ("inspection", "value > median  ->  value >= median"): "what equals the median is no outlier",
+    ("rules", "smallest >= low  ->  smallest > low"): "only chooses the columns that are looked at value by value",
+    ("rules", "largest <= high  ->  largest < high"): "only chooses the columns that are looked at value by value",
 }
 
 

@@ -44,7 +44,7 @@ from pipeline.tasks import Purpose, Task
 from pipeline.tasks.seeds import PURPOSE_BITS, SEED_BITS
 from pipeline.validation.alignment import traces_of_a_shift
 from pipeline.validation.facts import Approval, Context, Dataset, chunks, plain
-from pipeline.validation.findings import FAILED, NOT_RUN, PASSED, Finding, RuleOutcome, State, ValidationReport
+from pipeline.validation.findings import FAILED, NOT_RUN, PASSED, Finding, RuleOutcome, ValidationReport
 from pipeline.validation.replay import first_difference
 
 MAX_FINDINGS: Final = 20  # kept of one rule: enough to see the pattern
@@ -133,8 +133,7 @@ def validate(source: str | Path | tuple[Trajectories, DatasetMetadata], context:
                 if disk_refusal(error) is not None:  # that says nothing of the data
                     raise
                 findings.append(Finding(name, READABLE.statement, str(error), rule=READABLE.name))
-    state: State = FAILED if findings else PASSED
-    outcomes = [RuleOutcome(READABLE.name, READABLE.statement, state, len(findings))]
+    outcomes = [RuleOutcome(READABLE.name, READABLE.statement, FAILED if findings else PASSED, len(findings))]
     asked = context.min_episodes, 0 if context.replay is None else context.replay_episodes
     if findings:
         reason = f"{READABLE.name} failed"
