@@ -125,7 +125,7 @@ def test_code_of_the_package_counts_file_by_file_but_not_its_comments(tmp_path):
     package_code.cache_clear()
     base = dict(package_code(folder))
     assert base and all(name.startswith("pipeline/") for name in base)
-    file = folder / "plain.py"
+    file = folder / "aggregate.py"
     file.write_text("# a remark\n\n" + file.read_text())
     os.utime(file, (1, 1))
     package_code.cache_clear()
@@ -133,7 +133,7 @@ def test_code_of_the_package_counts_file_by_file_but_not_its_comments(tmp_path):
     file.write_text(file.read_text() + "\nCHANGED = 1\n")
     package_code.cache_clear()
     now = dict(package_code(folder))
-    assert {name for name in base if base[name] != now[name]} == {"pipeline/plain.py"}
+    assert {name for name in base if base[name] != now[name]} == {"pipeline/aggregate.py"}
     package_code.cache_clear()
 
 
