@@ -124,6 +124,10 @@ class Trajectories:
             keep &= self.metrics[Metric.SUCCESS] > 0.5
         return keep
 
+    def returns(self) -> np.ndarray:
+        """(N,) float64: the sum of the rewards of every episode."""
+        return np.add.reduceat(self.rewards.astype(np.float64), self.step_offsets[:-1])
+
     def discounted_returns(self, gamma: float, final_values: np.ndarray | None = None) -> np.ndarray:
         """(S,) float64: `G_t = r_t + gamma G_(t+1)`; the return after the last step of episode i is `final_values[i]`.
 

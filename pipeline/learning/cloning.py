@@ -102,11 +102,6 @@ def split_by_episode(returns: np.ndarray, validation_fraction: float, seed: int)
     return np.setdiff1d(np.arange(episodes), chosen), chosen
 
 
-def episode_returns(trajectories: Trajectories) -> np.ndarray:
-    """(N,) float64: the sum of the rewards of every episode."""
-    return np.add.reduceat(trajectories.rewards.astype(np.float64), trajectories.step_offsets[:-1])
-
-
 class Course:
     """The points of an actor's training in their order, and the epoch and tensors of the best policy among them.
 
@@ -154,7 +149,7 @@ def clone(
     check_demonstrations(policy, trajectories)
     if settings.select == "rollout" and evaluate is None:
         raise BadInput("cloning.select = 'rollout' needs rollout evaluations; use 'validation_loss' without them")
-    train_episodes, held_out = split_by_episode(episode_returns(trajectories), settings.validation_fraction, seed)
+    train_episodes, held_out = split_by_episode(trajectories.returns(), settings.validation_fraction, seed)
     inputs, space = _Inputs(policy, policy.pi_features_extractor, trajectories), policy.action_space
     if isinstance(space, spaces.Box):
         clipped = np.clip(trajectories.actions, space.low, space.high).reshape(trajectories.steps, -1)

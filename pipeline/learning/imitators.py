@@ -50,7 +50,6 @@ from pipeline.learning.cloning import (
     Evaluate,
     OnPoint,
     check_demonstrations,
-    episode_returns,
     split_by_episode,
     train_critic,
 )
@@ -92,9 +91,7 @@ def imitate(
             f"algorithm {config.algorithm!r} takes flat observations and Box or Discrete actions, this task's are "
             f"{shortened(policy.observation_space)} and {shortened(policy.action_space)}; use algorithm 'bc'"
         )
-    train_rows, held_out_rows = split_by_episode(
-        episode_returns(trajectories), config.cloning.validation_fraction, seed
-    )
+    train_rows, held_out_rows = split_by_episode(trajectories.returns(), config.cloning.validation_fraction, seed)
     data, untrained = trajectories.select(train_rows), tensors_of(policy)
     course = _Playing(evaluate, on_point, folder)
     try:

@@ -196,7 +196,7 @@ class WarmPPO(PPO):
                 entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()  # estimated without a formula
                 with torch.no_grad():
                     clone = _plain(self._reference.get_distribution(batch.observations))
-                    # an estimator of KL(old || new) that is unbiased and never negative: http://joschu.net/blog/kl-approx.html
+                    # unbiased and never negative (http://joschu.net/blog/kl-approx.html)
                     approx_kl = ((ratio - 1) - log_ratio).mean().item()
                 pairs = zip(clone, _plain(distribution), strict=True)
                 # subtle: KL(clone || policy) and not the reverse, which would let the policy drop what the clone does

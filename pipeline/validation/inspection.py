@@ -102,9 +102,8 @@ def inspect_dataset(trajectories: Trajectories, metadata: DatasetMetadata) -> In
     if not trajectories.steps:
         raise BadInput("the dataset holds no episode; there is nothing to inspect")
     action_space = space_from_json(metadata.action_space)
-    returns = np.add.reduceat(trajectories.rewards.astype(np.float64), trajectories.step_offsets[:-1])
     judged = {
-        Metric.RETURN: trajectories.metrics.get(Metric.RETURN, returns),
+        Metric.RETURN: trajectories.metrics.get(Metric.RETURN, trajectories.returns()),
         Metric.LENGTH: trajectories.lengths.astype(np.float64),
         "action_jerk": action_jerk(trajectories, action_space),
     }

@@ -13,7 +13,7 @@ from pipeline.config.loading import validate
 from pipeline.config.training import Cloning, Network
 from pipeline.data import Trajectories
 from pipeline.errors import BadInput
-from pipeline.learning.cloning import _Actor, clone, episode_returns, split_by_episode, train_critic
+from pipeline.learning.cloning import _Actor, clone, split_by_episode, train_critic
 from pipeline.play.evaluation import run_episodes
 from pipeline.policies import act_function, build_policy, tensor_digests, weights_digest
 from pipeline.tasks import Purpose, Task
@@ -129,7 +129,7 @@ def test_rare_failures_are_held_out_in_proportion():
 def test_the_return_of_an_episode_is_the_sum_of_its_rewards():
     data = demonstrations("discrete", episodes=3, length=4)
     rewards = np.arange(12, dtype=np.float32)
-    assert episode_returns(dataclasses.replace(data, rewards=rewards)).tolist() == [6.0, 22.0, 38.0]
+    assert dataclasses.replace(data, rewards=rewards).returns().tolist() == [6.0, 22.0, 38.0]
 
 
 def test_the_first_point_is_the_untrained_policy(kind):
@@ -260,7 +260,7 @@ def test_demonstrations_of_another_shape_are_refused():
 def critic_of(data: Trajectories, epochs: int = 60, gamma: float = 0.9):
     policy = policy_for("discrete")
     before = tensor_digests(policy)
-    train, held_out = split_by_episode(episode_returns(data), 0.2, seed=1)
+    train, held_out = split_by_episode(data.returns(), 0.2, seed=1)
     points = train_critic(
         policy, data, train, held_out, settings(critic_epochs=epochs, gamma=gamma, critic_learning_rate=3e-3), 1
     )
@@ -303,7 +303,7 @@ def test_the_critic_ends_as_it_was_at_its_least_held_out_loss():
     policy, _, points = critic_of(data, epochs=60)
     losses = [point.metrics["critic/val_loss"] for point in points]
     assert np.argmin(losses) < 59  # learnt by heart afterwards
-    _, held_out = split_by_episode(episode_returns(data), 0.2, seed=1)
+    _, held_out = split_by_episode(data.returns(), 0.2, seed=1)
     part = data.select(held_out)
     error = part.discounted_returns(0.9) - values(policy, part.observations[part.step_rows])
     assert np.square(error).mean() == pytest.approx(min(losses), rel=1e-3)
