@@ -1,12 +1,11 @@
 """The spool: nothing that was appended is lost, nothing is delivered twice, and what is refused is kept."""
 
 import io
+import itertools
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from dataclasses import replace
@@ -25,8 +24,6 @@ from pipeline.tracking.operations import Close, Files, Metrics, Operation, Polic
 from pipeline.tracking.runs import StageRun
 from pipeline.tracking.spool import FILE, Spool, deliver, deliver_leftovers, sync
 from pipeline.tracking.store import connect
-
-APPENDER = Path(__file__).with_name("spool_appender.py")
 
 
 @pytest.fixture
@@ -58,12 +55,20 @@ def points_of(bench: Bench, run_id: str) -> list[tuple[int, float]]:
 
 def append_and_die(run_id: str, count: int, go_on: bool) -> None:
     """Another process appends points, each acknowledged, and is killed by SIGKILL: at rest, or while it goes on."""
-    command = [sys.executable, str(APPENDER), run_id, "0" if go_on else str(count)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
-    for expected in range(1, count + 1):
-        assert int(process.stdout.readline()) == expected
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        spool = Spool()
+        for number in itertools.count(1):
+            if number > count and not go_on:
+                time.sleep(600)
+            spool.append(run_id, point(float(number), number))
+            os.write(writing, b".")
+    os.close(writing)
+    with os.fdopen(reading, "rb") as acknowledged:
+        assert acknowledged.read(count) == b"." * count
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_what_a_killed_process_appended_is_delivered_once(bench):
