@@ -21,7 +21,7 @@ from pipeline.config.stages import Finetune
 from pipeline.names import Arm, Metric, Tag, lineage_run_tag
 from pipeline.play.evaluation import point_figures, run_episodes
 from pipeline.policies import act_function, load_policy
-from pipeline.report.text import interval, markdown_table, signed
+from pipeline.report.text import aligned, interval, signed
 from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import met_target
 from pipeline.statistics.efficiency import (
@@ -94,7 +94,8 @@ def print_ratio(arms: Mapping[str, Mapping[int, ArmRun]], seeds: list[int], task
 
 
 def print_table(played: Mapping[str, list[Figures]], sets: tuple[str, ...]) -> None:
-    rows = []
+    rows = [("scenarios", "policy", "success", "collision", "fine-tuned better by (success)")]
+    rows.append(("---", "---", "--:", "--:", "--:"))
     for scenario_set in sets:
         values = {
             (who, figure): np.array([figures[scenario_set][figure] for figures in of_who])
@@ -106,7 +107,7 @@ def print_table(played: Mapping[str, list[Figures]], sets: tuple[str, ...]) -> N
             difference = over_seeds(tuned - values[who, Metric.SUCCESS_RATE])
             shown = [interval(over_seeds(values[who, f])) for f in (Metric.SUCCESS_RATE, Metric.COLLISION_RATE)]
             rows.append((scenario_set, who, *shown, "" if who == "fine-tuned" else signed(difference)))
-    print(markdown_table(("scenarios", "policy", "success", "collision", "fine-tuned better by (success)"), rows, 2))
+    print(aligned("\n".join(f"| {' | '.join(row)} |" for row in rows)))
 
 
 if __name__ == "__main__":

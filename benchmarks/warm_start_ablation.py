@@ -28,7 +28,7 @@ from pipeline.config.stages import STAGE_CONFIGS, Finetune
 from pipeline.names import Metric, Tag
 from pipeline.report.figures import HEIGHT, canvas
 from pipeline.report.palette import GRID, INK, MUTED, PRETRAINED, for_file
-from pipeline.report.text import interval, markdown_table, number, signed
+from pipeline.report.text import aligned, interval, number, signed
 from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import met_target
 from pipeline.statistics.efficiency import TimeToTarget, restricted_mean, timesteps_to_target
@@ -220,7 +220,8 @@ def ablation_table(rows: Sequence[AblationRow]) -> str:
         )
         for row in rows
     ]
-    return markdown_table(header, cells, numbers_from=2)
+    rule = ["---"] * 2 + ["--:"] * (len(header) - 2)
+    return aligned("\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *cells)))
 
 
 def ablation_figure(rows: Sequence[AblationRow], figure: str, title: str) -> bytes:

@@ -6,7 +6,6 @@ Whatever a template shows is escaped, since it may come from a user; only `Marku
 """
 
 import re
-from collections.abc import Sequence
 from functools import cache
 from html.entities import codepoint2name
 from math import isfinite
@@ -35,9 +34,7 @@ def _templates() -> Environment:
     found = environment(
         autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else Markup(one_line(value))
     )
-    found.filters.update(
-        number=number, interval=interval, signed=signed, percent=percent, words=words, duration=duration
-    )
+    found.filters.update({f.__name__: f for f in (number, interval, signed, percent, duration, words)})
     return found
 
 
@@ -53,27 +50,20 @@ def environment(**options: Any) -> Environment:
     )
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
-    """Header and rows as an aligned Markdown table; columns from `numbers_from` on are right-aligned."""
-    rule = ["--:" if column >= numbers_from else "---" for column in range(len(header))]
-    lines = [rule if row is rule else [one_line(cell) for cell in row] for row in (header, rule, *rows)]
-    return aligned("\n".join(f"| {' | '.join(line)} |" for line in lines))
-
-
 def aligned(markdown: str) -> str:
     """The same page, the columns of its tables as wide as their widest cell; `--:` in the rule aligns to the right."""
-    return re.sub(r"^\|.*\|(?:\n\|.*\|)+$", lambda table: _aligned(table[0]), markdown, flags=re.MULTILINE)
 
+    def padded(table: re.Match[str]) -> str:
+        rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table[0].splitlines()]
+        right = [cell.endswith(":") for cell in rows[1]]
+        widths = [max(3, *map(len, column)) for column in zip(rows[0], *rows[2:], strict=True)]
+        rows[1] = ["-" * (width - 1) + (":" if r else "-") for width, r in zip(widths, right, strict=True)]
+        return "\n".join(
+            f"| {' | '.join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))} |"
+            for row in rows
+        )
 
-def _aligned(table: str) -> str:
-    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines()]
-    right = [cell.endswith(":") for cell in rows[1]]
-    widths = [max(3, *map(len, column)) for column in zip(rows[0], *rows[2:], strict=True)]
-    rows[1] = ["-" * (width - 1) + ("-:"[r]) for width, r in zip(widths, right, strict=True)]
-    return "\n".join(
-        f"| {' | '.join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))} |"
-        for row in rows
-    )
+    return re.sub(r"^\|.*\|(?:\n\|.*\|)+$", padded, markdown, flags=re.MULTILINE)
 
 
 def number(value: float | None, digits: int = 3) -> str:
