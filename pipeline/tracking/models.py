@@ -58,10 +58,11 @@ def find_policy(client: MlflowClient, reference: str, task: str, latest: dict[st
         return _policy_of_run(client, latest_run(client, "policy", **latest, **{Tag.TASK: task}).info.run_id)
     if named.run_id:
         return _policy_of_run(client, named.run_id)
-    folder = Path(reference)
+    folder, is_policy = Path(reference), False
     with contextlib.suppress(OSError, ValueError):  # no path at all: too long, or with a NUL in it
-        if (folder / POLICY_SPEC_FILE).is_file():
-            return StoredPolicy(folder.resolve(), policy_digest(folder), reference, None)
+        is_policy = (folder / POLICY_SPEC_FILE).is_file()
+    if is_policy:
+        return StoredPolicy(folder.resolve(), policy_digest(folder), reference, None)
     if named.model:
         return fetch_version(find_version(client, reference, task, Alias.APPROVED))
     raise BadInput(
