@@ -321,7 +321,7 @@ def test_bad_input_is_one_line_and_exit_code_2(files, store_of, capsys, store):
     path = files.sweep(search_space={"training.ppo.n_stepz": {"type": "int", "low": 2, "high": 4}})
     assert stage_main("sweep", ["--config", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "'n_stepz'" in line and "Did you mean 'n_steps'?" in line
+    assert "'training.ppo.n_stepz'" in line and "Did you mean 'n_steps'?" in line
     (run,) = store_of().runs("sweep")
     assert run.info.status == "FAILED" and line == f"error: {run.data.tags['mlflow.note.content']}"
     path = files.sweep(storage=f"sqlite:///{store}/mlflow.db")
