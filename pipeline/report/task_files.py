@@ -61,14 +61,14 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
 
 
 def success_of(config: NewTask, probe: Probe) -> dict[str, Any]:
-    """How an episode's success is told, and why: a key of the final info, or a return (`known` is False: a guess)."""
+    """How an episode's success is told, and why: a key of the final info, or a guessed return."""
     key = _first_of(probe, SUCCESS_KEYS)
     if key is not None:
         low, high = probe.final_keys[key]
-        return {"info": key, "known": True, "why": f"Of the final info; the probe had {low:.4g} to {high:.4g}."}
+        return {"info": key, "why": f"Of the final info; the probe had {low:.4g} to {high:.4g}."}
     if probe.rewarded_at_end:
         why = "Only ends of episodes were rewarded: any reward is taken for success. SET IT where that is too little."
-        return {"return_at_least": LEAST_RETURN, "known": False, "why": why}
+        return {"return_at_least": LEAST_RETURN, "why": why}
     if probe.shown is not None:
         # what most of its episodes reach, and more than random play has, where it reaches that at all
         better = probe.shown[probe.shown > probe.returns.max()]
@@ -85,7 +85,7 @@ def success_of(config: NewTask, probe: Probe) -> dict[str, Any]:
         best, spread = float(probe.returns.max()), float(probe.returns.std())
         guess = _rounded(best + max(spread, 0.1 * abs(best)))
         why = f"A GUESS above the best random episode ({best:.4g}): SET IT to what solves the task."
-    return {"return_at_least": guess, "known": False, "why": why}
+    return {"return_at_least": guess, "why": why}
 
 
 def target_of(config: NewTask, probe: Probe, success: Mapping[str, Any]) -> dict[str, Any]:
