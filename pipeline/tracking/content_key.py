@@ -250,6 +250,4 @@ def _file_digest(path: Path) -> str:
     return digest(content)
 
 
-@cache
-def _distributions() -> Mapping[str, list[str]]:
-    return packages_distributions()
+_distributions = cache(packages_distributions)
