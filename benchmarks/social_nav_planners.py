@@ -20,7 +20,6 @@ from pipeline.envs.social_nav.observation import (
     VELOCITY_SCALE,
     VIEW,
 )
-from pipeline.files import compiled
 
 _COLUMN = {name: k for k, name in enumerate(FEATURES)}
 
@@ -111,7 +110,8 @@ def _arc_cost(
     return math.hypot(target[0] - x, target[1] - y) + _CLEARANCE_WEIGHT * max(_COMFORTABLE - least, 0.0)
 
 
-@compiled
+# subtle: not cached: numba's cache knows a module by one name, and this has two (in a script's folder, in a checkout)
+@njit(error_model="numpy")
 def _plan(row: np.ndarray, max_speed: float, action: np.ndarray) -> None:
     people, points, target = np.empty((NEAREST, 4)), np.empty((RAYS, 2)), np.empty(2)
     seen, walls = _scan_points(row, max_speed, people, points)
