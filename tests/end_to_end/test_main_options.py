@@ -172,18 +172,20 @@ def test_without_pretraining_only_the_baseline_is_trained_with_the_budget_that_w
         "1",
         "--learning_rate",
         "1e-4",
+        "--group",
+        "alone",
     ]
     code, out, errors = stage("main", *arguments, "--parallel_environments", "8", "--visualize_every", "1000")
     assert code == 0, errors
     assert "PPO from scratch only" in out
     parent = main_run(set()).info.run_id
     assert stages_run(parent) == ["baseline"]
-    (seed,) = search(connect(), {Tag.GROUP: parent, Tag.STAGE: "baseline_seed", Tag.ARM: "scratch"})
+    (seed,) = search(connect(), {Tag.GROUP: "alone", Tag.STAGE: "baseline_seed", Tag.ARM: "scratch"})
     assert seed.data.metrics["bill/environment_steps"] == 1024
     assert seed.data.metrics["train/learning_rate"] == pytest.approx(1e-4)
     pictures = [Path(item.path) for item in connect().list_artifacts(seed.info.run_id, Artifact.PLAYBACK)]
     assert [picture.stem for picture in pictures] == ["step-000000000", "step-000001024"]  # the first from 1000 on
-    (control,) = search(connect(), {Tag.GROUP: parent, Tag.STAGE: "baseline_seed", Tag.ARM: "scratch_lr0"})
+    (control,) = search(connect(), {Tag.GROUP: "alone", Tag.STAGE: "baseline_seed", Tag.ARM: "scratch_lr0"})
     assert connect().list_artifacts(control.info.run_id, Artifact.PLAYBACK) == []  # it never changes
 
 
