@@ -26,7 +26,7 @@ from pipeline.executors.local import TrainingCrashed, run_side_by_side
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.names import CONFIG_PARAM_PREFIX, EVAL_PREFIX, SWEEP_FRESH, SWEEP_TRIAL, Artifact, Metric, Tag
-from pipeline.report.sweep import SweepReport, sweep_markdown, sweep_pictures
+from pipeline.report.sweep_report import SweepReport, sweep_markdown, sweep_pictures
 from pipeline.stages import StageOutcome
 from pipeline.sweep.objectives import Contender, Evaluation, FreshResult, NotMeasured, feasible, worst
 from pipeline.sweep.study import NOTES, SweepStudy, TrialFailed, TrialRecord, conclude, ranking

@@ -238,6 +238,21 @@ def test_nothing_in_the_code_knows_a_task_by_name():
                 assert not any(task in ast.unparse(node) for task in others), where
 
 
+def test_no_two_types_and_no_two_modules_have_one_name():
+    """But for settings, which are named as what they are of (`config/sweep.py`), and the stage of a room's name."""
+    types: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
+    for path in sources("pipeline"):
+        where = str(path.relative_to(ROOT))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                types.setdefault(node.name, []).append(where)
+        name = path.parent.name if path.stem == "__init__" else path.stem
+        if path.parent.name not in ("config", "stages") or path.stem == "__init__":
+            modules.setdefault(name, []).append(where)
+    assert not {name: places for name, places in (types | modules).items() if len(places) > 1}
+
+
 def test_every_room_stands_in_the_readme():
     rooms = {path.name + "/" for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").is_file()}
     rooms |= {path.name for path in (ROOT / "pipeline").glob("[a-z]*.py")}

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config.sweep import Objective, Parameter, Sweep
-from pipeline.report.sweep import SweepReport, sweep_markdown
+from pipeline.report.sweep_report import SweepReport, sweep_markdown
 from pipeline.sweep.objectives import Contender, FreshResult
 from pipeline.sweep.study import TrialRecord
 
