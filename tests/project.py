@@ -12,6 +12,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUP = "trial"
@@ -64,6 +65,10 @@ def make_projects(folder: Path) -> None:
     for name in ("whole", "staged"):
         (folder / name).mkdir(parents=True)
         write_configs(folder / name)
+        with mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=uri_of(folder / name)):
+            from pipeline.tracking.store import connect, experiment_id
+
+            experiment_id(connect(), EXPERIMENT)  # before `mlflow run` makes it, whose artifacts would lie elsewhere
     with ThreadPoolExecutor(2) as lanes:
         making = lanes.submit(in_process_of_its_own, folder / "staged")
         main = lanes.submit(mlflow_run, folder / "whole", "main")

@@ -4,6 +4,8 @@ import pytest
 from project import GROUP
 
 from pipeline.cli import BAD_INPUT, DONE, stage_main
+from pipeline.names import Tag
+from pipeline.tracking.liveness import this_process
 from pipeline.tracking.store import connect
 
 
@@ -37,6 +39,7 @@ def test_a_group_without_fine_tuning_says_which_stage_is_missing(refusal, copied
 def test_an_unfinished_training_is_named_with_arm_seed_and_status(refusal, runs):
     run_id = runs("finetune_seed", 2)[0]
     connect().update_run(run_id, status="RUNNING")
+    connect().set_tag(run_id, Tag.PROCESS, this_process())  # which lives
     said = refusal(GROUP)
     assert run_id in said and "seed 2" in said and "RUNNING, not FINISHED" in said
 

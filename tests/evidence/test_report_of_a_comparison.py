@@ -26,7 +26,7 @@ def test_the_bill_is_made_of_what_the_runs_before_it_recorded(report, runs):
     def logged(stage: str, metric: str) -> float:
         return client.get_run(runs(stage)[0]).data.metrics.get(f"bill/{metric}", 0.0)
 
-    assert upfront["expert_steps"] == logged("train_expert", "environment_steps") == 4096
+    assert upfront["expert_steps"] == logged("train_expert", "environment_steps") == 2 * 4096
     assert upfront["demonstration_steps"] == logged("collect", "environment_steps") > 0
     evaluated = {stage: logged(stage, "evaluation_steps") for stage in ("train_expert", "promote", "pretrain")}
     assert upfront["evaluation_steps"] == sum(evaluated.values())

@@ -16,6 +16,7 @@ from pipeline.cli import BAD_INPUT, DONE, VERDICT_NO, stage_main
 from pipeline.config.loading import parse_yaml
 from pipeline.names import Arm, Tag, lineage_run_tag
 from pipeline.tracking.host import machine, processor_kind
+from pipeline.tracking.liveness import this_process
 from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.store import connect
 
@@ -52,6 +53,7 @@ def reproduce(copied, capsys):
         ("train_expert_seed", {}),
         ("finetune_seed", {Tag.ARM: Arm.PRETRAINED, Tag.SEED: "2"}),
         ("baseline_seed", {Tag.ARM: Arm.SCRATCH_LR0, Tag.SEED: "3"}),
+        ("pretrain_seed", {Tag.SEED: "1"}),
         ("collect", {}),
     ],
 )
@@ -68,6 +70,7 @@ def test_what_is_done_again_from_its_record_is_equal(reproduce, stage, tags):
     assert json.loads(read_text_artifact(connect(), made.info.run_id, "reproduction.json"))["equal"] is True
 
 
+@pytest.mark.slow
 def test_a_clone_is_reproduced_through_mlflow_run(copied, tmp_path, repository):
     run = a_run("pretrain_seed", **{Tag.SEED: "2"})
     command = [str(Path(sys.executable).parent / "mlflow"), "run", str(repository), "-e", "reproduce"]
@@ -127,4 +130,5 @@ def test_a_run_that_cannot_be_done_again_is_one_line_and_code_2(reproduce):
         assert said in line
     running = a_run("baseline_seed").info.run_id
     connect().update_run(running, status="RUNNING")
+    connect().set_tag(running, Tag.PROCESS, this_process())  # which lives
     assert "is RUNNING, not FINISHED" in reproduce(running)[2]

@@ -42,6 +42,7 @@ def test_a_crowd_creates_one_store_one_experiment_and_loses_nothing(fresh, monke
     assert location == (database.parent / "mlartifacts" / "crowded").as_uri()
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_store_is_made_leaves_none(tmp_path, monkeypatch):
     database, unfinished = tmp_path / "mlflow.db", tmp_path / "mlflow.db.new"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
@@ -104,6 +105,7 @@ def test_simultaneous_promotions_end_with_one_approved_version_and_a_full_record
     assert all(ends[old] == begins[new] for new, old in replaced.items() if old)
 
 
+@pytest.mark.slow
 def test_promotions_and_roll_backs_at_once_leave_one_approved_version(fresh, monkeypatch):
     crowd, database = fresh
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
