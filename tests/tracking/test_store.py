@@ -131,6 +131,7 @@ with open_run("evaluate") as run:
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_goes_when_the_next_one_starts_and_what_a_living_one_has_stays(store, tmp_path):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
