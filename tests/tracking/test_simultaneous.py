@@ -71,6 +71,7 @@ def test_a_store_that_mlflow_made_only_half_is_named_as_one(tmp_path, empty_stor
         connect()
 
 
+@pytest.mark.slow
 def test_simultaneous_promotions_end_with_one_approved_version_and_a_full_record(fresh, monkeypatch):
     crowd, database = fresh
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
