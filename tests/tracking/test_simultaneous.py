@@ -111,11 +111,12 @@ def test_promotions_and_roll_backs_at_once_leave_one_approved_version(fresh, mon
     crowd, database = fresh
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     bench = Bench(database.parent)
-    fresh_ones = [bench.candidate(seed=10 + i) for i in range(2)]
-    earlier = [v.version for v in registry_versions(bench) if v.tags[VersionTag.GATE] == Gate.SUPERSEDED][:1]
+    *fresh_ones, earlier, latest = (bench.candidate(seed=10 + i) for i in range(Crowd.SIZE + 1))
     gate = bench.run("promote")
+    for version in (earlier, latest):
+        registry.approve(bench.client, version, gate, "before the others")
     commands = [{"do": "approve", "version": v.version, "run_id": gate} for v in fresh_ones]
-    commands += [{"do": "roll_back", "version": number, "run_id": gate} for number in earlier]
+    commands += [{"do": "roll_back", "version": earlier.version, "run_id": gate}]
     answers = crowd.at_once(commands)
     assert not any("crashed" in answer for answer in answers), answers
     versions = registry_versions(bench)
