@@ -138,7 +138,12 @@ def ask(arguments: Sequence[str] | None = None) -> int:
         with _argparse_errors():
             known = parser.parse_args(arguments)
         if known.verb == "sync":
-            return _sync()
+            from pipeline.tracking.spool import sync  # late: --help answers at once
+
+            done, lines = sync()
+            for line in lines:
+                say(line)
+            return DONE if done else VERDICT_NO
         if known.verb == "store":
             from pipeline.tracking.store import connect, experiment_id, ui_command  # late: --help answers at once
 
@@ -152,15 +157,6 @@ def ask(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         return _told("the answer", error)
     return DONE
-
-
-def _sync() -> int:
-    from pipeline.tracking.spool import sync  # late: --help answers at once
-
-    done, lines = sync()
-    for line in lines:
-        say(line)
-    return DONE if done else VERDICT_NO
 
 
 def _answer(known: argparse.Namespace) -> str:

@@ -207,7 +207,7 @@ def _explain(cls: type, error: ValidationError) -> str:
     key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        allowed = _fields_at(cls, fault["loc"][:-1])
+        allowed = sorted(_schema_at(cls, fault["loc"][:-1]).get("properties", {}))
         hint = did_you_mean(str(fault["loc"][-1]), allowed)
         return f"unknown key {key!r}.{hint} Allowed here: {', '.join(allowed)}{more}"
     if fault["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
@@ -223,11 +223,6 @@ def _explain(cls: type, error: ValidationError) -> str:
         message += "; write true or false"
     shown = "" if isinstance(value, dict) and fault["type"] == "value_error" else f" = {shortened(value)}"
     return f"{key}{shown}: {message}{more}"
-
-
-def _fields_at(cls: Any, location: Sequence[int | str]) -> list[str]:
-    """Names of the settings below a location."""
-    return sorted(_schema_at(cls, location).get("properties", {}))
 
 
 def _schema_at(cls: Any, location: Sequence[int | str]) -> Any:
