@@ -60,6 +60,7 @@ class CloningResult:
     held_out_episodes: np.ndarray  # (N_val,) int64
     samples_per_second: float  # of the actor's gradient steps; NaN where that was not measured
     wall_seconds: float
+    beats_untrained: bool  # is the best epoch better than epoch 0 by the measure that chose it
     environment_steps: int = 0  # played to learn from, evaluations apart
 
     @property
@@ -105,12 +106,14 @@ def split_by_episode(returns: np.ndarray, validation_fraction: float, seed: int)
 class Course:
     """The points of an actor's training in their order, and the epoch and tensors of the best policy among them.
 
-    Ranked by success rate, then mean return, where it was evaluated; or by validation loss. Ties: the earlier.
+    Ranked by success rate, then mean return, where it was evaluated; or by validation loss. Ties: the earlier. The
+    untrained policy (epoch 0) is the best one only until another was ranked: it has learnt nothing to hand on.
     """
 
     def __init__(self, on_point: OnPoint, select: str = "rollout") -> None:
         self._on_point, self._select = on_point, select
         self._value: Any = None
+        self._untrained: Any = None
         self.points: list[EpochPoint] = []
         self.best: dict[str, torch.Tensor] = {}
         self.best_epoch = 0
@@ -126,8 +129,17 @@ class Course:
         elif records is not None:
             figures = point_figures(records)
             value = figures["success_rate"], figures["return_mean"]
-        if value is not None and (self._value is None or value > self._value):
+        if value is None:
+            return
+        if epoch == 0:
+            self._untrained, self.best = value, tensors_of(policy)
+        elif self._value is None or value > self._value:
             self._value, self.best, self.best_epoch = value, tensors_of(policy), epoch
+
+    @property
+    def beats_untrained(self) -> bool:
+        """Is the best trained policy better than the untrained one."""
+        return self._value is not None and bool(self._value > self._untrained)
 
 
 def clone(
@@ -200,6 +212,7 @@ def clone(
         held_out_episodes=held_out,
         samples_per_second=settings.epochs * len(train.rows) / seconds,
         wall_seconds=time.perf_counter() - started,
+        beats_untrained=course.beats_untrained,
     )
 
 

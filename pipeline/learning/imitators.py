@@ -116,6 +116,7 @@ def imitate(
         held_out_episodes=held_out_rows,
         samples_per_second=math.nan,
         wall_seconds=time.perf_counter() - started,
+        beats_untrained=course.beats_untrained,
         environment_steps=steps,
     )
 

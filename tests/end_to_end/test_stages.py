@@ -216,14 +216,13 @@ def test_both_arms_share_every_setting_and_differ_in_their_initial_weights(stage
         # a control starts exactly where its arm starts
         assert first[Arm.SCRATCH, seed] == first[Arm.SCRATCH_LR0, seed]
         assert first[Arm.PRETRAINED, seed] == first[Arm.PRETRAINED_LR0, seed]
-        # and never leaves it: the clone of its seed (whose spread fine-tuning sets), or a policy that nobody trained;
-        # the best actor of so short a cloning may be the untrained one, its critic never is
+        # and never leaves it: the clone of its seed (whose spread fine-tuning sets), or a policy that nobody trained
         scratch, warm = (
             tensor_digests(load_policy(download_policy(arms[arm, seed].info.run_id)))
             for arm in (Arm.SCRATCH_LR0, Arm.PRETRAINED_LR0)
         )
         assert warm == {**clones[seed], "log_std": warm["log_std"]}
-        assert all(warm[name] != scratch[name] for name in warm if "value_net" in name)
+        assert all(warm[name] != scratch[name] for name in warm if name != "log_std")
         assert arms[Arm.PRETRAINED, seed].data.metrics["transfer/action_distance"] == 0.0
         assert "transfer/tensors" not in arms[Arm.SCRATCH, seed].data.metrics
 

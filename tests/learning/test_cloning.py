@@ -218,10 +218,26 @@ def test_the_policy_ends_as_the_best_epoch(kind):
     policy, chosen = policy_for(kind), settings(epochs=200, learning_rate=1e-2)
     result = clone(policy, data, chosen, seed=1)
     losses = [point.metrics["bc/val_loss"] for point in result.epochs]
-    assert result.best_epoch == int(np.argmin(losses))
-    assert losses[-1] > 2 * min(losses)  # the last epoch is not nearly the best
+    assert result.best_epoch == 1 + int(np.argmin(losses[1:]))
+    assert result.beats_untrained == (min(losses[1:]) < losses[0])
+    assert losses[-1] > 2 * min(losses[1:])  # the last epoch is not nearly the best
     held_out = data.select(result.held_out_episodes)
-    assert negative_log_likelihood(policy, held_out) == pytest.approx(min(losses), rel=1e-4)
+    assert negative_log_likelihood(policy, held_out) == pytest.approx(min(losses[1:]), rel=1e-4)
+
+
+def test_an_untrained_policy_is_never_the_best_epoch(kind):
+    """Held-out labels are the opposite of the others: every epoch makes it worse than it was."""
+    data, chosen = demonstrations(kind), settings(epochs=3, learning_rate=1e-2)
+    held_out = clone(policy_for(kind), data, chosen, seed=1).held_out_episodes
+    wrong = np.isin(np.repeat(np.arange(len(data)), data.lengths), held_out)
+    labels = np.where(wrong, 2, 0) if kind == "discrete" else np.where(wrong, [[0.9], [0.9]], -0.9).T.astype(np.float32)
+    data, policy = dataclasses.replace(data, actions=labels, executed_actions=labels), policy_for(kind)
+    untrained = tensor_digests(policy)
+    result = clone(policy, data, chosen, seed=1)
+    losses = [point.metrics["bc/val_loss"] for point in result.epochs]
+    assert losses[0] == min(losses)
+    assert (result.best_epoch, result.beats_untrained) == (1, False)
+    assert tensor_digests(policy) != untrained
 
 
 def test_rollouts_are_played_on_schedule_and_select_the_best(cartpole):
@@ -239,7 +255,9 @@ def test_rollouts_are_played_on_schedule_and_select_the_best(cartpole):
         for p in result.epochs
         if p.records
     }
+    untrained = ranks.pop(0)
     assert result.best_epoch == max(ranks, key=lambda epoch: (ranks[epoch], -epoch))
+    assert result.beats_untrained == (ranks[result.best_epoch] > untrained)
     again = run_episodes(task, act_function(policy), episodes)
     assert again.metrics["return"].mean() == ranks[result.best_epoch][1]
 
