@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -144,24 +145,15 @@ def policy_actions(task: Task, folder: str | Path, reference: str, deterministic
     return act_function(policy, deterministic)
 
 
-class _Function:
-    """A function as an actor without memory."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.act = function
-
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-
 def scripted(reference: str, kwargs: Mapping[str, Any]) -> Demonstrator:
     """The scripted demonstrator `module:Class` or `module:function`. Raises BadInput when it cannot be made or act."""
     target = import_object(reference, "scripted.demonstrator")
     what = f"scripted demonstrator {reference!r}"
-    make: Callable[[], EpisodeActor] = functools.partial(call_with_user_arguments, target, what, **kwargs)
+    make: Callable[[], Any] = functools.partial(call_with_user_arguments, target, what, **kwargs)
     if inspect.isfunction(target):
         call_with_user_arguments(inspect.signature(target).bind, what, None, **kwargs)
-        make = functools.partial(_Function, functools.partial(target, **kwargs))
+        act = functools.partial(target, **kwargs)  # without memory, there is nothing to reset
+        make = functools.partial(SimpleNamespace, act=act, reset=lambda: None)
     elif not inspect.isclass(target):
         raise BadInput(f"{what} is neither a class nor a function; name one of those")
     else:

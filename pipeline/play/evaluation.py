@@ -7,7 +7,7 @@ Which episodes, and what the figures must be, is decided elsewhere.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.config.stages import Collect
+from pipeline.config.task import TaskConfig
 from pipeline.data import Trajectories, concatenate
 from pipeline.data.observations import one_row, to_rows
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
@@ -94,7 +95,7 @@ def run_episodes(
         if len(wrong := np.flatnonzero(~np.isfinite(values))):
             where = f"episode {episodes[wrong[0]]}: {name} = {values[wrong[0]]}"
             raise BadInput(f"{where} is not finite; look at the environment")
-    metrics = with_snqi(task, metrics)
+    metrics = with_snqi(task.config, metrics)
     return EpisodeRecords(tuple(episodes), metrics, histogram, int(metrics[Metric.LENGTH].sum()))
 
 
@@ -133,7 +134,7 @@ def record_episodes(
                     metrics={name: np.array([figures[name]], np.float64) for name in sorted(figures)},
                 )
     recorded = concatenate([done[episode] for episode in episodes])
-    return replace(recorded, metrics=with_snqi(task, recorded.metrics))
+    return replace(recorded, metrics=with_snqi(task.config, recorded.metrics))
 
 
 def record(task: Task, config: Collect, actor: Actor) -> tuple[Trajectories, int]:
@@ -240,12 +241,11 @@ def with_intervals(summary: dict[str, Estimate], of: Collection[str] | None = No
     return flat
 
 
-def with_snqi(task: Task, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_snqi(task: TaskConfig, metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The metrics, with the social navigation quality index of every episode when the task names its files."""
-    setting = task.config.snqi
-    if setting is None:
-        return metrics
-    return {**metrics, SNQI: snqi(metrics, *_snqi_files(setting.weights, setting.baseline))}
+    if task.snqi is None:
+        return dict(metrics)
+    return {**metrics, SNQI: snqi(metrics, *_snqi_files(task.snqi.weights, task.snqi.baseline))}
 
 
 @lru_cache(maxsize=4)

@@ -1,9 +1,9 @@
 """Episodes into pictures: simulate one again with rendering on, from recorded actions or from a policy.
 
-    film = film_actions(task, episode, executed_actions)
-    film.frames, film.events          # one frame a step, and the steps at which something happened
+    seen = film(task, episode, from_record(executed_actions))      # or from_actor(policy, task.action_space)
+    seen.frames, seen.events          # one frame a step, and the steps at which something happened
 
-    seen = view_again(Task(config, use_camera=True), recorded)     # the episodes as the task's camera sees them
+    pictured = view_again(Task(config, use_camera=True), recorded)     # the episodes as the task's camera sees them
 
 Any environment with `render_mode="rgb_array"` will do. Drawing on the frames and encoding them is not done here.
 """
@@ -21,8 +21,7 @@ from pipeline.envs.calling import RAISED, broken
 from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
-from pipeline.play.demonstrators import Actor
-from pipeline.play.rollouts import Choose, from_actor, from_record, play_alone
+from pipeline.play.rollouts import Choose, from_record, play_alone
 from pipeline.tasks import RENDER_MODE, Task
 
 MAX_SEEN_BYTES: Final = 1 << 31  # of frames held in memory for a cloning
@@ -43,17 +42,8 @@ class Film:
         return float(self.rewards.sum())
 
 
-def film_actions(task: Task, episode: Episode, actions: np.ndarray) -> Film:
-    """Play recorded actions (T, *act_shape) again from the episode's seed. Raises BadInput when nothing renders."""
-    return _film(task, episode, from_record(actions))
-
-
-def film_actor(task: Task, episode: Episode, actor: Actor) -> Film:
-    """Let a policy or a script play the episode to its end. Raises BadInput when nothing renders."""
-    return _film(task, episode, from_actor(actor, task.action_space))
-
-
-def _film(task: Task, episode: Episode, choose: Choose) -> Film:
+def film(task: Task, episode: Episode, choose: Choose) -> Film:
+    """Play an episode to its end, or as far as `choose` goes. Raises BadInput when nothing renders."""
     frames, rewards = list[np.ndarray](), list[float]()
     counters = {name: 0.0 for name in task.config.events}
     events: dict[str, list[int]] = {name: [] for name in task.config.events}

@@ -2,16 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from pipeline.data import STEP_ARRAYS, EpisodeData, Trajectories
 from pipeline.data.observations import element_names, flat_rows
-from pipeline.errors import BadInput
-from pipeline.names import POLICY_SPEC_FILE
-from pipeline.policies import load_policy, tensors_of
 
 KNOWN_BEFORE: Final = ("observations", "actions", "executed_actions")  # the others come of the step
 
@@ -73,26 +69,6 @@ def between_trajectories(before: Trajectories, now: Trajectories) -> str | None:
             was, figure = theirs.metrics.get(name), ours.metrics.get(name)
             if repr(was) != repr(figure):
                 return f"episode {index}: {name} {figure!r} (was {was!r})"
-    return None
-
-
-def between_policies(before: Path, now: Path) -> str | None:
-    """The first tensor that differs, in the order of the network, or what else of the policy folder does."""
-    try:
-        theirs, ours = tensors_of(load_policy(before)), tensors_of(load_policy(now))
-    except BadInput as error:
-        return f"the policy on record cannot be read: {error}"
-    for name in dict.fromkeys((*theirs, *ours)):
-        if name not in theirs or name not in ours:
-            return f"tensor {name} is {'new' if name in ours else 'gone'}"
-        a, b = theirs[name].numpy(), ours[name].numpy()
-        if a.shape != b.shape:
-            return f"tensor {name}: shape {b.shape} (was {a.shape})"
-        if a.tobytes() != b.tobytes():
-            count, largest = int((a != b).sum()), float(np.abs(a.astype(np.float64) - b).max())
-            return f"tensor {name}: {count} of {a.size} values differ, the largest by {largest:.3g}"
-    if (before / POLICY_SPEC_FILE).read_bytes() != (now / POLICY_SPEC_FILE).read_bytes():
-        return f"{POLICY_SPEC_FILE}: the weights are equal, their description is not"
     return None
 
 

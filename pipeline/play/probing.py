@@ -32,6 +32,7 @@ from pipeline.tasks import RENDER_MODE, Purpose, Task
 
 LARGEST = float(np.finfo(np.float32).max)  # that a policy can read
 LONGEST = 2_000  # steps after which a probed episode is left where it is
+BATCH = 256  # observations of a gradient step, of PPO and of cloning
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,13 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
         steps = np.concatenate([one.rewards for one in played])
         common = [key for key in ended[0].final if all(key in one.final for one in ended)] if ended else []
         numbers = {key: [one.final[key] for one in ended] for key in common}
+        rows = [len(one.rewards) + 1 for one in played]
+        spreads = {}  # over all rows, from those of single episodes
+        for key in played[0].spreads:
+            means, stds = (np.stack([getattr(one.spreads[key], name) for one in played]) for name in ("mean", "std"))
+            mean = np.average(means, axis=0, weights=rows)
+            variance = np.average(stds**2 + (means - mean) ** 2, axis=0, weights=rows)
+            spreads[key] = ElementSpread(mean, np.sqrt(variance))
         return Probe(
             observation_space=space,
             action_space=env.action_space,
@@ -125,7 +133,7 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             shown=np.array([one.episode_return for one in shown]) if shown else None,
             shown_steps=float(np.mean([len(one.rewards) for one in shown])) if shown else None,
             shown_finals=tuple(one.final if one.over else {} for one in shown),
-            spreads=_pooled([one.spreads for one in played], [len(one.rewards) + 1 for one in played]),
+            spreads=spreads,
         )
 
 
@@ -212,39 +220,24 @@ def _play(
                 f"environment {what} must be finite, as float32; the episode with seed {seed} has {wrong[0]}: "
                 "mend it first"
             )
+    space, spreads = env.observation_space, {}
+    parts: Mapping[str, gym.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    for key, part in parts.items():  # that reach a policy as the numbers they are
+        if isinstance(part, spaces.Box) and not is_image_space(part):
+            numbers = (seen[key] if key else seen).reshape(len(seen), -1).astype(np.float64)
+            spreads[key] = ElementSpread(numbers.mean(axis=0), numbers.std(axis=0))
     return _Played(
         start=seen[0].tobytes(),
         digest=digest(seen.tobytes()),
         low=low,
         high=high,
-        spreads=_spreads(env.observation_space, seen),
+        spreads=spreads,
         rewards=np.array(rewards),
         over=last.over,
         truncated=bool(last.truncated),
         final=outcome_of(last.info),
         seconds=seconds,
     )
-
-
-def _spreads(space: gym.Space[Any], rows: np.ndarray) -> dict[str, ElementSpread]:
-    """Of every part that reaches a policy as the numbers it is."""
-    parts: Mapping[str, gym.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    found = {}
-    for key, part in parts.items():
-        if isinstance(part, spaces.Box) and not is_image_space(part):
-            flat = (rows[key] if key else rows).reshape(len(rows), -1).astype(np.float64)
-            found[key] = ElementSpread(flat.mean(axis=0), flat.std(axis=0))
-    return found
-
-
-def _pooled(episodes: Sequence[Mapping[str, ElementSpread]], counts: Sequence[int]) -> dict[str, ElementSpread]:
-    """The spread over all rows, from those of single episodes."""
-    found = {}
-    for key in episodes[0]:
-        means, stds = (np.stack([getattr(one[key], name) for one in episodes]) for name in ("mean", "std"))
-        mean = np.average(means, axis=0, weights=counts)
-        found[key] = ElementSpread(mean, np.sqrt(np.average(stds**2 + (means - mean) ** 2, axis=0, weights=counts)))
-    return found
 
 
 def _outside(space: gym.Space[Any], played: Sequence[_Played]) -> str:
@@ -257,82 +250,3 @@ def _outside(space: gym.Space[Any], played: Sequence[_Played]) -> str:
     more = f" (and {len(wrong) - 1} more elements)" if len(wrong) > 1 else ""
     name = f"element {at}" if names is None else names[at]
     return f"{name} was {low[at]:g} to {high[at]:g}, declared is {least[at]:g} to {most[at]:g}{more}"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Settings that a whole job of about ten minutes on two cores leaves room for, estimated from a probe."""
-
-    horizon: int | None  # where nothing truncates an episode
-    n_envs: int
-    n_steps: int
-    timesteps: int  # of every training, expert and arms alike
-    every_steps: int  # between evaluations
-    evaluation_episodes: int
-    demonstrations: int
-    cloning_epochs: int
-    noise: float
-    large_returns: bool
-    minutes: float  # that `main` may take with them
-
-    @property
-    def duration(self) -> str:
-        return f"{self.minutes:.0f} minutes" if self.minutes < 120 else f"{self.minutes / 60:.0f} hours"
-
-
-MINUTES = 6.0  # of the ten that trainings may take; loading, recording, cloning and the report have the rest
-TRAININGS = 6.5  # three experts and two arms of five seeds, two at a time
-ARMS, CLONES = 5.0, 5  # the arms alone; clones one after the other
-EVALUATIONS = 15  # of a training
-FEWEST_EPISODES, FINAL_EPISODES = 20, 100  # of an evaluation, and of the last one
-UPDATES_PER_SECOND = 2_500.0  # steps of PPO's own work, two layers of 64, one core
-BUDGETS = (20_480, 307_200)
-LARGE_RETURN = 50.0  # beyond it rewards are normalised
-ROLLOUT = 2_048
-BATCH = 256  # of PPO and of cloning
-EPOCHS = 10  # of PPO over a rollout
-ENVIRONMENTS = 16  # that a training makes: to train in and to be evaluated in
-DRAWN = 6  # episodes of the report
-ENCODING = 0.02  # seconds of a frame: annotated, beside others, compressed
-OVERHEAD = 90.0  # seconds: loading, starting processes, the store, the report
-CLONING_UPDATES, CLONING_EPOCHS = 2_000, (30, 400)  # gradient steps, however few demonstrations there are
-
-
-def sizes(probe: Probe) -> Sizes:
-    """The settings that follow from a probe."""
-    # a policy that can do more may last longer than random play
-    horizon = None if probe.truncates else max(1_000, 2 * probe.longest)
-    longest = 2 * probe.longest if probe.ended == len(probe.lengths) else horizon or LONGEST
-    longest = probe.limit or longest
-    speed = probe.steps_per_second
-
-    def evaluating(episodes: int) -> float:  # seconds of a training
-        return (EVALUATIONS * episodes + FINAL_EPISODES) * longest / speed
-
-    step = 1 / speed + max(1 / UPDATES_PER_SECOND, EPOCHS * probe.updating / BATCH)
-    budget = np.clip((60 * MINUTES / TRAININGS - evaluating(FEWEST_EPISODES)) / step, *BUDGETS)
-    timesteps = int(budget) // ROLLOUT * ROLLOUT
-    every = max(ROLLOUT, timesteps // EVALUATIONS // ROLLOUT * ROLLOUT)
-    demonstrations = int(np.clip(40_000 / longest, 40, 200))
-    batches = max(1.0, demonstrations * (probe.shown_steps or longest) / BATCH)  # of an epoch
-    evaluated = int(np.clip(every / longest / 2, FEWEST_EPISODES, 100))  # half of what is trained between two
-    epochs = int(np.clip(CLONING_UPDATES / batches, *CLONING_EPOCHS))
-    trainings = TRAININGS if probe.shown is None else ARMS
-    training = timesteps * step + evaluating(evaluated) + ENVIRONMENTS * probe.making
-    # the critic learns for two thirds of the epochs; each of the two is half of a policy
-    cloning = epochs * batches * probe.updating * 5 / 6 + (10 * evaluated + FINAL_EPISODES) * longest / speed
-    recording = (3 * demonstrations + 2 * FINAL_EPISODES) * longest / speed  # replayed; the gate's and the shift's
-    films = DRAWN * longest * (probe.drawing + ENCODING) if probe.renders else 0.0
-    return Sizes(
-        horizon=horizon,
-        n_envs=8,
-        n_steps=ROLLOUT // 8,
-        timesteps=timesteps,
-        every_steps=every,
-        evaluation_episodes=evaluated,
-        demonstrations=demonstrations,
-        cloning_epochs=epochs,
-        noise=0.2 if isinstance(probe.action_space, spaces.Box) else 0.1,
-        large_returns=bool(np.abs(probe.returns).mean() > LARGE_RETURN),
-        minutes=(trainings * training + CLONES * cloning + recording + films + OVERHEAD) / 60,
-    )

@@ -183,6 +183,26 @@ def tensors_of(policy: ActorCriticPolicy) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in policy.state_dict().items()}
 
 
+def between_policies(before: Path, now: Path) -> str | None:
+    """The first tensor that differs, in the order of the network, or what else of the policy folder does."""
+    try:
+        theirs, ours = tensors_of(load_policy(before)), tensors_of(load_policy(now))
+    except BadInput as error:
+        return f"the policy on record cannot be read: {error}"
+    for name in dict.fromkeys((*theirs, *ours)):
+        if name not in theirs or name not in ours:
+            return f"tensor {name} is {'new' if name in ours else 'gone'}"
+        a, b = theirs[name].numpy(), ours[name].numpy()
+        if a.shape != b.shape:
+            return f"tensor {name}: shape {b.shape} (was {a.shape})"
+        if a.tobytes() != b.tobytes():
+            count, largest = int((a != b).sum()), float(np.abs(a.astype(np.float64) - b).max())
+            return f"tensor {name}: {count} of {a.size} values differ, the largest by {largest:.3g}"
+    if (before / POLICY_SPEC_FILE).read_bytes() != (now / POLICY_SPEC_FILE).read_bytes():
+        return f"{POLICY_SPEC_FILE}: the weights are equal, their description is not"
+    return None
+
+
 def load_tensors(policy: ActorCriticPolicy, tensors: Mapping[str, torch.Tensor]) -> None:
     """Fill a policy with tensors of exactly its names and shapes."""
     policy.load_state_dict(dict(tensors), strict=True)

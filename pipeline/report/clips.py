@@ -21,7 +21,8 @@ from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.files import scratch
 from pipeline.play.demonstrators import Actor
-from pipeline.play.filming import film_actor
+from pipeline.play.filming import film
+from pipeline.play.rollouts import from_actor
 from pipeline.tasks import Task
 
 FRAMES_PER_SECOND: Final = 20.0  # of an episode that is drawn while it is played
@@ -62,9 +63,9 @@ def check_drawable(task: Task, setting: str, value: int) -> None:
 
 def draw_episode(task: Task, episode: Episode, actor: Actor, title: str, path: Path) -> Path:
     """Let somebody play an episode to its end; the file of it, which is `path` with the ending of its format."""
-    film = film_actor(task, episode, actor)
-    statistics = {"return": f"{film.episode_return:.4g}", "steps": str(len(film.rewards))}
-    ending, content = encode(annotate(Clip(title, film.frames, statistics, film.events)), FRAMES_PER_SECOND)
+    seen = film(task, episode, from_actor(actor, task.action_space))
+    statistics = {"return": f"{seen.episode_return:.4g}", "steps": str(len(seen.rewards))}
+    ending, content = encode(annotate(Clip(title, seen.frames, statistics, seen.events)), FRAMES_PER_SECOND)
     file = path.with_name(f"{path.name}.{ending}")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)

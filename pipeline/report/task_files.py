@@ -7,17 +7,19 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any, Final
 
 import numpy as np
+from gymnasium import spaces
 from jinja2 import Template
 
 from pipeline.config.loading import to_data
 from pipeline.config.stages import NewTask
 from pipeline.data.observations import LARGEST_NUMBER, unscaled
 from pipeline.errors import printable
-from pipeline.play.probing import ElementSpread, Probe, Sizes
+from pipeline.play.probing import BATCH, LONGEST, ElementSpread, Probe
 from pipeline.report.text import environment
 
 SUCCESS_KEYS: Final = ("is_success", "success", "reached_goal", "goal_reached")
@@ -32,7 +34,7 @@ MOST_FIGURES: Final = 8
 _FIGURE_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
-def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
+def task_files(config: NewTask, probe: Probe) -> dict[str, str]:
     """Path below the folder of configs -> text: `tasks/<name>.yaml` and `<name>/<stage>.yaml`."""
     expert = [] if config.demonstrator else ["train_expert", "promote"]
     collision = _first_of(probe, COLLISION_KEYS)
@@ -46,7 +48,7 @@ def task_files(config: NewTask, probe: Probe, sizes: Sizes) -> dict[str, str]:
         task=f"{config.folder}/tasks/{config.name}.yaml",
         wrappers=[to_data(wrapper) for wrapper in config.wrappers],
         probe=probe,
-        sizes=sizes,
+        sizes=sizes(probe),
         scaler=scaler,
         scale=scaler["needed"] and not config.demonstrator,  # a script acts on what policies see
         success=success,
@@ -125,9 +127,7 @@ def successes(probe: Probe, success: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(probe.shown >= success["return_at_least"])
 
 
-def summary(
-    config: NewTask, probe: Probe, sizes: Sizes, files: Sequence[str], untested: Sequence[str] = ()
-) -> tuple[str, ...]:
+def summary(config: NewTask, probe: Probe, files: Sequence[str], untested: Sequence[str] = ()) -> tuple[str, ...]:
     """What was found, what was written, what to beware of, and what to do now (`templates/task_summary.txt`).
 
     `untested`: installed packages in other versions than were tested.
@@ -138,7 +138,7 @@ def summary(
     text = _template("task_summary", finalize=printable).render(
         config=config,
         probe=probe,
-        sizes=sizes,
+        sizes=sizes(probe),
         files=files,
         untested=untested,
         success=success,
@@ -195,3 +195,83 @@ def _template(name: str, **options: Any) -> Template:
     found = environment(**options)
     found.filters.update(yaml=json.dumps, folded=_folded, figure=lambda value: f"{value:.4g}")
     return found.get_template(f"{name}.txt")
+
+
+# --- how long everything may be -------------------------------------------------------------------------------------
+
+MINUTES = 6.0  # of the ten that trainings may take; loading, recording, cloning and the report have the rest
+TRAININGS = 6.5  # three experts and two arms of five seeds, two at a time
+ARMS, CLONES = 5.0, 5  # the arms alone; clones one after the other
+EVALUATIONS = 15  # of a training
+FEWEST_EPISODES, FINAL_EPISODES = 20, 100  # of an evaluation, and of the last one
+UPDATES_PER_SECOND = 2_500.0  # steps of PPO's own work, two layers of 64, one core
+BUDGETS = (20_480, 307_200)
+LARGE_RETURN = 50.0  # beyond it rewards are normalised
+ROLLOUT = 2_048
+EPOCHS = 10  # of PPO over a rollout
+ENVIRONMENTS = 16  # that a training makes: to train in and to be evaluated in
+DRAWN = 6  # episodes of the report
+ENCODING = 0.02  # seconds of a frame: annotated, beside others, compressed
+OVERHEAD = 90.0  # seconds: loading, starting processes, the store, the report
+CLONING_UPDATES, CLONING_EPOCHS = 2_000, (30, 400)  # gradient steps, however few demonstrations there are
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Settings that a whole job of about ten minutes on two cores leaves room for, estimated from a probe."""
+
+    horizon: int | None  # where nothing truncates an episode
+    n_envs: int
+    n_steps: int
+    timesteps: int  # of every training, expert and arms alike
+    every_steps: int  # between evaluations
+    evaluation_episodes: int
+    demonstrations: int
+    cloning_epochs: int
+    noise: float
+    large_returns: bool
+    minutes: float  # that `main` may take with them
+
+    @property
+    def duration(self) -> str:
+        return f"{self.minutes:.0f} minutes" if self.minutes < 120 else f"{self.minutes / 60:.0f} hours"
+
+
+def sizes(probe: Probe) -> Sizes:
+    """The settings that follow from a probe."""
+    # a policy that can do more may last longer than random play
+    horizon = None if probe.truncates else max(1_000, 2 * probe.longest)
+    longest = 2 * probe.longest if probe.ended == len(probe.lengths) else horizon or LONGEST
+    longest = probe.limit or longest
+    speed = probe.steps_per_second
+
+    def evaluating(episodes: int) -> float:  # seconds of a training
+        return (EVALUATIONS * episodes + FINAL_EPISODES) * longest / speed
+
+    step = 1 / speed + max(1 / UPDATES_PER_SECOND, EPOCHS * probe.updating / BATCH)
+    budget = np.clip((60 * MINUTES / TRAININGS - evaluating(FEWEST_EPISODES)) / step, *BUDGETS)
+    timesteps = int(budget) // ROLLOUT * ROLLOUT
+    every = max(ROLLOUT, timesteps // EVALUATIONS // ROLLOUT * ROLLOUT)
+    demonstrations = int(np.clip(40_000 / longest, 40, 200))
+    batches = max(1.0, demonstrations * (probe.shown_steps or longest) / BATCH)  # of an epoch
+    evaluated = int(np.clip(every / longest / 2, FEWEST_EPISODES, 100))  # half of what is trained between two
+    epochs = int(np.clip(CLONING_UPDATES / batches, *CLONING_EPOCHS))
+    trainings = TRAININGS if probe.shown is None else ARMS
+    training = timesteps * step + evaluating(evaluated) + ENVIRONMENTS * probe.making
+    # the critic learns for two thirds of the epochs; each of the two is half of a policy
+    cloning = epochs * batches * probe.updating * 5 / 6 + (10 * evaluated + FINAL_EPISODES) * longest / speed
+    recording = (3 * demonstrations + 2 * FINAL_EPISODES) * longest / speed  # replayed; the gate's and the shift's
+    films = DRAWN * longest * (probe.drawing + ENCODING) if probe.renders else 0.0
+    return Sizes(
+        horizon=horizon,
+        n_envs=8,
+        n_steps=ROLLOUT // 8,
+        timesteps=timesteps,
+        every_steps=every,
+        evaluation_episodes=evaluated,
+        demonstrations=demonstrations,
+        cloning_epochs=epochs,
+        noise=0.2 if isinstance(probe.action_space, spaces.Box) else 0.1,
+        large_returns=bool(np.abs(probe.returns).mean() > LARGE_RETURN),
+        minutes=(trainings * training + CLONES * cloning + recording + films + OVERHEAD) / 60,
+    )

@@ -235,7 +235,7 @@ def _read_minari(config: Collect, task: Task, source: Minari) -> tuple[Trajector
     trajectories, metadata = import_minari(source.path, target)
     if target is None:
         return trajectories, metadata
-    trajectories = replace(trajectories, metrics=with_snqi(task, trajectories.metrics))
+    trajectories = replace(trajectories, metrics=with_snqi(task.config, trajectories.metrics))
     return trajectories, replace(metadata, content_digest=content_digest(trajectories))
 
 

@@ -12,7 +12,8 @@ from pipeline.learning.schedule import final_episodes
 from pipeline.names import CONTROLS, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.play.demonstrators import Actor, as_policy_sees
 from pipeline.play.evaluation import point_figures, run_episodes, summarise, with_intervals
-from pipeline.play.filming import film_actor
+from pipeline.play.filming import film
+from pipeline.play.rollouts import from_actor
 from pipeline.report.clips import Clip, side_by_side, to_mp4
 from pipeline.report.comparison_report import build_report
 from pipeline.report.context import Animation, LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
@@ -162,11 +163,10 @@ def side_by_side_animations(run: StageRun, evidence: Evidence, count: int) -> tu
     animations = []
     training_set = evidence.trained.training.scenario_set
     for episode in evidence.task.episodes(training_set, PLAYBACK_SEED, count, Purpose.EVALUATE):
-        films = {name: film_actor(evidence.task, episode, act) for name, act in acts.items()}
-        clips = [
-            Clip(name, film.frames, {"return": f"{film.episode_return:.2f}"}, film.events)
-            for name, film in films.items()
-        ]
+        clips = []
+        for name, act in acts.items():
+            seen = film(evidence.task, episode, from_actor(act, evidence.task.action_space))
+            clips.append(Clip(name, seen.frames, {"return": f"{seen.episode_return:.2f}"}, seen.events))
         caption = f"scenario {episode.scenario}, episode seed {episode.seed}, policies of seed {scratch.seed}"
         video = to_mp4(side_by_side(clips), PLAYBACK_FPS)
         animations.append(Animation(f"One episode of {episode.scenario}", caption, "video/mp4", video))

@@ -12,7 +12,7 @@ from pipeline.config.stages import STAGE_CONFIGS, NewTask
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput
 from pipeline.play.demonstrators import Script, scripted
-from pipeline.play.probing import probe_environment, sizes
+from pipeline.play.probing import probe_environment
 from pipeline.report.task_files import summary, task_files
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
@@ -43,8 +43,7 @@ def run(run: StageRun, config: NewTask, upstream: Mapping[str, str]) -> StageOut
     shows = None if config.demonstrator is None else scripted(config.demonstrator, {}).actor
     assert shows is None or isinstance(shows, Script)
     probe = probe_environment(task, config.episodes, config.seed, shows)
-    chosen = sizes(probe)
-    files = task_files(config, probe, chosen)
+    files = task_files(config, probe)
     read: dict[str, Any] = {}
     for name, text in files.items():  # as the stages will read them, before any is written
         folder, _, stem = name.removesuffix(".yaml").rpartition("/")
@@ -55,7 +54,7 @@ def run(run: StageRun, config: NewTask, upstream: Mapping[str, str]) -> StageOut
     for name, text in files.items():
         run.text(text, f"configs/{name}")
     write_new(Path(config.folder), config.name, files)
-    return StageOutcome(summary(config, probe, chosen, list(files), untested()))
+    return StageOutcome(summary(config, probe, list(files), untested()))
 
 
 def write_new(root: Path, name: str, files: Mapping[str, str]) -> None:

@@ -9,7 +9,8 @@ from pipeline.data import UNKNOWN_SEED
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Quality, Tag
-from pipeline.play.filming import film_actions
+from pipeline.play.filming import film
+from pipeline.play.rollouts import from_record
 from pipeline.report.clips import Clip, annotate, encode
 from pipeline.report.stage_pages import inspection_files
 from pipeline.stages import StageOutcome
@@ -67,14 +68,14 @@ def _play(
         return (*lines, "  no animation: the environment has no render mode rgb_array")
     for replay in replays:
         data = dataset.trajectories.episode(replay.episode)
-        film = film_actions(task, Episode(data.scenario, data.seed), data.executed_actions)
+        seen = film(task, Episode(data.scenario, data.seed), from_record(data.executed_actions))
         figures = {name.replace("_", " "): f"{value:.3g}" for name, value in data.metrics.items()}
         anomalies = [outlier.reason for outlier in inspection.outliers if outlier.episode == replay.episode]
         clip = Clip(
             title=f"{dataset.metadata.dataset_id}, episode {replay.episode}: {data.scenario}, seed {data.seed}",
-            frames=film.frames,
+            frames=seen.frames,
             statistics={**figures, "replay": "bit-identical" if replay.identical else "DIFFERS from the recording"},
-            marks=film.events,
+            marks=seen.events,
             note="; ".join(f"unusual: {anomaly}" for anomaly in anomalies),
         )
         ending, content = encode(annotate(clip), config.frames_per_second, config.video)

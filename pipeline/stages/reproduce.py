@@ -18,8 +18,9 @@ from pipeline.learning.clones import make_clone
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record
-from pipeline.play.first_difference import between_evaluations, between_policies, between_trajectories
+from pipeline.play.first_difference import between_evaluations, between_trajectories
 from pipeline.policies import policy_digest
+from pipeline.policies.artifact import between_policies
 from pipeline.report.progress import TrainingProgress
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task

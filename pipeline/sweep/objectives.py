@@ -6,10 +6,9 @@
 A figure that was not measured at an evaluation is left out there, and never counts as 0.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,13 +17,11 @@ from pipeline.config.sweep import Objective
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput, did_you_mean
 from pipeline.names import Metric
-from pipeline.play.evaluation import RATES, SNQI
-from pipeline.statistics.snqi import TERMS, load_baseline, load_weights, snqi
+from pipeline.play.evaluation import RATES, SNQI, with_snqi
+from pipeline.statistics.snqi import TERMS
 
 EPISODES: Final = "episodes"
 AGGREGATE: Final = "aggregate"
-
-Snqi = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # episode metrics, each (E,) -> index (E,)
 
 
 class NotMeasured(Exception):
@@ -64,11 +61,10 @@ def running_value(objective: Objective, curve: Sequence[Evaluation], maximise: b
 
 def worth(
     objective: Objective,
+    task: TaskConfig,
     curve: Sequence[Evaluation],
     final: Mapping[str, float],
     episodes: Mapping[str, np.ndarray] | None,
-    formula: Snqi | None,
-    maximise: bool,
 ) -> tuple[float, str]:
     """What a training is worth, and whether that is of `episodes` or of `aggregate` figures. Raises NotMeasured.
 
@@ -77,27 +73,16 @@ def worth(
     same, as the index is not linear.
     """
     if objective.name != "episodic_snqi":
-        return running_value(objective, curve, maximise), AGGREGATE
-    if formula is None:
-        raise NotMeasured("the task names no files of the quality index")
+        return running_value(objective, curve, maximised(objective, task)), AGGREGATE
     if episodes is not None and SNQI in episodes:
         return float(np.mean(episodes[SNQI])), EPISODES
     if episodes is not None and all(metric in episodes for metric in TERMS.values()):
-        return float(np.mean(formula(episodes))), EPISODES
+        return float(np.mean(with_snqi(task, episodes)[SNQI])), EPISODES
     averages = {metric: final.get(RATES.get(metric, metric), float("nan")) for metric in TERMS.values()}
     missing = sorted(metric for metric, value in averages.items() if not isfinite(value))
     if missing:
         raise NotMeasured(f"the quality index needs {missing[0]!r}, of which there are neither episodes nor an average")
-    return float(formula({metric: np.array([value]) for metric, value in averages.items()})[0]), AGGREGATE
-
-
-def snqi_formula(task: TaskConfig) -> Snqi | None:
-    """The quality index with the task's weights and baseline; None for a task that names none. Raises BadInput."""
-    files = task.snqi
-    if files is None:
-        return None
-    weights, baseline = load_weights(Path(files.weights)), load_baseline(Path(files.baseline))
-    return lambda episodes: snqi(episodes, weights, baseline)
+    return float(with_snqi(task, {metric: np.array([value]) for metric, value in averages.items()})[SNQI][0]), AGGREGATE
 
 
 def maximised(objective: Objective, task: TaskConfig) -> bool:

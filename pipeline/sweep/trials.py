@@ -19,11 +19,9 @@ from pipeline.names import Metric
 from pipeline.play.evaluation import point_figures
 from pipeline.sweep.objectives import (
     Evaluation,
-    Snqi,
     check_measurable,
     maximised,
     running_value,
-    snqi_formula,
     violations,
     worth,
 )
@@ -55,7 +53,6 @@ class TrialPlan:
     config: Sweep
     base: TrainExpert  # with the budget of a trial
     task: TaskConfig
-    formula: Snqi | None  # the quality index, where the task has one
 
     @property
     def budget(self) -> int:
@@ -124,7 +121,7 @@ class TrialPlan:
         """A training by the objective and the constraints. Raises NotMeasured."""
         curve = [Evaluation(p.timestep, point_figures(p.records)) for p in result.evaluations]
         figures, episodes = point_figures(result.final), result.final.metrics
-        value, source = worth(self.config.objective, curve, figures, episodes, self.formula, self.maximise)
+        value, source = worth(self.config.objective, self.task, curve, figures, episodes)
         return SeedEnd(result, value, source, violations(self.config.constraints, figures), figures)
 
     def running(self, done: Sequence[SeedEnd], curve: Sequence[Evaluation]) -> float:
@@ -150,7 +147,7 @@ def trial_plan(config: Sweep) -> TrialPlan:
             f"seeds_per_trial = {config.seeds_per_trial}, but {config.base!r} has {len(base.seeds)} seeds; add some"
         )
     task = load_task(base.task)
-    plan = TrialPlan(config, base, task, snqi_formula(task))
+    plan = TrialPlan(config, base, task)
     used = sorted(set(plan.seeds) & set(config.fresh_seeds))
     if used:
         raise BadInput(f"fresh_seeds: {used[0]} is a seed of the trials; a fresh seed is one that no trial has used")

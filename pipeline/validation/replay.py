@@ -50,7 +50,7 @@ def _play(task: Task, env: gym.Env, seed: int, executed_actions: np.ndarray) -> 
     figures: dict[str, np.ndarray] = {}
     if last.over:
         final = {"outcome": outcome_of(last.info), "episode": {"r": sum(rewards), "l": len(rewards)}}
-        figures = with_snqi(task, {name: np.array([value]) for name, value in task.outcome(final).items()})
+        figures = with_snqi(task.config, {name: np.array([value]) for name, value in task.outcome(final).items()})
     return ReplayedEpisode(
         np.stack([one_row(env.observation_space, moment.observation) for moment in moments]),
         np.array(rewards, np.float32),

@@ -30,9 +30,9 @@ from pipeline.learning.ppo import train
 from pipeline.names import Artifact, Tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record_episodes, run_episodes
-from pipeline.play.filming import film_actions, film_actor
+from pipeline.play.filming import film
 from pipeline.play.probing import probe_environment
-from pipeline.play.rollouts import SLOTS, evaluation_env
+from pipeline.play.rollouts import SLOTS, evaluation_env, from_actor, from_record
 from pipeline.policies import act_function, build_policy
 from pipeline.tasks import Purpose, Task
 from pipeline.tasks.user_code import import_object
@@ -102,19 +102,20 @@ def test_probing_filming_and_evaluating_call_alike(name, by, kwargs):
     episodes = task.episodes("train", 0, 3, Purpose.EVALUATE)
     records = run_episodes(task, act_function(policy), episodes)
     for index, episode in enumerate(episodes):
-        assert len(film_actor(task, episode, act_function(policy)).rewards) == records.metrics["length"][index]
+        choose = from_actor(act_function(policy), task.action_space)
+        assert len(film(task, episode, choose).rewards) == records.metrics["length"][index]
     recorded = record_episodes(task, act_function(policy), episodes, 0.0, 0)
     given = recorded.executed_actions.copy()
-    film = film_actions(task, episodes[0], recorded.episode(0).executed_actions)
-    assert film.episode_return == records.metrics["return"][0]
+    seen = film(task, episodes[0], from_record(recorded.episode(0).executed_actions))
+    assert seen.episode_return == records.metrics["return"][0]
     np.testing.assert_array_equal(recorded.executed_actions, given)  # nobody changed the record by playing it
 
 
 def test_pictures_and_answers_that_are_one_array_are_kept_apart():
     task = make_task("Same")
     episodes = task.episodes("train", 1, 9, Purpose.RECORD)
-    film = film_actor(task, episodes[0], actor("walk"))
-    assert [frame.max() for frame in film.frames] == list(range(len(film.frames)))
+    seen = film(task, episodes[0], from_actor(actor("walk"), task.action_space))
+    assert [frame.max() for frame in seen.frames] == list(range(len(seen.frames)))
     recorded = [record_episodes(task, actor(by), episodes, 0.2, 0, n_envs=4) for by in ("walk", "walk_the_same")]
     assert content_digest(recorded[0]) == content_digest(recorded[1])
 
@@ -162,7 +163,7 @@ def test_what_an_environment_raises_is_one_line_wherever_it_is_played(way, told)
     ways = (
         lambda: run_episodes(task, away, (episode,)),
         lambda: record_episodes(task, away, (episode,), 0.0, 0),
-        lambda: film_actor(task, episode, away),
+        lambda: film(task, episode, from_actor(away, task.action_space)),
         lambda: probe_environment(task, 1, 0, actor("away")),
     )
     for play in ways:
@@ -223,7 +224,7 @@ def test_an_episode_that_does_not_end_is_an_error_that_names_it_wherever_it_is_p
     ways = {
         "evaluating": lambda: run_episodes(task, go_right, (episode,)),
         "recording": lambda: record_episodes(task, go_right, (episode,), 0.0, 0),
-        "filming": lambda: film_actor(task, episode, go_right),
+        "filming": lambda: film(task, episode, from_actor(go_right, task.action_space)),
     }
     for way, play in ways.items():
         with pytest.raises(BadInput) as refused:

@@ -16,8 +16,16 @@ from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput
 from pipeline.names import Tag
 from pipeline.play.demonstrators import scripted
-from pipeline.play.probing import Probe, probe_environment, seconds_of_an_update, sizes
-from pipeline.report.task_files import collisions_allowed, success_of, successes, summary, target_of, task_files
+from pipeline.play.probing import Probe, probe_environment, seconds_of_an_update
+from pipeline.report.task_files import (
+    collisions_allowed,
+    sizes,
+    success_of,
+    successes,
+    summary,
+    target_of,
+    task_files,
+)
 from pipeline.stages.new_task import write_new
 from pipeline.tasks import Task
 from pipeline.tracking.host import untested
@@ -43,7 +51,7 @@ def probed(env: str = KNOWN, by: str | None = None, **kwargs) -> Probe:
 
 def written(probe: Probe, **settings) -> dict[str, str]:
     config = NewTask(env=KNOWN, name="known", **settings)
-    return task_files(config, probe, sizes(probe))
+    return task_files(config, probe)
 
 
 @pytest.fixture
@@ -90,7 +98,7 @@ def test_what_gymnasium_knows_of_its_own_is_taken_from_it():
     assert success["return_at_least"] == 475.0 and "GUESS" in success["why"]  # it is of a mean over 100 episodes
     target = target_of(config, probe, success)
     assert (target["figure"], target["min"]) == ("return_mean", 475.0)
-    files = {name: parse_yaml(text, name) for name, text in task_files(config, probe, sizes(probe)).items()}
+    files = {name: parse_yaml(text, name) for name, text in task_files(config, probe).items()}
     assert files["tasks/pole.yaml"]["thresholds"] == {"return_mean": {"min": 475.0}}
     assert files["pole/promote.yaml"]["rules"] == [{"scenario_set": "train", "metric": "return_mean", "min": 475.0}]
 
@@ -128,19 +136,15 @@ def test_an_environment_that_does_not_repeat_itself_is_found_out_and_never_repla
     files = written(probe)
     assert parse_yaml(files["known/collect.yaml"], "c")["replay_episodes"] == 0
     assert parse_yaml(files["known/validate.yaml"], "v")["replay_episodes"] == 0
-    assert any(
-        "WARNING" in line for line in summary(NewTask(env=KNOWN, name="known"), probe, sizes(probe), list(files))
-    )
+    assert any("WARNING" in line for line in summary(NewTask(env=KNOWN, name="known"), probe, list(files)))
 
 
 def test_an_environment_that_repeats_itself_only_alone_is_found_out():
     probe = probed("strange_environments:Shared")
     assert probe.alone and not probe.repeatable
-    told = " ".join(summary(NewTask(env=KNOWN, name="known"), probe, sizes(probe), ["a"]))
+    told = " ".join(summary(NewTask(env=KNOWN, name="known"), probe, ["a"]))
     assert "when another environment was played beside it (np.random" in told
-    assert "beside it" not in " ".join(
-        summary(NewTask(env=KNOWN, name="known"), probed(kind="moody"), sizes(probe), ["a"])
-    )
+    assert "beside it" not in " ".join(summary(NewTask(env=KNOWN, name="known"), probed(kind="moody"), ["a"]))
 
 
 def test_what_no_task_file_can_name_is_no_figure_and_actions_may_have_two_axes():
@@ -151,7 +155,7 @@ def test_what_no_task_file_can_name_is_no_figure_and_actions_may_have_two_axes()
 def test_observations_that_leave_their_space_are_told():
     probe = probed("strange_environments:Narrow")
     assert probe.outside.startswith("element 1 was -") and probe.outside.endswith("declared is 0 to 0")
-    told = summary(NewTask(env=KNOWN, name="known"), probe, sizes(probe), ["a"])
+    told = summary(NewTask(env=KNOWN, name="known"), probe, ["a"])
     assert any("WARNING: observations leave their space: element 1 was" in line for line in told)
     assert probed().outside == ""
 
@@ -170,7 +174,7 @@ def test_rewards_and_observations_that_are_no_numbers_are_refused():
 def test_pictures_that_are_declared_but_cannot_be_drawn_are_told_and_asked_for_nowhere():
     probe = probed("strange_environments:Undrawable")
     assert not probe.renders
-    told = " ".join(summary(NewTask(env=KNOWN, name="known"), probe, sizes(probe), ["a"]))
+    told = " ".join(summary(NewTask(env=KNOWN, name="known"), probe, ["a"]))
     assert "pictures that cannot be drawn: OSError: no screen (strange_environments.py:" in told
     assert parse_yaml(written(probe)["known/compare.yaml"], "c")["playback_episodes"] == 0
 
@@ -182,7 +186,7 @@ def test_numbers_of_any_kind_are_scaled_where_they_are_large():
     assert wrapper.name == "pipeline.envs.scaling:ScaleObservation"
     shown = probed("strange_environments:Bytes", "still")
     config = NewTask(env=KNOWN, name="known", demonstrator="strange_environments:still")
-    told = " ".join(summary(config, shown, sizes(shown), ["a"]))
+    told = " ".join(summary(config, shown, ["a"]))
     assert "observations are large and reach the network as they are" in told
 
 
@@ -203,7 +207,7 @@ def test_somebody_elses_crash_is_one_line():
 def test_an_environment_that_always_starts_alike_is_found_out(env, starts):
     probe = probed(env)
     assert probe.starts == starts
-    told = " ".join(summary(NewTask(env=env, name="known"), probe, sizes(probe), ["a"]))
+    told = " ".join(summary(NewTask(env=env, name="known"), probe, ["a"]))
     assert ("starts with the same observation" in told) == (starts == 1)
 
 
@@ -291,8 +295,8 @@ def test_success_is_guessed_from_what_the_demonstrator_reaches():
     success = success_of(config, probe)
     assert success["return_at_least"] == 2.0 and "GUESS" in success["why"]
     assert "strange_environments:odd reaches it in 4 of 4 episodes (95 % interval 51 % to 100 %)" in success["why"]
-    assert "strange_environments:odd had a return of 2 (2 to 2)" in summary(config, probe, sizes(probe), ["a"])[2]
-    text = task_files(config, probe, sizes(probe))["tasks/known.yaml"]
+    assert "strange_environments:odd had a return of 2 (2 to 2)" in summary(config, probe, ["a"])[2]
+    text = task_files(config, probe)["tasks/known.yaml"]
     assert validate(TaskConfig, parse_yaml(text, "task"), "task").success.return_at_least == 2.0
     assert "strange_environments:odd had 2 to 2" in text
 
@@ -327,7 +331,7 @@ def test_no_target_is_written_that_the_demonstrator_itself_misses(kind, threshol
         assert reached >= 0.9
     assert {"success_rate": reached, "return_mean": RETURNS[kind].mean()}[target["figure"]] >= target["min"]
     assert (target["figure"] == "return_mean") == (threshold is not None and threshold <= RETURNS[kind].mean())
-    told = " ".join(summary(config, probe, sizes(probe), ["a"]))
+    told = " ".join(summary(config, probe, ["a"]))
     assert ("is above what strange_environments:odd reaches" in told) == (threshold == 1e9 or
         (threshold == 8.0 and RETURNS[kind].mean() < 8.0))  # fmt: skip
 
@@ -339,7 +343,7 @@ def test_a_target_of_a_key_is_what_the_demonstrator_reaches_of_it(share):
     probe = replace(probed(by="odd"), returns=np.zeros(20), shown=np.arange(20.0), shown_finals=finals)
     success = success_of(config, probe)
     target = target_of(config, probe, success)
-    told = " ".join(summary(config, probe, sizes(probe), ["a"]))
+    told = " ".join(summary(config, probe, ["a"]))
     if share:
         assert (target["figure"], target["min"]) == ("success_rate", {0.5: 0.45, 0.95: 0.85, 1.0: 0.9}[share])
     else:
@@ -355,7 +359,7 @@ def test_a_demonstrator_that_is_no_better_than_random_play_is_told():
     probe = replace(probed(by="odd"), returns=np.arange(20.0))
     for shown, worse in ((np.arange(20.0), True), (np.arange(20.0)[::-1], True), (np.arange(20.0) + 0.1, False)):
         found = replace(probe, shown=shown, shown_finals=({"success": 1.0},) * 20)
-        told = " ".join(summary(config, found, sizes(found), ["a"]))
+        told = " ".join(summary(config, found, ["a"]))
         assert ("is not shown to be better than random play" in told) == worse
 
 
@@ -367,7 +371,7 @@ def test_packages_in_other_versions_than_were_tested_are_told_in_one_line(tmp_pa
     assert found == (f"numpy {version('numpy')} (tested: 0.0.1)",)
     assert untested(tmp_path / "nowhere.txt") == ()
     config, probe = NewTask(env=KNOWN, name="known"), probed()
-    (told,) = [line for line in summary(config, probe, sizes(probe), ["a"], found * 5) if "versions" in line]
+    (told,) = [line for line in summary(config, probe, ["a"], found * 5) if "versions" in line]
     assert "(tested: 0.0.1) and 2 more; see docs/own-task.md" in told
 
 

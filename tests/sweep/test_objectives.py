@@ -6,6 +6,7 @@ import pytest
 from pipeline.config.loading import load_task, validate
 from pipeline.config.sweep import Objective
 from pipeline.errors import BadInput
+from pipeline.play.evaluation import with_snqi
 from pipeline.sweep.objectives import (
     Contender,
     Evaluation,
@@ -15,7 +16,6 @@ from pipeline.sweep.objectives import (
     feasible,
     maximised,
     running_value,
-    snqi_formula,
     violations,
     winner,
     worst,
@@ -102,21 +102,21 @@ def means(episodes):
 
 
 def index_of(social_nav, final, episodes):
-    return worth(Objective(name="episodic_snqi"), [], final, episodes, snqi_formula(social_nav), True)
+    return worth(Objective(name="episodic_snqi"), social_nav, [], final, episodes)
 
 
 def test_the_quality_index_is_the_mean_over_episodes(social_nav):
-    of_each = snqi_formula(social_nav)(EPISODES)
+    of_each = with_snqi(social_nav, EPISODES)["snqi"]
     assert index_of(social_nav, {}, {"snqi": np.array([0.25, 0.75])}) == (0.5, "episodes")
     assert index_of(social_nav, {}, EPISODES) == (pytest.approx(of_each.mean()), "episodes")
 
 
 def test_without_episodes_the_index_of_the_averages_is_taken_and_said_to_be(social_nav):
-    formula = snqi_formula(social_nav)
-    by_hand = formula({name: np.array([values.mean()]) for name, values in EPISODES.items()})[0]
+    averages = {name: np.array([values.mean()]) for name, values in EPISODES.items()}
+    by_hand = with_snqi(social_nav, averages)["snqi"][0]
     assert index_of(social_nav, means(EPISODES), None) == (pytest.approx(by_hand), "aggregate")
     # success 0.5, time 0.75, collision 0.5 are linear in the index; clipped terms are not, so the two may differ
-    assert by_hand != pytest.approx(formula(EPISODES).mean())
+    assert by_hand != pytest.approx(with_snqi(social_nav, EPISODES)["snqi"].mean())
 
 
 def test_a_missing_average_is_named_and_never_counted_as_zero(social_nav):
@@ -129,11 +129,11 @@ def test_a_missing_average_is_named_and_never_counted_as_zero(social_nav):
 # --- choosing by name -------------------------------------------------------------------------------------------------
 
 
-def test_an_objective_is_computed_by_its_name():
+def test_an_objective_is_computed_by_its_name(social_nav):
     known = [("best_checkpoint", None, 0.8), ("final_eval", None, 0.6), ("last_n_mean", 2, 0.7), ("auc", None, 0.5)]
     for name, n, expected in known:
         objective = Objective(name=name, metric="x", n=n)
-        assert worth(objective, REGULAR, {}, None, None, True) == (pytest.approx(expected), "aggregate")
+        assert worth(objective, social_nav, REGULAR, {}, None) == (pytest.approx(expected), "aggregate")
 
 
 def test_the_direction_follows_what_the_task_says_of_the_metric(social_nav):
