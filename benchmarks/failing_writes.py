@@ -51,8 +51,8 @@ from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.models import fetch_version
 from pipeline.tracking.registry import approvals, require_approved
 from pipeline.tracking.runs import search
-from pipeline.tracking.spool import FILE, Spool, spool_folder
-from pipeline.tracking.store import connect
+from pipeline.tracking.spool import FILE, Spool
+from pipeline.tracking.store import connect, local_folder
 
 TASK = "configs/tasks/social_nav.yaml"
 SMALL = ("--min_episodes", "2", "--replay_episodes", "1")
@@ -200,7 +200,7 @@ def broken(stage: str, ended: bool = False) -> list[str]:
         except (BadInput, KeyError) as error:
             found.append(f"a dataset claims to be validated: {error!r}")
     found += _broken_versions(client, ended)
-    if (spool_folder() / FILE).exists():
+    if (local_folder("spool") / FILE).exists():
         Spool().next(1_000)
     running = search(client, {}, status="RUNNING")
     if ended and running:

@@ -53,11 +53,11 @@ from pipeline.statistics.snqi import load_baseline, load_weights
 from pipeline.sweep.study import make_pruner, sampler_maker
 from pipeline.sweep.trials import trial_plan
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking import runs
+from pipeline.tracking import stage_run
 from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.groups import read_evaluations, read_training
 from pipeline.tracking.host import git_state
-from pipeline.tracking.operations import Tags
+from pipeline.tracking.operations import Batch
 from pipeline.tracking.reuse import read_key
 from pipeline.tracking.runs import read_config, read_task, read_text_artifact, search
 from pipeline.tracking.spool import FILE, Spool
@@ -301,7 +301,7 @@ def _as_told(call: Callable[[], int]) -> None:
             code = call()
         except SystemExit as end:  # help was asked for
             code = 0 if end.code in (0, None) else 99
-        if runs._opened:
+        if stage_run._opened:
             raise Broken("a run is still open")
     lines = errors.getvalue().splitlines()
     if code == 2 and len(lines) == 1 and lines[0].startswith("error: "):
@@ -550,7 +550,7 @@ def read_checkpoint(folder: Path) -> None:
 def spool(folder: Path) -> Path:
     kept = Spool(_fresh(folder))
     for _ in range(20):
-        kept.append(NOT_THERE, Tags(tags={"a": "x" * 50}))
+        kept.append(NOT_THERE, Batch(tags={"a": "x" * 50}))
     kept._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     kept.close()
     for name in (f"{FILE}-wal", f"{FILE}-shm"):
@@ -565,7 +565,7 @@ def read_spool(folder: Path) -> None:
         kept.refusals()
         for record in kept.next(100):
             kept.files(record)
-        kept.append(NOT_THERE, Tags(tags={}))
+        kept.append(NOT_THERE, Batch(tags={}))
     finally:
         kept.close()
 

@@ -34,10 +34,11 @@ from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.learning.ppo import train
 from pipeline.names import EVAL_PREFIX, Tag
 from pipeline.play.evaluation import point_figures
-from pipeline.tracking.operations import Metrics, measured
-from pipeline.tracking.runs import open_run
+from pipeline.tracking.operations import Batch, measured
 from pipeline.tracking.seed_runs import seed_runs
-from pipeline.tracking.spool import FILE, Spool, spool_folder
+from pipeline.tracking.spool import FILE, Spool
+from pipeline.tracking.stage_run import open_run
+from pipeline.tracking.store import local_folder
 
 WANTED_MS = 50.0
 PATIENCE = 10.0  # seconds that the training without a server waits at its end
@@ -126,10 +127,10 @@ def stop(kind: str, server: LocalServer) -> None:
 
 def delivered_in_pieces(run_id: str) -> None:
     """A torn record at the end, a `sync` that is killed in its middle, and one that is not."""
-    folder = spool_folder()
+    folder = local_folder("spool")
     spool = Spool()
     before = spool.waiting()
-    spool.append(run_id, Metrics(points=measured([("torn", 1.0, 1)])))
+    spool.append(run_id, Batch(points=measured([("torn", 1.0, 1)])))
     shutil.copytree(folder, folder.with_name("torn"))  # as if the machine had stopped here
     (folder.with_name("torn") / f"{FILE}-shm").unlink()
     tear(folder.with_name("torn") / f"{FILE}-wal")

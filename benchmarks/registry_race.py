@@ -38,7 +38,7 @@ from pipeline.errors import BadInput
 from pipeline.names import Alias, Gate, Tag, VersionTag, registered_model
 from pipeline.tracking import registry
 from pipeline.tracking.forwarder import Forwarder
-from pipeline.tracking.runs import StageRun
+from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import connect, experiment_id
 
 TASK = "race"

@@ -62,7 +62,7 @@ def measured(config: "Sweep", folder: Path) -> list[dict[str, float]]:
     import optuna
 
     from pipeline.stages import sweep
-    from pipeline.tracking.runs import open_run
+    from pipeline.tracking.stage_run import open_run
 
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     with open_run("sweep") as run:

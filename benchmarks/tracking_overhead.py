@@ -27,8 +27,8 @@ from pipeline.learning.jobs import TrainingEvent, TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.names import Tag
 from pipeline.tracking.content_key import training_key
-from pipeline.tracking.runs import open_run
 from pipeline.tracking.seed_runs import seed_runs
+from pipeline.tracking.stage_run import open_run
 
 
 def main() -> None:

@@ -34,7 +34,8 @@ from pipeline.statistics.comparison import met_target
 from pipeline.statistics.efficiency import TimeToTarget, restricted_mean, timesteps_to_target
 from pipeline.statistics.estimate import bootstrap
 from pipeline.tracking.groups import ArmRun, read_training
-from pipeline.tracking.runs import open_run, search
+from pipeline.tracking.runs import search
+from pipeline.tracking.stage_run import open_run
 from pipeline.tracking.store import connect
 
 EXPERIMENT = "warm-start-ablation"

@@ -25,9 +25,9 @@ from pipeline.names import OUTPUT_PREFIX, Artifact, Tag
 from pipeline.report.progress import TrainingProgress, input_warnings, trainings_summary
 from pipeline.tasks import Task
 from pipeline.tracking.content_key import digest_of, package_code
-from pipeline.tracking.runs import StageRun, end_failed, open_run
 from pipeline.tracking.seed_runs import left_to_train, log_bill, train_logged
 from pipeline.tracking.spool import deliver_leftovers
+from pipeline.tracking.stage_run import StageRun, open_run
 
 RESUMED: Final = ("train_expert", "finetune", "baseline", "main")  # the others are done again under a new run
 
@@ -98,7 +98,7 @@ def do(
         run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})
         run.text("".join(f"{printable(line)}\n" for line in outcome.summary), Artifact.SUMMARY)
     if outcome.failed:
-        end_failed(run)
+        run.close("FAILED")  # its stage did its work, and the verdict is a refusal
     return outcome
 
 

@@ -7,7 +7,7 @@ from pipeline.config.stages import Finetune
 from pipeline.learning.arms import arm_jobs
 from pipeline.stages import StageOutcome, run_arms
 from pipeline.tasks import Task
-from pipeline.tracking.runs import StageRun
+from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("group",)
 

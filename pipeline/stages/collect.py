@@ -61,7 +61,8 @@ from pipeline.tracking.host import git_state
 from pipeline.tracking.models import StoredPolicy, expert_to_ask, fetch_version, find_version
 from pipeline.tracking.references import Reference
 from pipeline.tracking.registry import approvals, moment_of_use, require_approved
-from pipeline.tracking.runs import StageRun, get_run
+from pipeline.tracking.runs import get_run
+from pipeline.tracking.stage_run import StageRun
 from pipeline.validation import Context, Refusal, TaskReplay, ValidationReport, validate
 from pipeline.validation.findings import PASSED
 

@@ -29,7 +29,8 @@ from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
 from pipeline.tracking.host import environment_record
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.reuse import report_digest
-from pipeline.tracking.runs import StageRun, get_run, read_config, read_text_artifact, tag_of
+from pipeline.tracking.runs import get_run, read_config, read_text_artifact, tag_of
+from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import run_address
 
 UPSTREAM = ("group",)

@@ -17,7 +17,8 @@ from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import demonstrator_of, fetch_dataset
 from pipeline.tracking.models import StoredPolicy, find_policy, seeds_of
-from pipeline.tracking.runs import StageRun, get_run, read_text_artifact
+from pipeline.tracking.runs import get_run, read_text_artifact
+from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("policy", "group")
 SHIFT_EPISODES = 100  # that the demonstrator plays in the fine-tuning scenarios

@@ -17,7 +17,8 @@ from pipeline.tracking.content_key import content_key, digest_of
 from pipeline.tracking.groups import common_group
 from pipeline.tracking.models import find_version
 from pipeline.tracking.reuse import Found, find_finished
-from pipeline.tracking.runs import StageRun, end_failed, open_run, read_text_artifact
+from pipeline.tracking.runs import read_text_artifact
+from pipeline.tracking.stage_run import StageRun, open_run
 from pipeline.tracking.store import ui_command
 
 UPSTREAM = ("expert", "policy")
@@ -130,7 +131,7 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
         parent.record_config(config, load_task(stages.collect.task), {})
         outcome = _Main(parent, stages, config, upstream).run()
     if outcome.failed and parent is not run:
-        end_failed(parent)
+        parent.close("FAILED")  # its stage did its work, and the verdict is a refusal
     return replace(outcome, summary=(*outcome.summary, f"look at it: {ui_command()}"))
 
 

@@ -17,7 +17,7 @@ from pipeline.report.task_files import summary, task_files
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking.host import untested
-from pipeline.tracking.runs import StageRun
+from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ()
 TASKS: Final = "tasks"

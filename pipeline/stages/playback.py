@@ -17,7 +17,7 @@ from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import StoredDataset, fetch_dataset, find_dataset_run, log_dataset_input
-from pipeline.tracking.runs import StageRun
+from pipeline.tracking.stage_run import StageRun
 from pipeline.validation import TaskReplay, replay_episodes
 from pipeline.validation.inspection import Inspection, inspect_dataset
 

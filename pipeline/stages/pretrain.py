@@ -25,7 +25,7 @@ from pipeline.tracking.datasets import (
     through_camera,
 )
 from pipeline.tracking.forwarder import child_run, forwarding
-from pipeline.tracking.runs import StageRun
+from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("dataset",)
 BEST = {

@@ -28,7 +28,8 @@ from pipeline.tracking.models import (
     seeds_of,
 )
 from pipeline.tracking.references import Reference
-from pipeline.tracking.runs import StageRun, get_run
+from pipeline.tracking.runs import get_run
+from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("expert",)
 

@@ -29,18 +29,9 @@ from pipeline.tracking.datasets import answering, fetch_dataset, through_camera
 from pipeline.tracking.groups import read_evaluations
 from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version
 from pipeline.tracking.reuse import read_key
-from pipeline.tracking.runs import (
-    Run,
-    StageRun,
-    get_kept_run,
-    get_run,
-    read_config,
-    read_task,
-    seed_of,
-    stage_run_of,
-    tag_of,
-)
+from pipeline.tracking.runs import Run, get_kept_run, get_run, read_config, read_task, seed_of, stage_run_of, tag_of
 from pipeline.tracking.seed_runs import evaluations_record
+from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("run",)
 AGAIN = "again"  # artifact folder of what was made again
@@ -101,7 +92,7 @@ def _finished(run: StageRun, run_id: str | None) -> Run:
 
 def _training(run: StageRun, before: Run) -> Again:
     tags, seed, stage_run = before.data.tags, seed_of(before), stage_run_of(run.client, before)
-    recorded = read_task(run, stage_run)
+    recorded = read_task(run.client, stage_run, run.folder)
     if tags[Tag.STAGE] == "train_expert_seed":
         expert = replace(read_config(run.client, stage_run, TrainExpert), seeds=(seed,))
         task = Task(recorded, expert.training.environment, expert.training.use_camera)
@@ -133,7 +124,7 @@ def _training(run: StageRun, before: Run) -> Again:
 
 def _cloning(run: StageRun, before: Run) -> Again:
     seed, stage_run = seed_of(before), stage_run_of(run.client, before)
-    config, task = read_config(run.client, stage_run, Pretrain), Task(read_task(run, stage_run))
+    config, task = read_config(run.client, stage_run, Pretrain), Task(read_task(run.client, stage_run, run.folder))
     dataset = fetch_dataset(get_run(run.client, tag_of(before, lineage_run_tag("dataset")), "dataset run"))
     key = clone_key(config, task.config, dataset.metadata, seed)
     demonstrator = answering(run.client, config, dataset.metadata, task)
@@ -156,7 +147,7 @@ def _recording(run: StageRun, before: Run) -> Again:
     config = read_config(run.client, before, Collect)
     if config.minari is not None or config.repaired is not None:
         raise BadInput(f"run {before.info.run_id} took in a dataset from outside; only a recording can be done again")
-    task = Task(read_task(run, before), config.environment)
+    task = Task(read_task(run.client, before, run.folder), config.environment)
     if config.scripted is not None:
         demonstrator = scripted(config.scripted.demonstrator, config.scripted.kwargs)
     else:  # approved or not today

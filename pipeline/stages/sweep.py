@@ -34,8 +34,8 @@ from pipeline.sweep.trials import SeedEnd, TrialPlan, trial_plan
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.liveness import has_ended, this_process
-from pipeline.tracking.runs import StageRun
 from pipeline.tracking.seed_runs import SeedRuns, evaluations_record
+from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import exclusive, refuse_tracking_store
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from pipeline.report.progress import input_warnings
 from pipeline.report.stage_pages import diagnosis_markdown
 from pipeline.stages import StageOutcome, train
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking.runs import StageRun
+from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ()
 
@@ -53,13 +53,14 @@ def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> Stag
         played = run_episodes(task, act, task.episodes(holdout, 0, config.final_episodes, Purpose.EVALUATE))
         figures = with_intervals(summarise(played))
         run.metrics({f"holdout/{holdout}/{name}": value for name, value in figures.items()})
-    version = run.candidate(
-        folder, task.config.name, best.best_timestep, point_figures(best.final), Artifact.POLICY,
-        digest=best.best_digest, promotable=diagnosis.promotable,
+    reference = run.policy(
+        folder, "candidate", best.best_timestep, point_figures(best.final), Artifact.POLICY,
+        task=task.config.name, digest=best.best_digest, promotable=diagnosis.promotable,
         description=f"Best checkpoint of seed {best.seed} at step {best.best_timestep}; see diagnostics.md of its run.",
     )  # fmt: skip
-    name = registered_model(task.config.name)
-    candidate = "is registered when the store answers again" if version is None else f"{name} version {version.version}"
+    candidate = "is registered when the store answers again"
+    if reference is not None:
+        candidate = f"{registered_model(task.config.name)} version {reference.rpartition('/')[2]}"
     success = pooled[Metric.SUCCESS_RATE]
     return StageOutcome(
         (
@@ -70,7 +71,7 @@ def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> Stag
             *(f"  - {shortfall.sentence()}" for shortfall in diagnosis.shortfalls),
             *input_warnings(task),
         ),
-        outputs={} if version is None else {"expert": f"models:/{name}/{version.version}"},
+        outputs={} if reference is None else {"expert": reference},
     )
 
 

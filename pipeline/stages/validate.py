@@ -16,7 +16,8 @@ from pipeline.tracking import lineage, taint
 from pipeline.tracking.datasets import download_dataset, find_dataset_run, find_refusals
 from pipeline.tracking.models import expert_to_ask
 from pipeline.tracking.registry import approvals
-from pipeline.tracking.runs import StageRun, read_config, tag_of
+from pipeline.tracking.runs import read_config, tag_of
+from pipeline.tracking.stage_run import StageRun
 from pipeline.validation import Context, TaskReplay, validate
 
 UPSTREAM = ("dataset",)

@@ -29,7 +29,8 @@ from pipeline.play.filming import view_again
 from pipeline.tasks import Task
 from pipeline.tracking.models import find_policy
 from pipeline.tracking.references import Reference, downloaded, fetched
-from pipeline.tracking.runs import StageRun, get_kept_run, latest_run, read_text_artifact, search, tag_of
+from pipeline.tracking.runs import get_kept_run, latest_run, read_text_artifact, search, tag_of
+from pipeline.tracking.stage_run import StageRun
 from pipeline.validation.facts import Refusal
 from pipeline.validation.findings import FAILED
 

@@ -15,8 +15,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFL
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Tag
 from pipeline.tracking import operations
-from pipeline.tracking.runs import StageRun, code_tags, get_run, points_of, search
+from pipeline.tracking.runs import get_run, points_of, search
 from pipeline.tracking.spool import Spool, deliver
+from pipeline.tracking.stage_run import StageRun, code_tags
 
 PAUSE_SECONDS = 10.0  # between two rounds: fewer and larger requests cost less
 RETRY_SECONDS = 1.0
@@ -60,7 +61,7 @@ class Forwarder:
             run_id = next((str(run.info.run_id) for run in search(client, wanted, limit=1, status=None)), None)
         if run_id is None:
             all_tags = {MLFLOW_RUN_NAME: name, MLFLOW_PARENT_RUN_ID: stage_run.run_id, **code_tags(), **tags}
-            created = client.create_run(stage_run.experiment_id, tags=operations.tags(all_tags).tags)
+            created = client.create_run(stage_run.experiment_id, tags=operations.texts(all_tags))
             run_id = str(created.info.run_id)
             for operation in stage_run.record:
                 self._spool.append(run_id, operation)

@@ -14,22 +14,19 @@ from typing import Annotated, Any, Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from pipeline.config.base import configuration
 from pipeline.errors import BadInput, shortened
 from pipeline.files import scratch
-from pipeline.names import OUTPUT_PREFIX, Tag, registered_model
+from pipeline.names import OUTPUT_PREFIX, Tag
 from pipeline.policies import policy_digest
 from pipeline.tracking.packing import pack
 from pipeline.tracking.registry import register_candidate
 from pipeline.tracking.store import pages
 
+AT_ONCE = {"metrics": 1_000, "params": 100, "tags": 100}  # what MLflow takes in one request
 MAX_PARAM_LENGTH = 6_000
-BATCH = 100  # parameters or tags in one request
-METRIC_BATCH = 1_000
 
 Point = tuple[str, float, int, int]  # name, value, step, milliseconds since 1970
 
@@ -44,44 +41,25 @@ def _inside(place: str) -> str:
 Place = Annotated[str, AfterValidator(_inside)]
 
 
-def _send(client: MlflowClient, run_id: str, kind: str, entities: list[Any], at_once: int = BATCH) -> None:
-    for start in range(0, len(entities), at_once):
-        client.log_batch(run_id, **{kind: entities[start : start + at_once]}, synchronous=True)
-
-
 @configuration
-class Metrics:
-    """Points of a run's curves; with a model they become that model's as well."""
+class Batch:
+    """Points of a run's curves, parameters and tags; with a model the points become that model's as well."""
 
-    do: Literal["metrics"] = "metrics"
-    points: tuple[Point, ...]
+    do: Literal["batch", "metrics", "params", "tags"] = "batch"  # the others are of spools of earlier versions
+    points: tuple[Point, ...] = ()
+    params: dict[str, str] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
     model_id: str | None = None
 
     def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
-        entities = [Metric(name, v, moment, step, model_id=self.model_id) for name, v, step, moment in self.points]
-        _send(client, run_id, "metrics", entities, METRIC_BATCH)
-
-
-@configuration
-class Tags:
-    """Run tags."""
-
-    do: Literal["tags"] = "tags"
-    tags: dict[str, str]
-
-    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
-        _send(client, run_id, "tags", [RunTag(key, value) for key, value in self.tags.items()])
-
-
-@configuration
-class Params:
-    """Parameters."""
-
-    do: Literal["params"] = "params"
-    params: dict[str, str]
-
-    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
-        _send(client, run_id, "params", [Param(key, value) for key, value in self.params.items()])
+        entities: dict[str, list[Any]] = {
+            "metrics": [Metric(name, v, moment, step, model_id=self.model_id) for name, v, step, moment in self.points],
+            "params": [Param(key, value) for key, value in self.params.items()],
+            "tags": [RunTag(key, value) for key, value in self.tags.items()],
+        }
+        for kind, limit in AT_ONCE.items():
+            for start in range(0, len(entities[kind]), limit):
+                client.log_batch(run_id, **{kind: entities[kind][start : start + limit]}, synchronous=True)
 
 
 @configuration
@@ -122,18 +100,28 @@ class Close:
 
 
 @configuration
-class _PolicyFolder:
+class Policy:
+    """A policy folder, logged as an MLflow model with its figures at a step.
+
+    With a task it is registered as a candidate for its expert; the run keeps the version in the tag `output.expert`.
+    """
+
+    do: Literal["policy", "candidate"] = "policy"  # the latter is of spools of earlier versions
     local: str
     name: str  # of the logged model
     step: int
     points: tuple[Point, ...]  # its figures
     artifact: Place | None  # folder among the run's artifacts where it is stored as well
     experiment_id: str
+    digest: str | None = None
+    task: str | None = None
+    promotable: bool = False
+    description: str = ""
 
-    def _store(self, client: MlflowClient, run_id: str, again: bool) -> str:
-        """Log it as an MLflow model with its figures; its URI `models:/m-...`."""
+    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> str:
+        """The URI `models:/m-...` of the model, or `models:/<task>-expert/<version>` of the candidate."""
         folder = Path(self.local)
-        digest = policy_digest(folder)
+        digest = self.digest or policy_digest(folder)
         # subtle: mlflow.pyfunc.log_model would first read the history of every metric of the run, which takes longer
         # than all the rest; the same is done here with the calls below it
         model_id = None
@@ -142,14 +130,10 @@ class _PolicyFolder:
             found = pages(client.search_logged_models, [self.experiment_id], begun)
             model_id = next((str(m.model_id) for m in found if m.tags.get(Tag.POLICY_DIGEST) == digest), None)
         if model_id is None:
-            model = client.create_logged_model(
-                self.experiment_id,
-                name=self.name,
-                source_run_id=run_id,
-                tags={Tag.POLICY_DIGEST: digest},
-                model_type="policy",
+            made = client.create_logged_model(
+                self.experiment_id, self.name, run_id, tags={Tag.POLICY_DIGEST: digest}, model_type="policy"
             )
-            model_id = str(model.model_id)
+            model_id = str(made.model_id)
         with tempfile.TemporaryDirectory(prefix="policy-", dir=scratch()) as place:
             client.log_model_artifacts(model_id, str(pack(Path(place), folder, model_id, run_id)))
         client.finalize_logged_model(model_id, LoggedModelStatus.READY)
@@ -164,43 +148,21 @@ class _PolicyFolder:
                 if (there.step, there.value) == (step, value):
                     points = tuple((n, v, s, there.timestamp) for n, v, s, _ in self.points)
                     break
-        Metrics(points=points, model_id=model_id).perform(client, run_id)
+        Batch(points=points, model_id=model_id).perform(client, run_id)
         if self.artifact is not None:
             client.log_artifacts(run_id, self.local, self.artifact)
-        return f"models:/{model_id}"
-
-
-@configuration
-class Policy(_PolicyFolder):
-    """A policy folder, logged as an MLflow model with its figures at a step."""
-
-    do: Literal["policy"] = "policy"
-
-    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> str:
-        return self._store(client, run_id, again)
-
-
-@configuration
-class Candidate(_PolicyFolder):
-    """The same, registered as a candidate for a task's expert; the run keeps the version in the tag `output.expert`."""
-
-    do: Literal["candidate"] = "candidate"
-    task: str
-    digest: str
-    promotable: bool
-    description: str
-
-    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> ModelVersion:
-        source = self._store(client, run_id, again)
+        source = f"models:/{model_id}"
+        if self.task is None:
+            return source
         version = register_candidate(
-            client, self.task, source, run_id, self.digest, self.promotable, self.description, again
+            client, self.task, source, run_id, digest, self.promotable, self.description, again
         )
-        reference = f"models:/{registered_model(self.task)}/{version.version}"
-        tags({f"{OUTPUT_PREFIX}expert": reference}).perform(client, run_id)
-        return version
+        reference = f"models:/{version.name}/{version.version}"
+        client.set_tag(run_id, f"{OUTPUT_PREFIX}expert", reference)
+        return reference
 
 
-Operation = Metrics | Tags | Params | Text | Files | Close | Policy | Candidate
+Operation = Batch | Text | Files | Close | Policy
 _JSON: TypeAdapter[Operation] = TypeAdapter(Annotated[Operation, Field(discriminator="do")])
 
 
@@ -225,19 +187,10 @@ def measured(points: Iterable[tuple[str, float, int]]) -> tuple[Point, ...]:
     return tuple((name, float(value), int(step), now) for name, value, step in points if math.isfinite(value))
 
 
-def tags(values: Mapping[str, Any]) -> Tags:
-    """Values become text, one that is None is left out."""
-    return Tags(tags={key: tag_text(value) for key, value in values.items() if value is not None})
-
-
-def note(text: str) -> Tags:
-    """The description that the UI shows above a run."""
-    return tags({MLFLOW_RUN_NOTE: text})
-
-
-def params(values: Mapping[str, Any]) -> Params:
-    """A long one is cut; the whole stands in the config artifact."""
-    return Params(params={key: tag_text(value)[:MAX_PARAM_LENGTH] for key, value in values.items()})
+def texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Tags or parameters as the store keeps them: True is `true`, one that is None is left out."""
+    shown = {key: value for key, value in values.items() if value is not None}
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in shown.items()}
 
 
 def milliseconds() -> int:
@@ -252,8 +205,3 @@ def milliseconds() -> int:
 
 
 _given = 0
-
-
-def tag_text(value: Any) -> str:
-    """`True` -> `"true"`; anything else as `str` writes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -18,7 +18,8 @@ from pipeline.play.evaluation import EpisodeRecords, point_figures, summarise, w
 from pipeline.tracking.content_key import training_key
 from pipeline.tracking.forwarder import Forwarder, forwarding
 from pipeline.tracking.reuse import find_finished
-from pipeline.tracking.runs import StageRun, checkpoint_folder, get_run, search
+from pipeline.tracking.runs import get_run, search
+from pipeline.tracking.stage_run import StageRun, checkpoint_folder
 
 
 class SeedRuns:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
@@ -30,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipeline.errors import BadInput, shortened
 from pipeline.files import scratch
 from pipeline.tracking import operations
-from pipeline.tracking.operations import Close, Metrics, Operation, Params, Tags, Text
+from pipeline.tracking.operations import Batch, Files, Operation, Policy
 from pipeline.tracking.store import connect, local_folder, refuses
 
 BUSY_SECONDS = 10.0
@@ -41,7 +42,7 @@ CREATE TABLE IF NOT EXISTS records (
     id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, operation TEXT NOT NULL, files BLOB, refused TEXT
 )
 """
-OF_RUNS = "(:runs IS NULL OR run_id IN (SELECT value FROM json_each(:runs)))"
+OF_RUNS = "(?1 IS NULL OR run_id IN (SELECT value FROM json_each(?1)))"
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,12 @@ class Record:
     operation: Operation
 
 
-def spool_folder() -> Path:
-    """Of the configured store: beside a SQLite file; for a server in the user's state folder, or in PIPELINE_SPOOL."""
-    return local_folder("spool")
-
-
 class Spool:
     """Access to a spool, that of the configured store, for threads. Raises BadInput when its file cannot be used."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or spool_folder()
-        self._turn = threading.RLock()
+        self.folder = folder or local_folder("spool")
+        self._turn = threading.Lock()
         with self._usable():
             self.folder.mkdir(parents=True, exist_ok=True)
             # every statement is a transaction of its own
@@ -79,27 +75,24 @@ class Spool:
     def append(self, run_id: str, operation: Operation) -> None:
         """Keep an operation, with a copy of the file or folder it names."""
         local, files = getattr(operation, "local", None), None
-        with self._usable():
-            if local is not None:
-                files, root = io.BytesIO(), Path(local)
-                with zipfile.ZipFile(files, "w", strict_timestamps=False) as archive:
-                    for path in (root, *sorted(root.rglob("*"))):
-                        archive.write(path, path.relative_to(root.parent))
-            self._database.execute(
-                "INSERT INTO records (run_id, operation, files) VALUES (?, ?, ?)",
-                (run_id, operations.written(operation), files and files.getvalue()),
-            )
+        if local is not None:
+            files, root = io.BytesIO(), Path(local)
+            with self._usable(), zipfile.ZipFile(files, "w", strict_timestamps=False) as archive:
+                for path in (root, *sorted(root.rglob("*"))):
+                    archive.write(path, path.relative_to(root.parent))
+        record = (run_id, operations.written(operation), files and files.getvalue())
+        self._sql("INSERT INTO records (run_id, operation, files) VALUES (?, ?, ?)", *record)
 
     def next(self, limit: int) -> list[Record]:
         """The first operations that wait and are not refused, in the order in which they were appended.
 
         What is no operation of ours is refused here.
         """
-        query = "SELECT id, run_id, operation FROM records WHERE refused IS NULL ORDER BY id LIMIT ?"
         records: list[Record] = []
         while not records:
-            with self._usable():
-                rows = self._database.execute(query, (limit,)).fetchall()
+            rows = self._sql(
+                "SELECT id, run_id, operation FROM records WHERE refused IS NULL ORDER BY id LIMIT ?", limit
+            )
             if not rows:
                 break
             for id, run_id, text in rows:
@@ -113,52 +106,48 @@ class Spool:
 
     def files(self, record: Record) -> bytes | None:
         """The archive of the file or folder that was kept with a record."""
-        with self._usable():
-            (files,) = self._database.execute("SELECT files FROM records WHERE id = ?", (record.id,)).fetchone()
+        ((files,),) = self._sql("SELECT files FROM records WHERE id = ?", record.id)
         return files if isinstance(files, bytes) else None
 
     def waiting(self, run_ids: Sequence[str] | None = None) -> int:
         """How many operations wait and are not refused, of these runs or of all."""
         query = f"SELECT count(*) FROM records WHERE refused IS NULL AND {OF_RUNS}"
-        with self._usable():
-            return int(self._database.execute(query, {"runs": _listed(run_ids)}).fetchone()[0])
+        ((count,),) = self._sql(query, _listed(run_ids))
+        return int(count)
 
     def refusals(self, run_ids: Sequence[str] | None = None) -> list[str]:
         """Why operations of these runs, or of all, were refused."""
         query = f"SELECT refused FROM records WHERE refused IS NOT NULL AND {OF_RUNS} ORDER BY id"
-        with self._usable():
-            rows = self._database.execute(query, {"runs": _listed(run_ids)}).fetchall()
-        return [refused for (refused,) in rows]
+        return [refused for (refused,) in self._sql(query, _listed(run_ids))]
 
     def refuse(self, id: int, reason: str) -> None:
         """The store will not take a record; it is kept and passed over."""
-        with self._usable():
-            self._database.execute("UPDATE records SET refused = ? WHERE id = ?", (reason, id))
+        self._sql("UPDATE records SET refused = ? WHERE id = ?", reason, id)
 
     def try_refused_again(self) -> None:
         """Let what was refused wait like everything else."""
-        with self._usable():
-            self._database.execute("UPDATE records SET refused = NULL")
+        self._sql("UPDATE records SET refused = NULL")
 
     def delivered(self, records: Sequence[Record]) -> None:
         """Forget what the store has."""
         ids = json.dumps([record.id for record in records])
-        with self._usable():
-            self._database.execute("DELETE FROM records WHERE id IN (SELECT value FROM json_each(?))", (ids,))
+        self._sql("DELETE FROM records WHERE id IN (SELECT value FROM json_each(?))", ids)
 
     def to_disk(self) -> None:
         """Make the disk hold what was appended."""
-        with self._usable():
-            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        self._sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
         self._database.close()
 
+    def _sql(self, statement: str, *values: Any) -> list[Any]:
+        with self._usable(), self._turn:
+            return self._database.execute(statement, values).fetchall()
+
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
         try:
-            with self._turn:
-                yield
+            yield
         except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             raise BadInput(
                 f"spool {self.folder} cannot be used: {shortened(str(error))}; what trainings log waits there for the "
@@ -176,8 +165,8 @@ def deliver(spool: Spool, client: MlflowClient) -> str | None:
         with FileLock(spool.folder / "delivery.lock").acquire(blocking=False):
             while records := spool.next(RECORDS_AT_ONCE):
                 records.sort(key=lambda record: record.run_id)  # stable: a run's stay in their order
-                # metrics that follow one another go together, anything else alone
-                groups = groupby(records, lambda r: (r.run_id, None if isinstance(r.operation, Metrics) else r.id))
+                # batches of a run that follow one another go together, anything else alone
+                groups = groupby(records, lambda r: (r.run_id, None if isinstance(r.operation, Batch) else r.id))
                 for _, group in groups:
                     _deliver_together(spool, client, list(group))
     except Timeout:  # another process delivers
@@ -188,16 +177,25 @@ def deliver(spool: Spool, client: MlflowClient) -> str | None:
 
 
 def _deliver_together(spool: Spool, client: MlflowClient, records: list[Record]) -> None:
-    """One record, or metrics of one run. Raises what the store raises when it gives no answer."""
-    first = records[0]
-    operation, files = first.operation, spool.files(first)
+    """One record, or batches of one run. Raises what the store raises when it gives no answer."""
+    first, operation = records[0], records[0].operation
     try:
         with tempfile.TemporaryDirectory(prefix="spooled-", dir=scratch()) as place:
-            if not isinstance(operation, Metrics | Tags | Params | Text | Close):
-                operation = replace(operation, local=_unpacked(operation.local, files, Path(place)))
+            if isinstance(operation, Files | Policy):  # what was kept with it: whatever path it names, no other is read
+                try:
+                    with zipfile.ZipFile(io.BytesIO(spool.files(first) or b"")) as archive:
+                        archive.extractall(place)  # it leaves `place` never, and makes no links
+                    (local,) = Path(place).iterdir()
+                except (zipfile.BadZipFile, ValueError):
+                    raise BadInput(f"the spool has no file {shortened(operation.local)} of it") from None
+                operation = replace(operation, local=str(local))
             elif len(records) > 1:
-                points = [r.operation.points for r in records if isinstance(r.operation, Metrics)]
-                operation = Metrics(points=tuple(point for some in points for point in some))
+                batches = [record.operation for record in records if isinstance(record.operation, Batch)]
+                operation = Batch(
+                    points=tuple(point for batch in batches for point in batch.points),
+                    params={key: value for batch in batches for key, value in batch.params.items()},
+                    tags={key: value for batch in batches for key, value in batch.tags.items()},
+                )
             # an earlier attempt may have come through, wholly or in part
             operation.perform(client, first.run_id, again=True)
     except Exception as error:
@@ -212,17 +210,6 @@ def _deliver_together(spool: Spool, client: MlflowClient, records: list[Record])
         spool.refuse(first.id, f"{first.operation.do} of run {first.run_id}: {' '.join(reason.split())}"[:1_000])
     else:
         spool.delivered(records)
-
-
-def _unpacked(name: str, files: bytes | None, place: Path) -> str:
-    """The file or folder that was kept with a record, below `place`: whatever path it names, no other is read."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(files or b"")) as archive:
-            archive.extractall(place)  # it leaves `place` never, and makes no links
-        (local,) = place.iterdir()
-    except (zipfile.BadZipFile, ValueError):
-        raise BadInput(f"the spool has no file {shortened(name)} of it") from None
-    return str(local)
 
 
 def sync() -> tuple[bool, list[str]]:
@@ -248,7 +235,7 @@ def sync() -> tuple[bool, list[str]]:
 
 def deliver_leftovers() -> None:
     """Deliver what earlier processes left for the configured store; a store that does not answer keeps it waiting."""
-    if not (spool_folder() / FILE).exists():
+    if not (local_folder("spool") / FILE).exists():
         return
     with contextlib.closing(Spool()) as spool:
         if spool.waiting():

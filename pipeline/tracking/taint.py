@@ -13,7 +13,8 @@ from pipeline.names import Tag, VersionTag
 from pipeline.tracking import registry
 from pipeline.tracking.lineage import derived, resolve, upstream
 from pipeline.tracking.models import StoredPolicy
-from pipeline.tracking.runs import StageRun, get_run
+from pipeline.tracking.runs import get_run
+from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import pages
 
 JUDGES: Final = ("promote", "validate", "playback", "reproduce")  # stages that look at a thing and make nothing of it

@@ -209,7 +209,7 @@ def test_questions_to_an_empty_store_say_that_there_is_nothing(store, capsys):
 
 
 def test_a_run_is_told_as_a_table_and_as_json(store, capsys):
-    from pipeline.tracking.runs import open_run
+    from pipeline.tracking.stage_run import open_run
 
     with open_run("evaluate") as run:
         run.tag({Tag.TASK: "walk"})

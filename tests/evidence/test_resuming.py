@@ -13,8 +13,9 @@ from pipeline.names import ARMS, Tag
 from pipeline.tasks import Task
 from pipeline.tracking import content_key
 from pipeline.tracking.groups import find_group
-from pipeline.tracking.runs import open_run, search
+from pipeline.tracking.runs import search
 from pipeline.tracking.seed_runs import train_logged
+from pipeline.tracking.stage_run import open_run
 from pipeline.tracking.store import connect
 
 

@@ -14,7 +14,7 @@ from pipeline.play.evaluation import record_episodes
 from pipeline.stages.finetune import distribution_shift
 from pipeline.statistics.shift import measure_shift
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking.runs import open_run
+from pipeline.tracking.stage_run import open_run
 from pipeline.tracking.store import connect
 
 PLANNER = scripted("benchmarks.social_nav_planners:dynamic_window", {})

@@ -18,7 +18,7 @@ from pipeline.names import Alias, Artifact, Gate, VersionTag
 from pipeline.policies import load_policy, policy_digest
 from pipeline.tracking import datasets, references, registry
 from pipeline.tracking.datasets import fetch_dataset
-from pipeline.tracking.operations import Close, Files, Metrics, measured, note
+from pipeline.tracking.operations import Batch, Close, Files, measured
 from pipeline.tracking.spool import Spool, deliver
 
 pytestmark = pytest.mark.slow
@@ -239,7 +239,7 @@ def test_what_the_spool_took_stays_readable_and_reaches_the_store_once(store, tm
             raise AssertionError("it never worked")
 
         spool = until_done(lambda: Spool(folder))
-        until_done(lambda: spool.append(run_id, Metrics(points=measured([("a", 1.5, 3)]))))
+        until_done(lambda: spool.append(run_id, Batch(points=measured([("a", 1.5, 3)]))))
         until_done(lambda: spool.append(run_id, Files(local=str(tmp_path / "films"), folder="films")))
         until_done(lambda: spool.append(run_id, Close(status="FINISHED", time=measured([("", 0.0, 0)])[0][3])))
 
@@ -272,10 +272,10 @@ def test_a_spool_on_a_disk_that_stays_full_says_so_and_keeps_what_it_has(store, 
     spool = Spool(tmp_path / "spool")
     spool.append("a" * 32, Close(status="FINISHED", time=1))
     for for_good in (False, True):
-        words = refused_at(lambda: spool.append("a" * 32, note("x")), FULL, 1, for_good)
+        words = refused_at(lambda: spool.append("a" * 32, Batch(tags={"mlflow.note.content": "x"})), FULL, 1, for_good)
         assert words == "database or disk is full"
         assert [record.operation.do for record in spool.next(9)] == ["close"]
-    spool.append("a" * 32, note("x"))
+    spool.append("a" * 32, Batch(tags={"mlflow.note.content": "x"}))
     assert spool.waiting() == 2
 
 

@@ -20,7 +20,8 @@ from pipeline.policies.sb3 import export_sb3_zip
 from pipeline.stages import run_stage
 from pipeline.tasks import Task
 from pipeline.tracking import taint
-from pipeline.tracking.runs import open_run, read_text_artifact
+from pipeline.tracking.runs import read_text_artifact
+from pipeline.tracking.stage_run import open_run
 
 PROMOTE = "configs/smoke/promote.yaml"
 IMPOSSIBLE = {"rules": "[{scenario_set: train_small, metric: success_rate, min: 1.1}]"}

@@ -20,7 +20,8 @@ from pipeline.config.loading import load
 from pipeline.config.stages import TrainExpert
 from pipeline.errors import BadInput
 from pipeline.stages import run_stage
-from pipeline.tracking.runs import StageRun, read_text_artifact
+from pipeline.tracking.runs import read_text_artifact
+from pipeline.tracking.stage_run import StageRun
 
 KINDS = {
     "training.environment.skill": {"type": "categorical", "choices": [0.3, 0.6, 0.9]},

@@ -8,7 +8,7 @@ from pipeline.data import content_digest, load_dataset, save_dataset
 from pipeline.errors import BadInput
 from pipeline.names import Quality, Tag
 from pipeline.tracking.datasets import fetch_for_training, find_dataset_run, log_dataset_input
-from pipeline.tracking.runs import open_run
+from pipeline.tracking.stage_run import open_run
 
 UNKNOWN = "0" * 32
 

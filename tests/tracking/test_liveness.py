@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import BadInput
 from pipeline.names import Tag
 from pipeline.tracking import liveness
-from pipeline.tracking.runs import checkpoint_folder, open_run
+from pipeline.tracking.stage_run import checkpoint_folder, open_run
 from pipeline.tracking.store import connect
 
 NOTE = "mlflow.note.content"

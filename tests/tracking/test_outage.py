@@ -16,10 +16,10 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.names import Tag
 from pipeline.report.progress import TrainingProgress
-from pipeline.tracking import runs
+from pipeline.tracking import stage_run
 from pipeline.tracking.models import find_policy
-from pipeline.tracking.runs import open_run
 from pipeline.tracking.seed_runs import seed_runs
+from pipeline.tracking.stage_run import open_run
 from pipeline.tracking.store import connect, unanswered
 
 pytestmark = pytest.mark.slow
@@ -121,4 +121,4 @@ def test_a_server_that_never_returns_leaves_a_finished_training_that_sync_delive
     assert stored(client, child.info.run_id, names) == said(events)
     assert parent.data.metrics["bill/environment_steps"] == child.data.metrics["bill/environment_steps"]
     assert find_policy(client, child.info.run_id, "smoke", {}).run_id == child.info.run_id
-    assert runs._opened == []
+    assert stage_run._opened == []

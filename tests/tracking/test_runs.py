@@ -12,20 +12,12 @@ from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Artifact, Tag
-from pipeline.tracking import liveness, runs
+from pipeline.tracking import liveness, stage_run
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.forwarder import child_run, forwarding
-from pipeline.tracking.runs import (
-    end_failed,
-    get_run,
-    latest_run,
-    open_run,
-    read_config,
-    read_text_artifact,
-    search,
-    tag_value,
-)
+from pipeline.tracking.runs import get_run, latest_run, read_config, read_text_artifact, search, tag_value
 from pipeline.tracking.seed_runs import seed_runs
+from pipeline.tracking.stage_run import open_run
 from pipeline.tracking.store import DEFAULT_EXPERIMENT, connect, experiment_id
 
 NOTE = "mlflow.note.content"
@@ -90,7 +82,7 @@ def test_an_interrupt_ends_the_run_and_says_so(store):
 def test_a_refusal_ends_a_closed_run_failed_after_all(store):
     with open_run("promote") as run:
         pass
-    end_failed(run)
+    run.close("FAILED")
     assert run.client.get_run(run.run_id).info.status == "FAILED"
 
 
@@ -172,7 +164,7 @@ def test_a_record_that_the_environment_names_is_not_overwritten(store, monkeypat
         assert str(caught.value).startswith("MLFLOW_RUN_ID = ")
         assert "unset it" in str(caught.value)
         assert before is None or client.get_run(run_id).to_dictionary() == before
-    assert runs._opened == []
+    assert stage_run._opened == []
 
 
 def test_a_run_that_was_interrupted_may_be_named_again(store, monkeypatch):
@@ -317,7 +309,9 @@ def test_a_digest_does_not_depend_on_the_order_of_keys():
 def test_a_record_that_is_gone_or_no_longer_fits_is_refused_by_its_run(store):
     with open_run("pretrain") as run:
         pass
-    with pytest.raises(BadInput, match=f"config.yaml of run {run.run_id} is missing"):
+    with pytest.raises(
+        BadInput, match=f"run {run.run_id} has no config.yaml: its record is not complete; run that stage again"
+    ):
         read_config(run.client, run.client.get_run(run.run_id), Pretrain)
     run.text("task: t\nepoch: 3\n", Artifact.CONFIG)
     with pytest.raises(BadInput, match=f"config.yaml of run {run.run_id}: unknown key 'epoch'"):

@@ -20,9 +20,9 @@ from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag
 from pipeline.policies import policy_digest
 from pipeline.tracking import models, operations
 from pipeline.tracking.forwarder import Forwarder, forwarding
-from pipeline.tracking.operations import Close, Files, Metrics, Operation, Policy, Tags, measured
-from pipeline.tracking.runs import StageRun
+from pipeline.tracking.operations import Batch, Close, Files, Operation, Policy, measured
 from pipeline.tracking.spool import FILE, Spool, deliver, deliver_leftovers, sync
+from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import connect
 
 
@@ -34,7 +34,7 @@ def spool(bench) -> Spool:
 
 
 def point(value: float, step: int) -> Operation:
-    return Metrics(points=measured([("loss", value, step)]))
+    return Batch(points=measured([("loss", value, step)]))
 
 
 def policy(bench: Bench, folder: Path, artifact: str | None = Artifact.POLICY) -> Operation:
@@ -177,19 +177,19 @@ def test_a_candidate_that_waited_is_registered_once_as_it_was(bench, spool, monk
     run = StageRun(bench.client, run_id, bench.experiment, bench.folder, spool)
     folder = bench.policy_folder()
     digest = policy_digest(folder)
-    record = {"digest": digest, "promotable": True, "description": "made for a test"}
-    assert run.candidate(folder, TASK, 3, {}, Artifact.POLICY, **record) is None
+    record = {"task": TASK, "digest": digest, "promotable": True, "description": "made for a test"}
+    assert run.policy(folder, "candidate", 3, {}, Artifact.POLICY, **record) is None
     shutil.rmtree(folder)  # the stage's temporary folder is gone when the store comes back
-    real = Tags.perform
+    real = bench.client.set_tag
     spool_was_told: list[bool] = []
 
-    def lost_at_the_end(tags, client, run_id, again=False):
-        real(tags, client, run_id)
+    def lost_at_the_end(*tag):
+        real(*tag)
         if not spool_was_told:
             spool_was_told.append(True)
             raise ConnectionError("the answer was lost")
 
-    monkeypatch.setattr(Tags, "perform", lost_at_the_end)
+    monkeypatch.setattr(bench.client, "set_tag", lost_at_the_end)
     assert deliver(spool, bench.client) is not None
     assert deliver(spool, bench.client) is None
     (version,) = bench.client.search_model_versions(f"name = '{TASK}-expert'")
@@ -201,19 +201,20 @@ def test_a_candidate_that_waited_is_registered_once_as_it_was(bench, spool, monk
 @pytest.mark.parametrize("continued", [True, False])
 def test_a_stage_that_goes_on_after_it_had_registered_registers_no_second_version(bench, continued):
     run_id, folder = bench.run("train_expert", status=None), bench.policy_folder()
-    record = {"digest": policy_digest(folder), "promotable": True, "description": "made for a test"}
+    record = {"task": TASK, "digest": policy_digest(folder), "promotable": True, "description": "made for a test"}
     killed = StageRun(bench.client, run_id, bench.experiment, bench.folder)
-    first = killed.candidate(folder, TASK, 3, {"success_rate": 0.5}, Artifact.POLICY, **record)
-    bench.client.delete_registered_model_alias(first.name, Alias.CANDIDATE)  # the kill came before it was set
+    killed.policy(folder, "candidate", 3, {"success_rate": 0.5}, Artifact.POLICY, **record)
+    bench.client.delete_registered_model_alias(f"{TASK}-expert", Alias.CANDIDATE)  # the kill came before it was set
     run = replace(killed, continued=continued)
-    version = run.candidate(folder, TASK, 3, {"success_rate": 0.5}, Artifact.POLICY, **record)
+    reference = run.policy(folder, "candidate", 3, {"success_rate": 0.5}, Artifact.POLICY, **record)
     found = bench.client.search_model_versions(f"name = '{TASK}-expert'")
     models_made = bench.client.search_logged_models([bench.experiment])
     assert (len(found), len(models_made)) == (
         (1, 1) if continued else (2, 2)
     )  # a new attempt of its own is a new version
-    assert int(version.version) == len(found)
-    assert bench.client.get_model_version_by_alias(version.name, Alias.CANDIDATE).version == version.version
+    assert reference == f"models:/{TASK}-expert/{len(found)}"
+    holder = bench.client.get_model_version_by_alias(f"{TASK}-expert", Alias.CANDIDATE)
+    assert int(holder.version) == len(found)
     assert len(bench.client.get_metric_history(run_id, "success_rate")) == 1
 
 
@@ -245,7 +246,7 @@ def test_what_a_resumed_training_says_again_is_kept_once(bench):
 def test_a_refused_record_is_kept_and_holds_nobody_up(bench, spool, capsys):
     good, unknown = bench.run("baseline_seed", status=None), "0" * 32
     spool.append(unknown, point(1.0, 1))
-    spool.append(good, Metrics(points=measured([("bad \n name", 1.0, 1)])))
+    spool.append(good, Batch(points=measured([("bad \n name", 1.0, 1)])))
     spool.append(good, point(2.0, 2))
     assert ask(["sync"]) == VERDICT_NO
     told = capsys.readouterr().out
@@ -270,7 +271,7 @@ def test_the_next_stage_delivers_what_an_earlier_one_left(bench):
 def test_a_figure_that_the_store_did_not_keep_decides_nothing(bench, monkeypatch):
     run = StageRun(bench.client, bench.run("promote", status=None), bench.experiment, bench.folder)
     run.confirmed_metrics({"gate/success": 0.1 + 0.2, "gate/not_measured": float("nan")})
-    monkeypatch.setattr(Metrics, "perform", lambda *args: None)
+    monkeypatch.setattr(Batch, "perform", lambda *args: None)
     with pytest.raises(BadInput, match=r"the store keeps 0\.30000000000000004 as gate/success, measured was 0\.5"):
         run.confirmed_metrics({"gate/success": 0.5})
     with pytest.raises(BadInput, match="the store keeps None as gate/collision"):
@@ -304,7 +305,7 @@ def plant(spool: Spool, run_id: object, operation: object, files: object = None)
 def test_records_that_are_no_operations_are_refused_one_by_one_and_hold_nobody_up(bench, spool, capsys):
     run_id = bench.run("baseline", status=None)
     damaged = [
-        "{", "[]", "5", '"metrics"', "{}", '{"do": []}', '{"do": "explode"}', '{"do": "metrics"}', "[" * 100_000,
+        "{", "[]", "5", '"metrics"', "{}", '{"do": []}', '{"do": "explode"}', '{"do": "text"}', "[" * 100_000,
         {"do": "metrics", "points": [["loss", "high", 1, 1]], "model_id": None},
         {"do": "metrics", "points": [["loss", 1.0, 1]], "model_id": None},
         {"do": "metrics", "points": [], "model_id": None, "local": "x"}, {"do": "tags", "tags": ["a"]},
@@ -320,6 +321,24 @@ def test_records_that_are_no_operations_are_refused_one_by_one_and_hold_nobody_u
     assert f"1 records delivered, 0 wait, {len(damaged) + 1} refused" in told.out
     assert "Traceback" not in told.out + told.err
     assert points_of(bench, run_id) == [(2, 2.0)]
+
+
+def test_what_an_earlier_version_left_is_delivered(bench, spool):
+    """It kept points, parameters and tags apart, and had a kind of its own for a candidate."""
+    run_id, folder = bench.run("train_expert", status=None), bench.policy_folder()
+    plant(spool, run_id, {"do": "metrics", "points": [["loss", 1.0, 1, 1]], "model_id": None})
+    plant(spool, run_id, {"do": "params", "params": {"a": "1"}})
+    plant(spool, run_id, {"do": "tags", "tags": {"colour": "blue"}})
+    spool.append(run_id, policy(bench, folder))
+    ((id, written),) = spool._database.execute("SELECT max(id), operation FROM records").fetchall()
+    old = {key: value for key, value in json.loads(written).items() if value is not None}
+    old |= {"do": "candidate", "task": TASK, "digest": policy_digest(folder), "promotable": True, "description": "old"}
+    spool._database.execute("UPDATE records SET operation = ? WHERE id = ?", (json.dumps(old), id))
+    assert deliver(spool, bench.client) is None
+    assert spool.refusals() == [] and spool.waiting() == 0
+    data = bench.client.get_run(run_id).data
+    assert (data.metrics["loss"], data.params["a"], data.tags["colour"]) == (1.0, "1", "blue")
+    assert bench.client.get_model_version(f"{TASK}-expert", "1").description == "old"
 
 
 def archive(**files: str) -> bytes:
@@ -376,7 +395,7 @@ def test_a_record_writes_nothing_outside_its_runs_artifacts(bench, spool, tmp_pa
 def test_an_operation_that_cannot_be_kept_leaves_nothing_half_appended(bench, spool):
     run_id = bench.run("baseline", status=None)
     with pytest.raises(ValueError, match="finite number"):
-        Metrics(points=(("loss", float("nan"), 1, 1),))
+        Batch(points=(("loss", float("nan"), 1, 1),))
     spool._database.execute("DROP TABLE records")
     with pytest.raises(BadInput, match="no such table"):
         spool.append(run_id, point(1.0, 1))
@@ -418,7 +437,7 @@ def test_points_of_one_step_that_are_equal_are_two_points_however_fast_they_came
     client = connect()
     run_id = client.create_run("0").info.run_id
     for _ in range(50):
-        Metrics(points=measured([("train/std", 1.0, 512)])).perform(client, run_id)
+        Batch(points=measured([("train/std", 1.0, 512)])).perform(client, run_id)
     assert len(client.get_metric_history(run_id, "train/std")) == 50
     several = [measured([("a", 1.0, 0)])[0][3] for _ in range(1000)]
     assert several == sorted(set(several))

@@ -17,7 +17,8 @@ from pipeline.errors import BadInput
 from pipeline.files import scratch, sqlite_file
 from pipeline.names import Tag
 from pipeline.sweep.study import storage
-from pipeline.tracking.runs import open_run, read_text_artifact, search
+from pipeline.tracking.runs import read_text_artifact, search
+from pipeline.tracking.stage_run import open_run
 from pipeline.tracking.store import connect, local_folder, ui_command
 
 ODD = "a b ü #1 100%"
@@ -123,7 +124,7 @@ def test_the_store_can_be_made_by_a_command_that_does_nothing_else(tmp_path, mon
 
 STAGE = """
 import sys, time
-from pipeline.tracking.runs import open_run
+from pipeline.tracking.stage_run import open_run
 with open_run("evaluate") as run:
     (run.folder / "large").write_bytes(bytes(100_000))
     print(run.folder, flush=True)
