@@ -116,6 +116,27 @@ class Network:
     """Width of what the CNN hands on; without effect on observations that are no pictures."""
 
 
+Offset = float | tuple[float, ...]
+Scale = Positive | tuple[Positive, ...]
+
+
+@configuration
+class AffineFigures:
+    """Numbers inside a policy are `(raw - offset) / scale`; one figure for all elements, or one each in C order."""
+
+    offset: Offset = 0.0
+    scale: Scale = 1.0
+
+
+@configuration
+class ScalingFigures:
+    """The units of a policy, given: `{observations: {offset: 256, scale: 256}, actions: {offset: 256, scale: 256}}`."""
+
+    observations: AffineFigures | dict[str, AffineFigures] = AffineFigures()
+    """Of a Dict by key. What is not named stays as it is, and so do pictures and choices."""
+    actions: AffineFigures = AffineFigures()
+
+
 @configuration
 class PPOTraining:
     """One PPO training. Two arms of a comparison share all of it."""

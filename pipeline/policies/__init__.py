@@ -12,11 +12,13 @@ from pipeline.policies.artifact import (
     tensors_of,
     weights_digest,
 )
-from pipeline.policies.networks import build_policy, network_of, policy_arguments, policy_class
+from pipeline.policies.networks import build_policy, network_of, policy_arguments, policy_class, scaling_of
 from pipeline.policies.transfer import probe_batch
+from pipeline.policies.units import UNSCALED, Affine, Scaling, given_scaling, measured_scaling, scaling_by_bounds
 
 __all__ = [
-    "WRAPPERS", "ActFunction", "Observations", "act_function", "build_policy", "load_policy", "load_tensors",
-    "network_of", "policy_arguments", "policy_class", "policy_digest", "probe_batch", "read_spec", "save_policy",
+    "UNSCALED", "WRAPPERS", "ActFunction", "Affine", "Observations", "Scaling", "act_function", "build_policy",
+    "given_scaling", "load_policy", "load_tensors", "measured_scaling", "network_of", "policy_arguments",
+    "policy_class", "policy_digest", "probe_batch", "read_spec", "save_policy", "scaling_by_bounds", "scaling_of",
     "tensor_digests", "tensors_of", "weights_digest",
 ]  # fmt: skip

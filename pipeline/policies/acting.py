@@ -11,7 +11,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from pipeline.files import compiled
-from pipeline.policies.networks import images_in
+from pipeline.policies.networks import images_in, scaling_of
+from pipeline.policies.units import Affine
 
 Observations = Any  # (n, *obs_shape) array, or a mapping of such arrays for Dict spaces
 ActFunction = Callable[[Observations], np.ndarray]  # observations of n slots -> (n, *act_shape) actions
@@ -50,11 +51,14 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
         return lambda rows: dense(rows, weight, bias)
 
     layers = [frozen(layer) for layer in (*policy.mlp_extractor.policy_net, policy.action_net)]
-    decide = _decision(policy.action_space)
+    scaling = scaling_of(policy)
+    decide = _decision(policy.action_space, scaling.actions)
 
     def act(observations: Observations) -> np.ndarray:
         if isinstance(space, spaces.Box):
             output = np.ascontiguousarray(observations, np.float32).reshape(len(observations), -1)
+            if scaling.observations is not None:
+                output = scaling.observations.inward(output)
         else:
             with torch.inference_mode():
                 features = policy.extract_features(policy.obs_to_tensor(observations)[0], extractor)
@@ -129,10 +133,12 @@ def tanh(rows: np.ndarray) -> np.ndarray:
     return result
 
 
-def _decision(space: gym.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
+def _decision(space: gym.Space[Any], units: Affine | None) -> Callable[[np.ndarray], np.ndarray]:
     """From the actor's outputs (n, outputs) to its most likely actions (n, *act_shape), inside the space."""
     if isinstance(space, spaces.Box):
         low, high = space.low, space.high
+        if units is not None:
+            return lambda output: np.clip(units.outward(output).reshape(-1, *low.shape), low, high)
         return lambda output: np.clip(output.reshape(-1, *low.shape), low, high)
     if isinstance(space, spaces.Discrete):
         return lambda output: np.asarray(output.argmax(axis=1))

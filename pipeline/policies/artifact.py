@@ -1,7 +1,8 @@
 """Policy artifacts: a folder of `policy.safetensors` and `policy.json`, from which our own code builds the network.
 
 Loading runs no code from the files: the JSON names spaces, network and action distribution, the network is built from
-them, and the tensors must fit it exactly, by name, shape and dtype, and be finite. Training is not decided here.
+them, and the tensors must fit it exactly, by name, shape and dtype, and be finite. Among them are the figures of what
+the policy scales, which the JSON names: `"scaled": ["observations", "actions"]`. Training is not decided here.
 
     policy = build_policy(observation_space, action_space, Network(hidden=(64, 64)), seed=1)
     save_policy(policy, folder, {"run_id": "..."})
@@ -32,7 +33,8 @@ from pipeline.data.spaces import space_from_json, space_to_json
 from pipeline.errors import BadInput, shortened
 from pipeline.files import DAMAGE, digest, strict_json, write_folder
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
-from pipeline.policies.networks import action_distribution, build_policy, images_in, network_of
+from pipeline.policies.networks import action_distribution, build_policy, images_in, network_of, scaling_of
+from pipeline.policies.units import blank_scaling
 
 FORMAT_VERSION: Final = 1
 MAX_SPEC_BYTES: Final = 1_000_000
@@ -42,13 +44,16 @@ MAX_PARAMETERS: Final = 200_000_000
 WRAPPERS: Final = "wrappers"  # in the provenance: what stood between the environment and the policy
 
 Space = Annotated[Any, AfterValidator(space_from_json)]
+Scaled = Literal["observations", "actions"]
 
 
 def save_policy(policy: ActorCriticPolicy, folder: str | Path, provenance: Mapping[str, Any]) -> str:
     """Write the artifact, whole or not at all, replacing what was there; returns its `policy_digest`."""
     network = network_of(policy)
     images = {"image_features": network.image_features} if images_in(policy.observation_space) else {}
+    scaled = [name for name, affine in vars(scaling_of(policy)).items() if affine is not None]
     spec = {
+        **({"scaled": scaled} if scaled else {}),
         "format_version": FORMAT_VERSION,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
@@ -84,6 +89,7 @@ class PolicySpec:
     network: Network
     action_distribution: str
     provenance: dict[str, Any]
+    scaled: tuple[Scaled, ...] = ()
 
 
 def read_spec(folder: str | Path) -> PolicySpec:
@@ -101,6 +107,11 @@ def read_spec(folder: str | Path) -> PolicySpec:
             f"{what}: action_distribution {shortened(spec.action_distribution)} does not belong to its action space, "
             f"which takes {expected!r}"
         )
+    whole_picture = not isinstance(spec.observation_space, gym.spaces.Dict) and images_in(spec.observation_space)
+    if ("observations" in spec.scaled and whole_picture) or (
+        "actions" in spec.scaled and not isinstance(spec.action_space, gym.spaces.Box)
+    ):
+        raise BadInput(f"{what}: scaled = {list(spec.scaled)} does not belong to its spaces; only numbers are scaled")
     # the memory that building the network takes is bounded before it is built
     hidden = spec.network.hidden
     if len(hidden) > MAX_LAYERS:
@@ -128,7 +139,8 @@ def load_policy(folder: str | Path) -> ActorCriticPolicy:
     what = f"policy {str(path)!r}"
     if path.is_file():
         refuse_hollow(spec.observation_space, spec.network, path.stat().st_size, what)
-    policy = build_policy(spec.observation_space, spec.action_space, spec.network, seed=0)
+    scaling = blank_scaling(spec.observation_space, spec.action_space, spec.network, spec.scaled)
+    policy = build_policy(spec.observation_space, spec.action_space, spec.network, 0, scaling)
     expected = tensors_of(policy)
     needed = sum(tensor.nbytes for tensor in expected.values())
     content = _read(path, min(MAX_WEIGHT_BYTES, needed + MAX_SPEC_BYTES))
@@ -138,6 +150,10 @@ def load_policy(folder: str | Path) -> ActorCriticPolicy:
         raise BadInput(f"{what} is not a readable safetensors file: {shortened(str(error))}") from None
     refuse_misfit(tensors, expected, what)
     load_tensors(policy, tensors)
+    try:
+        scaling_of(policy)
+    except BadInput as error:
+        raise BadInput(f"{what}: {error}") from None
     return policy
 
 

@@ -1,4 +1,7 @@
-"""Which network a policy has, by its spaces and our settings: SB3's own classes, actor and critic separate."""
+"""Which network a policy has, by its spaces and our settings: SB3's own classes, actor and critic separate.
+
+What is scaled is SB3's as well, but for a layer without weights at either end.
+"""
 
 from dataclasses import replace
 from typing import Any, Final
@@ -6,18 +9,66 @@ from typing import Any, Final
 import gymnasium as gym
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
 from pipeline.config.training import Network
 from pipeline.data.observations import check_action_space, check_observation_space
+from pipeline.policies.units import UNSCALED, Affine, Scaling
 
 ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
-def policy_class(observation_space: gym.Space[Any]) -> type[ActorCriticPolicy]:
-    """The SB3 policy class that reads such observations: mappings, images, or anything flat."""
+class _Scaled(BaseFeaturesExtractor):
+    """In front of an extractor of SB3's: its features, in units."""
+
+    offset: torch.Tensor  # (features,)
+    scale: torch.Tensor
+
+    def __init__(self, observation_space: Any, units: Affine, **arguments: Any) -> None:
+        super().__init__(observation_space, **arguments)
+        self.register_buffer("offset", torch.tensor(units.offset))
+        self.register_buffer("scale", torch.tensor(units.scale))
+
+    def forward(self, observations: Any) -> torch.Tensor:
+        return (super().forward(observations) - self.offset) / self.scale
+
+
+class ScaledFlatten(_Scaled, FlattenExtractor):
+    """Of observations without keys."""
+
+
+class ScaledCombined(_Scaled, CombinedExtractor):
+    """Of observations with keys."""
+
+
+class GaussianInUnits(ActorCriticPolicy):
+    """A Gaussian of mean `offset + scale * output` and standard deviation `scale * exp(log_std)`."""
+
+    action_offset: torch.Tensor  # (outputs,)
+    action_scale: torch.Tensor
+
+    def __init__(self, *arguments: Any, action_units: Affine, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.register_buffer("action_offset", torch.tensor(action_units.offset))
+        self.register_buffer("action_scale", torch.tensor(action_units.scale))
+
+    def _get_action_dist_from_latent(self, latent_pi: torch.Tensor) -> Distribution:
+        assert isinstance(self.action_dist, DiagGaussianDistribution)
+        mean = self.action_offset + self.action_scale * self.action_net(latent_pi)
+        return self.action_dist.proba_distribution(mean, self.log_std + self.action_scale.log())
+
+
+def policy_class(observation_space: gym.Space[Any], scaling: Scaling = UNSCALED) -> type[ActorCriticPolicy]:
+    """The policy class that reads such observations: mappings, images, or anything flat; SB3's, or a Gaussian in units.
+
+    `policy_arguments` belong to it.
+    """
+    if scaling.actions is not None:
+        return GaussianInUnits
     if isinstance(observation_space, spaces.Dict):
         return MultiInputActorCriticPolicy
     return ActorCriticCnnPolicy if is_image_space(observation_space) else ActorCriticPolicy
@@ -29,16 +80,42 @@ def images_in(space: gym.Space[Any]) -> list[gym.Space[Any]]:
     return [part for part in parts if is_image_space(part)]
 
 
-def policy_arguments(observation_space: gym.Space[Any], network: Network) -> dict[str, Any]:
+def policy_arguments(
+    observation_space: gym.Space[Any], network: Network, scaling: Scaling = UNSCALED
+) -> dict[str, Any]:
     """`policy_kwargs` of SB3 for our network settings: actor and critic are separate, of the same shape."""
-    hidden = list(network.hidden)
+    hidden, nested = list(network.hidden), isinstance(observation_space, spaces.Dict)
     arguments = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": ACTIVATIONS[network.activation]}
-    if not images_in(observation_space):
-        return arguments
-    width = "cnn_output_dim" if isinstance(observation_space, spaces.Dict) else "features_dim"
-    # subtle: with one shared convolutional part the critic's gradients would spoil the clone
-    extractor = {"features_extractor_kwargs": {width: network.image_features}, "share_features_extractor": False}
-    return {**arguments, **extractor}
+    extractor: dict[str, Any] = {}
+    if images_in(observation_space):
+        extractor["cnn_output_dim" if nested else "features_dim"] = network.image_features
+        # subtle: with one shared convolutional part the critic's gradients would spoil the clone
+        arguments["share_features_extractor"] = False
+    if scaling.observations is not None:
+        extractor["units"] = scaling.observations
+        arguments["features_extractor_class"] = ScaledCombined if nested else ScaledFlatten
+    elif scaling.actions is not None:
+        flat = NatureCNN if is_image_space(observation_space) else FlattenExtractor
+        arguments["features_extractor_class"] = CombinedExtractor if nested else flat
+    if extractor:
+        arguments["features_extractor_kwargs"] = extractor
+    if scaling.actions is not None:
+        arguments["action_units"] = scaling.actions
+    return arguments
+
+
+def scaling_of(policy: ActorCriticPolicy) -> Scaling:
+    """The units that a policy has."""
+    tensors = dict(policy.named_buffers())
+
+    def affine(offset: str, scale: str) -> Affine | None:
+        if offset not in tensors:
+            return None
+        return Affine(tensors[offset].numpy().copy(), tensors[scale].numpy().copy())
+
+    return Scaling(
+        affine("features_extractor.offset", "features_extractor.scale"), affine("action_offset", "action_scale")
+    )
 
 
 def network_of(policy: ActorCriticPolicy) -> Network:
@@ -51,8 +128,9 @@ def network_of(policy: ActorCriticPolicy) -> Network:
     network = Network(hidden=tuple(hidden), activation=names[0])  # type: ignore[arg-type]
     if not images_in(policy.observation_space):
         return network
-    (width,) = policy.features_extractor_kwargs.values()
-    return replace(network, image_features=width)
+    given = policy.features_extractor_kwargs
+    width = "cnn_output_dim" if isinstance(policy.observation_space, spaces.Dict) else "features_dim"
+    return replace(network, image_features=given[width])
 
 
 def action_distribution(action_space: gym.Space[Any]) -> str:
@@ -64,15 +142,20 @@ def action_distribution(action_space: gym.Space[Any]) -> str:
 
 
 def build_policy(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network, seed: int
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    network: Network,
+    seed: int,
+    scaling: Scaling = UNSCALED,
 ) -> ActorCriticPolicy:
     """A fresh policy on the CPU whose weights follow from `seed` alone: the one that PPO with this seed starts from."""
     check_observation_space(observation_space)
     check_action_space(action_space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        policy = policy_class(observation_space)(
-            observation_space, action_space, lr_schedule=lambda _: 0.0, **policy_arguments(observation_space, network)
+        arguments = policy_arguments(observation_space, network, scaling)
+        policy = policy_class(observation_space, scaling)(
+            observation_space, action_space, lr_schedule=lambda _: 0.0, **arguments
         )
     policy.set_training_mode(False)
     return policy

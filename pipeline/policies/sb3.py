@@ -7,7 +7,8 @@ An SB3 zip holds `policy.pth`, tensors that torch reads with `weights_only`, and
 cannot say is a pickle with a readable description beside it. The pickles are never decoded. The network is rebuilt
 from the shapes of the tensors, and the settings from the readable parts; what these do not say for certain is refused
 by name. Spaces are those of the task. Not carried over: the optimiser, and a `VecNormalize` the policy was trained
-behind, which is not in the zip; the gate evaluates what the policy does here.
+behind, which is not in the zip; the gate evaluates what the policy does here. What a policy scales is written into its
+first and last layers, so that `PPO.load` needs nothing of ours.
 """
 
 import json
@@ -15,12 +16,13 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import gymnasium as gym
+import numpy as np
 import torch
 from pydantic import BaseModel, Field
 from stable_baselines3 import PPO
@@ -31,7 +33,7 @@ from pipeline.config.training import Network
 from pipeline.errors import BadInput, shortened
 from pipeline.files import DAMAGE
 from pipeline.policies.artifact import load_tensors, refuse_hollow, refuse_misfit, tensors_of
-from pipeline.policies.networks import build_policy, network_of, policy_arguments, policy_class
+from pipeline.policies.networks import build_policy, network_of, policy_arguments, policy_class, scaling_of
 
 SB3_POLICIES: Final = "stable_baselines3.common.policies"
 WEIGHTS: Final = "policy.pth"
@@ -41,6 +43,7 @@ MAX_WEIGHT_BYTES: Final = 1 << 29
 MAX_SETTINGS_BYTES: Final = 32_000_000  # replay and episode buffers are written into it
 MAX_MEMBERS: Final = 4096
 REMEDY: Final = "; was it trained on this environment, and for its kind of actions?"
+FURTHEST_OFFSET: Final = 1e4  # in units of the scale; beyond it float32 weights do not hold a scaling
 _TANH: Final = "<class 'torch.nn.modules.activation.Tanh'>"
 _RELU: Final = "<class 'torch.nn.modules.activation.ReLU'>"
 _FLATTEN: Final = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
@@ -122,8 +125,37 @@ def as_ppo(policy: ActorCriticPolicy) -> PPO:
     # as PPO.load goes about it: the spaces are known without an environment
     model.observation_space, model.action_space, model.n_envs = policy.observation_space, policy.action_space, 1
     model._setup_model()
-    load_tensors(model.policy, tensors_of(policy))
+    load_tensors(model.policy, folded(policy, model.policy.state_dict()))
     return model
+
+
+def folded(policy: ActorCriticPolicy, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The tensors of these names of a policy that does the same in raw units and scales nothing, up to rounding.
+
+    With x' = (x - o) / s in front of a layer: W x' + b = (W / s) x + (b - (W / s) o); and a + t (W x + b) behind one is
+    (t W) x + (a + t b). Raises BadInput where float32 cannot hold that: an offset of many scales.
+    """
+    tensors = {name: tensor.double() for name, tensor in tensors_of(policy).items()}
+    scaling, hidden = scaling_of(policy), network_of(policy).hidden
+    observed, acted = scaling.observations, scaling.actions
+    if observed is not None:
+        far = np.abs(observed.offset / observed.scale)
+        if far.max() > FURTHEST_OFFSET:
+            raise BadInput(
+                f"export: number {far.argmax()} of the observation is scaled around {observed.offset[far.argmax()]:g} "
+                f"by {observed.scale[far.argmax()]:g}, which the weights of an SB3 zip cannot hold; export the artifact"
+            )
+        offset, scale = (torch.tensor(figures, dtype=torch.float64) for figures in (observed.offset, observed.scale))
+        for part, last in (("policy", "action_net"), ("value", "value_net")):
+            first = f"mlp_extractor.{part}_net.0" if hidden else last
+            tensors[f"{first}.weight"] = tensors[f"{first}.weight"] / scale
+            tensors[f"{first}.bias"] = tensors[f"{first}.bias"] - tensors[f"{first}.weight"] @ offset
+    if acted is not None:
+        offset, scale = (torch.tensor(figures, dtype=torch.float64) for figures in (acted.offset, acted.scale))
+        tensors["action_net.weight"] = scale[:, None] * tensors["action_net.weight"]
+        tensors["action_net.bias"] = offset + scale * tensors["action_net.bias"]
+        tensors["log_std"] = tensors["log_std"] + scale.log()
+    return {name: tensors[name].float() for name in names}
 
 
 # --------------------------------------------------------------------------------------------------------------- bytes

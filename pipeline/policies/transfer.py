@@ -30,7 +30,7 @@ from pipeline.policies.artifact import (
     tensor_digests,
     tensors_of,
 )
-from pipeline.policies.networks import images_in, network_of
+from pipeline.policies.networks import images_in, network_of, scaling_of
 
 PROBE_COUNT: Final = 256
 
@@ -114,7 +114,7 @@ class Transfer:
 def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_std: float | None) -> Transfer:
     """Fill `policy` with the artifact's tensors, prove it, and then set the standard deviation of its actions.
 
-    Raises BadInput when the artifact's spaces or network are not those of the training.
+    Raises BadInput when the artifact's spaces, network or scaling are not those of the training.
     """
     source = load_policy(folder)
     for what in ("observation_space", "action_space"):
@@ -129,6 +129,8 @@ def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_s
         raise BadInput(
             f"initial policy {folder!r}: its network {its} is not training.network {network}; give both the same"
         )
+    if scaling_of(policy).digest != scaling_of(source).digest:
+        raise BadInput(f"initial policy {folder!r}: it was made with another scaling than this training; give both one")
     load_tensors(policy, tensors_of(source))
     proof = Transfer.between(policy, folder)
     if initial_std is not None and isinstance(policy.action_space, spaces.Box):

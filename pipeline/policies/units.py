@@ -1,0 +1,197 @@
+"""Units: a policy computes with numbers of unit size, and reads and answers in those of its task.
+
+    scaling = measured_scaling(observation_space, action_space, network, observations, actions)
+    policy = build_policy(observation_space, action_space, network, seed, scaling)
+
+`(observation - offset) / scale` stands between the features extractor and the first layer, `offset + scale * output`
+behind the last, element by element, so that a row's bits follow from that row alone. The figures are tensors of the
+policy. Nothing stands there where nothing is scaled: such a policy is SB3's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+
+from pipeline.config.training import AffineFigures, Network, ScalingFigures
+from pipeline.data.observations import LARGEST_NUMBER, LARGEST_WHOLE, WIDEST_SPAN, span_of
+from pipeline.errors import BadInput, shortened
+from pipeline.files import digest
+
+USED_SPAN: Final = 0.5  # share of the range between its bounds that demonstrations cover, for these to be its scale
+USED_UNIT: Final = 0.1  # largest number demonstrated in a space of unit size, for it to be left as it is
+WIDEST_DEVIATION: Final = 10.0  # of a demonstrated number, in units of its scale
+CONSTANT: Final = 1e-6  # range of a number, as a share of itself, that float32 does not tell from none
+LARGEST_ACTION: Final = 10.0  # bound that Gaussian noise of standard deviation 1 still explores
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """`raw = offset + scale * number`, element by element. Raises BadInput for what float32 cannot divide by."""
+
+    offset: np.ndarray  # (n,) float32
+    scale: np.ndarray  # (n,) float32, above 0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.offset).all() and np.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise BadInput("scaling: an offset or a scale is not finite in float32, or a scale is not above 0")
+
+    def inward(self, raw: np.ndarray) -> np.ndarray:
+        """(rows, n) float32 in the units of the task -> of unit size."""
+        return np.asarray((raw - self.offset) / self.scale)
+
+    def outward(self, numbers: np.ndarray) -> np.ndarray:
+        """The inverse of `inward`."""
+        return np.asarray(self.offset + self.scale * numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """The units of a policy; None: as they are. False as a condition when it changes nothing."""
+
+    observations: Affine | None = None  # of what the first layer reads, where one-hot numbers and a CNN's stay
+    actions: Affine | None = None  # of Box actions, in C order
+
+    def __bool__(self) -> bool:
+        return self.observations is not None or self.actions is not None
+
+    @property
+    def digest(self) -> str:
+        """36 hex characters over all figures: equal exactly when these are."""
+        both = (self.observations, self.actions)
+        return digest(*(b"none;" if a is None else a.offset.tobytes() + a.scale.tobytes() + b";" for a in both))
+
+
+UNSCALED: Final = Scaling()
+
+Figures = tuple[np.ndarray, np.ndarray]  # offset and scale, (n,) float64 each
+Source = Callable[[str | None, spaces.Box], Figures]  # of a key of the observation, "" where it has none; None: actions
+
+
+def measured_scaling(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    network: Network,
+    observations: np.ndarray,
+    actions: np.ndarray,
+) -> Scaling:
+    """From demonstrations: recorded rows of observations (`data.observations`) and actions (n, *act_shape).
+
+    By element: a number that covers half the range between its bounds by these; any other by its mean and standard
+    deviation, but never so that a demonstrated one is beyond 10; one that never changes by its bounds or, where it has
+    none, by itself and 1. A Box within [-1, 1] stays as it is, unless all that was shown of it is below 0.1.
+    """
+
+    def measured(key: str | None, space: spaces.Box) -> Figures:
+        rows = actions if key is None else observations[key] if key else observations
+        values = rows.reshape(len(rows), -1)
+        low, high, span = _bounds(space)
+        smallest, largest = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
+        furthest = np.maximum(np.abs(smallest), np.abs(largest))
+        if (low >= -1).all() and (high <= 1).all() and furthest.max() >= USED_UNIT:
+            return np.zeros(len(low)), np.ones(len(low))
+        mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
+        std = np.maximum(std, np.maximum(largest - mean, mean - smallest) / WIDEST_DEVIATION)
+        constant = largest - smallest <= CONSTANT * furthest
+        by_bounds = np.where(constant, span <= WIDEST_SPAN, largest - smallest >= USED_SPAN * span)
+        return _by_bounds(by_bounds, low, high, (np.where(constant, smallest, mean), np.where(constant, 1.0, std)))
+
+    return _assembled(observation_space, action_space, network, measured)
+
+
+def scaling_by_bounds(observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network) -> Scaling:
+    """Without demonstrations: where bounds say that numbers are large, by these; all else as it is.
+
+    Large are whole numbers beyond 10, other ones beyond 100, and actions beyond 10.
+    """
+
+    def where_large(key: str | None, space: spaces.Box) -> Figures:
+        low, high, span = _bounds(space)
+        limit = LARGEST_WHOLE if space.dtype.kind in "iu" else LARGEST_NUMBER
+        large = np.maximum(np.abs(low), np.abs(high)) > (LARGEST_ACTION if key is None else limit)
+        return _by_bounds(large & (span <= WIDEST_SPAN), low, high, (np.zeros(len(low)), np.ones(len(low))))
+
+    return _assembled(observation_space, action_space, network, where_large)
+
+
+def given_scaling(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network, figures: ScalingFigures
+) -> Scaling:
+    """By the figures of a config. Raises BadInput, naming the setting, for those that do not fit the spaces."""
+    of_key = figures.observations if isinstance(figures.observations, dict) else {"": figures.observations}
+    unused = {f"observations.{key}" if key else "observations": one for key, one in of_key.items()}
+    unused["actions"] = figures.actions
+
+    def given(key: str | None, space: spaces.Box) -> Figures:
+        setting = "actions" if key is None else f"observations.{key}" if key else "observations"
+        one, size = unused.pop(setting, AffineFigures()), int(np.prod(space.shape))
+        for name, numbers in vars(one).items():
+            if np.ndim(numbers) and np.size(numbers) != size:
+                raise BadInput(
+                    f"scaling.{setting}.{name} has {np.size(numbers)} figures, the space {shortened(space)} has {size} "
+                    "numbers; give one figure for all, or one each"
+                )
+        return np.full(size, one.offset, np.float64), np.full(size, one.scale, np.float64)
+
+    scaling = _assembled(observation_space, action_space, network, given)
+    for setting, one in unused.items():
+        if one != AffineFigures():
+            space = action_space if setting == "actions" else observation_space
+            raise BadInput(f"scaling.{setting} is of no numbers of {shortened(space)}; remove it, or name another key")
+    return scaling
+
+
+def blank_scaling(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network, scaled: tuple[str, ...]
+) -> Scaling:
+    """With room for the figures of an artifact whose `scaled` names `observations` or `actions`, or both."""
+
+    def room(size: int) -> Affine:
+        return Affine(np.zeros(size, np.float32), np.ones(size, np.float32))
+
+    offsets, _ = _features(observation_space, network, lambda _, box: (np.zeros(box.shape).ravel(),) * 2)
+    return Scaling(
+        room(len(offsets)) if "observations" in scaled else None,
+        room(int(np.prod(action_space.shape or ()))) if "actions" in scaled else None,
+    )
+
+
+def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Low, high and the span between them, (n,) float64 each."""
+    return space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64), span_of(space).ravel()
+
+
+def _by_bounds(which: np.ndarray, low: np.ndarray, high: np.ndarray, others: Figures) -> Figures:
+    """The bounds of those elements become -1 and 1; figures of the others."""
+    with np.errstate(invalid="ignore", over="ignore"):  # of bounds that are not taken
+        return np.where(which, (low + high) / 2, others[0]), np.where(which, (high - low) / 2, others[1])
+
+
+def _features(space: gym.Space[Any], network: Network, source: Source) -> Figures:
+    """Figures of all that the first layer reads, in the order of SB3's extractors; what is no number stays."""
+    found = []
+    for key, part in (space.spaces if isinstance(space, spaces.Dict) else {"": space}).items():
+        if isinstance(part, spaces.Box) and not is_image_space(part):
+            found.append(source(key, part))
+        else:
+            width = network.image_features if is_image_space(part) else get_flattened_obs_dim(part)
+            found.append((np.zeros(width), np.ones(width)))
+    return np.concatenate([offset for offset, _ in found]), np.concatenate([scale for _, scale in found])
+
+
+def _assembled(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network, source: Source
+) -> Scaling:
+    def affine(figures: Figures) -> Affine | None:
+        with np.errstate(over="ignore"):
+            made = Affine(*(part.astype(np.float32) for part in figures))
+        return made if made.offset.any() or (made.scale != 1).any() else None
+
+    return Scaling(
+        affine(_features(observation_space, network, source)),
+        affine(source(None, action_space)) if isinstance(action_space, spaces.Box) else None,
+    )
