@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config.stages import GateRule
 from pipeline.errors import BadInput, did_you_mean
 from pipeline.play.evaluation import MEANS, RATES, EpisodeRecords, summarise, summarise_by_scenario
-from pipeline.statistics import Estimate, bootstrap_mean, wilson_interval
+from pipeline.statistics import bootstrap_mean, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,14 @@ def _row(rule: GateRule, measured: PlayedEpisodes) -> GateRow:
         limit, sign = rule.max, -1.0
     compared = value = summary[rule.metric].value
     if rule.confidence is not None:
-        interval = _interval(rule.metric, measured.records, rule.confidence)
+        name = {figure: name for name, figure in MEANS.items()}.get(rule.metric, rule.metric)
+        if name not in measured.records.metrics:
+            raise BadInput(f"rules: confidence is for means and rates; {rule.metric!r} is neither")
+        values = measured.records.metrics[name]
+        if name in RATES:  # Wilson's: the bootstrap of 100 successes in 100 episodes is a point, which claims certainty
+            interval = wilson_interval(int(values.sum()), len(values), rule.confidence)
+        else:
+            interval = bootstrap_mean(values, seed=0, resamples=10_000, confidence=rule.confidence)
         compared = interval.low if sign > 0 else interval.high
     by_scenario = summarise_by_scenario(measured.records)
     return GateRow(
@@ -114,14 +121,3 @@ def _row(rule: GateRule, measured: PlayedEpisodes) -> GateRow:
         missed_by=0.0 if bound.holds(compared) else abs(compared - limit),
         worst_scenario=min(by_scenario, key=lambda name: sign * by_scenario[name][rule.metric].value),
     )
-
-
-def _interval(figure: str, records: EpisodeRecords, confidence: float) -> Estimate:
-    """Wilson's for rates: the bootstrap of 100 successes in 100 episodes is a point, which would claim certainty."""
-    metric = {name: metric for metric, name in MEANS.items()}.get(figure, figure)
-    if metric not in records.metrics:
-        raise BadInput(f"rules: confidence is for means and rates; {figure!r} is neither")
-    values = records.metrics[metric]
-    if metric in RATES:
-        return wilson_interval(int(values.sum()), len(values), confidence)
-    return bootstrap_mean(values, seed=0, resamples=10_000, confidence=confidence)

@@ -15,10 +15,5 @@ from pipeline.statistics.estimate import (
 )
 
 __all__ = [
-    "Estimate",
-    "bootstrap_mean",
-    "bootstrap_means",
-    "bootstrap_quantiles",
-    "column_means",
-    "wilson_interval",
-]
+    "Estimate", "bootstrap_mean", "bootstrap_means", "bootstrap_quantiles", "column_means", "wilson_interval",
+]  # fmt: skip

@@ -408,18 +408,20 @@ def _final_figure(
         if all(figure in run.final.get(scenario_set, {}) for run in of_arm)
     }
     before, after = values[Arm.SCRATCH], values[Arm.PRETRAINED]
-    sign = -1.0 if figure in settings.minimised else 1.0
-    difference = bootstrap(np.mean, after - before, **settings.resampling)
+    minimised, sampled = figure in settings.minimised, settings.resampling
+    difference = bootstrap(np.mean, after - before, **sampled)
+    improvement = None
+    if figure not in settings.undirected:
+        sign = -1.0 if minimised else 1.0
+        improvement = probability_of_improvement(sign * after, sign * before, **sampled)
     return FinalFigure(
         figure=figure,
-        minimised=figure in settings.minimised,
+        minimised=minimised,
         values={arm: _floats(of_arm) for arm, of_arm in values.items()},
-        means={arm: bootstrap(np.mean, of_arm, **settings.resampling) for arm, of_arm in values.items()},
-        interquartile_means={arm: interquartile_mean(of_arm, **settings.resampling) for arm, of_arm in values.items()},
+        means={arm: bootstrap(np.mean, of_arm, **sampled) for arm, of_arm in values.items()},
+        interquartile_means={arm: interquartile_mean(of_arm, **sampled) for arm, of_arm in values.items()},
         difference=difference,
-        probability_of_improvement=None
-        if figure in settings.undirected
-        else probability_of_improvement(sign * after, sign * before, **settings.resampling),
+        probability_of_improvement=improvement,
         verdict=decide_final(difference, len(before), figure, settings),
     )
 
