@@ -47,10 +47,11 @@ from pipeline.play.first_difference import between_evaluations
 from pipeline.policies import build_policy, load_policy, policy_digest, read_spec, save_policy
 from pipeline.policies.sb3 import as_ppo, import_sb3_zip
 from pipeline.policies.transfer import Transfer
+from pipeline.report.stage_pages import validation_markdown
 from pipeline.stages import compare
 from pipeline.statistics.shift import measure_shift
 from pipeline.statistics.snqi import load_baseline, load_weights
-from pipeline.sweep.study import make_pruner, sampler_maker
+from pipeline.sweep.study import made
 from pipeline.sweep.trials import trial_plan
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import stage_run
@@ -221,8 +222,8 @@ def sweeps(folder: Path) -> Path:
 def read_sweep(folder: Path) -> None:
     config = load(Sweep, folder / "sweep.yaml")
     trial_plan(config)
-    sampler_maker(config.sampler)
-    make_pruner(config.pruner)
+    made(config.sampler)
+    made(config.pruner)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -368,7 +369,7 @@ def dataset(folder: Path) -> Path:
 def read_dataset(folder: Path) -> None:
     """By the validator, which always answers, and by everybody else, who may say no."""
     report = validate_dataset(folder, Context(min_episodes=2))
-    if not json.loads(report.to_json()) or len(report.to_markdown()) > 1_000_000:
+    if not json.loads(report.to_json()) or len(validation_markdown(report)) > 1_000_000:
         raise Broken("no report")
     try:
         load_dataset(folder)

@@ -99,7 +99,6 @@ class Trainings:
         self._side_by_side([self._trials] * self.plan.config.workers)
 
     def _trials(self) -> None:
-        """One worker's: trial after trial, while there are any here or elsewhere."""
         while not self.stop.is_set():
             with ExitStack() as turn:
                 turn.enter_context(exclusive("sweep"))
@@ -249,36 +248,33 @@ class Trainings:
         return tuple(Contender(number, value, tuple(islice(results, len(seeds)))) for number, value, _ in contenders)
 
     def _fresh(self, number: int | None, values: Mapping[str, Any], seed: int) -> FreshResult:
-        key = f"kept:fresh:{number}:{seed}"
+        """Train a trial, or the default, on a fresh seed; what it came to is kept in the study as plain data."""
+        key, name = f"kept:fresh:{number}:{seed}", "default" if number is None else f"trial {number}"
         known = self.study.study.user_attrs.get(key)
         if known is None:
-            known = self._train_fresh(number, values, seed)
+            job = self.plan.job(values, seed, self.run.folder / f"fresh-{number}-{seed}", fresh=True)
+            trial = "default" if number is None else number
+            tags = {Tag.STAGE: SWEEP_FRESH, Tag.STUDY: self.plan.config.study_name, Tag.TRIAL: trial}
+            log = SeedRuns(self.run, self.forwarder, [job], [tags])
+            try:
+                result = self._trained(job, partial(log.on_event, 0))
+            except BaseException as error:
+                own = isinstance(error, ITS_OWN) and not self.stop.is_set()
+                log.end("FAILED", reason_of(error) if own else f"not finished: {type(error).__name__}")
+                if not own:
+                    raise
+                known = {"reason": reason_of(error)}
+            else:
+                log.finish(0, result)
+                try:
+                    end = self.plan.judge(result)
+                    known = {"value": end.value, "excess": dict(end.excess), "figures": dict(end.figures)}
+                except NotMeasured as error:
+                    known = {"reason": str(error)}
             self.study.study.set_user_attr(key, known)
-            name = "default" if number is None else f"trial {number}"
             came_to = known.get("reason") or f"{known['value']:.4g}"
             say(f"sweep: {name} again on seed {seed}: {came_to}", sys.stderr)
         return FreshResult(**{"seed": seed, "value": None, "excess": {}, "figures": {}, **known})
-
-    def _train_fresh(self, number: int | None, values: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """What it came to, as plain data for the study: value, excess and figures, or a reason."""
-        job = self.plan.job(values, seed, self.run.folder / f"fresh-{number}-{seed}", fresh=True)
-        name = "default" if number is None else number
-        tags = {Tag.STAGE: SWEEP_FRESH, Tag.STUDY: self.plan.config.study_name, Tag.TRIAL: name}
-        log = SeedRuns(self.run, self.forwarder, [job], [tags])
-        try:
-            result = self._trained(job, partial(log.on_event, 0))
-        except BaseException as error:
-            own = isinstance(error, ITS_OWN) and not self.stop.is_set()
-            log.end("FAILED", reason_of(error) if own else f"not finished: {type(error).__name__}")
-            if not own:
-                raise
-            return {"reason": reason_of(error)}
-        log.finish(0, result)
-        try:
-            end = self.plan.judge(result)
-        except NotMeasured as error:
-            return {"reason": str(error)}
-        return {"value": end.value, "excess": dict(end.excess), "figures": dict(end.figures)}
 
     def _side_by_side(self, work: Sequence[Callable[[], T]]) -> list[T]:
         """Do all of it, `workers` at a time; a fault in one, or an interruption, ends every training."""

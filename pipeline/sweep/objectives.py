@@ -9,7 +9,6 @@ A figure that was not measured at an evaluation is left out there, and never cou
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Final
 
 import numpy as np
 
@@ -19,9 +18,6 @@ from pipeline.errors import BadInput, did_you_mean
 from pipeline.names import Metric
 from pipeline.play.evaluation import RATES, SNQI, with_snqi
 from pipeline.statistics.snqi import TERMS
-
-EPISODES: Final = "episodes"
-AGGREGATE: Final = "aggregate"
 
 
 class NotMeasured(Exception):
@@ -73,16 +69,18 @@ def worth(
     same, as the index is not linear.
     """
     if objective.name != "episodic_snqi":
-        return running_value(objective, curve, maximised(objective, task)), AGGREGATE
-    if episodes is not None and SNQI in episodes:
-        return float(np.mean(episodes[SNQI])), EPISODES
-    if episodes is not None and all(metric in episodes for metric in TERMS.values()):
-        return float(np.mean(with_snqi(task, episodes)[SNQI])), EPISODES
-    averages = {metric: final.get(RATES.get(metric, metric), float("nan")) for metric in TERMS.values()}
-    missing = sorted(metric for metric, value in averages.items() if not isfinite(value))
-    if missing:
-        raise NotMeasured(f"the quality index needs {missing[0]!r}, of which there are neither episodes nor an average")
-    return float(with_snqi(task, {metric: np.array([value]) for metric, value in averages.items()})[SNQI][0]), AGGREGATE
+        return running_value(objective, curve, maximised(objective, task)), "aggregate"
+    source = "episodes"
+    if episodes is None or not (SNQI in episodes or episodes.keys() >= {*TERMS.values()}):
+        averages = {metric: final.get(RATES.get(metric, metric), float("nan")) for metric in TERMS.values()}
+        missing = sorted(metric for metric, value in averages.items() if not isfinite(value))
+        if missing:
+            what = f"the quality index needs {missing[0]!r}"
+            raise NotMeasured(f"{what}, of which there are neither episodes nor an average")
+        episodes, source = {metric: np.array([value]) for metric, value in averages.items()}, "aggregate"
+    if SNQI not in episodes:
+        episodes = with_snqi(task, episodes)
+    return float(np.mean(episodes[SNQI])), source
 
 
 def maximised(objective: Objective, task: TaskConfig) -> bool:

@@ -20,7 +20,6 @@ from typing import Any, Final
 import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning, OptunaError, UpdateFinishedTrialError
-from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,13 +30,11 @@ from pipeline.files import sqlite_file
 
 warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats, GP, Hyperband, Wilcoxon
 
-SAMPLERS: Final = {
+BY_NAME: Final[Mapping[str, type]] = {
     "tpe": optuna.samplers.TPESampler,
     "random": optuna.samplers.RandomSampler,
     "gp": optuna.samplers.GPSampler,
     "nsgaii": optuna.samplers.NSGAIISampler,
-}
-PRUNERS: Final = {
     "none": optuna.pruners.NopPruner,
     "median": optuna.pruners.MedianPruner,
     "percentile": optuna.pruners.PercentilePruner,
@@ -91,14 +88,15 @@ class SweepStudy:
     """
 
     def __init__(self, config: Sweep, settings: Mapping[str, Any], maximise: bool) -> None:
-        self._config, self._make_sampler = config, sampler_maker(config.sampler)
+        self._config, pruner = config, made(config.pruner)
+        made(config.sampler)  # whose arguments are wrong is said now, each trial has one of its own
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             self.study = optuna.create_study(
                 storage=storage(config.storage, config.stale_after_seconds),
                 study_name=config.study_name,
                 direction="maximize" if maximise else "minimize",
-                pruner=make_pruner(config.pruner),
+                pruner=pruner,
                 load_if_exists=True,
             )
             stored = self.study.user_attrs.get(SETTINGS)
@@ -113,9 +111,7 @@ class SweepStudy:
         fault = None
         if stored is None:
             fault = "was not made by a sweep"
-        elif (
-            self.study.direction == StudyDirection.MAXIMIZE
-        ) != maximise:  # that of the study, whatever Optuna is given
+        elif (self.study.direction == StudyDirection.MAXIMIZE) != maximise:  # Optuna ignores what it is given
             fault = f"was made to {'minimise' if maximise else 'maximise'} {config.objective.figure}"
         elif different := [key for key in settings if stored.get(key) != settings[key]]:
             was, now = (shortened(of.get(different[0])) for of in (stored, settings))
@@ -146,7 +142,7 @@ class SweepStudy:
         it over, having heard nothing of this one for too long, and when `train` is interrupted or has a fault. Then it
         waits to be tried again, and what `train` raised is raised.
         """
-        self.study.sampler = self._make_sampler(self._next_seed())
+        self.study.sampler = made(self._config.sampler, seed=self._next_seed())
         begun: list[int] = []
         taken = False
         fault: BaseException | None = None
@@ -289,30 +285,18 @@ def suggest(trial: optuna.Trial, space: SearchSpace) -> dict[str, Any]:
     return values
 
 
-def sampler_maker(setting: Sampler) -> Callable[[int], BaseSampler]:
-    """Seed -> sampler, its arguments checked. Raises BadInput."""
-    _made(f"sampler.arguments of {setting.name!r}", SAMPLERS[setting.name], setting.arguments)
-    return lambda seed: SAMPLERS[setting.name](**setting.arguments, seed=seed)
-
-
-def make_pruner(setting: Pruner) -> optuna.pruners.BasePruner:
-    """The pruner, its arguments checked. Raises BadInput."""
-    pruner: optuna.pruners.BasePruner = _made(
-        f"pruner.arguments of {setting.name!r}", PRUNERS[setting.name], setting.arguments
-    )
-    return pruner
-
-
-def _made(what: str, cls: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+def made(setting: Sampler | Pruner, **own: Any) -> Any:
+    """Optuna's sampler or pruner with the arguments of the config and the sweep's own. Raises BadInput."""
+    what, cls = f"{type(setting).__name__.lower()}.arguments of {setting.name!r}", BY_NAME[setting.name]
     allowed = sorted(set(inspect.signature(cls).parameters) - {"seed", "constraints_func"})  # the sweep's own
-    for name in arguments:
+    for name in setting.arguments:
         if name not in allowed:
             raise BadInput(
                 f"{what}: unknown argument {name!r}.{did_you_mean(name, allowed)} "
                 f"Allowed: {', '.join(allowed) or 'none'}"
             )
     try:
-        return cls(**arguments)
+        return cls(**setting.arguments, **own)
     except (TypeError, ValueError) as error:
         raise BadInput(f"{what}: {error}") from None
 

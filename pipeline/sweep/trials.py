@@ -148,8 +148,7 @@ def trial_plan(config: Sweep) -> TrialPlan:
         )
     task = load_task(base.task)
     plan = TrialPlan(config, base, task)
-    used = sorted(set(plan.seeds) & set(config.fresh_seeds))
-    if used:
+    if used := sorted(set(plan.seeds) & set(config.fresh_seeds)):
         raise BadInput(f"fresh_seeds: {used[0]} is a seed of the trials; a fresh seed is one that no trial has used")
     n, steps = config.objective.n or 0, [0]
     while len(steps) < n and steps[-1] < plan.budget:
@@ -162,7 +161,22 @@ def trial_plan(config: Sweep) -> TrialPlan:
     check_measurable(config.objective, config.constraints, base.best_metric, task)
     plan.job({}, 0, Path())
     Task(task, base.training.environment).refuse_holdouts(base.training.scenario_set, "training")
-    _check_keys(config.search_space, base)
+    known = [name for name in flatten(to_data(base)) if name.startswith("training.") and name not in FIXED]
+    seen: dict[str, Parameter] = {}
+    for key, parameter, _ in points(config.search_space):
+        if not DOTTED.fullmatch(key):
+            raise BadInput(
+                f"search_space {shortened(key)}: only settings below 'training.' can be searched."
+                f"{did_you_mean(key, known)} There are: {', '.join(known)}"
+            )
+        for fixed, reason in FIXED.items():
+            if is_part(key, fixed):
+                raise BadInput(f"search_space {key!r} cannot be searched: {reason}")
+        if seen.setdefault(key, parameter) != parameter:
+            raise BadInput(f"search_space {key!r} stands twice with different ranges; give it one")
+    for key, other in permutations(seen, 2):
+        if is_part(other, key):
+            raise BadInput(f"search_space: {other!r} is part of {key!r}; search one of them")
     for key, parameter, given in points(config.search_space):
         in_environment = is_part(key, "training.environment")
         if in_environment and config.objective.figure.startswith(f"{Metric.RETURN}_"):
@@ -194,23 +208,3 @@ def points(
 def is_part(key: str, section: str) -> bool:
     """`training.ppo.gamma` is part of `training.ppo`, and of itself."""
     return f"{key}.".startswith(f"{section}.")
-
-
-def _check_keys(space: SearchSpace, base: TrainExpert) -> None:
-    """Refuse keys that cannot be searched or contradict each other. Raises BadInput."""
-    known = [name for name in flatten(to_data(base)) if name.startswith("training.") and name not in FIXED]
-    seen: dict[str, Parameter] = {}
-    for key, parameter, _ in points(space):
-        if not DOTTED.fullmatch(key):
-            raise BadInput(
-                f"search_space {shortened(key)}: only settings below 'training.' can be searched."
-                f"{did_you_mean(key, known)} There are: {', '.join(known)}"
-            )
-        for fixed, reason in FIXED.items():
-            if is_part(key, fixed):
-                raise BadInput(f"search_space {key!r} cannot be searched: {reason}")
-        if seen.setdefault(key, parameter) != parameter:
-            raise BadInput(f"search_space {key!r} stands twice with different ranges; give it one")
-    for key, other in permutations(seen, 2):
-        if is_part(other, key):
-            raise BadInput(f"search_space: {other!r} is part of {key!r}; search one of them")

@@ -20,9 +20,8 @@ from pipeline.sweep.study import (
     TrialFailed,
     TrialRecord,
     conclude,
-    make_pruner,
+    made,
     ranking,
-    sampler_maker,
 )
 
 SPACE = {
@@ -361,15 +360,15 @@ def test_a_file_that_is_no_database_is_one_line(make_study, tmp_path):
 
 def test_arguments_of_samplers_and_pruners_are_checked_by_name_and_value():
     with pytest.raises(BadInput, match=r"unknown argument 'n_startup_trial'. Did you mean 'n_startup_trials'\?"):
-        sampler_maker(validate(Sampler, {"arguments": {"n_startup_trial": 3}}, "test"))
+        made(validate(Sampler, {"arguments": {"n_startup_trial": 3}}, "test"))
     with pytest.raises(BadInput, match=r"pruner.arguments of 'percentile': "):
-        make_pruner(validate(Pruner, {"name": "percentile"}, "test"))
+        made(validate(Pruner, {"name": "percentile"}, "test"))
     with pytest.raises(BadInput, match="Percentile must be between 0 and 100"):
-        make_pruner(validate(Pruner, {"name": "percentile", "arguments": {"percentile": 101.0}}, "test"))
+        made(validate(Pruner, {"name": "percentile", "arguments": {"percentile": 101.0}}, "test"))
     with pytest.raises(BadInput, match="unknown argument 'seed'"):
-        sampler_maker(validate(Sampler, {"arguments": {"seed": 3}}, "test"))
+        made(validate(Sampler, {"arguments": {"seed": 3}}, "test"))
 
 
 def test_every_pruner_can_be_made_by_its_name():
     for name in ("none", "median", "successive_halving", "hyperband", "wilcoxon"):
-        assert isinstance(make_pruner(validate(Pruner, {"name": name}, "test")), optuna.pruners.BasePruner)
+        assert isinstance(made(validate(Pruner, {"name": name}, "test")), optuna.pruners.BasePruner)
