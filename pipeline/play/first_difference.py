@@ -27,13 +27,13 @@ class Departure:
         return f"{name} at step {self.step}: recorded {self.recorded!r}, replayed {self.replayed!r}"
 
 
-def between_episodes(recorded: EpisodeData, replayed: Any) -> Departure | None:
-    """The earliest difference of the arrays that both have, or of their length; figures are not looked at.
+def between_episodes(recorded: EpisodeData, replayed: EpisodeData) -> Departure | None:
+    """The earliest difference of the arrays, or of their length; figures are not looked at.
 
     Every bit counts: unlike with `!=`, a NaN is equal to itself and 0 is not -0.
     """
     found: list[tuple[int, Departure]] = []  # with the time at which it is known
-    for name in [name for name in ("observations", *STEP_ARRAYS) if hasattr(replayed, name)]:
+    for name in ("observations", *STEP_ARRAYS):
         theirs, ours, quantity = getattr(recorded, name), getattr(replayed, name), name[:-1].replace("_", " ")
         if theirs.shape[1:] != ours.shape[1:] or theirs.dtype != ours.dtype:
             found.append((0, Departure(0, quantity, None, *(f"{x.dtype} {x.shape[1:]}" for x in (theirs, ours)))))

@@ -1,4 +1,4 @@
-"""Markdown pages of single stages: the gate's decision, the diagnosis of a training, evaluated episodes, a dataset.
+"""Markdown pages of single stages: the gate's decision, the diagnosis of a training, evaluated episodes, datasets.
 
 The decisions and numbers are made elsewhere; what each page says is written in `templates/<page>.md`.
 """
@@ -17,6 +17,7 @@ from pipeline.report.figures import histogram, ranges, scenario_bars
 from pipeline.report.palette import for_file
 from pipeline.report.text import markdown_page, words
 from pipeline.statistics import Estimate
+from pipeline.validation import ValidationReport
 from pipeline.validation.inspection import Inspection
 
 BAR_CHARACTERS: Final = 24
@@ -62,6 +63,11 @@ def _episodes(records: EpisodeRecords, seed: int, by_scenario: Mapping[str, Mapp
         actions.append(list(zip(bins, map("{:.1%}".format, shares), bars, strict=True)))
     summary = summarise(records, seed)
     return markdown_page("episodes", records=records, summary=summary, by_scenario=by_scenario, actions=actions)
+
+
+def validation_markdown(report: ValidationReport) -> str:
+    """A dataset held to every rule: verdict, findings, then each rule with what became of it."""
+    return markdown_page("validation", report=report)
 
 
 def inspection_files(

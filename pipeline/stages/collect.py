@@ -46,7 +46,7 @@ from pipeline.names import (
 from pipeline.play.demonstrators import Script, scripted
 from pipeline.play.evaluation import record, records_of, summarise, with_intervals, with_snqi
 from pipeline.policies import ActFunction
-from pipeline.report.stage_pages import rollout_table, statistics_table
+from pipeline.report.stage_pages import rollout_table, statistics_table, validation_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
@@ -146,7 +146,7 @@ def _store(run: StageRun, metadata: DatasetMetadata, trajectories: Trajectories,
     report = validate(folder, context)
     run.file(folder, Artifact.DATASET)
     run.text(report.to_json(), Artifact.VALIDATION_JSON)
-    run.text(report.to_markdown(), Artifact.VALIDATION_MD)
+    run.text(validation_markdown(report), Artifact.VALIDATION_MD)
     log_dataset_input(run, metadata, run.run_id, "recorded")
     run.tag(dataset_tags(metadata, report.status))
     return report

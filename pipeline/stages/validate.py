@@ -10,6 +10,7 @@ from pipeline.config.stages import Collect, Validate
 from pipeline.data import metadata_faults, read_metadata
 from pipeline.errors import BadInput
 from pipeline.names import METADATA_FILE, Artifact, Quality, Tag
+from pipeline.report.stage_pages import validation_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage, taint
@@ -57,7 +58,7 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
     with closing(replay):
         report = validate(folder, context)
     run.text(report.to_json(), Artifact.VALIDATION_JSON)
-    run.text(report.to_markdown(), Artifact.VALIDATION_MD)
+    run.text(validation_markdown(report), Artifact.VALIDATION_MD)
     dataset_id = tags[Tag.DATASET_ID]
     run.tag({Tag.DATASET_ID: dataset_id, Tag.DATASET_QUALITY: report.status})
     run.client.set_tag(recorded.info.run_id, Tag.DATASET_QUALITY, report.status)

@@ -1,6 +1,6 @@
 """Says that data is wrong: the catalogue of rules, re-simulation, and the inspection of datasets."""
 
-from pipeline.validation.facts import Approval, Context, Refusal, Replay, ReplayedEpisode
+from pipeline.validation.facts import Approval, Context, Refusal, Replay
 from pipeline.validation.findings import Finding, RuleOutcome, ValidationReport
 from pipeline.validation.replay import EpisodeReplay, TaskReplay, replay_episodes
 from pipeline.validation.rules import CATALOGUE, validate
@@ -13,7 +13,6 @@ __all__ = [
     "Finding",
     "Refusal",
     "Replay",
-    "ReplayedEpisode",
     "RuleOutcome",
     "TaskReplay",
     "ValidationReport",

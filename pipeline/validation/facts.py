@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from pipeline.config.task import TaskConfig
-from pipeline.data import METRIC_PREFIX, Trajectories, arrays_digest, offsets
+from pipeline.data import METRIC_PREFIX, EpisodeData, Trajectories, arrays_digest, offsets
 from pipeline.data.observations import element_names, flat_rows
 from pipeline.data.spaces import space_from_json
 from pipeline.validation.findings import Index
@@ -17,20 +17,9 @@ from pipeline.validation.findings import Index
 CHUNK_ROWS = 1 << 15  # rows looked at together: temporary arrays stay small against the dataset
 
 
-@dataclass(frozen=True)
-class ReplayedEpisode:
-    """What the environment did when it was given the executed actions again."""
-
-    observations: np.ndarray  # (t + 1, *obs_shape); t < T when it ended earlier than the recording
-    rewards: np.ndarray  # (t,) float32
-    terminations: np.ndarray  # (t,) bool
-    truncations: np.ndarray  # (t,) bool
-    metrics: Mapping[str, float] = field(default_factory=dict)  # what the task says of it; nothing before its end
-
-
-class Replay(Protocol):
-    def __call__(self, scenario: str, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
-        """Play one episode again, at most as many steps as there are actions. Raises BadInput when it cannot."""
+# Plays an episode again from scenario, seed and executed actions, at most as many steps as there are actions. It may
+# end earlier, and has no figures before its end. Raises BadInput when it cannot.
+Replay = Callable[[EpisodeData], EpisodeData]
 
 
 @dataclass(frozen=True)

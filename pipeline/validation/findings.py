@@ -1,7 +1,6 @@
 """What a validation says: findings, what became of each rule, and the status that follows from them."""
 
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -80,29 +79,3 @@ class ValidationReport:
     def to_json(self) -> str:
         """The whole report as strict JSON text."""
         return json.dumps({"status": self.status, **asdict(self)}, indent=1, allow_nan=False)
-
-    def to_markdown(self) -> str:
-        """The report for a reader: verdict, findings, then every rule with what became of it."""
-        facts = {"episodes": self.episodes, "steps": self.steps, "content digest": self.content_digest}
-        lines = ["# Dataset validation", "", f"**{self.status}**", ""]
-        lines += [f"- {name}: {value}" for name, value in facts.items()]
-        lines += [f"- {_cell(note)}" for note in self.notes]
-        if self.findings:
-            header = _row("rule", "episode", "step", "value", "bound", "what")
-            lines += ["", "## Findings", "", header, "|---" * 6 + "|"]
-            lines += [_row(f.rule, f.episode, f.step, f.value, f.bound, f.message) for f in self.findings]
-        lines += ["", "## Rules", "", _row("rule", "result", "it asks"), "|---" * 3 + "|"]
-        for o in self.rules:
-            result = o.state + (f" ({o.findings})" if o.findings else "") + (f": {o.reason}" if o.reason else "")
-            lines.append(_row(o.rule, result, o.statement))
-        return "\n".join(lines) + "\n"
-
-
-def _row(*cells: object) -> str:
-    return "| " + " | ".join("" if cell is None else _cell(cell) for cell in cells) + " |"
-
-
-def _cell(value: object) -> str:
-    """Text from outside must not break the table or become markup."""
-    text = re.sub(r"[\\|`\[\]*_]", r"\\\g<0>", " ".join(str(value).split()))
-    return text.replace("<", "&lt;").replace(">", "&gt;")

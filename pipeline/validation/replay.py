@@ -1,7 +1,7 @@
 """Re-simulation: play recorded episodes again from seed and executed actions, and say where they first differ."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ from pipeline.play.evaluation import with_snqi
 from pipeline.play.first_difference import Departure, between_episodes
 from pipeline.play.rollouts import from_record, play_alone
 from pipeline.tasks import Task
-from pipeline.validation.facts import Replay, ReplayedEpisode
+from pipeline.validation.facts import Replay
 
 
 class TaskReplay:
@@ -29,36 +29,37 @@ class TaskReplay:
         self._task = task
         self._environments: dict[str, gym.Env] = {}
 
-    def __call__(self, scenario: str, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
-        if scenario not in self._environments:
-            self._environments[scenario] = self._task.make_env(scenario)
+    def __call__(self, recorded: EpisodeData) -> EpisodeData:
+        if recorded.scenario not in self._environments:
+            self._environments[recorded.scenario] = self._task.make_env(recorded.scenario)
+        env, seed = self._environments[recorded.scenario], recorded.seed
         try:
-            return _play(self._task, self._environments[scenario], seed, executed_actions)
+            moments = list(play_alone(env, seed, from_record(recorded.executed_actions)))
         except BadInput as error:  # what an environment raises is told in one line wherever it is called
             raise BadInput(f"the environment refuses seed {seed} or its actions: {error}") from error
+        steps, last = moments[1:], moments[-1]
+        rewards = [moment.reward for moment in steps]
+        figures: dict[str, np.ndarray] = {}
+        if last.over:
+            final = {"outcome": outcome_of(last.info), "episode": {"r": sum(rewards), "l": len(rewards)}}
+            outcome = {name: np.array([value]) for name, value in self._task.outcome(final).items()}
+            figures = with_snqi(self._task.config, outcome)
+        return replace(
+            recorded,
+            observations=np.stack([one_row(env.observation_space, moment.observation) for moment in moments]),
+            actions=recorded.actions[: len(steps)],
+            executed_actions=recorded.executed_actions[: len(steps)],
+            rewards=np.array(rewards, np.float32),
+            terminations=np.array([moment.terminated for moment in steps], bool),
+            # as vectorised environments record it
+            truncations=np.array([moment.truncated and not moment.terminated for moment in steps], bool),
+            metrics={name: float(value[0]) for name, value in figures.items()},
+        )
 
     def close(self) -> None:
         for env in self._environments.values():
             env.close()
         self._environments.clear()
-
-
-def _play(task: Task, env: gym.Env, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
-    moments = list(play_alone(env, seed, from_record(executed_actions)))
-    steps, last = moments[1:], moments[-1]
-    rewards = [moment.reward for moment in steps]
-    figures: dict[str, np.ndarray] = {}
-    if last.over:
-        final = {"outcome": outcome_of(last.info), "episode": {"r": sum(rewards), "l": len(rewards)}}
-        figures = with_snqi(task.config, {name: np.array([value]) for name, value in task.outcome(final).items()})
-    return ReplayedEpisode(
-        np.stack([one_row(env.observation_space, moment.observation) for moment in moments]),
-        np.array(rewards, np.float32),
-        np.array([moment.terminated for moment in steps], bool),
-        # as vectorised environments record it
-        np.array([moment.truncated and not moment.terminated for moment in steps], bool),
-        {name: float(value[0]) for name, value in figures.items()},
-    )
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,11 @@ def replay_episodes(trajectories: Trajectories, replay: Replay, episodes: Iterab
     verdicts = []
     for index in episodes:
         recorded = trajectories.episode(index)
-        replayed = replay(recorded.scenario, recorded.seed, recorded.executed_actions)
-        verdicts.append(EpisodeReplay(index, first_difference(recorded, replayed)))
+        verdicts.append(EpisodeReplay(index, first_difference(recorded, replay(recorded))))
     return tuple(verdicts)
 
 
-def first_difference(recorded: EpisodeData, replayed: ReplayedEpisode) -> Departure | None:
+def first_difference(recorded: EpisodeData, replayed: EpisodeData) -> Departure | None:
     """The earliest difference; every bit counts. None: there is none."""
     if departure := between_episodes(recorded, replayed):
         return departure

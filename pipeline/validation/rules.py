@@ -488,7 +488,7 @@ def episodes_distinct(dataset: Dataset, context: Context) -> Findings:
         if context.replay is None or context.replay_episodes == 0 or episode.seed == UNKNOWN_SEED:
             return False
         try:
-            again = context.replay(episode.scenario, episode.seed, episode.executed_actions)
+            again = context.replay(episode)
         except BadInput:
             return False
         return first_difference(episode, again) is None
@@ -820,7 +820,7 @@ def replay(dataset: Dataset, context: Context) -> Findings:
     for index in chosen:
         episode = dataset.trajectories.episode(index)
         try:
-            again = context.replay(episode.scenario, episode.seed, episode.executed_actions)
+            again = context.replay(episode)
         except BadInput as error:
             yield Finding(episode.scenario, "an episode that can be simulated", str(error), index)
             continue

@@ -18,10 +18,17 @@ from pipeline.gate import GateDecision
 from pipeline.learning.diagnosis import Diagnosis
 from pipeline.report.comparison_report import build_report
 from pipeline.report.context import Animation, LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
-from pipeline.report.stage_pages import diagnosis_markdown, gate_markdown, inspection_files, statistics_table
+from pipeline.report.stage_pages import (
+    diagnosis_markdown,
+    gate_markdown,
+    inspection_files,
+    statistics_table,
+    validation_markdown,
+)
 from pipeline.report.text import one_line
 from pipeline.statistics.comparison import Comparison
 from pipeline.statistics.shift import measure_shift
+from pipeline.validation import Finding, RuleOutcome, ValidationReport
 from pipeline.validation.inspection import ScenarioOutcome
 
 FOREIGN = (
@@ -63,6 +70,13 @@ def report(comparison: Comparison) -> dict[str, bytes]:
     return build_report(comparison, context)
 
 
+def judged(texts: tuple[str, ...]) -> ValidationReport:
+    """A dataset that says such things of itself."""
+    findings = tuple(Finding(text, text, text, 1, 2, rule="ends") for text in texts)
+    rules = tuple(RuleOutcome("ends", text, "not run", reason=text) for text in texts)
+    return ValidationReport(findings, rules, 1, 2, "d", texts, 20, 0)
+
+
 def test_no_text_from_outside_becomes_a_link_a_picture_or_markup_in_a_page(report: dict[str, bytes]) -> None:
     """Held against a Markdown parser that takes every address; figures are the only things that a page refers to."""
     seen = replace(
@@ -76,6 +90,7 @@ def test_no_text_from_outside_becomes_a_link_a_picture_or_markup_in_a_page(repor
         *(inspection_files(seen, FOREIGN, (text, "b"))["inspection.md"].decode() for text in FOREIGN[:2]),
         gate_markdown(GateDecision(tuple(replace(gate_row(False, 0.1), worst_scenario=t) for t in FOREIGN)), "x/1"),
         *(diagnosis_markdown(Diagnosis((replace(shortfall(1), worst_scenario=t),), {})) for t in FOREIGN),
+        validation_markdown(judged(FOREIGN)),
         statistics_table(replace(records(), episodes=tuple(Episode(t, 1) for t in FOREIGN[:4]))),
     ]
     parser = MarkdownIt("commonmark").enable("table")

@@ -150,7 +150,7 @@ def test_a_dataset_of_dict_observations_is_stored_validated_and_inspected(tmp_pa
         replay=TaskReplay(task), replay_episodes=30, act=readings,
     )  # fmt: skip
     report = validate_dataset(tmp_path / "d", context)
-    assert report.passed, report.to_markdown()
+    assert report.passed, report.summary()
     assert {outcome.rule: outcome.state for outcome in report.rules}["replay"] == "passed"
     assert {outcome.rule: outcome.state for outcome in report.rules}["labels"] == "passed"
     features = inspect_dataset(read, metadata).features

@@ -111,6 +111,6 @@ def test_observations_stored_late_are_found_without_the_environment(recorded):
 def test_an_episode_that_the_environment_refuses_is_one_line(recorded):
     trajectories, _, context = recorded
     with pytest.raises(BadInput, match="refuses seed -5"):
-        context.replay("frontal_approach_low", -5, trajectories.episode(0).executed_actions)
+        context.replay(replace(trajectories.episode(0), scenario="frontal_approach_low", seed=-5))
     with pytest.raises(BadInput, match="scenario 'nowhere' is not defined"):
-        context.replay("nowhere", 5, trajectories.episode(0).executed_actions)
+        context.replay(replace(trajectories.episode(0), scenario="nowhere", seed=5))

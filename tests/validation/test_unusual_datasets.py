@@ -7,13 +7,13 @@ import pytest
 from gymnasium import spaces
 from small_datasets import LINE, TASKED, dataset, findings, walk
 
-from pipeline.data import UNKNOWN_SEED
+from pipeline.data import UNKNOWN_SEED, EpisodeData
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
 from pipeline.validation import Context, replay_episodes, validate
 from pipeline.validation.facts import Dataset
 from pipeline.validation.inspection import inspect_dataset
-from pipeline.validation.replay import ReplayedEpisode, first_difference
+from pipeline.validation.replay import first_difference
 from pipeline.validation.rules import (
     NotAsked,
     episodes_distinct,
@@ -35,7 +35,7 @@ from pipeline.validation.rules import spaces as declared_spaces
 def test_replay_says_why_it_is_not_run():
     data = walk(3, 20)
 
-    def play(scenario, seed, actions):
+    def play(episode):
         raise BadInput("asked")
 
     with pytest.raises(NotAsked, match="no episode was to be simulated"):
@@ -49,10 +49,10 @@ def test_replay_says_why_it_is_not_run():
 
 
 def test_an_episode_that_cannot_be_simulated_is_a_finding_and_the_others_go_on(good):
-    def play(scenario, seed, actions):
-        if scenario == "light":
+    def play(episode):
+        if episode.scenario == "light":
             raise BadInput("no such scenario any more")
-        return good.replay(scenario, seed, actions)
+        return good.replay(episode)
 
     data = Dataset(good.trajectories.to_arrays(), good.metadata.to_data())
     found = findings(replay, data, replace(good.context, replay=play, replay_episodes=30))
@@ -137,19 +137,19 @@ def test_a_dataset_that_passes_says_how_much_was_held_to_how_many_rules(good):
 
 def test_a_replay_departs_by_kind_by_length_or_by_a_bit(good):
     episode = good.trajectories.episode(0)
-    again = good.replay(episode.scenario, episode.seed, episode.executed_actions)
+    again = good.replay(episode)
     assert first_difference(episode, again) is None
     wide = replace(again, observations=again.observations.astype(np.float64))
     assert (
         str(first_difference(episode, wide))
         == "observation at step 0: recorded 'float32 (3,)', replayed 'float64 (3,)'"
     )
-    short = good.replay(episode.scenario, episode.seed, episode.executed_actions[:10])
+    short = good.replay(replace(episode, executed_actions=episode.executed_actions[:10]))
     assert first_difference(episode, short).quantity == "length"
     assert (first_difference(episode, short).recorded, first_difference(episode, short).replayed) == (40, 10)
     rewards = again.rewards.copy()
     rewards[4] += 0.5
-    moved: ReplayedEpisode = replace(again, rewards=rewards)
+    moved = replace(again, rewards=rewards)
     assert (first_difference(episode, moved).quantity, first_difference(episode, moved).step) == ("reward", 4)
     (same,) = replay_episodes(good.trajectories, good.replay, [0])
     assert same.identical and str(same) == "episode 0: bit-identical"
@@ -159,9 +159,9 @@ def test_a_replay_departs_by_kind_by_length_or_by_a_bit(good):
 
 def test_a_closed_replay_makes_its_environments_again(good):
     episode = good.trajectories.episode(1)
-    before = good.replay(episode.scenario, episode.seed, episode.executed_actions)
+    before = good.replay(episode)
     good.replay.close()
-    again = good.replay(episode.scenario, episode.seed, episode.executed_actions)
+    again = good.replay(episode)
     assert np.array_equal(before.observations, again.observations)
 
 
@@ -255,16 +255,14 @@ def test_episodes_that_begin_and_end_alike_are_not_copies():
     assert [(f.episode, f.value) for f in found] == [(2, "copy of 0")]
 
 
-def three_starts(scenario: str, seed: int, executed_actions: np.ndarray) -> ReplayedEpisode:
+def three_starts(episode: EpisodeData) -> EpisodeData:
     """A world that starts at 0, 1 or 2, as the seed says, and adds up the actions."""
-    steps = len(executed_actions)
-    place = seed % 3 + np.concatenate([[0], np.cumsum(executed_actions)])
-    ends = np.arange(steps) == steps - 1
-    return ReplayedEpisode(place[:, None].astype(np.float32), np.zeros(steps, np.float32), ~ends & ends, ends)
+    place = episode.seed % 3 + np.concatenate([[0], np.cumsum(episode.executed_actions)])
+    return replace(episode, observations=place[:, None].astype(np.float32))
 
 
 def test_copies_are_honest_where_their_own_seeds_lead_there():
-    rows = np.stack([three_starts("plain", seed, np.ones(8)).observations for seed in range(9)])
+    rows = (np.arange(9)[:, None] % 3 + np.arange(9))[:, :, None].astype(np.float32)  # whose seeds are 0 to 8
     data = dataset(rows, np.ones((9, 8), np.int64))
     small = Context(replay=three_starts, min_episodes=3)
     assert findings(episodes_distinct, data, small) == []
@@ -273,7 +271,7 @@ def test_copies_are_honest_where_their_own_seeds_lead_there():
         Context(min_episodes=3),  # nobody can play them again
         replace(small, replay_episodes=0),
         replace(small, min_episodes=4),  # three demonstrations, each of them three times
-        replace(small, replay=lambda scenario, seed, actions: three_starts(scenario, 0, actions)),
+        replace(small, replay=lambda episode: three_starts(replace(episode, seed=0))),
     ):
         found = findings(episodes_distinct, data, context)
         assert [(f.episode, f.value) for f in found][-1] == (8, "copy of 2"), context
@@ -284,7 +282,7 @@ def test_copies_are_honest_where_their_own_seeds_lead_there():
     data.arrays["seeds"][8] = UNKNOWN_SEED
     assert [f.episode for f in findings(episodes_distinct, data, small)] == [8]
 
-    def refuses(scenario: str, seed: int, actions: np.ndarray) -> ReplayedEpisode:
+    def refuses(episode: EpisodeData) -> EpisodeData:
         raise BadInput("no such seed")
 
     assert len(findings(episodes_distinct, data, replace(small, replay=refuses))) == 6
