@@ -7,7 +7,7 @@ Where somebody demonstrates, he plays the same episodes.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -101,6 +101,14 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
         steps = np.concatenate([one.rewards for one in played])
         common = [key for key in ended[0].final if all(key in one.final for one in ended)] if ended else []
         numbers = {key: [one.final[key] for one in ended] for key in common}
+        low, high = np.min([one.low for one in both], axis=0), np.max([one.high for one in both], axis=0)
+        least, most = space_bounds(space)
+        outside = ""
+        if len(wrong := np.flatnonzero((low < least) | (high > most))):
+            at, names = wrong[0], element_names(row_dtype(space))
+            name = f"element {at}" if names is None else names[at]
+            more = f" (and {len(wrong) - 1} more elements)" if len(wrong) > 1 else ""
+            outside = f"{name} was {low[at]:g} to {high[at]:g}, declared is {least[at]:g} to {most[at]:g}{more}"
         rows = [len(one.rewards) + 1 for one in played]
         spreads = {}  # over all rows, from those of single episodes
         for key in played[0].spreads:
@@ -128,7 +136,7 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             making=making,
             drawing=drawing,
             updating=seconds_of_an_update(space, env.action_space),
-            outside=_outside(space, both),
+            outside=outside,
             rewarded_at_end=all((one.rewards[:-1] == 0).all() and one.rewards[-1] >= 0 for one in both),
             shown=np.array([one.episode_return for one in shown]) if shown else None,
             shown_steps=float(np.mean([len(one.rewards) for one in shown])) if shown else None,
@@ -238,15 +246,3 @@ def _play(
         final=outcome_of(last.info),
         seconds=seconds,
     )
-
-
-def _outside(space: gym.Space[Any], played: Sequence[_Played]) -> str:
-    low, high = np.min([one.low for one in played], axis=0), np.max([one.high for one in played], axis=0)
-    least, most = space_bounds(space)
-    wrong = np.flatnonzero((low < least) | (high > most))
-    if not len(wrong):
-        return ""
-    at, names = wrong[0], element_names(row_dtype(space))
-    more = f" (and {len(wrong) - 1} more elements)" if len(wrong) > 1 else ""
-    name = f"element {at}" if names is None else names[at]
-    return f"{name} was {low[at]:g} to {high[at]:g}, declared is {least[at]:g} to {most[at]:g}{more}"

@@ -63,7 +63,7 @@ from pipeline.tracking.references import Reference
 from pipeline.tracking.registry import approvals, moment_of_use, require_approved
 from pipeline.tracking.runs import get_run
 from pipeline.tracking.stage_run import StageRun
-from pipeline.validation import Context, Refusal, TaskReplay, ValidationReport, validate
+from pipeline.validation import Context, Refusal, TaskReplay, validate
 from pipeline.validation.findings import PASSED
 
 UPSTREAM = ("expert",)
@@ -124,7 +124,15 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
             act=given.act,
             refusals=given.refusals,
         )
-        report = _store(run, metadata, trajectories, context)
+        # what was written is validated, and only then does the dataset appear in the store, whole, with its status
+        folder = run.folder / Artifact.DATASET
+        write_dataset(folder, trajectories.to_arrays(), metadata.to_data())
+        report = validate(folder, context)
+    run.file(folder, Artifact.DATASET)
+    run.text(report.to_json(), Artifact.VALIDATION_JSON)
+    run.text(validation_markdown(report), Artifact.VALIDATION_MD)
+    log_dataset_input(run, metadata, run.run_id, "recorded")
+    run.tag(dataset_tags(metadata, report.status))
     sizes = {"dataset/episodes": len(trajectories), "dataset/steps": trajectories.steps}
     run.metrics({Metric.ENVIRONMENT_STEPS: given.steps, **sizes})
     lines = [f"collect: dataset {metadata.dataset_id}: {report.summary()}", f"  demonstrations: {metadata.origin}"]
@@ -137,19 +145,6 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
         lines.append(f"  success {success:.3f}, mean return {mean_return:.2f}, {given.steps:,} steps")
         lines += rollout_table(records).splitlines()
     return StageOutcome(tuple(lines), verdict=report.passed, outputs={"dataset": metadata.dataset_id})
-
-
-def _store(run: StageRun, metadata: DatasetMetadata, trajectories: Trajectories, context: Context) -> ValidationReport:
-    """Write, validate what was written, and only then let the dataset appear in the store, whole, with its status."""
-    folder = run.folder / Artifact.DATASET
-    write_dataset(folder, trajectories.to_arrays(), metadata.to_data())  # validation digests what was written
-    report = validate(folder, context)
-    run.file(folder, Artifact.DATASET)
-    run.text(report.to_json(), Artifact.VALIDATION_JSON)
-    run.text(validation_markdown(report), Artifact.VALIDATION_MD)
-    log_dataset_input(run, metadata, run.run_id, "recorded")
-    run.tag(dataset_tags(metadata, report.status))
-    return report
 
 
 # --- recorded --------------------------------------------------------------------------------------------------------

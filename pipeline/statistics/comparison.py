@@ -240,6 +240,24 @@ def compare(
 
     finals = _finals(ordered, settings)
     decisive = next(f for f in finals[settings.training_set] if f.figure == settings.final_figure)
+    # profiles of both arms are over one grid of thresholds, which spans every value and a little more
+    both = {arm: np.array(decisive.values[arm]) for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
+    everything = np.concatenate(list(both.values()))
+    margin = max(0.05 * float(np.ptp(everything)), 1e-3)
+    grid = np.linspace(everything.min() - margin, everything.max() + margin, PROFILE_POINTS)
+    bill = None
+    if upfront is not None:
+        saving = mean_saving(pairs, **settings.resampling)
+        times = [pair.baseline for pair in pairs], [pair.pretrained for pair in pairs]
+        spent = sum(time.steps for time in times[1]) + upfront.steps
+        bill = Bill(
+            upfront=upfront,
+            baseline_steps=restricted_mean(times[0], **settings.resampling),
+            pretrained_steps=restricted_mean(times[1], **settings.resampling),
+            saving=saving,
+            total_ratio=spent / sum(time.steps for time in times[0]),
+            break_even=break_even(upfront.steps, saving),
+        )
     return Comparison(
         verdict=verdict,
         target_met=target_met,
@@ -255,8 +273,8 @@ def compare(
         final_verdict=decisive.verdict,
         finals=finals,
         arms=arms,
-        profiles=_profiles(decisive, settings),
-        bill=None if upfront is None else _bill(pairs, upfront, settings),
+        profiles={arm: performance_profile(values, grid, settings.seed) for arm, values in both.items()},
+        bill=bill,
         settings=settings,
     )
 
@@ -292,21 +310,6 @@ def measure_regression(
     difference = bootstrap(np.mean, ended - started, **settings.resampling)
     regressed = decide_final(difference, len(ended), figure, settings) is FinalVerdict.WORSE
     return Regression(scenario_set, figure, float(started.mean()), mean, difference, clones, regressed)
-
-
-def _bill(pairs: Sequence[SeedPair], upfront: UpfrontCost, settings: ComparisonSettings) -> Bill:
-    """What pre-training cost and saves, in environment steps."""
-    saving = mean_saving(pairs, **settings.resampling)
-    baseline, pretrained = [p.baseline for p in pairs], [p.pretrained for p in pairs]
-    spent = sum(t.steps for t in pretrained) + upfront.steps
-    return Bill(
-        upfront=upfront,
-        baseline_steps=restricted_mean(baseline, **settings.resampling),
-        pretrained_steps=restricted_mean(pretrained, **settings.resampling),
-        saving=saving,
-        total_ratio=spent / sum(t.steps for t in baseline),
-        break_even=break_even(upfront.steps, saving),
-    )
 
 
 def met_target(run: RunData, target: Mapping[str, Bound]) -> np.ndarray:
@@ -433,15 +436,6 @@ def decide_final(difference: Estimate, pairs: int, figure: str, settings: Compar
     if figure in settings.undirected:
         return FinalVerdict.DIFFERS
     return FinalVerdict.BETTER if (difference.value > 0) != (figure in settings.minimised) else FinalVerdict.WORSE
-
-
-def _profiles(decisive: FinalFigure, settings: ComparisonSettings) -> dict[str, Profile]:
-    """Profiles of both arms over one grid of thresholds, which spans every value and a little more."""
-    both = {arm: np.array(decisive.values[arm]) for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
-    everything = np.concatenate(list(both.values()))
-    margin = max(0.05 * float(np.ptp(everything)), 1e-3)
-    grid = np.linspace(everything.min() - margin, everything.max() + margin, PROFILE_POINTS)
-    return {arm: performance_profile(values, grid, settings.seed) for arm, values in both.items()}
 
 
 def _reasons(

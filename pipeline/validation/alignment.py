@@ -36,8 +36,27 @@ NOISE_BINS = 20
 def traces_of_a_shift(dataset: Dataset, numbers: np.ndarray) -> Iterator[Finding]:
     """What is found; `numbers` are those that people know the episodes by."""
     rows = flat_rows(dataset.arrays["observations"])
-    found = [*_foreign_last_rows(dataset, rows, numbers), *_edges(dataset, rows)]
-    yield from found or _noise_response(dataset, rows)
+    if found := [*_foreign_last_rows(dataset, rows, numbers), *_edges(dataset, rows)]:
+        yield from found
+        return
+    # the first lag at which observations respond to execution noise must be 0
+    noise = _surprise(dataset)
+    if noise is None or rows.dtype.kind != "f":
+        dataset.notes.append("alignment in time: not decided (no environment, and no execution noise to tell by)")
+        return
+    strength = {lag: _response(dataset, rows, noise, lag) for lag in LAGS}
+    onset = onset_of(strength)
+    if onset is None:
+        strongest = max(strength.values())
+        dataset.notes.append(f"alignment in time: not decided (strongest response {strongest:.1f} standard errors)")
+    elif onset == 0:
+        dataset.notes.append(f"alignment in time: observations respond to noise at once ({strength[0]:.0f} std errors)")
+    else:
+        # subtle: a row that already shows the effect of its own action was stored after that action, that is late
+        word = "late: the label leaks into the input" if onset < 0 else "early"
+        stored = f"stored {abs(onset)} {'step' if abs(onset) == 1 else 'steps'} {word}"
+        message = f"observations respond to the action of step t from row t + {onset + 1} on: {stored}"
+        yield Finding(onset, "first response of row t + 1", message)
 
 
 def _foreign_last_rows(dataset: Dataset, rows: np.ndarray, numbers: np.ndarray) -> Iterator[Finding]:
@@ -106,27 +125,6 @@ def _edges(dataset: Dataset, rows: np.ndarray) -> Iterator[Finding]:
             )
             yield Finding(ratio, f"<= {JUMP_RATIO:g}", message)
             return
-
-
-def _noise_response(dataset: Dataset, rows: np.ndarray) -> Iterator[Finding]:
-    """The first lag at which observations respond to execution noise must be 0."""
-    noise = _surprise(dataset)
-    if noise is None or rows.dtype.kind != "f":
-        dataset.notes.append("alignment in time: not decided (no environment, and no execution noise to tell by)")
-        return
-    strength = {lag: _response(dataset, rows, noise, lag) for lag in LAGS}
-    onset = onset_of(strength)
-    if onset is None:
-        strongest = max(strength.values())
-        dataset.notes.append(f"alignment in time: not decided (strongest response {strongest:.1f} standard errors)")
-    elif onset == 0:
-        dataset.notes.append(f"alignment in time: observations respond to noise at once ({strength[0]:.0f} std errors)")
-    else:
-        # subtle: a row that already shows the effect of its own action was stored after that action, that is late
-        word = "late: the label leaks into the input" if onset < 0 else "early"
-        stored = f"stored {abs(onset)} {'step' if abs(onset) == 1 else 'steps'} {word}"
-        message = f"observations respond to the action of step t from row t + {onset + 1} on: {stored}"
-        yield Finding(onset, "first response of row t + 1", message)
 
 
 def onset_of(strength: Mapping[int, float]) -> int | None:

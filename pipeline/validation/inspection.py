@@ -3,7 +3,6 @@
 Nothing here judges (that is `validate`) or draws (that is `pipeline.report`): it turns a dataset into numbers.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,8 +110,25 @@ def inspect_dataset(trajectories: Trajectories, metadata: DatasetMetadata) -> In
     for name, values in figures.items():
         if not np.isfinite(values).all():
             raise BadInput(f"metric {name} holds a value that is not finite; validate the dataset first")
+    distributions = []
+    for name, values in figures.items():
+        percentiles = zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
+        ends = float(values.mean()), float(values.std()), float(values.min()), float(values.max())
+        histogram = _histogram(name, values, DISTRIBUTION_BINS)
+        distributions.append(Distribution(name, *ends, {str(p): float(v) for p, v in percentiles}, histogram))
     by_scenario = pd.DataFrame(figures).groupby(trajectories.scenarios)
     means: Any = by_scenario.mean().to_dict("index")
+    outliers = []
+    for figure, values in judged.items():
+        scores, median = robust_scores(values), float(np.median(values))
+        for episode in np.flatnonzero(np.abs(scores) > OUTLIER_SCORE).tolist():
+            value, score = float(values[episode]), float(scores[episode])
+            reason = (
+                f"{figure} {value:.4g} is {abs(score):.1f} robust standard deviations "
+                f"{'above' if value > median else 'below'} the median {median:.4g}"
+            )
+            scenario, seed = str(trajectories.scenarios[episode]), int(trajectories.seeds[episode])
+            outliers.append(Outlier(episode, scenario, seed, figure, value, median, score, reason))
     return Inspection(
         dataset_id=metadata.dataset_id,
         origin=metadata.origin,
@@ -120,9 +136,9 @@ def inspect_dataset(trajectories: Trajectories, metadata: DatasetMetadata) -> In
         steps=trajectories.steps,
         features=_features(trajectories.observations, space_from_json(metadata.observation_space)),
         actions=_action_histograms(trajectories.actions, action_space),
-        distributions=tuple(_distribution(name, values) for name, values in figures.items()),
+        distributions=tuple(distributions),
         scenarios=tuple(ScenarioOutcome(str(s), len(episodes), means[s]) for s, episodes in by_scenario),
-        outliers=_outliers(trajectories, judged),
+        outliers=tuple(sorted(outliers, key=lambda outlier: -abs(outlier.score))),
     )
 
 
@@ -181,18 +197,6 @@ def _histogram(name: str, values: np.ndarray, bins: int, span: tuple[float, floa
     return Histogram(name, tuple(edges.tolist()), tuple(counts.tolist()))
 
 
-def _distribution(name: str, values: np.ndarray) -> Distribution:
-    return Distribution(
-        name=name,
-        mean=float(values.mean()),
-        std=float(values.std()),
-        min=float(values.min()),
-        max=float(values.max()),
-        percentiles={str(p): float(v) for p, v in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)},
-        histogram=_histogram(name, values, DISTRIBUTION_BINS),
-    )
-
-
 def robust_scores(values: np.ndarray) -> np.ndarray:
     """Modified z-scores `0.6745 (x - median) / MAD` (Iglewicz and Hoaglin 1993).
 
@@ -203,18 +207,3 @@ def robust_scores(values: np.ndarray) -> np.ndarray:
     mad, mean = np.median(np.abs(deviation)), np.mean(np.abs(deviation))
     scale = mad / 0.6745 if mad > 0 else mean / 0.7979
     return deviation / scale if scale > 0 else np.zeros_like(deviation)
-
-
-def _outliers(trajectories: Trajectories, figures: Mapping[str, np.ndarray]) -> tuple[Outlier, ...]:
-    found = []
-    for figure, values in figures.items():
-        scores, median = robust_scores(values), float(np.median(values))
-        for episode in np.flatnonzero(np.abs(scores) > OUTLIER_SCORE).tolist():
-            value, score = float(values[episode]), float(scores[episode])
-            reason = (
-                f"{figure} {value:.4g} is {abs(score):.1f} robust standard deviations "
-                f"{'above' if value > median else 'below'} the median {median:.4g}"
-            )
-            scenario, seed = str(trajectories.scenarios[episode]), int(trajectories.seeds[episode])
-            found.append(Outlier(episode, scenario, seed, figure, value, median, score, reason))
-    return tuple(sorted(found, key=lambda outlier: -abs(outlier.score)))
