@@ -24,9 +24,8 @@ from pipeline.names import SEED_STAGES, STAGES, SWEEP_FRESH, SWEEP_TRIAL, Alias,
 from pipeline.policies import ActFunction, act_function
 from pipeline.policies import load_policy as load_policy_file
 from pipeline.statistics.snqi import fit_baseline, write_baseline
-from pipeline.tracking import lineage as _lineage
 from pipeline.tracking.datasets import StoredDataset, fetch_for_training, recorded_metadata
-from pipeline.tracking.lineage import Lineage
+from pipeline.tracking.lineage import Lineage, trace
 from pipeline.tracking.models import StoredPolicy, fetch_version, find_policy, find_version
 from pipeline.tracking.references import Reference
 from pipeline.tracking.registry import require_approved
@@ -162,17 +161,17 @@ def policies(task: str | None = None) -> pd.DataFrame:
 
 def lineage(reference: str) -> Lineage:
     """The whole chain around a run id, `model/version` or dataset id: what it came from and what came from it."""
-    return _lineage.chain(connect(), reference)
+    return trace(connect(), reference, up=True, down=True)
 
 
 def why(reference: str) -> Lineage:
     """Everything that a run, version or dataset came from."""
-    return _lineage.upstream(connect(), reference)
+    return trace(connect(), reference, up=True)
 
 
 def impact(reference: str) -> Lineage:
     """Everything that came from a run, version or dataset."""
-    return _lineage.downstream(connect(), reference)
+    return trace(connect(), reference, down=True)
 
 
 def load_policy(reference: str) -> ActFunction:

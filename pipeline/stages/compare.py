@@ -22,7 +22,7 @@ from pipeline.statistics.comparison import Comparison, ComparisonSettings, Regre
 from pipeline.statistics.comparison import compare as compare_arms
 from pipeline.statistics.shift import Shift
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking import lineage, taint
+from pipeline.tracking import lineage
 from pipeline.tracking.content_key import report_code
 from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dataset
 from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
@@ -77,7 +77,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     seen = Task(task, trained.training.environment, trained.training.use_camera)
     run.record_config(config, task, _inputs(group))
     run.tag({Tag.GROUP: group.name, **lineage.from_runs({"baseline": group.baseline, "finetune": group.finetune})})
-    taints = taint.inherit(run)
+    taints = lineage.inherit_taint(run)
     dataset = fetch_dataset(get_run(run.client, tag_of(group.finetune, lineage_run_tag("dataset")), "dataset run"))
     shared = tag_of(group.finetune, lineage_run_tag("pretrain"))
     started = [member.run.data.tags.get(lineage_run_tag("policy"), shared) for member in group.arms[Arm.PRETRAINED]]
@@ -189,7 +189,7 @@ def report_context(
     keys = sorted(key for key in scratch.keys() | pretrained.keys() if scratch.get(key) != pretrained.get(key))
     policy = tag_of(group.finetune, lineage_run_tag("pretrain"))
     weights = SettingDifference("initial weights", "fresh, from the seed", f"clone of run {policy}")
-    chain = lineage.upstream(run.client, run.run_id)
+    chain = lineage.trace(run.client, run.run_id, up=True)
     parents: dict[str, tuple[str, ...]] = {}
     for source, target in chain.edges:
         parents[target] = (*parents.get(target, ()), source)

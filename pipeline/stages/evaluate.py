@@ -13,7 +13,7 @@ from pipeline.report.stage_pages import statistics_table
 from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking import lineage, taint
+from pipeline.tracking import lineage
 from pipeline.tracking.models import find_policy
 from pipeline.tracking.runs import get_run
 from pipeline.tracking.seed_runs import records_data
@@ -43,7 +43,7 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
         name, task = policy.reference, as_policy_sees(task, policy.folder)
         actor = policy_actions(task, policy.folder, policy.reference, config.deterministic)
     check_drawable(task, "pictures", config.pictures)
-    warnings = tuple(f"TAINTED: {reason}" for reason in taint.inherit(run))
+    warnings = tuple(f"TAINTED: {reason}" for reason in lineage.inherit_taint(run))
     records = run_episodes(task, actor, episodes)
     table = statistics_table(records)
     run.metrics({f"{EVAL_PREFIX}{figure}": value for figure, value in with_intervals(summarise(records)).items()})

@@ -14,7 +14,7 @@ from pipeline.policies.transfer import Transfer
 from pipeline.stages import StageOutcome, run_arms
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking import lineage, taint
+from pipeline.tracking import lineage
 from pipeline.tracking.datasets import demonstrator_of, fetch_dataset
 from pipeline.tracking.models import StoredPolicy, find_policy, seeds_of
 from pipeline.tracking.runs import get_run, read_text_artifact
@@ -36,7 +36,7 @@ def _read(
     policy = find_policy(
         run.client, upstream.get("policy", "latest"), load_task(config.task).name, {Tag.STAGE: "pretrain"}
     )
-    taint.refuse_tainted(run.client, policy, "finetune")
+    lineage.refuse_tainted(run.client, policy, "finetune")
     starts = starting_policies(run, policy, config.seeds)
     maker = get_run(run.client, str(policy.run_id), "policy")
     made_from = lineage.from_policy(policy, "pretrain", maker.data.tags)

@@ -15,7 +15,7 @@ from pipeline.report.clips import Clip, annotate, encode
 from pipeline.report.stage_pages import inspection_files
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
-from pipeline.tracking import lineage, taint
+from pipeline.tracking import lineage
 from pipeline.tracking.datasets import StoredDataset, fetch_dataset, find_dataset_run, log_dataset_input
 from pipeline.tracking.stage_run import StageRun
 from pipeline.validation import TaskReplay, replay_episodes
@@ -36,7 +36,7 @@ def run(run: StageRun, config: Playback, upstream: Mapping[str, str]) -> StageOu
     run.tag({**lineage.from_dataset(recorded), Tag.DATASET_ID: dataset.metadata.dataset_id})
     log_dataset_input(run, dataset.metadata, dataset.run_id, "inspected")
     quality = recorded.data.tags.get(Tag.DATASET_QUALITY)
-    warnings = [*([] if quality == Quality.VALIDATED else [f"the dataset is {quality}"]), *taint.inherit(run)]
+    warnings = [*([] if quality == Quality.VALIDATED else [f"the dataset is {quality}"]), *lineage.inherit_taint(run)]
     inspection = inspect_dataset(dataset.trajectories, dataset.metadata)
     task = Task(task_config, dataset.metadata.environment["kwargs"])
     run.json(to_data(inspection), "inspection/inspection.json")

@@ -18,7 +18,7 @@ from pipeline.policies import WRAPPERS, save_policy
 from pipeline.report.stage_pages import gate_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking import registry, taint
+from pipeline.tracking import lineage, registry
 from pipeline.tracking.lineage import derived
 from pipeline.tracking.models import (
     StoredPolicy,
@@ -48,7 +48,7 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     if config.action == "roll_back":
         return _roll_back(run, config, task, reference)
     candidate = _candidate(run, task, reference)
-    taint.refuse_tainted(run.client, candidate, "the gate")
+    lineage.refuse_tainted(run.client, candidate, "the gate")
     subjects = _subjects(run, config, candidate)
     run.record_config(config, task.config, {name: policy.digest for name, policy in subjects.items()})
     run.tag(_lineage(run, candidate))
@@ -77,7 +77,7 @@ def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
     if not Reference.parse(reference).run_id:
         return fetch_version(find_version(run.client, reference, task.config.name, Alias.CANDIDATE))
     policy = find_policy(run.client, reference, task.config.name, {})
-    taint.refuse_tainted(run.client, policy, "the gate")  # before it is registered
+    lineage.refuse_tainted(run.client, policy, "the gate")  # before it is registered
     tags = get_run(run.client, reference, "expert").data.tags
     if tags.get(Tag.TASK) != task.config.name:
         raise BadInput(
@@ -145,7 +145,7 @@ def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) ->
             (
                 f"promote: {candidate.reference} REFUSED, {failed} of {checked} checks failed",
                 *(f"  - {reason}" for reason in decision.reasons[:5]),
-                *(taint.spread(run.client, candidate.reference, doubt) if approved_before else ()),
+                *(lineage.spread_taint(run.client, candidate.reference, doubt) if approved_before else ()),
                 f"  all checks: artifact {Artifact.DIAGNOSTICS_MD} of run {run.run_id}",
             ),
             verdict=False,
@@ -185,5 +185,5 @@ def _roll_back(run: StageRun, config: Promote, task: Task, reference: str) -> St
     if approval.replaced is not None:
         abandoned = f"{version.name}/{approval.replaced}"
         reason = f"expert {abandoned} was rolled back to {target.reference} by run {run.run_id}"
-        lines += taint.spread(run.client, abandoned, reason)
+        lines += lineage.spread_taint(run.client, abandoned, reason)
     return StageOutcome(tuple(lines), verdict=True)

@@ -13,7 +13,7 @@ from pipeline.names import METADATA_FILE, Artifact, Quality, Tag
 from pipeline.report.stage_pages import validation_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
-from pipeline.tracking import lineage, taint
+from pipeline.tracking import lineage
 from pipeline.tracking.datasets import download_dataset, find_dataset_run, find_refusals
 from pipeline.tracking.models import expert_to_ask
 from pipeline.tracking.registry import approvals
@@ -65,5 +65,5 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
     summary = [f"validate: dataset {dataset_id}: {report.summary()}"]
     if report.status == Quality.QUARANTINED:
         reason = f"dataset {dataset_id} was quarantined by run {run.run_id}: {', '.join(report.failed_rules)}"
-        summary += taint.spread(run.client, recorded.info.run_id, reason)
+        summary += lineage.spread_taint(run.client, recorded.info.run_id, reason)
     return StageOutcome(tuple(summary), verdict=report.passed)

@@ -1,11 +1,15 @@
-"""Where a run, a registered version or a dataset comes from, and what came from it. Read from tags alone.
+"""Where a run, a registered version or a dataset comes from, what came from it, and what of that must not be trusted.
 
 Every run carries `lineage.<role>_run_id` for its nearest upstream run of each role; walking them gives the whole chain.
+
+What came from a thing that turned out to be wrong is marked by the tag `taint` with the reason, on runs and registered
+versions. The mark is never taken off: a result that came from bad data stays what it is, and whoever needs a good one
+makes it anew.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -13,16 +17,20 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.errors import BadInput, printable, shortened
 from pipeline.names import LINEAGE_PREFIX, LINEAGE_ROLES, SEED_STAGES, Quality, Tag, VersionTag, lineage_run_tag
-from pipeline.tracking.models import StoredPolicy
+from pipeline.tracking import registry
 from pipeline.tracking.references import Reference
 from pipeline.tracking.runs import experiment_ids, get_run, search, tag_of
-from pipeline.tracking.store import refuses
+from pipeline.tracking.store import pages, refuses
+
+if TYPE_CHECKING:  # questions need no policy, and so no torch
+    from pipeline.tracking.models import StoredPolicy
+    from pipeline.tracking.stage_run import StageRun
 
 RUN_TAGS = tuple(lineage_run_tag(role) for role in LINEAGE_ROLES)
 # a group has dozens of trainings, and every role takes a search of its own: what cannot be upstream is not searched for
 NOTHING_COMES_FROM = frozenset({"validate", "playback", "evaluate", "compare", "main", "reproduce"})
 POLICY_TAGS = tuple(lineage_run_tag(role) for role in ("expert", "candidate", "policy", "pretrain"))
-GENERATIONS = 100  # a chain longer than this is a loop in the tags
+JUDGES = ("promote", "validate", "playback", "reproduce")  # stages that look at a thing and make nothing of it
 
 
 @dataclass(frozen=True)
@@ -50,20 +58,18 @@ class Lineage:
 
     def to_text(self) -> str:
         """One line a run, oldest first; `*` marks the one that was asked for."""
-        made_from: dict[str, list[str]] = {}
         stages = {node.run_id: node.stage for node in self.nodes}
-        for source, target in self.edges:
-            made_from.setdefault(target, []).append(stages[source])
         lines = []
         for node in self.nodes:
-            origin = f"   <- {', '.join(made_from[node.run_id])}" if node.run_id in made_from else ""
+            made_from = [stages[source] for source, target in self.edges if target == node.run_id]
+            origin = f"   <- {', '.join(made_from)}" if made_from else ""
             taint = f"   TAINTED: {node.taint}" if node.taint else ""
             mark = "*" if node.run_id == self.start else " "
             lines.append(printable(f"{mark} {node.stage:<13} {node.run_id}  {node.produced}{origin}{taint}"))
         return "\n".join(lines)
 
 
-def from_policy(policy: StoredPolicy, role: str, tags: Mapping[str, str]) -> dict[str, str]:
+def from_policy(policy: "StoredPolicy", role: str, tags: Mapping[str, str]) -> dict[str, str]:
     """Lineage tags of a run that starts from `policy`; `tags` are those of the run that made it."""
     inherited = _inherited(tags)
     if policy.run_id is not None:
@@ -124,108 +130,78 @@ def resolve(client: MlflowClient, reference: str) -> list[Run]:
     raise BadInput(f"lineage of {shortened(reference)}: give a run id, <model>/<version>, or a dataset id")
 
 
-def upstream(client: MlflowClient, reference: str) -> Lineage:
-    """Everything the thing came from (and itself)."""
+def trace(client: MlflowClient, reference: str, up: bool = False, down: bool = False) -> Lineage:
+    """The thing itself with what it came from (`up`), what came from it (`down`), and what all of these came from."""
     start = resolve(client, reference)
-    return _lineage(start[0].info.run_id, _walk_up(client, start))
+    runs = _walk_down(client, start, reference, RUN_TAGS) if down else {run.info.run_id: run for run in start}
+    if up:
+        runs = _walk_up(client, runs.values(), RUN_TAGS)
+    ordered = sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_id))
+    direct = {
+        run.info.run_id: {run.data.tags[t] for t in RUN_TAGS if run.data.tags.get(t) in runs} - {run.info.run_id}
+        for run in ordered
+    }
 
+    def behind(run_id: str) -> set[str]:
+        found: set[str] = set()
+        frontier = {run_id}
+        while frontier:
+            frontier = set().union(*(direct[r] for r in frontier)) - found
+            found |= frontier
+        return found
 
-def downstream(client: MlflowClient, reference: str) -> Lineage:
-    """Everything that came from the thing (and itself)."""
-    start = resolve(client, reference)
-    return _lineage(start[0].info.run_id, _walk_down(client, start, reference))
-
-
-def derived(client: MlflowClient, reference: str) -> list[Run]:
-    """The runs that came from the thing (and itself), oldest first. A repaired dataset did not: it replaces one."""
-    roles = tuple(tag for tag in RUN_TAGS if tag != lineage_run_tag("repaired"))
-    runs = _walk_down(client, resolve(client, reference), reference, roles)
-    return sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_id))
-
-
-def chain(client: MlflowClient, reference: str) -> Lineage:
-    """Both directions at once: what the thing came from, itself, and what came from it."""
-    start = resolve(client, reference)
-    runs = {**_walk_up(client, start), **_walk_down(client, start, reference)}
-    runs.update(_walk_up(client, runs.values()))
-    return _lineage(start[0].info.run_id, runs)
+    edges = [
+        (source, target)
+        for target, nearest in direct.items()
+        for source in sorted(nearest)
+        if not any(source in behind(other) for other in nearest - {source})
+    ]
+    return Lineage(start[0].info.run_id, tuple(_node(run) for run in ordered), tuple(edges))
 
 
 def sources(client: MlflowClient, run: Run, roles: Sequence[str]) -> list[Run]:
     """The runs that a run came from through these roles, of all generations, each once."""
-    found = _walk_up(client, [run], tuple(lineage_run_tag(role) for role in roles))
+    found = _walk_up(client, [run], [lineage_run_tag(role) for role in roles])
     return [source for run_id, source in found.items() if run_id != run.info.run_id]
 
 
-def _walk_up(client: MlflowClient, start: Iterable[Run], tags: Sequence[str] = RUN_TAGS) -> dict[str, Run]:
+def _walk_up(client: MlflowClient, start: Iterable[Run], tags: Sequence[str]) -> dict[str, Run]:
     known = {run.info.run_id: run for run in start}
     frontier = list(known.values())
-    for _ in range(GENERATIONS):
-        ids = {run.data.tags[tag] for run in frontier for tag in tags if tag in run.data.tags} - set(known)
-        if not ids:
-            return known
+    while frontier:
+        ids = {run.data.tags[tag] for run in frontier for tag in tags if tag in run.data.tags} - known.keys()
         frontier = [get_run(client, run_id, "upstream run") for run_id in sorted(ids)]
         known.update({run.info.run_id: run for run in frontier})
-    raise BadInput(f"lineage is deeper than {GENERATIONS} generations: are its tags a loop?")
+    return known
 
 
-def _walk_down(
-    client: MlflowClient, start: Iterable[Run], reference: str, roles: Sequence[str] = RUN_TAGS
-) -> dict[str, Run]:
+def _walk_down(client: MlflowClient, start: Iterable[Run], reference: str, tags: Sequence[str]) -> dict[str, Run]:
     known = {run.info.run_id: run for run in start}
+    frontier = list(known.values())
     named = Reference.parse(reference)
     if named.version:
         # a training may stand behind several versions: only what used this one came from it
-        used = search(client, {Tag.LINEAGE_EXPERT: f"{named.model}/{named.version}"}, status=None)
-        known.update({run.info.run_id: run for run in used})
-        frontier = used
-    else:
-        frontier = list(known.values())
+        frontier = search(client, {Tag.LINEAGE_EXPERT: f"{named.model}/{named.version}"}, status=None)
+        known.update({run.info.run_id: run for run in frontier})
     everywhere = experiment_ids(client)
-    for _ in range(GENERATIONS):
+    while frontier:
         found = {
             run.info.run_id: run
             for source in frontier
-            for tag in _roles_of(source, roles)
+            for tag in _roles_of(source, tags)
             for run in search(client, {tag: source.info.run_id}, status=None, experiments=everywhere)
         }
         frontier = [run for run_id, run in found.items() if run_id not in known]
         known.update({run.info.run_id: run for run in frontier})
-        if not frontier:
-            return known
-    raise BadInput(f"lineage is deeper than {GENERATIONS} generations: are its tags a loop?")
+    return known
 
 
-def _roles_of(run: Run, roles: Sequence[str]) -> Sequence[str]:
-    """Those of the lineage tags `roles` in which other runs may name this one; all, when its stage is none we know."""
+def _roles_of(run: Run, tags: Sequence[str]) -> Sequence[str]:
+    """Those of the lineage tags in which other runs may name this one; all, when its stage is none we know."""
     stage = run.data.tags.get(Tag.STAGE, "")
     if stage in NOTHING_COMES_FROM:
         return ()
-    return [tag for tag in roles if tag in POLICY_TAGS] if stage in SEED_STAGES else roles
-
-
-def _lineage(start: str, runs: Mapping[str, Run]) -> Lineage:
-    ordered = sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_id))
-    sources = {
-        run.info.run_id: {run.data.tags[t] for t in RUN_TAGS if run.data.tags.get(t) in runs} - {run.info.run_id}
-        for run in ordered
-    }
-    edges = [
-        (source, target)
-        for target, direct in sources.items()
-        for source in sorted(direct)
-        if not any(source in _ancestors(sources, other) for other in direct - {source})
-    ]
-    return Lineage(start, tuple(_node(run) for run in ordered), tuple(edges))
-
-
-def _ancestors(sources: Mapping[str, set[str]], run_id: str) -> set[str]:
-    found: set[str] = set()
-    frontier = {run_id}
-    while frontier:
-        frontier = set().union(*(sources.get(r, set()) for r in frontier)) - found
-        found |= frontier
-    return found
+    return [tag for tag in tags if tag in POLICY_TAGS] if stage in SEED_STAGES else tags
 
 
 def _node(run: Run) -> Node:
@@ -244,3 +220,53 @@ def _node(run: Run) -> Node:
     arm = f" {tags[Tag.ARM]}" if Tag.ARM in tags else ""
     title = f"{stage}{arm}{seed}" + (f": {produced}" if produced else "")
     return Node(run.info.run_id, stage, title, run.info.status, produced, tags.get(Tag.TAINT, ""))
+
+
+def spread_taint(client: MlflowClient, reference: str, reason: str) -> list[str]:
+    """Mark every run that came from a dataset, run or version, and every registered version that such a run made.
+
+    A tainted version that is approved loses the alias. What `reference` names carries its own status and is not marked;
+    neither is its repaired copy, which did not come from it but replaces it. The first reason stays. Returns lines for
+    people.
+    """
+    start = resolve(client, reference)
+    tags = [tag for tag in RUN_TAGS if tag != lineage_run_tag("repaired")]
+    found = _walk_down(client, start, reference, tags)
+    for run in start:
+        del found[run.info.run_id]
+    derived = sorted(found.values(), key=lambda run: (run.info.start_time, run.info.run_id))
+    runs = [run for run in derived if run.data.tags.get(Tag.STAGE) not in JUDGES]
+    for run in runs:
+        if Tag.TAINT not in run.data.tags:
+            client.set_tag(run.info.run_id, Tag.TAINT, reason)
+    lines = [f"  tainted: {len(runs)} runs that came from it"] if runs else []
+    for run in derived:
+        for version in pages(client.search_model_versions, f"run_id = '{run.info.run_id}'"):
+            withdrawn = registry.taint(client, version.name, version.version, reason)
+            lines.append(
+                f"  tainted: {version.name}/{version.version}"
+                + ("; it was approved, the alias is withdrawn" if withdrawn else "")
+            )
+    return lines
+
+
+def refuse_tainted(client: MlflowClient, policy: "StoredPolicy", doing: str) -> None:
+    """Raise BadInput when a policy, its registered version or the run that made it is marked."""
+    reasons = [] if policy.version is None else [policy.version.tags.get(VersionTag.TAINT)]
+    if policy.run_id is not None:
+        reasons.append(get_run(client, policy.run_id, "policy").data.tags.get(Tag.TAINT))
+    for reason in reasons:
+        if reason is not None:
+            raise BadInput(f"policy {policy.reference} is tainted: {reason}; {doing} takes another one")
+
+
+def inherit_taint(run: "StageRun") -> tuple[str, ...]:
+    """Mark a run that reports on things which are marked, and return why: distinct reasons, the oldest source first.
+
+    Call it when the run's lineage tags are set.
+    """
+    chain = trace(run.client, run.run_id, up=True).nodes
+    reasons = tuple(dict.fromkeys(node.taint for node in chain if node.taint and node.run_id != run.run_id))
+    if reasons:
+        run.tag({Tag.TAINT: "; ".join(reasons)[:4_000]})
+    return reasons

@@ -19,7 +19,7 @@ from pipeline.policies import build_policy, load_policy
 from pipeline.policies.sb3 import export_sb3_zip
 from pipeline.stages import run_stage
 from pipeline.tasks import Task
-from pipeline.tracking import taint
+from pipeline.tracking import lineage
 from pipeline.tracking.runs import read_text_artifact
 from pipeline.tracking.stage_run import open_run
 
@@ -270,7 +270,7 @@ def test_what_is_made_from_tainted_things_says_so_on_top(story, client):
     # a comparison of runs that came from it would carry the same mark
     with open_run("compare") as compare:
         compare.tag({"lineage.pretrain_run_id": story.pretrain})
-        (inherited,) = taint.inherit(compare)
+        (inherited,) = lineage.inherit_taint(compare)
     assert inherited.startswith(reason)
     assert taint_of(client, compare.run_id) == inherited
 
@@ -284,7 +284,7 @@ def test_the_first_reason_stays(story, client):
 
 
 def test_a_policy_from_nowhere_is_not_tainted(client, tmp_path):
-    taint.refuse_tainted(client, SimpleNamespace(version=None, run_id=None, reference="x"), "finetune")
+    lineage.refuse_tainted(client, SimpleNamespace(version=None, run_id=None, reference="x"), "finetune")
 
 
 # --- out again -------------------------------------------------------------------------------------------------------
