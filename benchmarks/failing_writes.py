@@ -47,9 +47,9 @@ from pipeline.policies import build_policy
 from pipeline.policies.sb3 import export_sb3_zip
 from pipeline.stages import collect, promote, validate  # noqa: F401
 from pipeline.tasks import Purpose, Task
-from pipeline.tracking.datasets import fetch_for_training
+from pipeline.tracking.datasets import approvals, fetch_for_training
 from pipeline.tracking.models import fetch_version
-from pipeline.tracking.registry import approvals, require_approved
+from pipeline.tracking.registry import require_approved
 from pipeline.tracking.runs import search
 from pipeline.tracking.spool import FILE, Spool
 from pipeline.tracking.store import connect, local_folder

@@ -21,19 +21,18 @@ import pandas as pd
 
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import SEED_STAGES, STAGES, SWEEP_FRESH, SWEEP_TRIAL, Alias, Tag, VersionTag, registered_model
-from pipeline.policies import ActFunction, act_function
-from pipeline.policies import load_policy as load_policy_file
-from pipeline.statistics.snqi import fit_baseline, write_baseline
-from pipeline.tracking.datasets import StoredDataset, fetch_for_training, recorded_metadata
 from pipeline.tracking.lineage import Lineage, trace
-from pipeline.tracking.models import StoredPolicy, fetch_version, find_policy, find_version
 from pipeline.tracking.references import Reference
 from pipeline.tracking.registry import require_approved
-from pipeline.tracking.runs import metric_history, search, tag_value
+from pipeline.tracking.runs import metric_history, recorded_metadata, search, tag_value
 from pipeline.tracking.store import connect, pages
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
+
+    from pipeline.policies import ActFunction
+    from pipeline.tracking.datasets import StoredDataset
+    from pipeline.tracking.models import StoredPolicy
 
 RUN_COLUMNS = ("run_id", "stage", "task", "group", "arm", "seed", "status", "started", "verdict", "taint")
 STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
@@ -41,17 +40,8 @@ DATASET_COLUMNS = (
     "dataset_id", "quality", "episodes", "steps", "coverage", "demonstrator", "digest", "recorded", "run_id", "taint",
 )  # fmt: skip
 POLICY_COLUMNS = (
-    "model",
-    "version",
-    "gate",
-    "aliases",
-    "digest",
-    "reason",
-    "gate_run_id",
-    "run_id",
-    "created",
-    "taint",
-)
+    "model", "version", "gate", "aliases", "digest", "reason", "gate_run_id", "run_id", "created", "taint",
+)  # fmt: skip
 CURVE_COLUMNS = ("run_id", "metric", "step", "value")
 
 
@@ -174,13 +164,16 @@ def impact(reference: str) -> Lineage:
     return trace(connect(), reference, down=True)
 
 
-def load_policy(reference: str) -> ActFunction:
+# --- what is loaded, or written for others; what that needs, torch above all, is imported when it is asked for --------
+
+
+def load_policy(reference: str) -> "ActFunction":
     """What a policy does, as a function: `models:/<name>@approved`, `<name>/<version>`, a run id or a folder.
 
     Observations (n, *observation shape), a mapping of arrays for a Dict, -> deterministic actions (n, *action shape).
     Its files are held to the digest on record first, and nothing that lies in the store is run. Raises BadInput.
     """
-    return act_function(load_policy_file(_policy(reference).folder))
+    return _policy(reference).acts()
 
 
 def load_ppo(reference: str) -> "PPO":
@@ -188,16 +181,19 @@ def load_ppo(reference: str) -> "PPO":
 
     Nothing is unpickled: the network is rebuilt from the artifact, whose bytes are held to the digest on record.
     """
+    from pipeline.policies import load_policy as load
     from pipeline.policies.sb3 import as_ppo
 
-    return as_ppo(load_policy_file(_policy(reference).folder))
+    return as_ppo(load(_policy(reference).folder))
 
 
-def load_demonstrations(reference: str) -> StoredDataset:
+def load_demonstrations(reference: str) -> "StoredDataset":
     """`.trajectories` and `.metadata` of a dataset id, the run that recorded it, or `latest`.
 
     Raises BadInput unless the dataset is validated and untainted, and its bytes are those on record.
     """
+    from pipeline.tracking.datasets import fetch_for_training
+
     return fetch_for_training(connect(), reference, None)
 
 
@@ -212,12 +208,14 @@ def export_dataset(reference: str, folder: str) -> str:
 
 def export_policy(reference: str, file: str) -> str:
     """Write the approved version of an expert as an SB3 `.zip` to a new file; returns a line for people."""
+    from pipeline.policies import load_policy as load
     from pipeline.policies.sb3 import export_sb3_zip
+    from pipeline.tracking.models import fetch_version, find_version
 
     version = find_version(connect(), reference, _task_of(reference), Alias.APPROVED)
     require_approved(version, "export_policy")
     policy = fetch_version(version)
-    export_sb3_zip(load_policy_file(policy.folder), file)
+    export_sb3_zip(load(policy.folder), file)
     return f"policy {policy.reference} ({policy.digest}) written to {file}; whoever loads an SB3 zip trusts it"
 
 
@@ -226,6 +224,8 @@ def fit_snqi_baseline(reference: str, file: str) -> str:
 
     Raises BadInput for a metric that the episodes lack or that has no spread, and for a file that exists.
     """
+    from pipeline.statistics.snqi import fit_baseline, write_baseline
+
     stored = load_demonstrations(reference)
     if Path(file).exists():
         raise BadInput(f"file {file!r} exists; give a new one")
@@ -233,7 +233,9 @@ def fit_snqi_baseline(reference: str, file: str) -> str:
     return f"SNQI baseline of {stored.metadata.episodes} episodes of {stored.metadata.dataset_id} written to {file}"
 
 
-def _policy(reference: str) -> StoredPolicy:
+def _policy(reference: str) -> "StoredPolicy":
+    from pipeline.tracking.models import find_policy
+
     local = Reference.parse(reference).run_id or Path(reference).is_dir()
     return find_policy(connect(), reference, "" if local else _task_of(reference), {})
 

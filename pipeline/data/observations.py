@@ -14,12 +14,9 @@ from typing import Any, Final
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
-from torch import nn
 
 from pipeline.errors import BadInput, shortened
 
-_NAMED: Final = nn.ModuleDict()
 FIELD = re.compile(r"[A-Za-z0-9_]{1,64}")
 WIDEST_SPAN: Final = 1e6  # of an action: wider ones are bounded in name only
 LIMIT: Final = "pipeline.envs.limits:LimitAction"
@@ -32,13 +29,15 @@ LARGEST_NUMBER: Final = 100.0
 
 def check_observation_space(space: gym.Space[Any]) -> None:
     """Raise BadInput, by name, unless policies can read such observations and datasets can hold them."""
+    from torch import nn  # late, as below: what only asks the store about datasets need not wait for it
+
     nested, parts = isinstance(space, spaces.Dict), _parts(space)
     if not parts:
         raise BadInput("observation space: the Dict has no key")
     for key, part in parts.items():
         if nested and not FIELD.fullmatch(key):
             raise BadInput(f"observation space: the key {shortened(key)} must be of letters, digits and _, at most 64")
-        if nested and hasattr(_NAMED, key):  # SB3 keeps a layer of each key under its name
+        if nested and hasattr(nn.ModuleDict(), key):  # SB3 keeps a layer of each key under its name
             raise BadInput(
                 f"observation space: the key {key!r} is a word of torch.nn.Module's own, which cannot name a layer; "
                 f"give it another name in the environment or in a wrapper"
@@ -57,6 +56,8 @@ def unscaled(space: gym.Space[Any]) -> tuple[str, ...]:
 
     `Dict(a=Box(0, 255, (128,), uint8), b=Discrete(9))` -> `("a (uint8, up to 255)",)`
     """
+    from stable_baselines3.common.preprocessing import is_image_space
+
     found = []
     for key, part in _parts(space).items():
         if not isinstance(part, spaces.Box) or is_image_space(part):  # others are one-hot; a CNN divides by 255
@@ -90,6 +91,8 @@ def check_action_space(space: gym.Space[Any]) -> None:
 
 def _fault(space: gym.Space[Any]) -> str:
     """What is wrong with a space of plain arrays; empty: nothing."""
+    from stable_baselines3.common.preprocessing import is_image_space
+
     if isinstance(space, spaces.Box):
         if is_image_space(space) and min(space.shape[1:]) < SMALLEST_PICTURE:
             return f"bytes with three axes are a picture, which has at least {SMALLEST_PICTURE} pixels a side"

@@ -51,6 +51,7 @@ from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.datasets import (
+    approvals,
     dataset_tags,
     download_dataset,
     find_dataset_run,
@@ -60,7 +61,7 @@ from pipeline.tracking.datasets import (
 from pipeline.tracking.host import git_state
 from pipeline.tracking.models import StoredPolicy, expert_to_ask, fetch_version, find_version
 from pipeline.tracking.references import Reference
-from pipeline.tracking.registry import approvals, moment_of_use, require_approved
+from pipeline.tracking.registry import moment_of_use, require_approved
 from pipeline.tracking.runs import get_run
 from pipeline.tracking.stage_run import StageRun
 from pipeline.validation import Context, Refusal, TaskReplay, validate

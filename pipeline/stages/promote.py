@@ -19,7 +19,6 @@ from pipeline.report.stage_pages import gate_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, registry
-from pipeline.tracking.lineage import derived
 from pipeline.tracking.models import (
     StoredPolicy,
     fetch_version,
@@ -174,7 +173,7 @@ def _roll_back(run: StageRun, config: Promote, task: Task, reference: str) -> St
     left = registry.approved_version(run.client, task.config.name)
     if left is not None:  # what came from the version that is given up would be in doubt at once
         given_up = f"{left.name}/{left.version}"
-        came_from_it = {found.info.run_id for found in derived(run.client, given_up)}
+        came_from_it = {found.info.run_id for found in lineage.derived(run.client, given_up)}
         if given_up != target.name_and_version and target.run_id in came_from_it:
             raise BadInput(
                 f"roll back to {target.reference}: it came from {given_up}, which is given up; name another one"

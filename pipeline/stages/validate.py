@@ -14,9 +14,8 @@ from pipeline.report.stage_pages import validation_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
-from pipeline.tracking.datasets import download_dataset, find_dataset_run, find_refusals
+from pipeline.tracking.datasets import approvals, download_dataset, find_dataset_run, find_refusals
 from pipeline.tracking.models import expert_to_ask
-from pipeline.tracking.registry import approvals
 from pipeline.tracking.runs import read_config, tag_of
 from pipeline.tracking.stage_run import StageRun
 from pipeline.validation import Context, TaskReplay, validate

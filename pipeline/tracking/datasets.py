@@ -10,7 +10,6 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Run
-from mlflow.exceptions import MlflowException
 
 from pipeline.config.stages import Pretrain
 from pipeline.data import (
@@ -19,19 +18,19 @@ from pipeline.data import (
     content_digest,
     load_dataset,
     metadata_digest,
-    metadata_faults,
-    read_metadata,
 )
 from pipeline.errors import BadInput, shortened
-from pipeline.names import Artifact, Quality, Tag
+from pipeline.names import Artifact, Quality, Tag, VersionTag, registered_model
 from pipeline.play.demonstrators import Demonstrator, scripted
 from pipeline.play.filming import view_again
 from pipeline.tasks import Task
+from pipeline.tracking import registry
 from pipeline.tracking.models import find_policy
-from pipeline.tracking.references import Reference, downloaded, fetched
+from pipeline.tracking.references import Reference, fetched
 from pipeline.tracking.runs import get_kept_run, latest_run, read_text_artifact, search, tag_of
 from pipeline.tracking.stage_run import StageRun
-from pipeline.validation.facts import Refusal
+from pipeline.tracking.store import pages
+from pipeline.validation.facts import Approval, Refusal
 from pipeline.validation.findings import FAILED
 
 
@@ -129,6 +128,23 @@ def find_refusals(client: MlflowClient, run: Run) -> tuple[Refusal, ...]:
     return tuple(found)
 
 
+def approvals(client: MlflowClient, task: str, demonstrator: Mapping[str, Any]) -> tuple[Approval, ...]:
+    """Every period during which a version of the task's expert was approved, oldest first.
+
+    For judging what `demonstrator` (of a dataset's metadata) recorded: when the record of that version cannot be read,
+    nothing can be judged, and BadInput is raised; other versions without a sound record are left out.
+    """
+    periods: list[Approval] = []
+    for version in pages(client.search_model_versions, f"name = '{registered_model(task)}'"):
+        digest = version.tags.get(VersionTag.POLICY_DIGEST, "not on record")
+        try:
+            periods += [Approval(str(version.version), digest, *period) for period in registry.history_of(version)]
+        except BadInput:
+            if (demonstrator.get("kind"), demonstrator.get("version")) == ("expert", str(version.version)):
+                raise
+    return tuple(sorted(periods, key=lambda period: period.since))
+
+
 def fetch_dataset(run: Run) -> StoredDataset:
     """Download and read a dataset, whatever its quality. Raises BadInput when it cannot be read."""
     return StoredDataset(*_loaded(download_dataset(run)), run)
@@ -143,16 +159,6 @@ def download_dataset(run: Run) -> Path:
     """The dataset folder of a recording run on this machine. Raises BadInput."""
     run_id = run.info.run_id
     return fetched(f"runs:/{run_id}/{Artifact.DATASET}", f"dataset of run {run_id}")
-
-
-def recorded_metadata(run: Run) -> dict[str, Any]:
-    """The metadata of the dataset that a run recorded, read alone; empty when they are gone or damaged."""
-    try:
-        with downloaded(f"runs:/{run.info.run_id}/{Artifact.METADATA}") as copy:
-            metadata = read_metadata(copy)
-    except (MlflowException, OSError, BadInput):
-        return {}
-    return {} if metadata_faults(metadata) else metadata
 
 
 def fetch_for_training(client: MlflowClient, reference: str, task: str | None) -> StoredDataset:

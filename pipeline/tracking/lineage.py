@@ -159,6 +159,13 @@ def trace(client: MlflowClient, reference: str, up: bool = False, down: bool = F
     return Lineage(start[0].info.run_id, tuple(_node(run) for run in ordered), tuple(edges))
 
 
+def derived(client: MlflowClient, reference: str) -> list[Run]:
+    """The runs that came from the thing (and itself), oldest first. A repaired dataset did not: it replaces one."""
+    tags = [tag for tag in RUN_TAGS if tag != lineage_run_tag("repaired")]
+    runs = _walk_down(client, resolve(client, reference), reference, tags)
+    return sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_id))
+
+
 def sources(client: MlflowClient, run: Run, roles: Sequence[str]) -> list[Run]:
     """The runs that a run came from through these roles, of all generations, each once."""
     found = _walk_up(client, [run], [lineage_run_tag(role) for role in roles])
@@ -226,21 +233,16 @@ def spread_taint(client: MlflowClient, reference: str, reason: str) -> list[str]
     """Mark every run that came from a dataset, run or version, and every registered version that such a run made.
 
     A tainted version that is approved loses the alias. What `reference` names carries its own status and is not marked;
-    neither is its repaired copy, which did not come from it but replaces it. The first reason stays. Returns lines for
-    people.
+    neither is its repaired copy. The first reason stays. Returns lines for people.
     """
-    start = resolve(client, reference)
-    tags = [tag for tag in RUN_TAGS if tag != lineage_run_tag("repaired")]
-    found = _walk_down(client, start, reference, tags)
-    for run in start:
-        del found[run.info.run_id]
-    derived = sorted(found.values(), key=lambda run: (run.info.start_time, run.info.run_id))
-    runs = [run for run in derived if run.data.tags.get(Tag.STAGE) not in JUDGES]
+    start = {run.info.run_id for run in resolve(client, reference)}
+    found = [run for run in derived(client, reference) if run.info.run_id not in start]
+    runs = [run for run in found if run.data.tags.get(Tag.STAGE) not in JUDGES]
     for run in runs:
         if Tag.TAINT not in run.data.tags:
             client.set_tag(run.info.run_id, Tag.TAINT, reason)
     lines = [f"  tainted: {len(runs)} runs that came from it"] if runs else []
-    for run in derived:
+    for run in found:
         for version in pages(client.search_model_versions, f"run_id = '{run.info.run_id}'"):
             withdrawn = registry.taint(client, version.name, version.version, reason)
             lines.append(

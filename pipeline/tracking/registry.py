@@ -7,10 +7,8 @@ told in one line to whoever asks for that version, and concerns no other.
 
 import contextlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -20,7 +18,6 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Alias, Gate, VersionTag, registered_model
 from pipeline.tracking.store import exclusive, pages, refuses
-from pipeline.validation.facts import Approval
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def require_approved(version: ModelVersion, doing: str) -> None:
             "mlflow run . -e promote"
         )
     missing = [tag for tag in (VersionTag.GATE_RUN_ID, VersionTag.POLICY_DIGEST) if tag not in version.tags]
-    if not missing and all(until is not None for _, until in _history(version)):
+    if not missing and all(until is not None for _, until in history_of(version)):
         missing = [f"{VersionTag.HISTORY} with an open period"]
     if missing:
         raise BadInput(
@@ -197,26 +194,9 @@ def taint(client: MlflowClient, name: str, version: str, reason: str) -> bool:
     return approved
 
 
-def approvals(client: MlflowClient, task: str, demonstrator: Mapping[str, Any]) -> tuple[Approval, ...]:
-    """Every period during which a version of the task's expert was approved, oldest first.
-
-    For judging what `demonstrator` (of a dataset's metadata) recorded: when the record of that version cannot be read,
-    nothing can be judged, and BadInput is raised; other versions without a sound record are left out.
-    """
-    periods: list[Approval] = []
-    for version in pages(client.search_model_versions, f"name = '{registered_model(task)}'"):
-        digest = version.tags.get(VersionTag.POLICY_DIGEST, "not on record")
-        try:
-            periods += [Approval(str(version.version), digest, *period) for period in _history(version)]
-        except BadInput:
-            if (demonstrator.get("kind"), demonstrator.get("version")) == ("expert", str(version.version)):
-                raise
-    return tuple(sorted(periods, key=lambda period: period.since))
-
-
 def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
     """Under the lock. The alias moves last but one: until then readers see the old approval, whole."""
-    _history(client.get_model_version(version.name, version.version))  # before anything changes: can it be read
+    history_of(client.get_model_version(version.name, version.version))  # before anything changes: can it be read
     before = _holder(client, version.name)
     _settle_interrupted(client, version.name, before)
     # a version's number is an int from a database and a str from a server
@@ -224,7 +204,7 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
     now = _now()
     current = client.get_model_version(version.name, version.version)
     # a version that is approved again while it is approved goes on in its open period
-    history = _history(current)
+    history = history_of(current)
     if not any(until is None for _, until in history):
         history.append((now, None))
     tags = {
@@ -263,7 +243,7 @@ def _settle_interrupted(client: MlflowClient, name: str, holder: ModelVersion | 
                 _supersede(client, version, str(holder.version), holder.tags.get(VersionTag.APPROVED_AT) or _now())
             else:
                 with contextlib.suppress(BadInput):  # a record that cannot be read stays, for people to mend
-                    closed = [period for period in _history(version) if period[1] is not None]
+                    closed = [period for period in history_of(version) if period[1] is not None]
                     _tag(client, version, {VersionTag.HISTORY: json.dumps(closed)})
                 reason = "its approval was interrupted: it never became the approved version"
                 _tag(client, version, {VersionTag.GATE_REASON: reason, VersionTag.GATE: Gate.PENDING})
@@ -273,7 +253,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _history(version: ModelVersion) -> list[tuple[str, str | None]]:
+def history_of(version: ModelVersion) -> list[tuple[str, str | None]]:
     """Its periods of approval. Raises BadInput for a tag that holds anything else."""
     text = version.tags.get(VersionTag.HISTORY, "[]")
     with contextlib.suppress(ValueError, TypeError, RecursionError):
@@ -291,7 +271,7 @@ def _history(version: ModelVersion) -> list[tuple[str, str | None]]:
 def _ended(version: ModelVersion, now: str) -> dict[str, str]:
     """The tag of its periods of approval, the open one closed; nothing when it cannot be read: it stays as it is."""
     try:
-        return {VersionTag.HISTORY: json.dumps([(since, until or now) for since, until in _history(version)])}
+        return {VersionTag.HISTORY: json.dumps([(since, until or now) for since, until in history_of(version)])}
     except BadInput:
         return {}
 

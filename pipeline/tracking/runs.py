@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -14,6 +14,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.config.loading import parse_yaml, validate
 from pipeline.config.task import Snqi, TaskConfig
+from pipeline.data import metadata_faults, read_metadata
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Tag
 from pipeline.tracking.references import downloaded
@@ -101,6 +102,16 @@ def read_task(client: MlflowClient, run: Run, folder: Path) -> TaskConfig:
     for name, file in files.items():
         file.write_text(recorded(client, run, f"{Artifact.SNQI}/{name}.json"), encoding="utf-8")
     return replace(task, snqi=Snqi(**{name: str(file) for name, file in files.items()}))
+
+
+def recorded_metadata(run: Run) -> dict[str, Any]:
+    """The metadata of the dataset that a run recorded, read alone; empty when they are gone or damaged."""
+    try:
+        with downloaded(f"runs:/{run.info.run_id}/{Artifact.METADATA}") as copy:
+            metadata = read_metadata(copy)
+    except (MlflowException, OSError, BadInput):
+        return {}
+    return {} if metadata_faults(metadata) else metadata
 
 
 def stage_run_of(client: MlflowClient, run: Run) -> Run:

@@ -92,6 +92,16 @@ def test_help_answers_at_once_without_loading_the_stages(repository):
     assert time.perf_counter() - started < 60
 
 
+def test_questions_are_answered_without_loading_what_only_trains(repository, store):
+    code = "import sys; from pipeline.cli import ask\n"
+    code += "assert [ask([verb]) for verb in ('runs', 'datasets', 'policies')] == [0, 0, 0]\n"
+    code += f"assert [ask([verb, '{'0' * 32}']) for verb in ('lineage', 'why', 'impact')] == [2, 2, 2]\n"
+    code += "print('loaded', sorted({'torch', 'numba', 'stable_baselines3', 'scipy.stats'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert "loaded []" in answer.stdout
+
+
 # --- how a stage ends ------------------------------------------------------------------------------------------------
 
 

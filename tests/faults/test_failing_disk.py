@@ -312,7 +312,7 @@ def saying_so(bench: Bench) -> list[str]:
 
 
 def overlaps(bench: Bench) -> bool:
-    periods = registry.approvals(bench.client, "walk", {})
+    periods = datasets.approvals(bench.client, "walk", {})
     return any(a.until is None or a.until > b.since for a, b in itertools.pairwise(periods))
 
 

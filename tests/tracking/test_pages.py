@@ -11,10 +11,11 @@ from real_things import TASK, Bench
 
 from pipeline import query
 from pipeline.names import Tag, lineage_run_tag
-from pipeline.tracking import registry, runs
+from pipeline.tracking import datasets, registry
 from pipeline.tracking.datasets import find_dataset_run
-from pipeline.tracking.lineage import downstream
+from pipeline.tracking.lineage import trace
 from pipeline.tracking.runs import PAGE, experiment_ids, search
+from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import pages
 
 MANY = 1_100  # MLflow answers with 1,000 experiments or runs, and with 100 models
@@ -40,7 +41,7 @@ def test_an_experiment_beyond_the_first_thousand_is_searched_like_the_others(cro
     assert find_dataset_run(crowded.client, "latest", TASK).info.run_id == run_id
     assert list(query.datasets().run_id) == [run_id]
     assert set(query.runs().run_id) == {run_id, made}
-    assert {node.run_id for node in downstream(crowded.client, run_id).nodes} == {run_id, made}
+    assert {node.run_id for node in trace(crowded.client, run_id, down=True).nodes} == {run_id, made}
 
 
 def test_more_runs_than_an_answer_holds_are_all_found_and_no_more_than_were_asked_for(bench):
@@ -76,7 +77,7 @@ def test_versions_and_models_are_found_on_every_page(bench, monkeypatch):
     versions = [bench.candidate(seed=seed) for seed in range(5)]
     approved = [registry.approve(bench.client, version, bench.run("promote"), "good") for version in versions]
     run_id = bench.run("train_expert", status=None)
-    run = runs.StageRun(bench.client, run_id, bench.experiment, bench.folder)
+    run = StageRun(bench.client, run_id, bench.experiment, bench.folder)
     for n in range(3):
         run.policy(bench.policy_folder(seed=n), "best", n, {})
 
@@ -87,7 +88,7 @@ def test_versions_and_models_are_found_on_every_page(bench, monkeypatch):
         monkeypatch.setattr(bench.client, name, small(getattr(bench.client, name)))
     assert len(bench.client.search_model_versions(f"name = '{TASK}-expert'")) == 2
     assert len(list(pages(bench.client.search_model_versions, f"name = '{TASK}-expert'"))) == 5
-    assert [period.since for period in registry.approvals(bench.client, TASK, {})] == [moved.at for moved in approved]
+    assert [period.since for period in datasets.approvals(bench.client, TASK, {})] == [moved.at for moved in approved]
     replace(run, continued=True).policy(bench.policy_folder(seed=0), "best", 0, {})
     assert len(list(pages(bench.client.search_logged_models, [bench.experiment]))) == 3
 

@@ -7,7 +7,7 @@ from real_things import TASK
 
 from pipeline.errors import BadInput
 from pipeline.names import Alias, Gate, VersionTag
-from pipeline.tracking import registry
+from pipeline.tracking import datasets, registry
 
 
 def state(bench, version) -> tuple[str, frozenset[str]]:
@@ -37,7 +37,7 @@ def test_without_an_approval_nothing_is_approved(bench):
     assert registry.approved_version(bench.client, TASK) is None
     bench.candidate()
     assert registry.approved_version(bench.client, TASK) is None
-    assert registry.approvals(bench.client, TASK, {}) == ()
+    assert datasets.approvals(bench.client, TASK, {}) == ()
 
 
 def test_approval_moves_the_alias_and_records_run_reason_and_time(bench):
@@ -89,7 +89,7 @@ def test_a_refusal_changes_nothing_but_the_tags_of_the_gate(bench):
     assert after.aliases == before.aliases
     assert approved_number(bench) == int(approved.version)
     assert state(bench, approved)[0] == Gate.APPROVED
-    assert len(registry.approvals(bench.client, TASK, {})) == 1
+    assert len(datasets.approvals(bench.client, TASK, {})) == 1
 
 
 def test_an_approved_version_that_now_fails_keeps_its_alias_but_demonstrates_no_more(bench):
@@ -185,9 +185,9 @@ def test_a_history_that_is_none_concerns_its_own_version_alone(bench):
         with pytest.raises(BadInput, match=line):
             registry.approve(bench.client, spoilt, bench.run("promote"), "again")
         with pytest.raises(BadInput, match=line):
-            registry.approvals(bench.client, TASK, {"kind": "expert", "version": "1"})
+            datasets.approvals(bench.client, TASK, {"kind": "expert", "version": "1"})
         for other in ({"kind": "expert", "version": "2"}, {"kind": "scripted", "version": "1"}):
-            assert registry.approvals(bench.client, TASK, other) == (), text[:30]
+            assert datasets.approvals(bench.client, TASK, other) == (), text[:30]
     # the next one takes its place, and can be rolled back to; that one cannot
     for version in (sound, bench.candidate(seed=3)):
         registry.approve(bench.client, version, bench.run("promote"), "better")
@@ -305,7 +305,7 @@ def test_the_history_of_approvals_has_no_overlap_and_no_gap(bench):
     registry.approve(bench.client, second, bench.run("promote"), "b")
     registry.roll_back(bench.client, first, bench.run("promote"), "c")
     registry.approve(bench.client, third, bench.run("promote"), "d")
-    periods = registry.approvals(bench.client, TASK, {})
+    periods = datasets.approvals(bench.client, TASK, {})
     assert [p.version for p in periods] == ["1", "2", "1", "3"]
     assert [p.until for p in periods[:-1]] == [p.since for p in periods[1:]]
     assert periods[-1].until is None
@@ -329,7 +329,7 @@ def test_the_approved_version_is_no_target_of_a_roll_back(bench):
     registry.approve(bench.client, version, bench.run("promote"), "good")
     with pytest.raises(BadInput, match="walk-expert/1: it is the approved version already"):
         registry.roll_back(bench.client, version, bench.run("promote"), "why not")
-    assert len(registry.approvals(bench.client, TASK, {})) == 1
+    assert len(datasets.approvals(bench.client, TASK, {})) == 1
 
 
 def test_a_tainted_version_is_no_target_of_a_roll_back(bench):
@@ -359,11 +359,11 @@ def test_a_taint_takes_the_approval_away_and_ends_its_period(bench):
     assert registry.taint(bench.client, second.name, second.version, "cheated") is False
     assert registry.approved_version(bench.client, TASK) is None
     assert state(bench, first)[0] == Gate.REFUSED
-    assert [period.until is None for period in registry.approvals(bench.client, TASK, {})] == [False]
+    assert [period.until is None for period in datasets.approvals(bench.client, TASK, {})] == [False]
 
 
 def test_tasks_do_not_share_experts(bench):
     version = bench.candidate()
     registry.approve(bench.client, version, bench.run("promote"), "good")
     assert registry.approved_version(bench.client, "swim") is None
-    assert registry.approvals(bench.client, "swim", {}) == ()
+    assert datasets.approvals(bench.client, "swim", {}) == ()

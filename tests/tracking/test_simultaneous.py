@@ -13,7 +13,7 @@ from real_things import TASK, Bench, Crowd
 
 from pipeline.errors import BadInput
 from pipeline.names import Alias, Gate, VersionTag
-from pipeline.tracking import registry
+from pipeline.tracking import datasets, registry
 from pipeline.tracking.store import connect
 
 
@@ -98,7 +98,7 @@ def test_simultaneous_promotions_end_with_one_approved_version_and_a_full_record
     assert {number: old for number, old in (answer["answer"] for answer in answers)} == replaced
     assert all(now[old].tags[VersionTag.REPLACED_BY] == new for new, old in replaced.items() if old)
     # exactly one period is open, and the others ended when the next began
-    periods = registry.approvals(bench.client, TASK, {})
+    periods = datasets.approvals(bench.client, TASK, {})
     assert len(periods) == Crowd.SIZE
     assert [p.version for p in periods if p.until is None] == approved
     ends = {p.version: p.until for p in periods}
