@@ -32,6 +32,7 @@ SMALLER = {  # than the smoke configs already are
         "training.checkpoint_every": "1024",
     },
 }
+UNDRAWN = {"compare": {"playback_episodes": "0"}}  # `whole`: films take most of a report's time, `staged` has them
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def make_projects(folder: Path) -> None:
     """`folder/whole` and `folder/staged`, side by side; `ended.json` of each says how its commands ended."""
     for name in ("whole", "staged"):
         (folder / name).mkdir(parents=True)
-        write_configs(folder / name)
+        write_configs(folder / name, SMALLER | (UNDRAWN if name == "whole" else {}))
         with mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=uri_of(folder / name)):
             from pipeline.tracking.store import connect, experiment_id
 
@@ -86,7 +87,7 @@ def remember(folder: Path, ended: dict[str, Ended]) -> None:
     (folder / "ended.json").write_text(json.dumps({stage: asdict(how) for stage, how in ended.items()}))
 
 
-def write_configs(folder: Path) -> None:
+def write_configs(folder: Path, smaller: dict[str, dict[str, str]]) -> None:
     from pipeline.config.loading import load, to_yaml
     from pipeline.config.stages import STAGE_CONFIGS, Main
 
@@ -94,7 +95,7 @@ def write_configs(folder: Path) -> None:
         of_main = {stage: path for stage, path in vars(load(Main, "configs/smoke/main.yaml").stages).items() if path}
         for stage in ORDER:
             path = of_main.get(stage, f"configs/smoke/{'finetune' if stage == 'baseline' else stage}.yaml")
-            config = load(STAGE_CONFIGS[stage], path, SMALLER.get("finetune" if stage == "baseline" else stage, {}))
+            config = load(STAGE_CONFIGS[stage], path, smaller.get("finetune" if stage == "baseline" else stage, {}))
             (folder / f"{stage}.yaml").write_text(to_yaml(config))
     lines = [f"  {stage}: {folder}/{stage}.yaml" for stage in of_main]
     (folder / "main.yaml").write_text("\n".join(["stages:", *lines, f"group: {GROUP}", ""]))

@@ -7,7 +7,7 @@ takes at once, close.
 
 Each child has its own pipe, so that a killed one cannot damage what another says; it ends by itself when the parent
 does. It leads a process group, so that whatever processes its environments start end with it. The processes come from a
-fork server that has everything imported. Not here: what is done with the events.
+fork server that has everything loaded (`preloaded`). Not here: what is done with the events.
 """
 
 import contextlib
@@ -25,8 +25,7 @@ from pipeline.errors import BadInput, Interrupted, disk_refusal
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.names import THREAD_VARIABLES
 
-# the first optimiser of a process imports torch._dynamo: once in the fork server instead of in every training
-PRELOADED: Final = ["pipeline.learning.ppo", "torch._dynamo"]
+PRELOADED: Final = ["pipeline.executors.preloaded"]
 GRACE_SECONDS: Final = 5.0
 STARTING: Final = threading.Lock()  # the environment is that of all threads
 

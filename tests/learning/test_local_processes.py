@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.errors import BadInput
-from pipeline.executors.local import TrainingCrashed, run_side_by_side
+from pipeline.executors.local import PRELOADED, TrainingCrashed, run_side_by_side
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 
@@ -44,6 +44,22 @@ def test_side_by_side_equals_one_after_the_other(jobs):
             assert [(e.kind, e.timestep, e.text) for e in mine] == [(e.kind, e.timestep, e.text) for e in events]
     finally:
         torch.set_num_threads(threads)
+
+
+def _train_and_say_what_was_loaded(job, sender):
+    before = {*sys.modules}
+    train(job, lambda event: None)
+    sender.send(sorted(name for name in {*sys.modules} - before if name.startswith(("numba", "torch._dynamo"))))
+
+
+def test_a_training_finds_what_takes_long_to_load(jobs):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_train_and_say_what_was_loaded, args=(jobs[0], sender))
+    process.start()
+    assert receiver.recv() == []
+    process.join()
 
 
 def test_what_the_user_did_wrong_comes_back_as_it_was_said(jobs):
