@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Count, Fraction, LibraryArguments, Name, Positive, Seed, configuration
+from pipeline.config.base import Count, Fraction, LibraryArguments, Name, Positive, Seed, Seeds, configuration
 from pipeline.names import Metric
 
 PLAIN: Final = re.compile(r"[\w.+-]+")
@@ -151,13 +151,11 @@ class Sweep:
     """Share of a training's steps from which `prune` stops it when its best checkpoint so far is infeasible."""
     best_k: Count = 3
     """Trials that are trained again on `fresh_seeds`."""
-    fresh_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (101, 102, 103)
+    fresh_seeds: Seeds = (101, 102, 103)
     stale_after_seconds: Positive = 60.0
     """A trial of another machine that gave no sign for so long is taken over."""
 
     def __post_init__(self) -> None:
-        if len(set(self.fresh_seeds)) != len(self.fresh_seeds):
-            raise ValueError(f"fresh_seeds must be distinct, got {list(self.fresh_seeds)}")
         if self.pruner.name == "wilcoxon" and self.seeds_per_trial < 2:
             raise ValueError("pruner wilcoxon compares seed by seed: set seeds_per_trial to 2 or more")
         if re.match(r"[^/]*//[^/@]*:[^/@]*@", self.storage):

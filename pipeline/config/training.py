@@ -81,19 +81,17 @@ class Segment:
 class EvaluationSchedule:
     """When and on what a policy in training is evaluated: fixed episodes, the same for every arm and seed."""
 
-    segments: tuple[Segment, ...] = (Segment(),)
+    segments: Annotated[tuple[Segment, ...], Field(min_length=1)] = (Segment(),)
     episodes: Count = 100
     seed: Seed = 7
 
     def __post_init__(self) -> None:
-        ends = [segment.until_step for segment in self.segments]
-        if not ends:
-            raise ValueError("segments needs at least one segment")
-        if ends[-1] is not None:
+        *ends, last = [segment.until_step for segment in self.segments]
+        if last is not None:
             raise ValueError("the last segment must not have until_step: it lasts to the end")
-        if any(end is None for end in ends[:-1]):
-            raise ValueError("only the last segment may lack until_step")
         bounded = [end for end in ends if end is not None]
+        if bounded != ends:
+            raise ValueError("only the last segment may lack until_step")
         if any(a >= b for a, b in pairwise(bounded)):
             raise ValueError("until_step must grow from segment to segment")
 

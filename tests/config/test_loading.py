@@ -227,7 +227,7 @@ EXPERT = "task: t\n"
         (
             TrainExpert,
             EXPERT + "training: {evaluation: {segments: []}}",
-            ["training.evaluation", "at least one segment"],
+            ["training.evaluation.segments", "at least 1 item"],
         ),
         (
             TrainExpert,

@@ -99,7 +99,7 @@ def test_a_key_inside_another_key_and_a_key_with_two_ranges_are_refused(files):
     [
         ({"seeds_per_trial": 4}, "seeds_per_trial = 4, but"),
         ({"fresh_seeds": [1]}, "fresh_seeds: 1 is a seed of the trials"),
-        ({"fresh_seeds": [5, 5]}, "fresh_seeds must be distinct"),
+        ({"fresh_seeds": [5, 5]}, "fresh_seeds = [5, 5]: seeds must be distinct"),
         ({"trial_timesteps": 241}, "a budget of 241 steps is no multiple of training.n_envs = 4"),
         ({"objective": {"name": "last_n_mean", "n": 9}}, "objective.n = 9, but a training of 240 steps has 4"),
         ({"objective": {"name": "last_n_mean"}}, "objective: n is the number of evaluations"),
