@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
+from typing import Any
 
 from pipeline.errors import BadInput, disk_refusal, machine_fault, printable, say, shortened
 from pipeline.names import STAGES, THREAD_VARIABLES
@@ -129,6 +130,11 @@ def ask(arguments: Sequence[str] | None = None) -> int:
         verb = verbs.add_parser(export, help=f"write from a {what} to a new {target}")
         verb.add_argument("reference", metavar=what)
         verb.add_argument("target", metavar=target)
+    verb = verbs.add_parser(
+        "inspect", help="what an SB3 zip of somebody else holds, executing nothing; code 1: refused"
+    )
+    verb.add_argument("file")
+    verb.add_argument("--json", action="store_true", help="for scripts")
     verbs.add_parser(
         "store", help="make the store that MLFLOW_TRACKING_URI names, before several commands use it at once"
     )
@@ -144,6 +150,13 @@ def ask(arguments: Sequence[str] | None = None) -> int:
             for line in lines:
                 say(line)
             return DONE if done else VERDICT_NO
+        if known.verb == "inspect":
+            from pipeline.policies.sb3_actor import inspect_sb3_zip  # late: --help answers at once
+
+            held = inspect_sb3_zip(known.file)
+            for line in [json.dumps(held, indent=2)] if known.json else _told_of_zip(held):
+                say(line)
+            return DONE if held["refused"] is None else VERDICT_NO
         if known.verb == "store":
             from pipeline.tracking.store import connect, experiment_id, ui_command  # late: --help answers at once
 
@@ -174,6 +187,38 @@ def _answer(known: argparse.Namespace) -> str:
         frame["coverage"] = [_coverage(cell) for cell in frame["coverage"]]
     frame = frame.astype(object).where(frame.notna(), "-").apply(lambda column: column.map(printable))
     return f"no {known.verb}" if frame.empty else str(frame.to_string(index=False, max_colwidth=60))
+
+
+def _told_of_zip(held: Mapping[str, Any]) -> Iterator[str]:
+    """What `inspect` found, a line each; what is pickled last, since there may be much of it."""
+
+    def layer(one: Any) -> str:
+        return f"{one['inputs']} x {one['outputs']}" if "inputs" in one else f"cut at {one['limit']:g}"
+
+    network = held["network"] or {}
+    layers = [one if isinstance(one, str) else layer(one) for one in network.get("layers", ())]
+    hidden = [f"{width} {network['activation']}" for width in network.get("hidden", ())]
+    shown = {
+        "file": held["file"],
+        "algorithm": f"{held['algorithm']} ({held['policy_class']})",
+        "trained for": f"{held['timesteps']:,} steps" if held["timesteps"] else None,
+        "saved by": f"stable-baselines3 {held['sb3_version'] or 'before 1.0'}, Python {held['python_version'] or '?'}",
+        "observations": held["observation_space"],
+        "actions": held["action_space"],
+        "network": ", ".join(layers or hidden),
+        "normalized": "observations, by {shape} statistics, cut at {clip:g}".format_map(held["normalized"] or {})
+        if held["normalized"]
+        else None,
+        "wrappers": ", ".join(held["wrappers"]) or None,
+        "frames": f"{held['frame_stack']} stacked" if (held["frame_stack"] or 1) > 1 else None,
+        "import": f"refused: {held['refused']}"
+        if held["refused"]
+        else f"as a policy that acts and demonstrates{' and that PPO can go on from' * held['fine_tuned_by_ppo']}",
+    }
+    yield from (f"{name:14}{printable(text)}" for name, text in shown.items() if text)
+    yield "pickled parts, none of which was executed, and what they ask Python for:"
+    for part, names in held["pickled"].items():
+        yield printable(f"  {part:32}{', '.join(names) or 'nothing'}")
 
 
 def _coverage(episodes: dict[str, int] | None) -> str | None:

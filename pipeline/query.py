@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pipeline.errors import BadInput, did_you_mean, shortened
-from pipeline.names import SEED_STAGES, STAGES, SWEEP_FRESH, SWEEP_TRIAL, Alias, Tag, VersionTag, registered_model
+from pipeline.names import SEED_STAGES, STAGES, SWEEP_FRESH, SWEEP_TRIAL, Tag, VersionTag, registered_model
 from pipeline.tracking.lineage import Lineage, trace
 from pipeline.tracking.references import Reference
 from pipeline.tracking.registry import require_approved
@@ -181,10 +181,10 @@ def load_ppo(reference: str) -> "PPO":
 
     Nothing is unpickled: the network is rebuilt from the artifact, whose bytes are held to the digest on record.
     """
-    from pipeline.policies import load_policy as load
+    from pipeline.policies import load_trainable
     from pipeline.policies.sb3 import as_ppo
 
-    return as_ppo(load(_policy(reference).folder))
+    return as_ppo(load_trainable(_policy(reference).folder))
 
 
 def load_demonstrations(reference: str) -> "StoredDataset":
@@ -207,15 +207,17 @@ def export_dataset(reference: str, folder: str) -> str:
 
 
 def export_policy(reference: str, file: str) -> str:
-    """Write the approved version of an expert as an SB3 `.zip` to a new file; returns a line for people."""
-    from pipeline.policies import load_policy as load
-    from pipeline.policies.sb3 import export_sb3_zip
-    from pipeline.tracking.models import fetch_version, find_version
+    """Write a policy that the store holds as an SB3 `.zip` to a new file; returns a line for people.
 
-    version = find_version(connect(), reference, _task_of(reference), Alias.APPROVED)
-    require_approved(version, "export_policy")
-    policy = fetch_version(version)
-    export_sb3_zip(load(policy.folder), file)
+    A registered version must be approved. Raises BadInput.
+    """
+    from pipeline.policies import load_trainable
+    from pipeline.policies.sb3 import export_sb3_zip
+
+    policy = _policy(reference)
+    if policy.version is not None:
+        require_approved(policy.version, "export_policy")
+    export_sb3_zip(load_trainable(policy.folder), file)
     return f"policy {policy.reference} ({policy.digest}) written to {file}; whoever loads an SB3 zip trusts it"
 
 

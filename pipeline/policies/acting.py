@@ -1,5 +1,6 @@
 """What a policy does: batched inference, row by row the same on any processor. Nothing is learnt here."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -8,9 +9,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from pipeline.errors import BadInput
 from pipeline.files import compiled
+from pipeline.policies.frozen import FrozenActor
 from pipeline.policies.networks import images_in, scaling_of
 from pipeline.policies.units import Affine
 
@@ -18,14 +23,18 @@ Observations = Any  # (n, *obs_shape) array, or a mapping of such arrays for Dic
 ActFunction = Callable[[Observations], np.ndarray]  # observations of n slots -> (n, *act_shape) actions
 
 
-def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFunction:
+def act_function(policy: ActorCriticPolicy | FrozenActor, deterministic: bool = True) -> ActFunction:
     """Batched inference: `(n, *obs_shape)` -> `(n, *act_shape)` actions inside the action space.
 
     Deterministic actions equal those of `policy.predict` up to rounding. A row's action follows from that row alone,
     on every processor: what an episode does must not depend on the episodes next to it. Layers are `dense`, which
     promises that; pictures go through PyTorch one at a time. The function is the policy as it is now: make a new one
-    after it has learnt. Stochastic actions draw from torch's generator.
+    after it has learnt. Stochastic actions draw from torch's generator; a frozen actor has none, and raises BadInput.
     """
+    if isinstance(policy, FrozenActor):
+        if not deterministic:
+            raise BadInput("this policy acts deterministically alone: how it explored is not known; ask for that")
+        return _frozen_actions(policy)
     space, extractor = policy.observation_space, policy.pi_features_extractor
     if not deterministic or any(True for _ in extractor.parameters()):
 
@@ -41,16 +50,7 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
         # convolutions of different numbers of rows differ in their last bits
         return one_by_one if images_in(space) else predict
 
-    def frozen(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-        if isinstance(layer, nn.Tanh):
-            return tanh
-        if isinstance(layer, nn.ReLU):
-            return lambda rows: np.maximum(rows, np.float32(0))
-        assert isinstance(layer, nn.Linear)
-        weight, bias = layer.weight.detach().numpy().T.copy(order="C"), layer.bias.detach().numpy().copy()
-        return lambda rows: dense(rows, weight, bias)
-
-    layers = [frozen(layer) for layer in (*policy.mlp_extractor.policy_net, policy.action_net)]
+    layers = [_kernel(layer) for layer in (*policy.mlp_extractor.policy_net, policy.action_net)]
     scaling = scaling_of(policy)
     decide = _decision(policy.action_space, scaling.actions)
 
@@ -71,18 +71,73 @@ def act_function(policy: ActorCriticPolicy, deterministic: bool = True) -> ActFu
     return act
 
 
+def _frozen_actions(actor: FrozenActor) -> ActFunction:
+    """What a frozen actor does, row by row like any other policy."""
+    space, actions, network = actor.observation_space, actor.action_space, actor.network
+    # wide and large as these are, sums in float32 would stray from SB3's further than its own rounding does
+    layers = [_kernel(layer, np.float64) for layer in actor.layers]
+    decide, pictures = _decision(actions, None), bool(images_in(space))
+
+    def features(observations: Observations) -> np.ndarray:
+        if isinstance(space, spaces.Box) and not pictures:
+            return np.ascontiguousarray(actor.normalize(observations)).reshape(len(observations), -1)
+        with torch.inference_mode():
+            tensors = obs_as_tensor(observations, torch.device("cpu"))
+            return np.asarray(actor.extractor(preprocess_obs(tensors, space)).numpy(), np.float32)
+
+    def act(observations: Observations) -> np.ndarray:
+        output = features(observations)
+        for layer in layers:
+            output = layer(output)
+        if network.quantiles is not None:
+            output = output.reshape(len(output), network.quantiles, -1).mean(axis=1)
+        if network.rescaled:
+            assert isinstance(actions, spaces.Box)
+            low, high = actions.low.ravel(), actions.high.ravel()
+            output = low + np.float32(0.5) * (output + np.float32(1)) * (high - low)
+        return decide(output)
+
+    def one_by_one(observations: Observations) -> np.ndarray:
+        if isinstance(observations, Mapping):
+            rows = range(len(next(iter(observations.values()))))
+            return np.concatenate([act({k: v[i : i + 1] for k, v in observations.items()}) for i in rows])
+        return np.concatenate([act(observations[i : i + 1]) for i in range(len(observations))])
+
+    return one_by_one if pictures else act
+
+
+def _kernel(layer: nn.Module, sums: type[np.floating] = np.float32) -> Callable[[np.ndarray], np.ndarray]:
+    """A layer as a function of rows (n, inputs) float32, as it is now; `sums`: what it adds products up in."""
+    if isinstance(layer, nn.Tanh):
+        return tanh
+    if isinstance(layer, nn.ReLU):
+        return lambda rows: np.maximum(rows, np.float32(0))
+    if isinstance(layer, nn.LeakyReLU):
+        slope = np.float32(layer.negative_slope)
+        return lambda rows: np.where(rows > 0, rows, slope * rows)
+    if isinstance(layer, nn.ELU):
+        return elu
+    if isinstance(layer, nn.Hardtanh):
+        low, high = np.float32(layer.min_val), np.float32(layer.max_val)
+        return lambda rows: np.clip(rows, low, high)
+    assert isinstance(layer, nn.Linear)
+    weight = layer.weight.detach().numpy().T.astype(sums, order="C")
+    bias = np.zeros(len(layer.weight), sums) if layer.bias is None else layer.bias.detach().numpy().astype(sums)
+    return lambda rows: dense(rows, weight, bias).astype(np.float32, copy=False)
+
+
 # subtle: libraries choose a kernel by the number of rows, and a row's last bits follow from the kernel and the row's
 # place in it. Here sums are taken in the order that is written, product by product, nothing fused or reordered (no
 # fastmath): a row's bits are the same in any company and on any processor. Eight inputs at a time keep the sums in
 # registers, which makes it as fast as the libraries at the sizes of policies (benchmarks/acting_speed.py).
 @compiled
 def dense(rows: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """`bias + rows @ weight`: (n, inputs), (inputs, outputs), (outputs,) -> (n, outputs), all float32.
+    """`bias + rows @ weight`: (n, inputs) float32, (inputs, outputs), (outputs,) -> (n, outputs) of the weight's dtype.
 
-    ((bias + x[0] w[0]) + x[1] w[1]) + ..., each operation rounded to float32: any processor, any row, the same bits.
+    ((bias + x[0] w[0]) + x[1] w[1]) + ..., each operation rounded to that: any processor, any row, the same bits.
     """
     inputs, outputs = weight.shape
-    sums = np.empty((len(rows), outputs), np.float32)
+    sums = np.empty((len(rows), outputs), weight.dtype)
     sums[:] = bias
     whole = inputs - inputs % 8
     for k in range(0, whole, 8):
@@ -130,6 +185,16 @@ def tanh(rows: np.ndarray) -> np.ndarray:
         y = x * x
         p = x * ((((((p6 * y + p5) * y + p4) * y + p3) * y + p2) * y + p1) * y + p0)
         flat[i] = p / (((q3 * y + q2) * y + q1) * y + q0)
+    return result
+
+
+@compiled
+def elu(rows: np.ndarray) -> np.ndarray:
+    """float32 (n, outputs) -> x where x > 0, exp(x) - 1 elsewhere, in float64 and rounded once."""
+    result = np.empty_like(rows)
+    flat, given = result.reshape(-1), rows.reshape(-1)
+    for i in range(flat.size):
+        flat[i] = given[i] if given[i] > 0 else math.expm1(np.float64(given[i]))
     return result
 
 

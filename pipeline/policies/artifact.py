@@ -27,12 +27,15 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from pipeline.config.loading import validate
+from pipeline.config.loading import to_data, validate
 from pipeline.config.training import Network
+from pipeline.data.observations import check_action_space
 from pipeline.data.spaces import space_from_json, space_to_json
 from pipeline.errors import BadInput, shortened
 from pipeline.files import DAMAGE, digest, strict_json, write_folder
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
+from pipeline.policies.frozen import FrozenActor
+from pipeline.policies.layers import FrozenNetwork
 from pipeline.policies.networks import action_distribution, build_policy, images_in, network_of, scaling_of
 from pipeline.policies.units import blank_scaling
 
@@ -41,24 +44,31 @@ MAX_SPEC_BYTES: Final = 1_000_000
 MAX_WEIGHT_BYTES: Final = 1_000_000_000
 MAX_LAYERS: Final = 16
 MAX_PARAMETERS: Final = 200_000_000
+DETERMINISTIC: Final = "deterministic"
 WRAPPERS: Final = "wrappers"  # in the provenance: what stood between the environment and the policy
 
+Policy = ActorCriticPolicy | FrozenActor
 Space = Annotated[Any, AfterValidator(space_from_json)]
 Scaled = Literal["observations", "actions"]
 
 
-def save_policy(policy: ActorCriticPolicy, folder: str | Path, provenance: Mapping[str, Any]) -> str:
+def save_policy(policy: Policy, folder: str | Path, provenance: Mapping[str, Any]) -> str:
     """Write the artifact, whole or not at all, replacing what was there; returns its `policy_digest`."""
-    network = network_of(policy)
-    images = {"image_features": network.image_features} if images_in(policy.observation_space) else {}
-    scaled = [name for name, affine in vars(scaling_of(policy)).items() if affine is not None]
+    scaled: list[str] = []
+    if isinstance(policy, FrozenActor):
+        network, distribution = to_data(policy.network), DETERMINISTIC
+    else:
+        settings, distribution = network_of(policy), action_distribution(policy.action_space)
+        images = {"image_features": settings.image_features} if images_in(policy.observation_space) else {}
+        network = {"hidden": list(settings.hidden), "activation": settings.activation, **images}
+        scaled = [name for name, affine in vars(scaling_of(policy)).items() if affine is not None]
     spec = {
         **({"scaled": scaled} if scaled else {}),
         "format_version": FORMAT_VERSION,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
-        "network": {"hidden": list(network.hidden), "activation": network.activation, **images},
-        "action_distribution": action_distribution(policy.action_space),
+        "network": network,
+        "action_distribution": distribution,
         "provenance": dict(provenance),
     }
     text = json.dumps(spec, indent=1, sort_keys=True, allow_nan=False) + "\n"
@@ -79,7 +89,7 @@ def policy_digest(folder: str | Path) -> str:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What `policy.json` says."""
+    """What `policy.json` says of a policy that PPO trains."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -92,7 +102,21 @@ class PolicySpec:
     scaled: tuple[Scaled, ...] = ()
 
 
-def read_spec(folder: str | Path) -> PolicySpec:
+@dataclass(frozen=True)
+class FrozenSpec:
+    """What `policy.json` says of one that only acts."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    format_version: Literal[1]
+    observation_space: Space
+    action_space: Space
+    network: FrozenNetwork
+    action_distribution: Literal["deterministic"]
+    provenance: dict[str, Any]
+
+
+def read_spec(folder: str | Path) -> PolicySpec | FrozenSpec:
     """Read and check `policy.json` without touching the weights. Raises BadInput."""
     path = Path(folder) / POLICY_SPEC_FILE
     what = f"policy {str(path)!r}"
@@ -100,6 +124,14 @@ def read_spec(folder: str | Path) -> PolicySpec:
         data = strict_json(_read(path, MAX_SPEC_BYTES))
     except ValueError as error:
         raise BadInput(f"{what} is not valid JSON: {error}") from None
+    if isinstance(data, dict) and data.get("action_distribution") == DETERMINISTIC:
+        frozen = validate(FrozenSpec, data, what)
+        check_action_space(frozen.action_space)
+        parameters = frozen.network.parameter_count + _picture_parameters(
+            frozen.observation_space, frozen.network.image_features or 1
+        )
+        _refuse_large(parameters, what)
+        return frozen
     spec = validate(PolicySpec, data, what)
     expected = action_distribution(spec.action_space)
     if spec.action_distribution != expected:
@@ -121,26 +153,37 @@ def read_spec(folder: str | Path) -> PolicySpec:
     except (NotImplementedError, ValueError) as error:
         raise BadInput(f"{what}: its spaces cannot be flattened: {error}") from None
     parameters = 2 * sum(before * after + after for before, after in pairwise((int(inputs), *hidden, int(outputs))))
-    for image in images_in(spec.observation_space):
-        # at most so many of SB3's NatureCNN: its last layer has fewer inputs than the picture has pixels
-        channels, pixels = image.shape[0], prod(image.shape[1:])  # type: ignore[index]
-        parameters += 2 * (pixels * spec.network.image_features + 2048 * channels + 75_000)
-    if parameters > MAX_PARAMETERS:
-        raise BadInput(f"{what}: its network of {parameters} parameters is larger than the {MAX_PARAMETERS} allowed")
+    # actor and critic
+    _refuse_large(parameters + 2 * _picture_parameters(spec.observation_space, spec.network.image_features), what)
     return spec
 
 
-def load_policy(folder: str | Path) -> ActorCriticPolicy:
+def _picture_parameters(space: gym.Space[Any], features: int) -> int:
+    """At most so many of SB3's NatureCNN, one a picture: its last layer has fewer inputs than a picture has pixels."""
+    shapes = [image.shape or () for image in images_in(space)]
+    return sum(prod(shape[1:]) * features + 2048 * shape[0] + 75_000 for shape in shapes)
+
+
+def _refuse_large(parameters: int, what: str) -> None:
+    if parameters > MAX_PARAMETERS:
+        raise BadInput(f"{what}: its network of {parameters} parameters is larger than the {MAX_PARAMETERS} allowed")
+
+
+def load_policy(folder: str | Path) -> Policy:
     """Build the policy that `policy.json` describes and fill it with the tensors, strictly.
 
     Raises BadInput, one line, for anything missing, oversized, unknown, misfitting or not finite.
     """
     spec, path = read_spec(folder), Path(folder) / POLICY_WEIGHTS_FILE
     what = f"policy {str(path)!r}"
-    if path.is_file():
-        refuse_hollow(spec.observation_space, spec.network, path.stat().st_size, what)
-    scaling = blank_scaling(spec.observation_space, spec.action_space, spec.network, spec.scaled)
-    policy = build_policy(spec.observation_space, spec.action_space, spec.network, 0, scaling)
+    size = path.stat().st_size if path.is_file() else MAX_WEIGHT_BYTES
+    policy: Policy
+    if isinstance(spec, FrozenSpec):
+        policy = build_frozen(spec.observation_space, spec.action_space, spec.network, size, what)
+    else:
+        refuse_hollow(spec.observation_space, spec.network, size, what)
+        scaling = blank_scaling(spec.observation_space, spec.action_space, spec.network, spec.scaled)
+        policy = build_policy(spec.observation_space, spec.action_space, spec.network, 0, scaling)
     expected = tensors_of(policy)
     needed = sum(tensor.nbytes for tensor in expected.values())
     content = _read(path, min(MAX_WEIGHT_BYTES, needed + MAX_SPEC_BYTES))
@@ -151,10 +194,34 @@ def load_policy(folder: str | Path) -> ActorCriticPolicy:
     refuse_misfit(tensors, expected, what)
     load_tensors(policy, tensors)
     try:
-        scaling_of(policy)
+        if not isinstance(policy, FrozenActor):
+            scaling_of(policy)
     except BadInput as error:
         raise BadInput(f"{what}: {error}") from None
     return policy
+
+
+def load_trainable(folder: str | Path) -> ActorCriticPolicy:
+    """As `load_policy`, of a policy with a critic. Raises BadInput for one that only acts."""
+    policy = load_policy(folder)
+    if isinstance(policy, FrozenActor):
+        raise BadInput(
+            f"policy {str(folder)!r} only acts: its network is none that PPO trains here; record its demonstrations "
+            "(collect) and clone them (pretrain)"
+        )
+    return policy
+
+
+def build_frozen(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], network: FrozenNetwork, size: int, what: str
+) -> FrozenActor:
+    """An actor that `size` bytes of tensors could fill. Raises BadInput when its network does not fit the spaces."""
+    if size + MAX_SPEC_BYTES < 4 * network.parameter_count:
+        raise BadInput(f"{what} has {size} bytes, its {network.parameter_count} parameters need four each")
+    try:
+        return FrozenActor(observation_space, action_space, network)
+    except ValueError as error:
+        raise BadInput(f"{what} does not fit: {error}") from None
 
 
 def refuse_hollow(space: gym.Space[Any], network: Network, size: int, what: str) -> None:
@@ -194,7 +261,7 @@ def _read(path: Path, limit: int) -> bytes:
         raise BadInput(f"policy: cannot read {str(path)!r}: {error}") from None
 
 
-def tensors_of(policy: ActorCriticPolicy) -> dict[str, torch.Tensor]:
+def tensors_of(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A detached copy of every tensor of the policy, by name."""
     return {name: tensor.detach().clone().contiguous() for name, tensor in policy.state_dict().items()}
 
@@ -219,17 +286,17 @@ def between_policies(before: Path, now: Path) -> str | None:
     return None
 
 
-def load_tensors(policy: ActorCriticPolicy, tensors: Mapping[str, torch.Tensor]) -> None:
+def load_tensors(policy: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Fill a policy with tensors of exactly its names and shapes."""
     policy.load_state_dict(dict(tensors), strict=True)
 
 
-def tensor_digests(policy: ActorCriticPolicy) -> dict[str, str]:
+def tensor_digests(policy: torch.nn.Module) -> dict[str, str]:
     """Tensor name -> sha256 (36 characters) over its dtype, shape and bytes."""
     return {name: array_digest(tensor.numpy()) for name, tensor in tensors_of(policy).items()}
 
 
-def weights_digest(policy: ActorCriticPolicy) -> str:
+def weights_digest(policy: torch.nn.Module) -> str:
     """One sha256 (36 characters) over all tensors with their names: equal exactly when every weight is equal."""
     return digest(json.dumps(tensor_digests(policy), sort_keys=True))
 

@@ -23,9 +23,11 @@ from pipeline.errors import BadInput, shortened
 from pipeline.files import digest
 from pipeline.policies.acting import Observations, act_function
 from pipeline.policies.artifact import (
+    Policy,
     array_digest,
     load_policy,
     load_tensors,
+    load_trainable,
     policy_digest,
     tensor_digests,
     tensors_of,
@@ -55,7 +57,7 @@ class Transfer:
     @classmethod
     def between(
         cls,
-        policy: ActorCriticPolicy,
+        policy: Policy,
         folder: str,
         explained_variance: float | None = None,
         held_out_episodes: int | None = None,
@@ -116,7 +118,7 @@ def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_s
 
     Raises BadInput when the artifact's spaces, network or scaling are not those of the training.
     """
-    source = load_policy(folder)
+    source = load_trainable(folder)
     for what in ("observation_space", "action_space"):
         if getattr(policy, what) != getattr(source, what):
             raise BadInput(

@@ -88,10 +88,10 @@ def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
 
 
 def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
-    """Somebody's SB3 zip as a candidate: rebuilt from its tensors and readable settings, nothing in it is unpickled."""
+    """Somebody's SB3 zip as a candidate: rebuilt from its tensors and settings, nothing in it is executed."""
     from pipeline.policies.sb3 import import_sb3_zip  # late: the gate seldom needs it
 
-    policy = import_sb3_zip(path, task.observation_space, task.action_space)
+    policy = import_sb3_zip(path, task.observation_space, task.action_space, task.wrappers)
     with path.open("rb") as stream:
         source = {"source": path.name, "source_sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
     folder = run.folder / Artifact.POLICY

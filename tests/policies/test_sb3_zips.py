@@ -12,12 +12,25 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from pipeline.config.training import Network
+from pipeline.envs.time_feature import TimeFeature
 from pipeline.errors import BadInput
-from pipeline.policies import build_policy, load_policy, save_policy, tensor_digests
+from pipeline.policies import (
+    act_function,
+    build_policy,
+    load_policy,
+    load_trainable,
+    probe_batch,
+    save_policy,
+    tensor_digests,
+)
+from pipeline.policies.frozen import FrozenActor
+from pipeline.policies.layers import Dense, FrozenNetwork
 from pipeline.policies.sb3 import export_sb3_zip, import_sb3_zip
+from pipeline.policies.sb3_actor import inspect_sb3_zip
 
 OBSERVATIONS, ACTIONS = spaces.Box(-1, 1, (4,)), spaces.Box(-2, 2, (2,))
 
@@ -31,7 +44,29 @@ class StillDiscrete(Still):
 
 
 class StillDict(Still):
-    observation_space = spaces.Dict({"a": OBSERVATIONS})
+    observation_space = spaces.Dict({"a": OBSERVATIONS, "b": spaces.Box(0, 255, (3, 36, 36), np.uint8)})
+
+
+class StillPictures(Still):
+    observation_space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+
+
+class StillMultiDiscrete(Still):
+    action_space = spaces.MultiDiscrete([2, 3])
+
+
+class Moving(Still):
+    """Random observations of different spreads, so that there is something to normalize."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._observation(), {}
+
+    def step(self, action):
+        return self._observation(), 0.0, bool(self.np_random.random() < 0.1), False, {}
+
+    def _observation(self):
+        return (self.np_random.uniform(-1, 1, 4) * [0.1, 0.5, 1.0, 0.0]).astype(np.float32)
 
 
 class Custom(torch.nn.Module):
@@ -126,17 +161,33 @@ class Trap:
         return (Path.touch, (self.path,))
 
 
+NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")  # what a policy is rebuilt from
+
+
 def test_a_pickle_anywhere_in_the_zip_never_runs(theirs, tmp_path):
     trap = tmp_path / "ran"
     poison = pickle.dumps(Trap(trap))
     text = base64.b64encode(poison).decode()
     settings = settings_of(theirs)
-    for value in settings.values():
-        if isinstance(value, dict) and ":serialized:" in value:
-            value[":serialized:"] = text
+    pickled = [key for key, value in settings.items() if isinstance(value, dict) and ":serialized:" in value]
+    for key in pickled:
+        if key not in NEEDED:
+            settings[key][":serialized:"] = text
     settings["unused"] = {":type:": "x", ":serialized:": text}
     path = remade(theirs, tmp_path / "data.zip", data=json.dumps(settings).encode(), pytorch_variables_pth=poison)
-    import_sb3_zip(path, OBSERVATIONS, ACTIONS)  # the readable parts say it all, so it is a good policy
+    import_sb3_zip(path, OBSERVATIONS, ACTIONS)  # what it is rebuilt from is good
+    told = inspect_sb3_zip(path)
+    asked = {name for part in ("data: unused", "pytorch_variables.pth") for name in told["pickled"][part]}
+    assert "pathlib.Path.touch" in asked or {"builtins.getattr", "pathlib.Path"} <= asked
+    for key in NEEDED:
+        made = {**settings_of(theirs), key: {":type:": "x", ":serialized:": text}}
+        with pytest.raises(BadInput) as error:
+            import_sb3_zip(remade(theirs, tmp_path / "x.zip", data=json.dumps(made).encode()), OBSERVATIONS, ACTIONS)
+        assert "\n" not in str(error.value)
+    (tmp_path / "vecnormalize.pkl").write_bytes(poison)
+    with pytest.raises(BadInput, match=r"vecnormalize\.pkl beside the zip"):
+        import_sb3_zip(path, OBSERVATIONS, ACTIONS)
+    (tmp_path / "vecnormalize.pkl").unlink()
     for weights in (poison, packed(Trap(trap)), packed({"a": Trap(trap)}, _use_new_zipfile_serialization=False)):
         path = remade(theirs, tmp_path / "weights.zip", policy_pth=weights)
         with pytest.raises(BadInput, match=r"policy\.pth"):
@@ -147,76 +198,158 @@ def test_a_pickle_anywhere_in_the_zip_never_runs(theirs, tmp_path):
 
 
 REFUSED = {
-    "gSDE": ({"use_sde": True}, "use_sde = True"),
     "another extractor": (
         {"policy_kwargs": {"features_extractor_class": "<class 'mine.Extractor'>"}},
-        r"policy_kwargs\.features_extractor_class",
+        r"policy_kwargs: features_extractor_class",
     ),
-    "squashed": ({"policy_kwargs": {"squash_output": True}}, r"policy_kwargs\.squash_output = True"),
-    "separate extractors": ({"policy_kwargs": {"share_features_extractor": False}}, "share_features_extractor"),
-    "unknown key": ({"policy_kwargs": {"magic": 1}}, r"unknown key 'policy_kwargs\.magic'"),
-    "unknown activation": (
-        {"policy_kwargs": {"activation_fn": "<class 'mine.Swish'>"}},
-        "activation_fn.*Tanh.* or .*ReLU",
-    ),
+    "pictures not divided": ({"policy_kwargs": {"normalize_images": False}}, "normalize_images"),
+    "unknown key": ({"policy_kwargs": {"magic": 1}}, "magic"),
+    "unknown activation": ({"policy_kwargs": {"activation_fn": "Swish"}}, "activation_fn.*tanh"),
     "activation of another type": ({"policy_kwargs": {"activation_fn": ["x"]}}, "activation_fn"),
-    "only a pickle": ({"policy_kwargs": {":type:": "dict", ":serialized:": "gAR9lC4="}}, "only there as a pickle"),
     "no policy_kwargs": ({"policy_kwargs": 3}, "policy_kwargs = 3"),
-    "another class": (
-        {"policy_class": {"__module__": "mine", "__init__": "<function Mine.__init__ at 0x1>"}},
-        r"class mine\.Mine; taken is .*ActorCriticPolicy alone, the MlpPolicy of PPO and A2C",
-    ),
-    "no class": ({"policy_class": None}, "whose class it does not tell; taken is"),
+    "another class": ({"policy_class": "mine.Mine"}, r"class 'mine\.Mine'; taken are .* PPO, .*ARS"),
+    "no class": ({"policy_class": None}, "class 'None'; taken are"),
+    "no space": ({"observation_space": None}, "observation_space is no space"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_settings_that_our_policies_do_not_have_are_refused_by_name(case, theirs, tmp_path):
-    changes, message = REFUSED[case]
-    data = json.dumps({**settings_of(theirs), **changes}).encode()
-    with pytest.raises(BadInput, match=message) as error:
-        import_sb3_zip(remade(theirs, tmp_path / "x.zip", data=data), OBSERVATIONS, ACTIONS)
-    assert "\n" not in str(error.value)
+def test_settings_that_our_policies_do_not_have_are_refused_by_name(theirs, tmp_path):
+    for case, (changes, message) in REFUSED.items():
+        data = json.dumps({**settings_of(theirs), **changes}).encode()
+        path = remade(theirs, tmp_path / "x.zip", data=data)
+        with pytest.raises(BadInput, match=message) as error:
+            import_sb3_zip(path, OBSERVATIONS, ACTIONS)
+        assert "\n" not in str(error.value), case
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"policy_kwargs": {"net_arch": {"pi": [8], "vf": [4]}}}, r"actor \[8\] and critic \[4\]"),
-        ({"policy_kwargs": {"activation_fn": torch.nn.ELU}}, "ELU"),
-        ({"use_sde": True}, "use_sde"),
-        ({"algorithm": DQN, "env": StillDiscrete, "buffer_size": 10}, "ActorCriticPolicy"),
-        ({"env": StillDiscrete}, "its network needs"),
-        (
-            {"env": StillDict, "policy": "MultiInputPolicy"},
-            "MultiInputActorCriticPolicy, which reads Dict",
-        ),
-    ],
-)
-def test_real_zips_of_other_kinds_are_refused_by_name(kwargs, message, tmp_path):
-    with pytest.raises(BadInput, match=message):
-        import_sb3_zip(saved(tmp_path / "x.zip", **kwargs), OBSERVATIONS, ACTIONS)
+OTHERS = {  # what PPO here does not train: it acts
+    "narrower critic": {"policy_kwargs": {"net_arch": {"pi": [8], "vf": [4]}}},
+    "ELU": {"policy_kwargs": {"activation_fn": torch.nn.ELU}},
+    "leaky ReLU": {"policy_kwargs": {"activation_fn": torch.nn.LeakyReLU}},
+    "gSDE": {"use_sde": True},
+    "squashed gSDE": {"use_sde": True, "policy_kwargs": {"squash_output": True}},
+    "Dict": {"env": StillDict, "policy": "MultiInputPolicy"},
+    "pictures": {"env": StillPictures, "policy": "CnnPolicy"},
+    "MultiDiscrete": {"env": StillMultiDiscrete, "policy_kwargs": {"activation_fn": torch.nn.ELU}},
+    "SAC": {"algorithm": SAC, "buffer_size": 10},
+    "SAC of gSDE": {"algorithm": SAC, "buffer_size": 10, "use_sde": True},
+    "SAC, own actor": {"algorithm": SAC, "buffer_size": 10, "policy_kwargs": {"net_arch": {"pi": [8], "qf": [4]}}},
+    "SAC on pictures": {"algorithm": SAC, "env": StillPictures, "policy": "CnnPolicy", "buffer_size": 10},
+    "TD3": {"algorithm": TD3, "buffer_size": 10},
+    "DDPG": {"algorithm": DDPG, "buffer_size": 10},
+    "DQN": {"algorithm": DQN, "env": StillDiscrete, "buffer_size": 10},
+}
 
 
-def test_a_policy_of_another_task_is_refused_by_the_tensor_that_does_not_fit(theirs):
-    with pytest.raises(BadInput, match=r"mlp_extractor\.\w+\.0\.weight.*\(16, 4\).*\(16, 7\)"):
-        import_sb3_zip(theirs, spaces.Box(-1, 1, (7,)), ACTIONS)
+@pytest.mark.parametrize("case", OTHERS)
+def test_any_actor_of_sb3_acts_as_it_does_there(case, tmp_path):
+    env = OTHERS[case].get("env", Still)
+    path = saved(tmp_path / "theirs.zip", **OTHERS[case])
+    imported = import_sb3_zip(path, env.observation_space, env.action_space)
+    assert isinstance(imported, FrozenActor)
+    save_policy(imported, tmp_path / "ours", {})
+    stored = load_policy(tmp_path / "ours")
+    assert tensor_digests(stored) == tensor_digests(imported)
+    observations = probe_batch(env.observation_space, 64)
+    original = OTHERS[case].get("algorithm", PPO).load(path, device="cpu")
+    theirs, _ = original.predict(observations, deterministic=True)
+    ours = act_function(stored)(observations)
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    with pytest.raises(BadInput, match="only acts"):
+        load_trainable(tmp_path / "ours")
+    with pytest.raises(BadInput, match="deterministically alone"):
+        act_function(stored, deterministic=False)
+
+
+def test_the_actor_of_a_trained_vecnormalize_reads_what_the_environment_gives(tmp_path):
+    env = VecNormalize(DummyVecEnv([Moving]), clip_obs=1.5, epsilon=1e-4)
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=16, policy_kwargs={"net_arch": [8]}, device="cpu", seed=1)
+    model.learn(64)
+    model.save(tmp_path / "theirs.zip")
+    env.save(tmp_path / "vecnormalize.pkl")
+    (tmp_path / "config.yml").write_text("!!python/object/apply:collections.OrderedDict\n- - - normalize\n    - true\n")
+    policy = import_sb3_zip(tmp_path / "theirs.zip", OBSERVATIONS, ACTIONS)
+    observations = np.random.default_rng(0).uniform(-1, 1, (64, 4)).astype(np.float32)
+    theirs, _ = model.predict(env.normalize_obs(observations), deterministic=True)
+    np.testing.assert_allclose(act_function(policy)(observations), theirs, atol=2e-6)
+    assert inspect_sb3_zip(tmp_path / "theirs.zip")["normalized"] == {"shape": [4], "clip": 1.5, "epsilon": 1e-4}
+    (tmp_path / "vecnormalize.pkl").unlink()
+    with pytest.raises(BadInput, match=r"put its vecnormalize\.pkl beside it"):
+        import_sb3_zip(tmp_path / "theirs.zip", OBSERVATIONS, ACTIONS)
+
+
+def test_the_zoo_config_says_what_must_stand_in_front_of_the_policy(theirs, tmp_path):
+    path, config = remade(theirs, tmp_path / "x.zip"), tmp_path / "config.yml"
+    config.write_text("env_wrapper: sb3_contrib.common.wrappers.TimeFeatureWrapper\n")
+    with pytest.raises(BadInput, match=r"add pipeline\.envs\.time_feature:TimeFeature to environment\.wrappers"):
+        import_sb3_zip(path, OBSERVATIONS, ACTIONS)
+    import_sb3_zip(path, OBSERVATIONS, ACTIONS, [{"name": "pipeline.envs.time_feature:TimeFeature", "kwargs": {}}])
+    config.write_text(
+        "env_wrapper:\n- theirs.Shaping:\n    scale: 2\nnormalize: dict(norm_obs=False, norm_reward=True)\n"
+    )
+    with pytest.raises(BadInput, match=r"trained behind theirs\.Shaping .* same class name"):
+        import_sb3_zip(path, OBSERVATIONS, ACTIONS)
+    import_sb3_zip(path, OBSERVATIONS, ACTIONS, [{"name": "ours:Shaping", "kwargs": {}}])
+    for hostile in ("!!python/object/apply:os.system ['true']", "a: [", "- 1", "normalize: __import__('os')()"):
+        config.write_text(hostile)
+        with pytest.raises(BadInput, match=r"config\.yml beside the zip") as error:
+            import_sb3_zip(path, OBSERVATIONS, ACTIONS)
+        assert "\n" not in str(error.value)
+
+
+def test_the_time_feature_is_what_remains_of_the_episode():
+    env = TimeFeature(gym.make("Pendulum-v1", max_episode_steps=4))
+    first, _ = env.reset(seed=0)
+    seen = [float(env.step(env.action_space.sample())[0][-1]) for _ in range(4)]
+    assert [float(first[-1]), *seen] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert env.reset(seed=0)[0][-1] == 1.0 and env.observation_space.contains(first)
+    assert TimeFeature(Still(), max_steps=10).observation_space.shape == (5,)
+    for wrong in (lambda: TimeFeature(Still()), lambda: TimeFeature(StillDict(), max_steps=3)):
+        with pytest.raises(ValueError, match=r"max_steps|no flat Box"):
+            wrong()
+
+
+def test_the_quantiles_of_an_action_count_by_their_mean():
+    """Two actions, three quantiles, one row of both each: (1, 5), (2, 2), (3, 2) have the means 2 and 3."""
+    network = FrozenNetwork(layers=(Dense(inputs=1, outputs=6),), quantiles=3)
+    actor = FrozenActor(spaces.Box(-1, 1, (1,)), spaces.Discrete(2), network)
+    bias = torch.tensor([1.0, 5.0, 2.0, 2.0, 3.0, 2.0])
+    actor.load_state_dict({"layers.0.weight": torch.zeros(6, 1), "layers.0.bias": bias})
+    assert act_function(actor)(np.zeros((1, 1), np.float32)).tolist() == [1]
+    actor.load_state_dict({"layers.0.weight": torch.zeros(6, 1), "layers.0.bias": bias - torch.tensor([0.0, 4.0] * 3)})
+    assert act_function(actor)(np.zeros((1, 1), np.float32)).tolist() == [0]
+
+
+def test_a_policy_of_another_task_is_refused_by_its_space(theirs):
+    others = {
+        "observations are .*the task's are": (spaces.Box(-1, 1, (7,)), ACTIONS),
+        "actions are .*the task's are": (OBSERVATIONS, spaces.Discrete(3)),
+        r"its actions are 'Box\(-2\.0": (OBSERVATIONS, spaces.Box(-1, 1, (2,))),
+    }
+    for message, (observations, actions) in others.items():
+        with pytest.raises(BadInput, match=message):
+            import_sb3_zip(theirs, observations, actions)
 
 
 def test_wrong_tensors_are_refused_by_name(theirs, tmp_path):
     good = weights_of(theirs)
     cases = {
         "not finite": {**good, "log_std": torch.full((2,), float("nan"))},
-        "expected plain float32": {**good, "log_std": good["log_std"].double()},
+        "log_std' is .*float64": {**good, "log_std": good["log_std"].double()},
         "'extra' is .*, its network needs none": {**good, "extra": torch.zeros(1)},
         "value_net.bias' is none, its network needs": {
             name: tensor for name, tensor in good.items() if name != "value_net.bias"
         },
         r"log_std' is .*\(3,\), its network needs": {**good, "log_std": torch.zeros(3)},
-        "no named tensor": {**good, "note": "text"},
+        "tensor 'note' cannot be read": {**good, "note": "text"},
         "expected named tensors": [1, 2],
-        "different hidden": {n: t for n, t in good.items() if "value_net.2" not in n},
-    }
+        "do not follow each other": {
+            **good, "mlp_extractor.policy_net.2.weight": torch.zeros(9, 5), "action_net.weight": torch.zeros(2, 9),
+        },
+        "neither linear nor an activation": {**good, "mlp_extractor.policy_net.1.running_mean": torch.zeros(16),
+                                             "mlp_extractor.shared_net.0.weight": torch.zeros(4, 4)},
+    }  # fmt: skip
     for message, state in cases.items():
         path = remade(theirs, tmp_path / "x.zip", policy_pth=packed(state))
         with pytest.raises(BadInput, match=message):
@@ -228,16 +361,14 @@ def test_widths_that_the_bytes_cannot_fill_are_refused_before_a_network_of_them_
     good, one = weights_of(theirs), torch.zeros(1, 1)
     layers = [f"mlp_extractor.{role}_net.{n}.weight" for n in (0, 2) for role in ("policy", "value")]
     cases = {
-        "claim 14400000308 bytes, it holds": {**good, **dict.fromkeys(layers, one.expand(30_000, 30_000))},
-        "claim 4000000.* bytes, it holds": {**good, "log_std": one.expand(1, 10**12).reshape(-1)},
-        r"hidden layers \[1000000000, 8\] alone need": {
-            **good, **dict.fromkeys(layers[:2], torch.zeros(10**9, 0)),
-        },
+        "claims more than the 1 numbers": {**good, **dict.fromkeys(layers, one.expand(30_000, 30_000))},
+        "claims more than the 1 .*it has": {**good, "log_std": one.expand(1, 10**12).reshape(-1)},
+        r"is empty, or claims": {**good, **dict.fromkeys(layers[:2], torch.zeros(10**9, 0))},
         r"hidden layers \[30000, 30000\] alone need": {
             **good, **{name: torch.zeros(30_000, 4) for name in layers[:2]},
             **{name: torch.zeros(30_000, 1) for name in layers[2:]},
         },
-        r"actor \[0, 8\] and .* empty ones": {**good, **dict.fromkeys(layers[:2], torch.zeros(0, 4))},
+        r"is empty, or .* numbers": {**good, **dict.fromkeys(layers[:2], torch.zeros(0, 4))},
     }  # fmt: skip
     monkeypatch.setattr("pipeline.policies.sb3.build_policy", lambda *_, **__: pytest.fail("a network was built"))
     for message, state in cases.items():

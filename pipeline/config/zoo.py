@@ -1,0 +1,73 @@
+"""The RL Zoo's `config.yml` beside a policy: what stood between the environment and the policy.
+
+Its YAML carries Python tags. Of those only the ordered mapping and the tuple are understood, as plain data; any other
+is refused by name, and nothing is ever constructed by the name that a file gives.
+"""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from pipeline.errors import BadInput, shortened
+
+MAX_BYTES: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class ZooConfig:
+    """What of the RL Zoo's hyperparameters matters to a policy that acts."""
+
+    normalized: bool  # observations, by VecNormalize
+    wrappers: tuple[str, ...]  # `module.Class` of each, the innermost first
+    frame_stack: int  # frames that were stacked
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, and the Zoo's two Python tags as plain data."""
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.Node) -> dict[Any, Any]:
+    assert isinstance(node, yaml.SequenceNode)
+    (pairs,) = loader.construct_sequence(node, deep=True)
+    return {key: value for key, value in pairs}
+
+
+def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
+    assert isinstance(node, yaml.SequenceNode)
+    return loader.construct_sequence(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
+
+
+def read_zoo_config(path: Path) -> ZooConfig:
+    """Read a `config.yml`. Raises BadInput for damage and for Python tags beyond mappings and tuples."""
+    what = f"{path.name} beside the zip"
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BadInput(f"{what} is larger than the {MAX_BYTES} bytes allowed")
+        settings = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader with two constructors of plain data
+        # `normalize` is true, or the text of a call: dict(norm_obs=True, norm_reward=False)
+        normalize = settings.get("normalize", False)
+        if isinstance(normalize, str):
+            call = ast.parse(normalize, mode="eval").body
+            if not isinstance(call, ast.Call) or ast.unparse(call.func) != "dict" or call.args:
+                raise ValueError(
+                    f"normalize is {shortened(normalize)}, expected true, false or dict(norm_obs=..., ...)"
+                )
+            normalize = {k.arg: ast.literal_eval(k.value) for k in call.keywords}.get("norm_obs", True)
+        elif isinstance(normalize, dict):
+            normalize = normalize.get("norm_obs", True)
+        listed = settings.get("env_wrapper") or []
+        wrappers = [next(iter(one)) if isinstance(one, dict) else one for one in _listed(listed)]
+        return ZooConfig(bool(normalize), tuple(map(str, wrappers)), int(settings.get("frame_stack") or 1))
+    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, SyntaxError) as error:
+        raise BadInput(f"{what} cannot be read: {shortened(' '.join(str(error).split()))}") from None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,81 @@
+"""Policies that act and do not learn: the actor of whatever algorithm, its network described as data.
+
+    actor = FrozenActor(observation_space, action_space, FrozenNetwork(layers=(Dense(inputs=3, outputs=1), "tanh")))
+
+The layers are a list, the tensors are named after it, and no file names a class. What is in front of the layers follows
+from the observation space: SB3's own flattening, or its convolutions where observations are pictures.
+"""
+
+from typing import Any, Final
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from torch import nn
+
+from pipeline.policies.layers import Activation, Dense, FrozenNetwork, Limit
+from pipeline.policies.networks import images_in
+
+ACTIVATION_LAYERS: Final[dict[str, type[nn.Module]]] = {
+    "tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU,
+}  # fmt: skip
+
+
+class FrozenActor(nn.Module):
+    """An actor on the CPU, still without its tensors. Raises ValueError when the network does not fit the spaces."""
+
+    def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], network: FrozenNetwork) -> None:
+        super().__init__()
+        self.observation_space, self.action_space, self.network = observation_space, action_space, network
+        self.extractor = _extractor(observation_space, network.image_features)
+        dense = [layer for layer in network.layers if isinstance(layer, Dense)]
+        if dense[0].inputs != self.extractor.features_dim:
+            raise ValueError(f"it reads {dense[0].inputs} numbers, the observations give {self.extractor.features_dim}")
+        needed = outputs_for(action_space) * (network.quantiles or 1)
+        if dense[-1].outputs != needed:
+            raise ValueError(f"it has {dense[-1].outputs} outputs, the actions take {needed}")
+        if network.rescaled and not isinstance(action_space, spaces.Box):
+            raise ValueError("only actions of a Box can be rescaled")
+        self.layers = nn.Sequential(*(_layer(layer) for layer in network.layers))
+        if network.normalized is not None:
+            if not isinstance(observation_space, spaces.Box):
+                raise ValueError("only observations of a Box can be normalized")
+            for name in ("mean", "variance"):
+                self.register_buffer(name, torch.zeros(observation_space.shape, dtype=torch.float64))
+        self.requires_grad_(False)
+
+    def normalize(self, observations: np.ndarray) -> np.ndarray:
+        """(n, *obs_shape) as the environment gives them -> float32 as the network was trained to read them."""
+        settings = self.network.normalized
+        if settings is None:
+            return np.asarray(observations, np.float32)
+        mean, variance = (getattr(self, name).numpy() for name in ("mean", "variance"))
+        scaled = (observations - mean) / np.sqrt(variance + settings.epsilon)
+        return np.asarray(np.clip(scaled, -settings.clip, settings.clip), np.float32)
+
+
+def outputs_for(space: gym.Space[Any]) -> int:
+    """How many numbers an actor needs to say what to do: one an element of a Box, one an alternative otherwise."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    return int(space.nvec.sum()) if isinstance(space, spaces.MultiDiscrete) else int(np.prod(space.shape or (1,)))
+
+
+def _extractor(space: gym.Space[Any], image_features: int | None) -> BaseFeaturesExtractor:
+    width = image_features or 1
+    if isinstance(space, spaces.Dict):
+        return CombinedExtractor(space, cnn_output_dim=width)
+    if images_in(space):
+        assert isinstance(space, spaces.Box)
+        return NatureCNN(space, features_dim=width)
+    return FlattenExtractor(space)
+
+
+def _layer(layer: Dense | Limit | Activation) -> nn.Module:
+    if isinstance(layer, Dense):
+        return nn.Linear(layer.inputs, layer.outputs, layer.bias)
+    if isinstance(layer, Limit):
+        return nn.Hardtanh(-layer.limit, layer.limit)
+    return ACTIVATION_LAYERS[layer]()
