@@ -250,9 +250,9 @@ def _tensors(state: Any, raw: Mapping[str, bytes], what: str) -> dict[str, np.nd
         try:
             if tensor.name == "torch._utils._rebuild_parameter":
                 tensor = tensor.arguments[0]
-            storage, offset, shape, strides = tensor.arguments[:4]
             if not isinstance(key, str) or tensor.name != "torch._utils._rebuild_tensor_v2":
-                raise ValueError("it is no plain tensor")
+                raise ValueError(f"it is no plain tensor, but asks for {tensor.name}")
+            storage, offset, shape, strides = tensor.arguments[:4]
             _, kind, name, *_ = storage.arguments[0]
             numbers = np.frombuffer(raw[name], _STORAGE[kind.name.rpartition(".")[2]])
             last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -255,7 +255,7 @@ def test_any_actor_of_sb3_acts_as_it_does_there(case, tmp_path):
     theirs, _ = original.predict(observations, deterministic=True)
     ours = act_function(stored)(observations)
     assert ours.shape == theirs.shape
-    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    np.testing.assert_allclose(ours, theirs, atol=5e-6)
     with pytest.raises(BadInput, match="only acts"):
         load_trainable(tmp_path / "ours")
     with pytest.raises(BadInput, match="deterministically alone"):
@@ -272,7 +272,7 @@ def test_the_actor_of_a_trained_vecnormalize_reads_what_the_environment_gives(tm
     policy = import_sb3_zip(tmp_path / "theirs.zip", OBSERVATIONS, ACTIONS)
     observations = np.random.default_rng(0).uniform(-1, 1, (64, 4)).astype(np.float32)
     theirs, _ = model.predict(env.normalize_obs(observations), deterministic=True)
-    np.testing.assert_allclose(act_function(policy)(observations), theirs, atol=2e-6)
+    np.testing.assert_allclose(act_function(policy)(observations), theirs, atol=5e-6)
     assert inspect_sb3_zip(tmp_path / "theirs.zip")["normalized"] == {"shape": [4], "clip": 1.5, "epsilon": 1e-4}
     (tmp_path / "vecnormalize.pkl").unlink()
     with pytest.raises(BadInput, match=r"put its vecnormalize\.pkl beside it"):

@@ -163,7 +163,7 @@ def test_a_hostile_zip_is_one_line_and_runs_nothing(story, client, tmp_path):
                 archive.writestr(member, data)
     # a pickle that nobody decodes does no harm: the policy is read around it
     assert run_stage("promote", PROMOTE, {"expert": str(tmp_path / "settings.zip")}, EASY).verdict is True
-    assert "policy.pth is no plain set of weights" in refusal("promote", {"expert": str(tmp_path / "weights.zip")})
+    assert "policy.pth: tensor" in refusal("promote", {"expert": str(tmp_path / "weights.zip")})
     assert "cannot be read" in refusal("promote", {"expert": str(tmp_path / "no_zip.zip")})
     assert "cannot be read" in refusal("promote", {"expert": str(tmp_path / "missing.zip")})
     assert not sprung.exists()
