@@ -81,6 +81,33 @@ def test_an_sb3_zip_becomes_a_candidate_that_acts_as_it_did_and_passes_the_same_
     assert {row["scenario_set"] for row in rows} == {"train_small", "holdout"}
 
 
+def test_a_sac_of_somebody_demonstrates_and_is_served_like_any_policy(story, client, tmp_path):
+    """Its own labels come back from it, which validation asks for; PPO cannot go on from it, and is told so."""
+    import gymnasium as gym
+    import mlflow
+    from stable_baselines3 import SAC
+
+    task = Task(load_task("configs/tasks/social_nav.yaml"))
+
+    class Alike(gym.Env):
+        observation_space, action_space = task.observation_space, task.action_space
+
+    theirs = SAC("MlpPolicy", Alike(), policy_kwargs={"net_arch": [8]}, buffer_size=10, seed=5, device="cpu")
+    theirs.save(tmp_path / "sac.zip")
+    assert run_stage("promote", PROMOTE, {"expert": str(tmp_path / "sac.zip")}, EASY).verdict is True
+    recorded = run_stage("collect", "configs/smoke/collect.yaml", {}, {"filter": "{}"})
+    assert recorded.verdict is True and version(client, 2).tags[VersionTag.GATE] == Gate.APPROVED
+    data = query.load_demonstrations(recorded.outputs["dataset"])
+    assert data.metadata.demonstrator["version"] == "2"
+    observations = data.trajectories.observations[:16]
+    actions = theirs.predict(observations, deterministic=True)[0]
+    served = mlflow.pyfunc.load_model(f"models:/{EXPERT}@{Alias.APPROVED}")
+    for ours in (served.predict(observations), query.load_policy(f"{EXPERT}/2")(observations)):
+        np.testing.assert_allclose(ours, actions, atol=5e-6)
+    with pytest.raises(BadInput, match=r"only acts.*collect.*pretrain"):
+        query.load_ppo(f"{EXPERT}/2")
+
+
 def test_a_zip_that_misses_a_rule_stays_a_refused_candidate(story, client, tmp_path):
     path, _ = another_zip(tmp_path)
     outcome = run_stage("promote", PROMOTE, {"expert": str(path)}, IMPOSSIBLE)
