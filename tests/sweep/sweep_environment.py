@@ -26,7 +26,8 @@ class Fated(gym.Env):
     def step(self, action):
         if self._breaks:
             raise ArithmeticError("the wheels came off")
-        time.sleep(self._slow + float(os.environ.get("FATED_SLOW", "0")))
+        if pause := self._slow + float(os.environ.get("FATED_SLOW", "0")):
+            time.sleep(pause)  # subtle: a pause of 0 would let everybody else on a busy machine go first
         self._step += 1
         done = self._step == STEPS
         info = {"success": self._fate[0] < self._skill, "collision": self._fate[1] < self._reckless} if done else {}

@@ -232,7 +232,9 @@ def test_a_fault_ends_every_training_and_leaves_its_trials_to_be_tried_again(fil
     def broken(*arguments):
         raise BadInput("outbox cannot be used: no space left")
 
-    path = files.sweep(trials=4, search_space={"training.environment.slow": {"type": "float", "low": 0.1, "high": 0.2}})
+    path = files.sweep(
+        trials=4, search_space={"training.environment.slow": {"type": "float", "low": 0.02, "high": 0.03}}
+    )
     with monkeypatch.context() as patch, pytest.raises(BadInput, match="no space left"):
         patch.setattr(StageRun, "metric_series", broken)
         run_stage("sweep", str(path), {}, {})
