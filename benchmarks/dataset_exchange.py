@@ -18,7 +18,7 @@ from pipeline.data.spaces import space_to_json
 from pipeline.play.evaluation import record_episodes
 from pipeline.policies import act_function, build_policy
 from pipeline.tasks import Purpose, Task
-from pipeline.validation import TaskReplay, replay_episodes
+from pipeline.validation.replay import TaskReplay, replay_episodes
 
 T = TypeVar("T")
 EPISODES = 200

@@ -63,8 +63,8 @@ from pipeline.tracking.reuse import read_key
 from pipeline.tracking.runs import read_config, read_task, read_text_artifact, search
 from pipeline.tracking.spool import FILE, Spool
 from pipeline.tracking.store import connect, experiment_id
-from pipeline.validation import Context
-from pipeline.validation import validate as validate_dataset
+from pipeline.validation.facts import Context
+from pipeline.validation.rules import validate as validate_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 OBSERVATIONS, ACTIONS = spaces.Box(-1.0, 1.0, (3,), np.float32), spaces.Box(-1.0, 1.0, (2,), np.float32)

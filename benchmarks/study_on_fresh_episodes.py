@@ -22,14 +22,13 @@ from pipeline.names import Arm, Metric, Tag, lineage_run_tag
 from pipeline.play.evaluation import point_figures, run_episodes
 from pipeline.policies import act_function, load_policy
 from pipeline.report.text import aligned, interval, signed
-from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import met_target
 from pipeline.statistics.efficiency import (
     matched_pair,
     restricted_mean_ratio,
     timesteps_to_target,
 )
-from pipeline.statistics.estimate import bootstrap
+from pipeline.statistics.estimate import Estimate, bootstrap
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.groups import ArmRun, find_group, policy_of
 from pipeline.tracking.models import StoredPolicy, find_policy

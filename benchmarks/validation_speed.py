@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline.data import DatasetMetadata, Trajectories, content_digest, save_dataset
 from pipeline.data.spaces import space_to_json
-from pipeline.validation import Context, validate
+from pipeline.validation.facts import Context
+from pipeline.validation.rules import validate
 
 EPISODES, STEPS, FEATURES = 5_000, 200, 40
 

@@ -29,10 +29,9 @@ from pipeline.names import Metric, Tag
 from pipeline.report.figures import HEIGHT, canvas
 from pipeline.report.palette import GRID, INK, MUTED, PRETRAINED, for_file
 from pipeline.report.text import aligned, interval, number, signed
-from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import met_target
 from pipeline.statistics.efficiency import TimeToTarget, restricted_mean, timesteps_to_target
-from pipeline.statistics.estimate import bootstrap
+from pipeline.statistics.estimate import Estimate, bootstrap
 from pipeline.tracking.groups import ArmRun, read_training
 from pipeline.tracking.runs import search
 from pipeline.tracking.stage_run import open_run

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config.stages import GateRule
 from pipeline.errors import BadInput, did_you_mean
 from pipeline.play.evaluation import MEANS, RATES, EpisodeRecords, summarise, summarise_by_scenario
-from pipeline.statistics import bootstrap_mean, wilson_interval
+from pipeline.statistics.estimate import bootstrap_mean, wilson_interval
 
 
 @dataclass(frozen=True)

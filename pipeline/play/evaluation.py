@@ -27,7 +27,7 @@ from pipeline.errors import BadInput
 from pipeline.names import Metric
 from pipeline.play.demonstrators import Actor
 from pipeline.play.rollouts import ExecutionNoise, choices_of, evaluation_env, play
-from pipeline.statistics import Estimate, bootstrap_means, bootstrap_quantiles, column_means
+from pipeline.statistics.estimate import Estimate, bootstrap_means, bootstrap_quantiles, column_means
 from pipeline.statistics.snqi import Baseline, Weights, load_baseline, load_weights, snqi
 from pipeline.tasks import Purpose, Task
 

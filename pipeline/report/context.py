@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import Regression
+from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.shift import Shift
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import log
 
 from pipeline.report.context import LineageNode
-from pipeline.statistics import Estimate
+from pipeline.statistics.estimate import Estimate
 
 ROW_HEIGHT = 64  # pixels of one lineage row, as in page.css and pictures.html
 LANE_WIDTH = 16

@@ -16,8 +16,8 @@ from pipeline.play.evaluation import EpisodeRecords, summarise, summarise_by_sce
 from pipeline.report.figures import histogram, ranges, scenario_bars
 from pipeline.report.palette import for_file
 from pipeline.report.text import markdown_page, words
-from pipeline.statistics import Estimate
-from pipeline.validation import ValidationReport
+from pipeline.statistics.estimate import Estimate
+from pipeline.validation.findings import ValidationReport
 from pipeline.validation.inspection import Inspection
 
 BAR_CHARACTERS: Final = 24

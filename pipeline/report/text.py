@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.errors import printable
-from pipeline.statistics import Estimate
+from pipeline.statistics.estimate import Estimate
 
 NOT_MEASURED: Final = "–"
 # tags and autolinks, links, entities, escapes, code, emphasis (but no snake_case), cells

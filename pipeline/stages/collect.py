@@ -64,8 +64,10 @@ from pipeline.tracking.references import Reference
 from pipeline.tracking.registry import moment_of_use, require_approved
 from pipeline.tracking.runs import get_run
 from pipeline.tracking.stage_run import StageRun
-from pipeline.validation import Context, Refusal, TaskReplay, validate
+from pipeline.validation.facts import Context, Refusal
 from pipeline.validation.findings import PASSED
+from pipeline.validation.replay import TaskReplay
+from pipeline.validation.rules import validate
 
 UPSTREAM = ("expert",)
 # what a repair must leave as it was: it mends data, it does not give it another origin

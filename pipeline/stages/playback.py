@@ -18,8 +18,8 @@ from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.datasets import StoredDataset, fetch_dataset, find_dataset_run, log_dataset_input
 from pipeline.tracking.stage_run import StageRun
-from pipeline.validation import TaskReplay, replay_episodes
 from pipeline.validation.inspection import Inspection, inspect_dataset
+from pipeline.validation.replay import TaskReplay, replay_episodes
 
 UPSTREAM = ("dataset",)
 

@@ -18,7 +18,9 @@ from pipeline.tracking.datasets import approvals, download_dataset, find_dataset
 from pipeline.tracking.models import expert_to_ask
 from pipeline.tracking.runs import read_config, tag_of
 from pipeline.tracking.stage_run import StageRun
-from pipeline.validation import Context, TaskReplay, validate
+from pipeline.validation.facts import Context
+from pipeline.validation.replay import TaskReplay
+from pipeline.validation.rules import validate
 
 UPSTREAM = ("dataset",)
 

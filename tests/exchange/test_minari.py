@@ -25,7 +25,9 @@ from pipeline.errors import BadInput
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record_episodes
 from pipeline.tasks import Task
-from pipeline.validation import Context, TaskReplay, validate
+from pipeline.validation.facts import Context
+from pipeline.validation.replay import TaskReplay
+from pipeline.validation.rules import validate
 
 TASK = validate_config(
     TaskConfig,

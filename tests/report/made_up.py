@@ -13,7 +13,6 @@ from pipeline.report.context import (
     RunLink,
     SettingDifference,
 )
-from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import (
     Comparison,
     ComparisonSettings,
@@ -22,6 +21,7 @@ from pipeline.statistics.comparison import (
     compare,
     measure_regression,
 )
+from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.shift import measure_shift
 from pipeline.validation.inspection import (
     Distribution,

@@ -11,8 +11,8 @@ from pipeline.report.context import LineageNode
 from pipeline.report.drawings import grouped, lineage_rails, ratio_gauge
 from pipeline.report.html_page import blocks
 from pipeline.report.palette import VARIABLES, for_file, for_page
-from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import Comparison
+from pipeline.statistics.estimate import Estimate
 
 
 def texts(svg: str) -> list[str]:

@@ -28,7 +28,7 @@ from pipeline.report.stage_pages import (
 from pipeline.report.text import one_line
 from pipeline.statistics.comparison import Comparison
 from pipeline.statistics.shift import measure_shift
-from pipeline.validation import Finding, RuleOutcome, ValidationReport
+from pipeline.validation.findings import Finding, RuleOutcome, ValidationReport
 from pipeline.validation.inspection import ScenarioOutcome
 
 FOREIGN = (

@@ -10,7 +10,7 @@ from pipeline.learning.diagnosis import Diagnosis, Shortfall
 from pipeline.play.evaluation import ActionHistogram, EpisodeRecords
 from pipeline.report.stage_pages import diagnosis_markdown, gate_markdown, inspection_files, statistics_table
 from pipeline.report.text import aligned, interval, number, one_line, percent, signed
-from pipeline.statistics import Estimate
+from pipeline.statistics.estimate import Estimate
 from pipeline.validation.inspection import Outlier
 
 

@@ -24,9 +24,10 @@ from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.policies import WRAPPERS, act_function, build_policy, load_policy, probe_batch, save_policy
 from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Purpose, Task
-from pipeline.validation import Context, TaskReplay, replay_episodes
-from pipeline.validation import validate as validate_dataset
+from pipeline.validation.facts import Context
 from pipeline.validation.inspection import inspect_dataset
+from pipeline.validation.replay import TaskReplay, replay_episodes
+from pipeline.validation.rules import validate as validate_dataset
 
 
 def task_data(observes: str, acts: str, **changes) -> dict:

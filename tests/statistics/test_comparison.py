@@ -7,7 +7,6 @@ import pytest
 from pipeline.config.base import Bound
 from pipeline.config.loading import to_data
 from pipeline.errors import BadInput
-from pipeline.statistics import Estimate
 from pipeline.statistics.comparison import (
     ComparisonSettings,
     FinalVerdict,
@@ -20,6 +19,7 @@ from pipeline.statistics.comparison import (
     measure_regression,
     met_target,
 )
+from pipeline.statistics.estimate import Estimate
 
 BUDGET, INTERVAL = 100_000, 10_000
 SETTINGS = ComparisonSettings(

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pipeline.statistics import Estimate
 from pipeline.statistics.efficiency import (
     SeedPair,
     TimeToTarget,
@@ -15,6 +14,7 @@ from pipeline.statistics.efficiency import (
     sign_test,
     timesteps_to_target,
 )
+from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.planning import SIMULATED_COVERAGE, simulated_coverage
 
 STEPS = [0, 10, 20, 30, 40]

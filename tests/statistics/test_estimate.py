@@ -5,8 +5,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pipeline.statistics import Estimate, bootstrap_mean, bootstrap_means, bootstrap_quantiles, wilson_interval
-from pipeline.statistics.estimate import RESAMPLES
+from pipeline.statistics.estimate import (
+    RESAMPLES,
+    Estimate,
+    bootstrap_mean,
+    bootstrap_means,
+    bootstrap_quantiles,
+    wilson_interval,
+)
 
 
 def test_the_mean_of_three_successes_in_four_is_three_quarters_inside_its_interval() -> None:

@@ -15,7 +15,7 @@ from pipeline.play.demonstrators import policy_actions
 from pipeline.play.evaluation import record_episodes
 from pipeline.policies import WRAPPERS, build_policy, save_policy
 from pipeline.tasks import Purpose, Task
-from pipeline.validation import TaskReplay, replay_episodes
+from pipeline.validation.replay import TaskReplay, replay_episodes
 
 COUNTING = "counting_environment:Counting"
 SCALE = {"name": "pipeline.envs.scaling:ScaleObservation", "kwargs": {"mean": [2.0], "std": [4.0], "clip": 0.25}}

@@ -10,7 +10,8 @@ from pipeline.config.task import TaskConfig
 from pipeline.data import DatasetMetadata, Trajectories, concatenate, content_digest
 from pipeline.data.spaces import space_to_json
 from pipeline.tasks import Purpose, Task
-from pipeline.validation import Approval, Context, TaskReplay
+from pipeline.validation.facts import Approval, Context
+from pipeline.validation.replay import TaskReplay
 
 HORIZON = 40
 NOISE = 0.2

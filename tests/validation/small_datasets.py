@@ -9,8 +9,7 @@ from pendulum_dataset import TASK
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.data.spaces import space_to_json
-from pipeline.validation import Context
-from pipeline.validation.facts import Dataset
+from pipeline.validation.facts import Context, Dataset
 
 TASKED = Context(task=validate(TaskConfig, TASK, "test"))
 LINE = spaces.Box(-np.inf, np.inf, (1,), np.float32)

@@ -13,7 +13,8 @@ from pipeline.config.loading import validate as validate_config
 from pipeline.config.task import TaskConfig
 from pipeline.data import arrays_digest, metadata_digest, write_dataset
 from pipeline.data.spaces import space_to_json
-from pipeline.validation import CATALOGUE, Approval, Refusal, validate
+from pipeline.validation.facts import Approval, Refusal
+from pipeline.validation.rules import CATALOGUE, validate
 
 ANY = object()  # for values that another test computes by hand
 RECORD = 3 << 29  # first seed of the range for recording

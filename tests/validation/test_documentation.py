@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.data import ARRAYS
 from pipeline.data.metadata import METADATA_KEYS
-from pipeline.validation import CATALOGUE
+from pipeline.validation.rules import CATALOGUE
 
 TEXT = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
 

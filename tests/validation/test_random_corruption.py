@@ -13,7 +13,7 @@ from pendulum_dataset import NOISE, act, describe
 from pipeline.data import arrays_digest, metadata_digest, read_archive, read_metadata, write_dataset
 from pipeline.errors import BadInput
 from pipeline.report.stage_pages import validation_markdown
-from pipeline.validation import validate
+from pipeline.validation.rules import validate
 
 pytestmark = pytest.mark.slow
 BUDGET = settings(

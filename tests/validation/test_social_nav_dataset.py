@@ -15,7 +15,9 @@ from pipeline.errors import BadInput
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record_episodes
 from pipeline.tasks import Purpose, Task
-from pipeline.validation import Context, TaskReplay, replay_episodes, validate
+from pipeline.validation.facts import Context
+from pipeline.validation.replay import TaskReplay, replay_episodes
+from pipeline.validation.rules import validate
 
 MEASURED = ("return", "length")  # held to rewards and steps by rules of their own
 TASK_FILE = Path(__file__).parents[2] / "configs" / "tasks" / "social_nav.yaml"

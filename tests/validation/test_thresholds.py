@@ -12,9 +12,8 @@ from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
 from pipeline.report.stage_pages import validation_markdown
 from pipeline.tasks import Purpose
-from pipeline.validation import Approval, Context
 from pipeline.validation.alignment import onset_of
-from pipeline.validation.facts import Dataset
+from pipeline.validation.facts import Approval, Context, Dataset
 from pipeline.validation.findings import Finding, RuleOutcome, ValidationReport
 from pipeline.validation.inspection import action_jerk, inspect_dataset
 from pipeline.validation.replay import first_difference

@@ -10,10 +10,9 @@ from small_datasets import LINE, TASKED, dataset, findings, walk
 from pipeline.data import UNKNOWN_SEED, EpisodeData
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
-from pipeline.validation import Context, replay_episodes, validate
-from pipeline.validation.facts import Dataset
+from pipeline.validation.facts import Context, Dataset
 from pipeline.validation.inspection import inspect_dataset
-from pipeline.validation.replay import first_difference
+from pipeline.validation.replay import first_difference, replay_episodes
 from pipeline.validation.rules import (
     NotAsked,
     episodes_distinct,
@@ -26,6 +25,7 @@ from pipeline.validation.rules import (
     seeds_unique,
     shares,
     time_alignment,
+    validate,
 )
 from pipeline.validation.rules import spaces as declared_spaces
 
