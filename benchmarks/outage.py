@@ -99,15 +99,15 @@ def trained(
                     stopper.start()
                 events.append(event)
                 started = time.perf_counter()
-                seeds.on_event(0, event)
+                seeds[0].on_event(event)
                 if event.metrics:
                     calls.append(1_000 * (time.perf_counter() - started))
 
             result = train(job, on_event)
-            seeds.finish(0, result)
+            seeds[0].finish(result)
             ended = time.perf_counter()
         seconds = time.perf_counter() - ended
-        run_id = seeds.run(0).run_id
+        run_id = seeds[0].run.run_id
     stopper.join()
     return events, calls, run_id, result, seconds
 

@@ -97,13 +97,13 @@ def tracked(job: TrainingJob, folder: Path) -> Cost:
             def on_event(event: TrainingEvent) -> None:
                 nonlocal in_calls
                 began = time.thread_time()
-                seeds.on_event(0, event)
+                seeds[0].on_event(event)
                 in_calls += time.thread_time() - began
 
             began = time.thread_time()
             result = train(job, on_event)
             trained = time.thread_time() - began - in_calls
-            seeds.finish(0, result)
+            seeds[0].finish(result)
         thread = time.thread_time() - thread
         forwarding = time.process_time() - process - thread  # torch has one thread: what is left is the forwarder's
         return Cost(time.perf_counter() - wall, trained, thread - trained, forwarding)

@@ -21,11 +21,11 @@ from pipeline.config.stages import STAGE_CONFIGS, Finetune
 from pipeline.errors import BadInput, printable, say
 from pipeline.learning.arms import ArmJob, shared_settings
 from pipeline.learning.jobs import TrainingJob, TrainingResult
-from pipeline.names import OUTPUT_PREFIX, Artifact, Tag
+from pipeline.names import OUTPUT_PREFIX, Artifact, Metric, Tag
 from pipeline.report.progress import TrainingProgress, input_warnings, trainings_summary
 from pipeline.tasks import Task
 from pipeline.tracking.content_key import digest_of, package_code
-from pipeline.tracking.seed_runs import left_to_train, log_bill, train_logged
+from pipeline.tracking.seed_runs import left_to_train, train_logged
 from pipeline.tracking.spool import deliver_leftovers
 from pipeline.tracking.stage_run import StageRun, open_run
 
@@ -111,7 +111,13 @@ def train(
     """Train side by side, each in a run with these tags; people see how far it is, and the stage bears the bill."""
     with TrainingProgress(stage, jobs) as progress:
         results = train_logged(run, jobs, tags, workers, progress.on_event)
-    log_bill(run, results)
+    run.metrics(
+        {
+            Metric.ENVIRONMENT_STEPS: sum(result.environment_steps for result in results),
+            Metric.EVALUATION_STEPS: sum(result.evaluation_steps for result in results),
+            Metric.WALL_SECONDS: sum(result.wall_seconds.total for result in results),
+        }
+    )
     return results
 
 

@@ -131,7 +131,7 @@ def arm_data(run: StageRun, evidence: Evidence) -> dict[str, list[RunData]]:
             if arm not in CONTROLS:
                 policy = policy_of(run.client, member.run)
                 final |= {name: evidence.figures(policy, name) for name in evidence.task.config.holdout_sets}
-            data.setdefault(arm, []).append(member.data(budget, final))
+            data.setdefault(arm, []).append(RunData(member.seed, member.steps, member.figures, final, budget))
     return data
 
 

@@ -14,9 +14,9 @@ from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
+from pipeline.tracking.groups import records_data
 from pipeline.tracking.models import find_policy
 from pipeline.tracking.runs import get_run
-from pipeline.tracking.seed_runs import records_data
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("policy",)

@@ -26,11 +26,10 @@ from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking.content_key import ContentKey, clone_key, content_key, training_key
 from pipeline.tracking.datasets import answering, fetch_dataset, through_camera
-from pipeline.tracking.groups import read_evaluations
+from pipeline.tracking.groups import evaluations_record, read_evaluations
 from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version
 from pipeline.tracking.reuse import read_key
 from pipeline.tracking.runs import Run, get_kept_run, get_run, read_config, read_task, seed_of, stage_run_of, tag_of
-from pipeline.tracking.seed_runs import evaluations_record
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("run",)

@@ -33,8 +33,9 @@ from pipeline.sweep.study import NOTES, SweepStudy, TrialFailed, TrialRecord, co
 from pipeline.sweep.trials import SeedEnd, TrialPlan, trial_plan
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.forwarder import Forwarder, forwarding
+from pipeline.tracking.groups import evaluations_record
 from pipeline.tracking.liveness import has_ended, this_process
-from pipeline.tracking.seed_runs import SeedRuns, evaluations_record
+from pipeline.tracking.seed_runs import SeedRun
 from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import exclusive, refuse_tracking_store
 
@@ -255,9 +256,9 @@ class Trainings:
             job = self.plan.job(values, seed, self.run.folder / f"fresh-{number}-{seed}", fresh=True)
             trial = "default" if number is None else number
             tags = {Tag.STAGE: SWEEP_FRESH, Tag.STUDY: self.plan.config.study_name, Tag.TRIAL: trial}
-            log = SeedRuns(self.run, self.forwarder, [job], [tags])
+            log = SeedRun(self.run, self.forwarder, job, tags)
             try:
-                result = self._trained(job, partial(log.on_event, 0))
+                result = self._trained(job, log.on_event)
             except BaseException as error:
                 own = isinstance(error, ITS_OWN) and not self.stop.is_set()
                 log.end("FAILED", reason_of(error) if own else f"not finished: {type(error).__name__}")
@@ -265,7 +266,7 @@ class Trainings:
                     raise
                 known = {"reason": reason_of(error)}
             else:
-                log.finish(0, result)
+                log.finish(result)
                 try:
                     end = self.plan.judge(result)
                     known = {"value": end.value, "excess": dict(end.excess), "figures": dict(end.figures)}

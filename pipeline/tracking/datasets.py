@@ -150,9 +150,7 @@ def fetch_dataset(run: Run) -> StoredDataset:
     return StoredDataset(*_loaded(download_dataset(run)), run)
 
 
-@lru_cache(maxsize=1)  # what every stage of a `main` asks for is one dataset
-def _loaded(folder: Path) -> tuple[Trajectories, DatasetMetadata]:
-    return load_dataset(folder)
+_loaded = lru_cache(maxsize=1)(load_dataset)  # what every stage of a `main` asks for is one dataset
 
 
 def download_dataset(run: Run) -> Path:

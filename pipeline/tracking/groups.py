@@ -1,7 +1,7 @@
 """The trainings of a group, read back for comparison: finished, matched, and equal in all but their initial weights."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.config.loading import parse_json, validate
 from pipeline.errors import BadInput, shortened
+from pipeline.learning.jobs import TrainingResult
 from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag
-from pipeline.statistics.comparison import RunData, UpfrontCost
+from pipeline.play.evaluation import EpisodeRecords, point_figures
+from pipeline.statistics.comparison import UpfrontCost
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.lineage import sources
 from pipeline.tracking.models import StoredPolicy, find_policy
-from pipeline.tracking.runs import get_run, latest_run, read_text_artifact, search, seed_of, tag_of
+from pipeline.tracking.runs import get_run, latest_run, recorded, search, seed_of, tag_of
 
 GROUP_NAME_LIMIT = 200
 # what was done before the first fine-tuning; a repaired dataset states the steps of the one it replaces as its own
@@ -41,10 +43,6 @@ class ArmRun:
         """A digest of what the training came to."""
         measured = [self.steps.tolist(), {name: values.tolist() for name, values in self.figures.items()}, self.final]
         return digest_of([tag_of(self.run, Tag.POLICY_DIGEST), repr(measured)])
-
-    def data(self, budget: int, final: Mapping[str, Mapping[str, float]]) -> RunData:
-        """For the statistics; `final` maps scenario sets to figures."""
-        return RunData(self.seed, self.steps, self.figures, final, budget)
 
 
 @dataclass(frozen=True)
@@ -178,15 +176,29 @@ def _stage_run(client: MlflowClient, stage: str, group: str, task: str) -> Run:
     return found[0]
 
 
+def evaluations_record(result: TrainingResult) -> dict[str, Any]:
+    """Every evaluation's figures, and the final one episode by episode, as plain JSON data."""
+    return {
+        "seed": result.seed,
+        "evaluations": [{"timestep": p.timestep, "figures": point_figures(p.records)} for p in result.evaluations],
+        "final_figures": point_figures(result.final),
+        "final": records_data(result.final),
+    }
+
+
+def records_data(records: EpisodeRecords) -> dict[str, Any]:
+    """Episode records as plain JSON data: scenario, seed and every metric, one list each, in order."""
+    return {
+        "scenario": [episode.scenario for episode in records.episodes],
+        "seed": [episode.seed for episode in records.episodes],
+        "metrics": {name: [float(v) for v in values] for name, values in records.metrics.items()},
+    }
+
+
 def read_evaluations(client: MlflowClient, run: Run) -> dict[str, Any]:
     """What `evaluations_record` wrote down of a training. Raises BadInput when it is missing or anything else."""
-    text = read_text_artifact(client, run.info.run_id, Artifact.EVALUATIONS)
-    if text is None:
-        raise BadInput(
-            f"run {run.info.run_id} has no {Artifact.EVALUATIONS}: its training did not finish; train it again"
-        )
     source = f"{Artifact.EVALUATIONS} of run {run.info.run_id}"
-    data: dict[str, Any] = parse_json(text, source)
+    data: dict[str, Any] = parse_json(recorded(client, run, Artifact.EVALUATIONS), source)
     validate(_Record, data, source)
     return data
 

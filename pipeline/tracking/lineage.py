@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from pipeline.errors import BadInput, printable, shortened
 from pipeline.names import LINEAGE_PREFIX, LINEAGE_ROLES, SEED_STAGES, Quality, Tag, VersionTag, lineage_run_tag
 from pipeline.tracking import registry
 from pipeline.tracking.references import Reference
 from pipeline.tracking.runs import experiment_ids, get_run, search, tag_of
-from pipeline.tracking.store import pages, refuses
+from pipeline.tracking.store import pages, refused_as
 
 if TYPE_CHECKING:  # questions need no policy, and so no torch
     from pipeline.tracking.models import StoredPolicy
@@ -114,12 +113,8 @@ def resolve(client: MlflowClient, reference: str) -> list[Run]:
     if named.run_id:
         return [get_run(client, named.run_id, "lineage of")]
     if named.model and named.version:
-        try:
+        with refused_as(f"lineage of {reference!r}: the registry has no such version"):
             version = client.get_model_version(named.model, named.version)
-        except MlflowException as error:
-            if not refuses(error):
-                raise
-            raise BadInput(f"lineage of {reference!r}: the registry has no such version") from None
         ids = {"lineage of": version.run_id, "gate run": version.tags.get(VersionTag.GATE_RUN_ID)}
         return [get_run(client, run_id, what) for what, run_id in ids.items() if run_id]
     if named.dataset_id:

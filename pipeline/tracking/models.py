@@ -9,7 +9,6 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.errors import BadInput, shortened
@@ -19,7 +18,7 @@ from pipeline.policies import ActFunction, act_function, load_policy, policy_dig
 from pipeline.tasks import Task
 from pipeline.tracking.references import Reference, fetched
 from pipeline.tracking.runs import get_kept_run, latest_run, search, seed_of
-from pipeline.tracking.store import refuses
+from pipeline.tracking.store import refused_as
 
 
 @dataclass(frozen=True)
@@ -88,18 +87,15 @@ def find_version(client: MlflowClient, reference: str, task: str, latest_alias: 
         raise BadInput(f"expert {reference!r} belongs to another task; the experts of task {task!r} are in {name!r}")
     if named.latest:
         reference = f"models:/{name}@{alias}"
-    try:
+    first, entry = "train one first", "train_expert"
+    if alias == Alias.APPROVED:
+        first, entry = "promote a candidate first", "promote"
+    with refused_as(
+        f"expert {reference!r}: the registry has no such version of {name!r}; {first}: mlflow run . -e {entry}"
+    ):
         if alias:
             return client.get_model_version_by_alias(name, alias)
         return client.get_model_version(name, str(named.version or named.number))
-    except MlflowException as error:
-        if not refuses(error):
-            raise
-        first = "promote a candidate first" if alias == Alias.APPROVED else "train one first"
-        entry = "promote" if alias == Alias.APPROVED else "train_expert"
-        raise BadInput(
-            f"expert {reference!r}: the registry has no such version of {name!r}; {first}: mlflow run . -e {entry}"
-        ) from None
 
 
 def fetch_version(version: ModelVersion) -> StoredPolicy:

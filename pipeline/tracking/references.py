@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import BadInput, shortened
 from pipeline.files import scratch
+from pipeline.tracking.store import unanswered
 
 RUNS = "runs:/"
 PATTERN = re.compile(
@@ -48,15 +49,24 @@ class Reference:
         return cls() if match is None else cls(**match.groupdict())
 
 
+@contextlib.contextmanager
+def fetching(what: str) -> Iterator[None]:
+    """What cannot be fetched in the block is one line: BadInput. A store that gives no answer raises what it raises."""
+    try:
+        yield
+    except (MlflowException, OSError, UnicodeDecodeError) as error:
+        if unanswered(error):
+            raise
+        raise BadInput(f"{what} cannot be fetched: {shortened(str(error))}") from None
+
+
 def fetched(uri: str, what: str) -> Path:
     """This process's copy of an artifact that never changes, or of a folder of them; fetched once, whoever asks.
 
     Raises BadInput: `what` cannot be fetched.
     """
-    try:
+    with fetching(what):
         return _copy(mlflow.get_tracking_uri(), uri)
-    except (MlflowException, OSError) as error:
-        raise BadInput(f"{what} cannot be fetched: {shortened(str(error))}") from None
 
 
 @functools.cache
@@ -65,9 +75,9 @@ def _copy(store: str, uri: str) -> Path:
 
 
 @contextlib.contextmanager
-def downloaded(uri: str) -> Iterator[Path]:
-    """An artifact as it is now, to be read at once: the copy goes with the block. Raises MlflowException, OSError."""
-    with tempfile.TemporaryDirectory(prefix="artifact-", dir=scratch()) as place:
+def downloaded(uri: str, what: str) -> Iterator[Path]:
+    """An artifact as it is now, to be read at once: the copy goes with the block. Raises BadInput as `fetched` does."""
+    with fetching(what), tempfile.TemporaryDirectory(prefix="artifact-", dir=scratch()) as place:
         yield _download(uri, place)
 
 

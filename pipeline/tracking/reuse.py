@@ -7,7 +7,6 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from pipeline.config.loading import parse_json
 from pipeline.errors import BadInput
@@ -66,7 +65,7 @@ def read_key(client: MlflowClient, run: Run) -> ContentKey | None:
     try:
         text = read_text_artifact(client, run.info.run_id, Artifact.CONTENT_KEY)
         return None if text is None else ContentKey.from_json(text)
-    except (MlflowException, OSError, BadInput):
+    except BadInput:
         return None
 
 
@@ -118,13 +117,9 @@ def refuse_unsound(client: MlflowClient, run: Run) -> None:
             seeds = [seed_of(training) for training in members if tag_of(training, Tag.ARM) == arm]
             _refuse_missing(run, seeds, f"trainings of arm {arm}")
     elif stage == "compare":
-        try:
-            with downloaded(f"runs:/{run.info.run_id}/{Artifact.REPORT}") as copy:
-                digest = report_digest(copy)
-        except (MlflowException, OSError) as error:
-            raise BadInput(f"its report cannot be fetched: {error}") from None
-        if digest != tags.get(Tag.REPORT_DIGEST):
-            raise BadInput("the files of its report changed")
+        with downloaded(f"runs:/{run.info.run_id}/{Artifact.REPORT}", "its report") as copy:
+            if report_digest(copy) != tags.get(Tag.REPORT_DIGEST):
+                raise BadInput("the files of its report changed")
     elif stage in ("baseline_seed", "finetune_seed"):
         read_training(client, run)
     if stage in HANDS_ON and f"{OUTPUT_PREFIX}{HANDS_ON[stage]}" not in tags:

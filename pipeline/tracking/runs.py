@@ -17,8 +17,8 @@ from pipeline.config.task import Snqi, TaskConfig
 from pipeline.data import metadata_faults, read_metadata
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Tag
-from pipeline.tracking.references import downloaded
-from pipeline.tracking.store import pages, refuses, unanswered
+from pipeline.tracking.references import downloaded, fetching
+from pipeline.tracking.store import pages, refused_as
 
 C = TypeVar("C")
 
@@ -27,12 +27,8 @@ PAGE = 1_000  # runs in one answer
 
 def get_run(client: MlflowClient, run_id: str, what: str) -> Run:
     """The run of that id, deleted or not. Raises BadInput when there is none: an unknown id stands for no other run."""
-    try:
+    with refused_as(f"{what} {shortened(run_id)}: the store has no such run; give a run id or 'latest'"):
         return client.get_run(run_id)
-    except MlflowException as error:
-        if not refuses(error):
-            raise
-        raise BadInput(f"{what} {shortened(run_id)}: the store has no such run; give a run id or 'latest'") from None
 
 
 def tag_of(run: Run, key: str) -> str:
@@ -64,16 +60,12 @@ def get_kept_run(client: MlflowClient, run_id: str, what: str) -> Run:
 
 def read_text_artifact(client: MlflowClient, run_id: str, path: str) -> str | None:
     """A text artifact of a run; None when the run has no such artifact. Raises BadInput for one that is no text."""
-    folder = path.rpartition("/")[0]
-    try:
+    folder, what = path.rpartition("/")[0], f"{path} of run {run_id}"
+    with fetching(what):
         if not any(item.path == path for item in client.list_artifacts(run_id, folder or None)):
             return None
-        with downloaded(f"runs:/{run_id}/{path}") as copy:
+        with downloaded(f"runs:/{run_id}/{path}", what) as copy:
             return copy.read_text(encoding="utf-8")
-    except (MlflowException, OSError, UnicodeDecodeError) as error:
-        if unanswered(error):
-            raise
-        raise BadInput(f"{path} of run {run_id} cannot be read: {shortened(str(error), 200)}") from None
 
 
 def recorded(client: MlflowClient, run: Run, path: str) -> str:
@@ -107,9 +99,9 @@ def read_task(client: MlflowClient, run: Run, folder: Path) -> TaskConfig:
 def recorded_metadata(run: Run) -> dict[str, Any]:
     """The metadata of the dataset that a run recorded, read alone; empty when they are gone or damaged."""
     try:
-        with downloaded(f"runs:/{run.info.run_id}/{Artifact.METADATA}") as copy:
+        with downloaded(f"runs:/{run.info.run_id}/{Artifact.METADATA}", "the metadata") as copy:
             metadata = read_metadata(copy)
-    except (MlflowException, OSError, BadInput):
+    except BadInput:
         return {}
     return {} if metadata_faults(metadata) else metadata
 

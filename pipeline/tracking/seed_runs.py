@@ -14,82 +14,72 @@ from pipeline.executors.local import run_side_by_side
 from pipeline.learning.arms import ArmJob
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Resume, Tag, reused_tag
-from pipeline.play.evaluation import EpisodeRecords, point_figures, summarise, with_intervals
+from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.tracking.content_key import training_key
 from pipeline.tracking.forwarder import Forwarder, forwarding
+from pipeline.tracking.groups import evaluations_record
 from pipeline.tracking.reuse import find_finished
 from pipeline.tracking.runs import get_run, search
 from pipeline.tracking.stage_run import StageRun, checkpoint_folder
 
 
-class SeedRuns:
-    """The child runs of the jobs of a stage, written through the spool; `on_event` and `finish` take a job's index."""
+class SeedRun:
+    """The child run of one job of a stage, written through the spool: it fills while the job trains."""
 
     def __init__(
-        self,
-        stage_run: StageRun,
-        forwarder: Forwarder,
-        jobs: Sequence[TrainingJob],
-        tags: Sequence[Mapping[str, Any]],
+        self, stage_run: StageRun, forwarder: Forwarder, job: TrainingJob, more_tags: Mapping[str, Any]
     ) -> None:
-        self._runs: list[StageRun] = []
-        self.jobs: list[TrainingJob] = []  # as they are to be trained
-        self._open: set[int] = set()
-        for index, (job, more) in enumerate(zip(jobs, tags, strict=True)):
-            key = training_key(job)
-            about = {Tag.TASK: job.task.name, Tag.SEED: job.seed, Tag.COMMAND: key.digest, Tag.CONTENT_KEY: key.digest}
-            all_tags = {**about, **more}
-            name = f"{all_tags.get(Tag.ARM, all_tags.get(Tag.STAGE))}-seed-{job.seed}"
-            run = forwarder.child(stage_run, name, all_tags)
-            run.text(key.to_json(), Artifact.CONTENT_KEY)
-            place = checkpoint_folder(stage_run) / run.run_id
-            self._runs.append(run)
-            self.jobs.append(replace(job, checkpoints=str(place), checkpoint_key=key.digest))
-            # a finished one of an interrupted stage's only says again what it came to, and nothing of it is logged
-            if not (stage_run.continued and get_run(run.client, run.run_id, "training").info.status == "FINISHED"):
-                self._open.add(index)
+        key = training_key(job)
+        about = {Tag.TASK: job.task.name, Tag.SEED: job.seed, Tag.COMMAND: key.digest, Tag.CONTENT_KEY: key.digest}
+        tags = {**about, **more_tags}
+        self.run = forwarder.child(stage_run, f"{tags.get(Tag.ARM, tags.get(Tag.STAGE))}-seed-{job.seed}", tags)
+        self.run.text(key.to_json(), Artifact.CONTENT_KEY)
+        place = checkpoint_folder(stage_run) / self.run.run_id
+        self.job = replace(job, checkpoints=str(place), checkpoint_key=key.digest)  # as it is to be trained
+        # a finished one of an interrupted stage's only says again what it came to, and nothing of it is logged
+        status = get_run(self.run.client, self.run.run_id, "training").info.status if stage_run.continued else ""
+        self._open = status != "FINISHED"
 
-    def run(self, index: int) -> StageRun:
-        return self._runs[index]
+    def on_event(self, event: TrainingEvent) -> None:
+        """Keep the training's metrics."""
+        if event.metrics and self._open:
+            self.run.metrics(event.metrics, event.timestep)
 
-    def on_event(self, index: int, event: TrainingEvent) -> None:
-        """Keep a training's metrics."""
-        if event.metrics and index in self._open:
-            self._runs[index].metric_series([(name, value, event.timestep) for name, value in event.metrics.items()])
-
-    def finish(self, index: int, result: TrainingResult) -> None:
+    def finish(self, result: TrainingResult) -> None:
         """Log what the training came to and close its run."""
-        run = self._runs[index]
-        if index in self._open:
-            log_result(run, self.jobs[index], result)
-            run.close("FINISHED")
-            self._open.discard(index)
+        if self._open:
+            log_result(self.run, self.job, result)
+            self.run.close("FINISHED")
+            self._open = False
 
     def end(self, status: str, reason: str) -> None:
-        """Close every run that is still open, with the best policy that its training left behind."""
-        for index in sorted(self._open):
-            best = Path(self.jobs[index].output) / "best"
+        """Close the run, if it is still open, with the best policy that its training left behind."""
+        if self._open:
+            best = Path(self.job.output) / "best"
             if status == "FAILED" and best.is_dir():  # of a training that diverged
-                self._runs[index].file(best, Artifact.POLICY)
-            self._runs[index].describe(reason)
-            self._runs[index].close(status)
+                self.run.file(best, Artifact.POLICY)
+            self.run.describe(reason)
+            self.run.close(status)
 
 
 @contextlib.contextmanager
 def seed_runs(
     stage_run: StageRun, jobs: Sequence[TrainingJob], tags: Sequence[Mapping[str, Any]]
-) -> Iterator[SeedRuns]:
+) -> Iterator[list[SeedRun]]:
     """Child runs for the jobs; those that are not finished when the block is left by an exception end with it.
 
     They end KILLED when that came from outside, FAILED otherwise.
     """
+    runs: list[SeedRun] = []
     with forwarding(stage_run) as forwarder:
-        runs = SeedRuns(stage_run, forwarder, jobs, tags)
         try:
+            for job, more_tags in zip(jobs, tags, strict=True):
+                runs.append(SeedRun(stage_run, forwarder, job, more_tags))
             yield runs
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt | Interrupted)
-            runs.end("KILLED" if killed else "FAILED", f"not finished: {type(error).__name__}: {error}"[:500])
+            for run in runs:
+                run.end("KILLED" if killed else "FAILED", f"not finished: {type(error).__name__}: {error}"[:500])
             raise
 
 
@@ -106,11 +96,12 @@ def train_logged(
     """
 
     def on_event(index: int, event: TrainingEvent) -> None:
-        seeds.on_event(index, event)
+        seeds[index].on_event(event)
         watch(index, event)
 
     with seed_runs(stage_run, jobs, tags) as seeds:
-        return run_side_by_side(seeds.jobs, workers, on_event, seeds.finish)
+        jobs = [seed.job for seed in seeds]
+        return run_side_by_side(jobs, workers, on_event, lambda index, result: seeds[index].finish(result))
 
 
 def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse: bool) -> list[int]:
@@ -122,9 +113,8 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
     """
     if not reuse:
         return list(range(len(arms)))
-    begun = (
-        search(stage_run.client, {MLFLOW_PARENT_RUN_ID: stage_run.run_id}, status=None) if stage_run.continued else []
-    )
+    own = {MLFLOW_PARENT_RUN_ID: stage_run.run_id}
+    begun = search(stage_run.client, own, status=None) if stage_run.continued else []
     keys_begun = {run.data.tags.get(Tag.CONTENT_KEY) for run in begun}
     todo: list[int] = []
     for index, arm in enumerate(arms):
@@ -140,17 +130,6 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
             say(f"{arm.arm} seed {arm.job.seed}: {found.words}")
         todo.append(index)
     return todo
-
-
-def log_bill(run: StageRun, results: Sequence[TrainingResult]) -> None:
-    """What all trainings of a stage cost together: environment steps and seconds of processor time."""
-    run.metrics(
-        {
-            Metric.ENVIRONMENT_STEPS: sum(result.environment_steps for result in results),
-            Metric.EVALUATION_STEPS: sum(result.evaluation_steps for result in results),
-            Metric.WALL_SECONDS: sum(result.wall_seconds.total for result in results),
-        }
-    )
 
 
 def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
@@ -195,22 +174,3 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
             Tag.RESUME: {None: None, True: Resume.EXACT, False: Resume.NOT_EXACT}[result.exact_resume],
         }
     )
-
-
-def evaluations_record(result: TrainingResult) -> dict[str, Any]:
-    """Every evaluation's figures, and the final one episode by episode, as plain JSON data."""
-    return {
-        "seed": result.seed,
-        "evaluations": [{"timestep": p.timestep, "figures": point_figures(p.records)} for p in result.evaluations],
-        "final_figures": point_figures(result.final),
-        "final": records_data(result.final),
-    }
-
-
-def records_data(records: EpisodeRecords) -> dict[str, Any]:
-    """Episode records as plain JSON data: scenario, seed and every metric, one list each, in order."""
-    return {
-        "scenario": [episode.scenario for episode in records.episodes],
-        "seed": [episode.seed for episode in records.episodes],
-        "metrics": {name: [float(v) for v in values] for name, values in records.metrics.items()},
-    }

@@ -33,7 +33,7 @@ from pipeline.tracking.host import environment_record, git_state
 from pipeline.tracking.operations import MAX_PARAM_LENGTH, Batch, Close, Files, Operation, Policy, Text
 from pipeline.tracking.runs import points_of, search
 from pipeline.tracking.spool import Spool
-from pipeline.tracking.store import chosen_experiment, connect, exclusive, local_folder, refuses, unanswered
+from pipeline.tracking.store import chosen_experiment, connect, exclusive, local_folder, refused_as, unanswered
 
 RUN_VARIABLE = "MLFLOW_RUN_ID"
 
@@ -201,18 +201,12 @@ def open_run(
     run_id = None if nested else os.environ.pop(RUN_VARIABLE, None)
     database = sqlite_file(mlflow.get_tracking_uri())
     if run_id and database is not None and not database.exists():
-        raise _no_such_run(run_id)
+        raise BadInput(_no_such_run(run_id))
     client = connect()
     given = _given_run(client, stage, run_id) if run_id else None
     outer = _opened[-1] if nested and _opened else None
-    if experiment is None and outer is not None:
-        chosen = outer.experiment_id
-    elif experiment is None and given is not None:
-        chosen = given.info.experiment_id
-    else:
-        chosen = chosen_experiment(client, experiment)
     with tempfile.TemporaryDirectory(prefix=f"{stage}-", dir=scratch()) as folder:
-        run = _start(client, stage, chosen, given, outer, command, Path(folder))
+        run = _start(client, stage, experiment, given, outer, command, Path(folder))
         _opened.append(run)
         status, last = "FAILED", {}
         try:
@@ -256,12 +250,8 @@ def checkpoint_folder(run: StageRun) -> Path:
 
 def _given_run(client: MlflowClient, stage: str, run_id: str) -> Run:
     """The run of MLFLOW_RUN_ID, which `mlflow run` sets. Raises BadInput when it holds a record that is not ours."""
-    try:
+    with refused_as(_no_such_run(run_id)):
         run = client.get_run(run_id)
-    except MlflowException as error:
-        if not refuses(error):
-            raise
-        raise _no_such_run(run_id) from None
     tags, status = run.data.tags, run.info.status
     works = Tag.PROCESS in tags and not liveness.is_gone(run)
     reasons = {
@@ -278,18 +268,18 @@ def _given_run(client: MlflowClient, stage: str, run_id: str) -> Run:
     return run
 
 
-def _no_such_run(run_id: str) -> BadInput:
-    uri = mlflow.get_tracking_uri()
-    return BadInput(
-        f"{RUN_VARIABLE} = {shortened(run_id)}: store {shortened(uri)} has no such run; unset it, or, if `mlflow run` "
-        "set it, give the file in MLFLOW_TRACKING_URI by its absolute path: stages run in the project's folder"
+def _no_such_run(run_id: str) -> str:
+    return (
+        f"{RUN_VARIABLE} = {shortened(run_id)}: store {shortened(mlflow.get_tracking_uri())} has no such run; unset "
+        "it, or, if `mlflow run` set it, give the file in MLFLOW_TRACKING_URI by its absolute path: stages run in the "
+        "project's folder"
     )
 
 
 def _start(
     client: MlflowClient,
     stage: str,
-    experiment: str,
+    experiment: str | None,
     given: Run | None,
     outer: StageRun | None,
     command: str | None,
@@ -328,24 +318,25 @@ def _start(
         return StageRun(client, given.info.run_id, given.info.experiment_id, folder)
     if outer is not None:
         tags[MLFLOW_PARENT_RUN_ID] = outer.run_id
-    created = client.create_run(experiment, tags=resolve_tags(tags), run_name=stage)
-    return StageRun(client, created.info.run_id, created.info.experiment_id, folder)
+    inherited = outer.experiment_id if outer is not None and experiment is None else None
+    chosen = inherited or chosen_experiment(client, experiment)
+    created = client.create_run(chosen, tags=resolve_tags(tags), run_name=stage)
+    return StageRun(client, created.info.run_id, chosen, folder)
 
 
 def _end(run: StageRun, stage: str, status: str, last: Mapping[str, str]) -> None:
     """Close a run. When the store does not answer, that waits in the spool, and one line says so."""
+    try:
+        run.tag(last)
+        run.close(status)
+    except Exception as error:
+        if run.spool is not None or not unanswered(error):
+            raise
+        run.write_behind()
+        run.tag(last)
+        run.close(status)
     if run.spool is None:
-        try:
-            run.tag(last)
-            run.close(status)
-            return
-        except Exception as error:
-            if not unanswered(error):
-                raise
-            run.write_behind()
-    assert run.spool is not None
-    run.tag(last)
-    run.close(status)
+        return
     say(
         f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} does not answer; {run.spool.waiting()} "
         f"records wait in {run.spool.folder} (run {run.run_id}): deliver them with python -m pipeline sync",

@@ -114,6 +114,17 @@ def refuses(error: Exception) -> bool:
     return isinstance(error, MlflowException) and error.error_code in REFUSALS
 
 
+@contextlib.contextmanager
+def refused_as(line: str) -> Iterator[None]:
+    """What the store refuses in the block is told by this line. Raises BadInput, and any other error as it is."""
+    try:
+        yield
+    except MlflowException as error:
+        if not refuses(error):
+            raise
+        raise BadInput(line) from None
+
+
 def unanswered(error: BaseException) -> bool:
     """The store gave no answer: it is stopped, hangs, or cannot be reached."""
     if disk_refusal(error) is not None:  # of a SQLite store: that is an answer
@@ -135,12 +146,8 @@ def chosen_experiment(client: MlflowClient, name: str | None) -> str:
     if not number:
         return by_name or experiment_id(client, DEFAULT_EXPERIMENT)
     what = f"MLFLOW_EXPERIMENT_ID = {shortened(number)}"
-    try:
+    with refused_as(f"{what}: the store has no such experiment; unset it or name another one"):
         found = client.get_experiment(number)
-    except MlflowException as error:
-        if not refuses(error):
-            raise
-        raise BadInput(f"{what}: the store has no such experiment; unset it or name another one") from None
     if found.lifecycle_stage != "active":
         raise BadInput(f"{what}: that experiment was deleted; restore it, unset it or name another one")
     if by_name not in (None, number):

@@ -66,12 +66,12 @@ def test_a_server_that_hangs_for_two_seconds_costs_the_training_no_time_and_no_p
                     pause.start()
                 events.append(event)
                 started = time.perf_counter()
-                seeds.on_event(0, event)
+                seeds[0].on_event(event)
                 waits.append(time.perf_counter() - started)
 
             result = train(job, on_event)
             pause.join()
-            child = seeds.run(0)
+            child = seeds[0].run
             control = replace(child, spool=None)
             on_server.hang()  # the same call without the spool
             with pytest.MonkeyPatch.context() as patch, pytest.raises(MlflowException) as error:
@@ -80,7 +80,7 @@ def test_a_server_that_hangs_for_two_seconds_costs_the_training_no_time_and_no_p
                 control.metrics({"loss": 1.0})
             assert unanswered(error.value)
             on_server.go_on()
-            seeds.finish(0, result)
+            seeds[0].finish(result)
         assert run.spool is None  # the store has everything, the stage writes to it directly
     assert max(waits) < 1.5, waits  # the first call that waited for the server would have waited for all of its 2 s
     client = connect()

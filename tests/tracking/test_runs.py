@@ -272,7 +272,7 @@ def test_every_nested_run_has_the_record_of_its_stage(store, in_repository):
     with open_run("pretrain") as run:
         run.record_config(pretrain_config(), task, {"dataset": "d1"})
         with seed_runs(run, [TrainingJob(task, training, 1, str(run.folder))], [{}]) as seeds:
-            nested = [seeds.run(0).run_id]
+            nested = [seeds[0].run.run_id]
         with forwarding(run) as forwarder, child_run(forwarder, run, "clone", {}) as child:
             trial = forwarder.child(run, "trial-0", {})
         nested += [child.run_id, trial.run_id]
