@@ -171,6 +171,7 @@ class Artifact:
     DIAGNOSTICS_MD: Final = "diagnostics.md"
     SHIFT: Final = "distribution_shift.json"
     CERTIFICATE: Final = "transfer_certificate.json"
+    WARM_START: Final = "warm_start.json"  # what an adaptive warm start decided, when and why
     EVALUATIONS: Final = "evaluations.json"  # every evaluation of a training, episode by episode
     SUMMARY: Final = "summary.txt"  # the lines that a stage ends with
     ENVIRONMENT: Final = "environment.json"  # package versions, commit, machine

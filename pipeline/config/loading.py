@@ -202,18 +202,18 @@ def _explain(cls: type, error: ValidationError) -> str:
     # subtle: faulty items are also reported as missing ones ("too short"), which would count a fault twice
     items = {fault["loc"][:-1] for fault in every}
     faults = [fault for fault in every if not (fault["type"] == "too_short" and fault["loc"] in items)]
-    fault = faults[0]
-    # dataclass names that pydantic puts into the location of a union are no keys
-    key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    kinds = ("constrained-", "literal[")  # of a union, which pydantic puts into the location, are no keys
+    keys = [".".join(str(part) for part in f["loc"] if not str(part).startswith(kinds)) for f in faults]
+    fault, key = faults[0], keys[0] or "(top level)"
+    more = f" (and {len(set(keys)) - 1} more)" if len(set(keys)) > 1 else ""
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         allowed = sorted(_schema_at(cls, fault["loc"][:-1]).get("properties", {}))
         hint = did_you_mean(str(fault["loc"][-1]), allowed)
         return f"unknown key {key!r}.{hint} Allowed here: {', '.join(allowed)}{more}"
     if fault["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"key {key!r} is missing; add it{more}"
-    message = fault["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    messages = [f["msg"].removeprefix("Value error, ") for f, its in zip(faults, keys, strict=True) if its == keys[0]]
+    message = ", or ".join(text[:1].lower() + text[1:] for text in messages)
     value = fault["input"]
     if fault["type"] == "string_type" and not isinstance(value, dict | list):
         message += "; put it in quotes"

@@ -1,11 +1,11 @@
 """Settings of PPO training: what both arms of a comparison share, and what only initial weights may differ in."""
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import asdict, field
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from pipeline.config.base import (
@@ -168,19 +168,38 @@ class Convergence:
     """End the training once converged."""
 
 
+ADAPTIVE: Final = "adaptive"
+Adaptive = Literal["adaptive"]
+
+
 @configuration
 class WarmStart:
-    """What is done with pre-trained weights before and during PPO; a training from scratch has none of it."""
+    """What is done with pre-trained weights before and during PPO; a training from scratch has none of it.
 
-    critic_burn_in_steps: Steps = 0
-    """Environment steps in which only the critic learns."""
+    What is `adaptive` is decided in the training, by what is measured there; `warm_start: adaptive` makes all of it so.
+    """
+
+    critic_burn_in_steps: Steps | Adaptive = 0
+    """Environment steps in which only the critic learns; adaptive: until it explains the returns that it sees."""
     critic_burn_in_learning_rate: Positive = 1e-3
-    initial_action_std: Positive | None = 0.2
-    """Standard deviation of the Gaussian policy at the start; None keeps the clone's."""
-    clone_penalty: NonNegative = 0.0
-    """Weight of KL(clone || policy) added to the PPO loss."""
+    initial_action_std: Positive | Adaptive | None = 0.2
+    """Standard deviation of the Gaussian policy at the start; None: the clone's; adaptive: by the clone's error."""
+    clone_penalty: NonNegative | Adaptive = 0.0
+    """Weight of KL(clone || policy) added to the PPO loss; adaptive: while the policy is no better than the clone."""
     clone_penalty_fade_steps: Steps = 0
-    """The penalty fades linearly to 0 over these environment steps."""
+    """A fixed penalty fades linearly to 0 over these environment steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_of_it(cls, data: Any) -> Any:
+        if isinstance(data, str) and data != ADAPTIVE:
+            raise ValueError("input should be 'adaptive', or a mapping of settings")
+        return asdict(ADAPTIVE_WARM_START) if data == ADAPTIVE else data
+
+
+ADAPTIVE_WARM_START: Final = WarmStart(
+    critic_burn_in_steps=ADAPTIVE, initial_action_std=ADAPTIVE, clone_penalty=ADAPTIVE
+)
 
 
 @configuration

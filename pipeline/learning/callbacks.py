@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from pipeline.errors import BadInput, did_you_mean
 from pipeline.learning.jobs import Emit, EvaluationPoint, TrainingEvent, TrainingJob
 from pipeline.learning.schedule import converged_at, evaluation_episodes, next_evaluation, select_figure
+from pipeline.learning.warm_start import WarmPPO
 from pipeline.names import EVAL_PREFIX, Metric
 from pipeline.play.evaluation import (
     EpisodeRecords,
@@ -178,6 +179,8 @@ class EvaluationCallback(BaseCallback):
         self.points.append(EvaluationPoint(timestep, replace(records, action_histogram=None)))
         if value > self._best:
             self._best, self.best_timestep, self.best_tensors = value, timestep, tensors_of(policy)
+        if isinstance(self.model, WarmPPO):
+            self.model.on_evaluation(value)
         # every point costs; what nobody judges a training by gets its interval, and all of it quantiles, in the end
         watched = (*self._task.config.thresholds, "return_mean")
         summary = with_intervals(mean_intervals(records), of=watched)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Convergence, PPOTraining, WarmStart
+from pipeline.learning.adaptive import Decision
 from pipeline.names import Metric
 from pipeline.play.evaluation import EpisodeRecords
 from pipeline.policies.transfer import Transfer
@@ -86,4 +87,5 @@ class TrainingResult:
     wall_seconds: WallSeconds
     transferred: Transfer | None  # from the initial policy, taken before the first step
     final: EpisodeRecords  # best checkpoint on fresh episodes
+    decisions: tuple[Decision, ...] = ()  # of an adaptive warm start
     exact_resume: bool | None = None  # would it be the same after a kill; None: it has no checkpoint to go on from

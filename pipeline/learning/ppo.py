@@ -19,8 +19,9 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from pipeline.config.training import LearningRate, PPOTraining
+from pipeline.config.training import ADAPTIVE, LearningRate, PPOTraining
 from pipeline.errors import BadInput
+from pipeline.learning.adaptive import Decision
 from pipeline.learning.callbacks import Emitter, EvaluationCallback, NumberWriter, RolloutBoundary
 from pipeline.learning.checkpoints import CheckpointFolder, State, from_bytes, to_bytes
 from pipeline.learning.divergence import Diverged
@@ -154,6 +155,7 @@ def _conclude(
         wall_seconds=WallSeconds(now, evaluation.seconds, now - before_final, emitter.seconds),
         transferred=None if origin["transfer"] is None else Transfer(**origin["transfer"]),
         final=final,
+        decisions=tuple(Decision(**decision) for decision in state["model"]["decisions"]),
         exact_resume=origin["repeats"],
     )
 
@@ -229,7 +231,8 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tupl
         return model, None
     behind = read_spec(job.initial_policy).provenance.get(WRAPPERS, [])
     task.refuse_other_wrappers(behind, f"initial policy {job.initial_policy!r}")
-    proof = transfer(model.policy, job.initial_policy, training.network, job.warm_start.initial_action_std)
+    std = job.warm_start.initial_action_std
+    proof = transfer(model.policy, job.initial_policy, training.network, None if std == ADAPTIVE else std)
     if not job.learning_rate_zero:
         model.begin_warm_start(job.warm_start)
     return model, proof

@@ -1,11 +1,13 @@
 """SB3's PPO as both arms use it, and what a start from a clone adds: critic burn-in, and a penalty that fades out.
 
-Everything here is explicit and off in a training from scratch. How the clone was made is not known here.
+Everything here is off in a training from scratch. How the clone was made is not known here; what the training itself
+decides, it decides by the rules of `adaptive`.
 """
 
 import copy
 from collections import defaultdict, deque
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.nn import functional
 
-from pipeline.config.training import WarmStart
+from pipeline.config.training import ADAPTIVE, WarmStart
 from pipeline.errors import BadInput
+from pipeline.learning.adaptive import PENALTY, Anchor, BurnIn, Decision, exploring_std
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.policies import load_tensors, tensors_of
 
@@ -35,28 +38,62 @@ class WarmPPO(PPO):
     exact_budget: bool = False  # SB3 rounds the budget up to whole rollouts; else the last one takes what remains
     warm_start: WarmStart | None = None
     critic_optimizer: torch.optim.Optimizer | None = None  # of the burn-in; None when there is none, or no more
+    decisions: tuple[Decision, ...] = ()  # of an adaptive warm start
     seconds_before: float = 0.0  # that the training took before this `learn`
     _reference: ActorCriticPolicy | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._burn_in, self._anchor = BurnIn(), Anchor()
+        super().__init__(*args, **kwargs)
 
     def begin_warm_start(self, settings: WarmStart) -> None:
         """Take the present policy as the clone to stay near to. Call once, before `learn`."""
         self.warm_start = settings
-        if settings.clone_penalty > 0:
+        log_std = getattr(self.policy, "log_std", None)
+        if settings.initial_action_std == ADAPTIVE and log_std is not None:
+            errors = log_std.exp().tolist()
+            with torch.no_grad():
+                log_std.copy_(torch.tensor(exploring_std(errors)).log())
+            for i, std in enumerate(log_std.exp().tolist()):
+                decision = Decision(0, f"initial_action_std/{i}", std, f"the clone has {errors[i]:.3g}")
+                self.decisions = (*self.decisions, decision)
+        if settings.clone_penalty != 0:
             self._reference = copy.deepcopy(self.policy)
             for parameter in self._reference.parameters():
                 parameter.requires_grad_(False)
-        if settings.critic_burn_in_steps > 0:
+        if settings.critic_burn_in_steps != 0:
             parts = self.policy.vf_features_extractor, self.policy.mlp_extractor.value_net, self.policy.value_net
             critic = [parameter for part in parts for parameter in part.parameters()]
             self.critic_optimizer = torch.optim.Adam(critic, lr=settings.critic_burn_in_learning_rate)
 
     def penalty_weight(self) -> float:
-        """Weight of the penalty now: linear from `clone_penalty` to 0 over `clone_penalty_fade_steps` after burn-in."""
-        if self.warm_start is None or self._reference is None:
+        """Weight of the penalty now; a fixed one falls linearly to 0 over `clone_penalty_fade_steps` after burn-in."""
+        settings = self.warm_start
+        if settings is None or self._reference is None:
             return 0.0
-        elapsed = max(0, self.num_timesteps - self.n_steps * self.n_envs - self.warm_start.critic_burn_in_steps)
-        fade = self.warm_start.clone_penalty_fade_steps
-        return self.warm_start.clone_penalty * (max(0.0, 1 - elapsed / fade) if fade else 1.0)
+        if settings.clone_penalty == ADAPTIVE:
+            return PENALTY * self._anchor.hold
+        burn_in = self._burn_in.steps if settings.critic_burn_in_steps == ADAPTIVE else settings.critic_burn_in_steps
+        elapsed = max(0, self.num_timesteps - self.n_steps * self.n_envs - burn_in)
+        fade = settings.clone_penalty_fade_steps
+        return settings.clone_penalty * (max(0.0, 1 - elapsed / fade) if fade else 1.0)
+
+    def on_evaluation(self, figure: float) -> None:
+        """Take in what the policy is worth in a scheduled evaluation, larger is better; the first is of the clone."""
+        if self.warm_start is None:
+            return
+        if self._anchor.clone is None:
+            for decision in self.decisions:  # those before there was a logger
+                self.logger.record(f"warm_start/{decision.setting}", decision.value)
+        if self.critic_optimizer is not None:
+            self._anchor.since = self.num_timesteps
+        reason = self._anchor.evaluated(self.num_timesteps, figure, self._total_timesteps)
+        if reason is not None and self.warm_start.clone_penalty == ADAPTIVE:
+            self._decide("clone_penalty", PENALTY * self._anchor.hold, reason)
+
+    def _decide(self, setting: str, value: float, reason: str) -> None:
+        self.decisions = (*self.decisions, Decision(self.num_timesteps, setting, value, reason))
+        self.logger.record(f"warm_start/{setting}", value)
 
     # --- the state at a boundary between rollouts ---------------------------------------------------------------------
 
@@ -67,6 +104,9 @@ class WarmPPO(PPO):
             "policy": tensors_of(self.policy),
             "optimizer": self.policy.optimizer.state_dict(),
             "critic_optimizer": None if self.critic_optimizer is None else self.critic_optimizer.state_dict(),
+            "burn_in": asdict(self._burn_in),
+            "anchor": asdict(self._anchor),
+            "decisions": [asdict(decision) for decision in self.decisions],
             "num_timesteps": self.num_timesteps,
             "n_updates": self._n_updates,
             "episode_infos": list(self.ep_info_buffer or ()),
@@ -86,6 +126,8 @@ class WarmPPO(PPO):
             self.critic_optimizer = None
         elif self.critic_optimizer is not None:
             _restore_optimizer(self.critic_optimizer, state["critic_optimizer"])
+        self._burn_in, self._anchor = BurnIn(**state["burn_in"]), Anchor(**state["anchor"])
+        self.decisions = tuple(Decision(**decision) for decision in state["decisions"])
         self.num_timesteps, self._n_updates = state["num_timesteps"], state["n_updates"]
         self.ep_info_buffer = deque(state["episode_infos"], maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(state["episode_successes"], maxlen=self._stats_window_size)
@@ -136,7 +178,7 @@ class WarmPPO(PPO):
 
         Raises Diverged unless the policy still computes with numbers afterwards.
         """
-        if self.warm_start is not None and self.num_timesteps > self.warm_start.critic_burn_in_steps:
+        if self.critic_optimizer is not None and self._burn_in_is_over():
             self.critic_optimizer = None
         weight = self.penalty_weight()
         try:
@@ -152,6 +194,19 @@ class WarmPPO(PPO):
             raise
         self._refuse_what_is_not_finite()
 
+    def _burn_in_is_over(self) -> bool:
+        """Is the rollout that was just played none of the burn-in any more?"""
+        assert self.warm_start is not None
+        steps = self.warm_start.critic_burn_in_steps
+        if steps != ADAPTIVE:
+            return self.num_timesteps > steps
+        reason = self._burn_in.ends(self.num_timesteps, self._explained_variance(), self._total_timesteps)
+        if reason is None:
+            return False
+        self._burn_in.steps = self.num_timesteps - self.rollout_buffer.buffer_size * self.n_envs
+        self._decide("critic_burn_in_steps", self._burn_in.steps, reason)
+        return True
+
     def _train_critic(self, optimizer: torch.optim.Optimizer) -> None:
         losses: list[float] = []
         for _ in range(self.n_epochs):
@@ -162,7 +217,7 @@ class WarmPPO(PPO):
                 optimizer.step()
                 losses.append(loss.item())
         self.logger.record("train/value_loss", float(np.mean(losses)))
-        self._record_explained_variance()
+        self.logger.record("train/explained_variance", self._explained_variance())
         self.logger.record("train/critic_burn_in", 1.0)
 
     def _train_near_clone(self, weight: float) -> None:
@@ -223,15 +278,15 @@ class WarmPPO(PPO):
         for name, listed in logged.items():
             self.logger.record(f"train/{name}", float(np.mean(listed)))
         self.logger.record("train/clone_penalty", weight)
-        self._record_explained_variance()
+        self.logger.record("train/explained_variance", self._explained_variance())
         self.logger.record("train/clip_range", clip_range)
         if hasattr(policy, "log_std"):
             self.logger.record("train/std", torch.exp(policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _record_explained_variance(self) -> None:
-        values, returns = self.rollout_buffer.values.ravel(), self.rollout_buffer.returns.ravel()
-        self.logger.record("train/explained_variance", explained_variance(values, returns))
+    def _explained_variance(self) -> float:
+        """Of the last rollout's returns, by the critic as it was when they were played."""
+        return float(explained_variance(self.rollout_buffer.values.ravel(), self.rollout_buffer.returns.ravel()))
 
     def _now(self, schedule: Any) -> float:
         """The value of an SB3 schedule at this point of the training."""

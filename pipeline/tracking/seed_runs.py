@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,8 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
                 "transfer/action_distance": result.transferred.action_distance,
             }
         )
+    if result.decisions:
+        run.text(json.dumps([asdict(decision) for decision in result.decisions], indent=1) + "\n", Artifact.WARM_START)
     run.text(json.dumps(evaluations_record(result), sort_keys=True) + "\n", Artifact.EVALUATIONS)
     pictures = Path(job.output) / Artifact.PLAYBACK
     if pictures.is_dir():

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import gymnasium
@@ -12,8 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.config.training import WarmStart
-from pipeline.learning import checkpoints
+from pipeline.config.training import ADAPTIVE_WARM_START, WarmStart
+from pipeline.learning import adaptive, checkpoints
+from pipeline.learning.adaptive import Anchor, BurnIn
 from pipeline.learning.checkpoints import CheckpointFolder, from_bytes, to_bytes
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
@@ -83,11 +84,10 @@ def outcome(job):
     }
     measured = [(p.timestep, p.records.metrics["return"].tolist()) for p in result.evaluations]
     digests = (result.best_digest, result.last_digest, result.best_timestep, result.evaluation_steps)
-    return digests, measured, result.final.metrics["return"].tolist(), points
+    return digests, measured, result.final.metrics["return"].tolist(), points, result.decisions
 
 
-@pytest.fixture(scope="module")
-def whole(job, tmp_path_factory):
+def reached_and_taken(job, folder: Path):
     """The outcome of a training that was never killed, and every checkpoint it took."""
     taken = []
     with pytest.MonkeyPatch.context() as patch:
@@ -95,10 +95,16 @@ def whole(job, tmp_path_factory):
         patch.setattr(
             CheckpointFolder, "save", lambda self, number, content: taken.append(content) or save(self, number, content)
         )
-        folder = tmp_path_factory.mktemp("whole")
         reached = outcome(replace(job, checkpoints=str(folder)))
-    assert [path.name[:6] for path in sorted(folder.iterdir())] == ["000004", "000005"]  # two generations
     return reached, [from_bytes(content, job.checkpoint_key) for content in taken]
+
+
+@pytest.fixture(scope="module")
+def whole(job, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    found = reached_and_taken(job, folder)
+    assert [path.name[:6] for path in sorted(folder.iterdir())] == ["000004", "000005"]  # two generations
+    return found
 
 
 def resumed(job, folder: Path, checkpoint):
@@ -115,6 +121,28 @@ def test_from_every_checkpoint_the_training_ends_the_same(job, whole, tmp_path):
     assert outcome(job) == reached  # nothing was to be written: the boundaries are there all the same
     off = replace(job, training=replace(job.training, checkpoint_every=0))
     assert outcome(off)[0] != reached[0]
+
+
+def test_an_adaptive_warm_start_decides_the_same_after_a_kill_and_says_what(job, tmp_path, monkeypatch):
+    """17 rollouts; the critic explains enough with the second one, before the cap of 272 steps."""
+    monkeypatch.setattr(adaptive, "EXPLAINED", -1000.0)
+    job = replace(
+        job,
+        training=replace(job.training, total_timesteps=2176),
+        warm_start=ADAPTIVE_WARM_START,
+        best_metric="eval_episode_return",
+    )
+    reached, taken = reached_and_taken(job, tmp_path / "whole")
+    *_, points, decisions = reached
+    assert {"initial_action_std/0", "critic_burn_in_steps", "clone_penalty"} == {d.setting for d in decisions}
+    assert [d.value for d in decisions if d.setting == "critic_burn_in_steps"] == [128]
+    assert {(f"warm_start/{d.setting}", d.value) for d in decisions} <= {(name, value) for name, _, value in points}
+    for number in (1, 9):
+        assert resumed(job, tmp_path / str(number), taken[number - 1]) == reached
+    forgotten = ("burn_in", 1, asdict(BurnIn())), ("anchor", 9, asdict(Anchor())), ("decisions", 9, [])
+    for piece, number, nothing in forgotten:
+        omit = changed("model", **{piece: lambda _, nothing=nothing: nothing})
+        assert resumed(job, tmp_path / piece, omit(taken[number - 1])) != reached, piece
 
 
 def zeroed(tensors):
