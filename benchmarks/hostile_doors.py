@@ -36,6 +36,7 @@ from pipeline.data import (
     read_metadata,
     save_dataset,
 )
+from pipeline.data.first_difference import between_evaluations
 from pipeline.data.formats.minari import ImportTarget, export_minari, import_minari
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
@@ -43,7 +44,6 @@ from pipeline.learning.checkpoints import CheckpointFolder, to_bytes
 from pipeline.names import Artifact, Metric, Tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record_episodes
-from pipeline.play.first_difference import between_evaluations
 from pipeline.policies import build_policy, load_policy, policy_digest, read_spec, save_policy
 from pipeline.policies.sb3 import as_ppo, import_sb3_zip
 from pipeline.policies.transfer import Transfer

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.config.loading import to_data
 from pipeline.config.stages import Collect, Finetune, Pretrain, Reproduce, TrainExpert
 from pipeline.data import content_digest, save_dataset
+from pipeline.data.first_difference import between_evaluations, between_trajectories
 from pipeline.errors import BadInput
 from pipeline.executors.local import run_side_by_side
 from pipeline.learning.arms import arm_jobs, expert_jobs
@@ -18,7 +19,6 @@ from pipeline.learning.clones import make_clone
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record
-from pipeline.play.first_difference import between_evaluations, between_trajectories
 from pipeline.policies import policy_digest
 from pipeline.policies.artifact import between_policies
 from pipeline.report.progress import TrainingProgress

@@ -7,12 +7,12 @@ import gymnasium as gym
 import numpy as np
 
 from pipeline.data import EpisodeData, Trajectories
+from pipeline.data.first_difference import Departure, between_episodes
 from pipeline.data.observations import one_row
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
 from pipeline.names import Metric
 from pipeline.play.evaluation import with_snqi
-from pipeline.play.first_difference import Departure, between_episodes
 from pipeline.play.rollouts import from_record, play_alone
 from pipeline.tasks import Task
 from pipeline.validation.facts import Replay

@@ -7,7 +7,7 @@ from gymnasium import spaces
 
 from pipeline.config.training import Network
 from pipeline.data import Trajectories
-from pipeline.play.first_difference import between_evaluations, between_trajectories
+from pipeline.data.first_difference import between_evaluations, between_trajectories
 from pipeline.policies import build_policy, save_policy
 from pipeline.policies.artifact import between_policies
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.data import STEP_ARRAYS, EpisodeData, Trajectories
 from pipeline.data.observations import element_names, flat_rows
+from pipeline.data.trajectories import STEP_ARRAYS, EpisodeData, Trajectories
 
 KNOWN_BEFORE: Final = ("observations", "actions", "executed_actions")  # the others come of the step
 
