@@ -26,6 +26,7 @@ class Tag:
     SEED: Final = "seed"
     ARM: Final = "arm"
     ALGORITHM: Final = "algorithm"  # that a clone was made by
+    IMITATION: Final = "imitation"  # `learnt`, `partly` or `failed`: of a clone, or of all of a `pretrain` pooled
     CODE_DIRTY: Final = "code.dirty"
     CODE_COMMIT: Final = "code.commit"
     CONTENT_KEY: Final = "content.key"  # equal for two runs that come to the same (pipeline/tracking/content_key.py)
@@ -139,6 +140,14 @@ class Quality:
     QUARANTINED: Final = "quarantined"
 
 
+class Imitation:
+    """Values of the tag `imitation`: what a clone is worth."""
+
+    LEARNT: Final = "learnt"
+    PARTLY: Final = "partly"
+    FAILED: Final = "failed"
+
+
 class Arm:
     """The four arms of a comparison: initial weights, and the same with learning rate 0."""
 
@@ -170,6 +179,7 @@ class Artifact:
     DIAGNOSTICS_JSON: Final = "diagnostics.json"
     DIAGNOSTICS_MD: Final = "diagnostics.md"
     SHIFT: Final = "distribution_shift.json"
+    IMITATION: Final = "imitation.json"  # the verdict on a clone, its yardsticks and reasons
     CERTIFICATE: Final = "transfer_certificate.json"
     WARM_START: Final = "warm_start.json"  # what an adaptive warm start decided, when and why
     EVALUATIONS: Final = "evaluations.json"  # every evaluation of a training, episode by episode

@@ -98,7 +98,8 @@ def write_configs(folder: Path, smaller: dict[str, dict[str, str]]) -> None:
             config = load(STAGE_CONFIGS[stage], path, smaller.get("finetune" if stage == "baseline" else stage, {}))
             (folder / f"{stage}.yaml").write_text(to_yaml(config))
     lines = [f"  {stage}: {folder}/{stage}.yaml" for stage in of_main]
-    (folder / "main.yaml").write_text("\n".join(["stages:", *lines, f"group: {GROUP}", ""]))
+    lines = ["stages:", *lines, f"group: {GROUP}", "finetune_failed_clones: true", ""]
+    (folder / "main.yaml").write_text("\n".join(lines))
 
 
 def mlflow_run(folder: Path, stage: str, *parameters: str) -> Ended:

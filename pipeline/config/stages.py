@@ -26,6 +26,7 @@ from pipeline.config.training import (
     Convergence,
     Dagger,
     EvaluationSchedule,
+    Judgement,
     Network,
     PPOTraining,
     WarmStart,
@@ -209,6 +210,7 @@ class Pretrain:
     """When gail and airl are evaluated is decided by its segments; bc is by epochs, dagger after every round."""
     scenario_set: Name = "train"
     final_episodes: Count = 200
+    judgement: Judgement = Judgement()
 
     def __post_init__(self) -> None:
         if self.use_camera and self.algorithm != "bc":
@@ -333,6 +335,8 @@ class Main:
     visualize_every: Steps | None = None
     """Pictures of the policies of both arms every so many environment steps of their training; 0: never."""
     skip_pretrain: bool = False
+    finetune_failed_clones: bool = False
+    """Go on with clones that `pretrain` says have learnt nothing, instead of stopping there."""
     overrides: dict[str, str] = field(default_factory=dict)
     """`<stage>.<setting>` -> value, on top of the stage's config and of all the above. On the command line each is an
     override of its own: `-P finetune.warm_start.clone_penalty=0.1`."""

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from pipeline.config.base import (
+    Confidence,
     Count,
     Fraction,
     LibraryArguments,
@@ -218,6 +219,18 @@ class Cloning:
     gamma: Fraction = 0.99
     evaluate_every_epochs: Count = 5
     select: Literal["rollout", "validation_loss"] = "rollout"
+
+
+@configuration
+class Judgement:
+    """Has a clone learnt: it is held against its untrained self, the best constant action and its demonstrator."""
+
+    episodes: Annotated[Count, Field(ge=2)] = 100
+    """Of the final evaluation the first so many, which untrained policy, constant action and demonstrator play too."""
+    learnt_share: Fraction = 0.9
+    """Of the way from the constant action to the demonstrator: who comes so far has learnt it."""
+    confidence: Confidence = 0.95
+    """Of the intervals by which a clone is better than its yardsticks, or as good as its demonstrator."""
 
 
 @configuration

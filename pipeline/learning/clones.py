@@ -1,5 +1,6 @@
 """One clone of a dataset: a policy of one seed, learnt by whichever algorithm, certified and evaluated."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pipeline.data import Trajectories
 from pipeline.envs.episodes import Episode
 from pipeline.learning.cloning import CloningResult, EpochPoint, clone
 from pipeline.learning.schedule import evaluation_episodes, final_episodes
+from pipeline.learning.yardsticks import Imitated, imitated
 from pipeline.names import EVAL_PREFIX, Artifact
 from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import EpisodeRecords, run_episodes, summarise, with_intervals
@@ -30,12 +32,14 @@ class Clone:
     certificate: Transfer
     result: CloningResult
     final: EpisodeRecords
+    untrained: EpisodeRecords  # the first of the same episodes, by the policy before it learnt
+    imitated: Imitated
 
     @property
     def evaluation_steps(self) -> int:
         """Environment steps of all its evaluations."""
         played = [point.records for point in self.result.epochs if point.records is not None]
-        return sum(records.steps for records in (*played, self.final))
+        return sum(records.steps for records in (*played, self.final, self.untrained))
 
 
 def make_clone(
@@ -69,6 +73,8 @@ def make_clone(
                 figures = with_intervals(summarise(point.records))
                 log({f"{EVAL_PREFIX}{name}": value for name, value in figures.items()}, point.epoch)
 
+        untrained = copy.deepcopy(policy)
+        played_untrained = play(untrained, final[: config.judgement.episodes])
         try:
             if config.algorithm == "bc":
                 result = clone(policy, data, config.cloning, seed, play, on_point=on_point)
@@ -78,6 +84,7 @@ def make_clone(
                 result = imitate(task, policy, data, config, seed, library, play, demonstrator, on_point)
         finally:  # also the best one seen before it diverged
             digest = save_policy(policy, place, provenance)
+        how = imitated(policy, untrained, data, result.train_episodes, result.held_out_episodes)
         held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
         certificate = Transfer.between(policy, str(place), result.critic_explained_variance, held_out, gamma)
-        return Clone(place, digest, certificate, result, play(policy, final))
+        return Clone(place, digest, certificate, result, play(policy, final), played_untrained, how)

@@ -146,9 +146,14 @@ class _Main:
         policy = self._upstream.get("policy")
         if policy is None and not self._config.skip_pretrain:
             cloned = self._clone()
-            if cloned.verdict is False:
-                return StageOutcome(("main: stopped there; nothing after it was run",), verdict=False, failed=True)
-            policy = cloned.outputs["policy"]
+            policy = cloned.outputs.get("policy")
+            if cloned.verdict is False and (policy is None or not self._config.finetune_failed_clones):
+                line = "main: stopped there; nothing after it was run"
+                if policy is not None:
+                    line += (
+                        ": the imitation failed, see above for why; finetune_failed_clones=true goes on all the same"
+                    )
+                return StageOutcome((line,), verdict=False, failed=True)
         if self._config.ppo_timesteps == 0:
             outputs = {} if policy is None else {"policy": policy}
             return StageOutcome(("main: ppo_timesteps is 0: no fine-tuning, no comparison",), outputs=outputs)

@@ -1,24 +1,34 @@
 """`pretrain`: clone a validated dataset into PPO policies, actor and critic, one a seed, and certify each artifact.
 
-By behavioural cloning, or by an algorithm that also plays in the environment; what comes out is the same.
+By behavioural cloning, or by an algorithm that also plays in the environment; what comes out is the same. Every clone
+is held against its untrained self, the best constant action and the demonstrator: a failed imitation is a verdict.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import isfinite
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Pretrain
+from pipeline.data import DatasetMetadata
+from pipeline.errors import BadInput
 from pipeline.learning.clones import Clone, make_clone
 from pipeline.learning.divergence import Diverged
-from pipeline.names import Artifact, Metric, Tag
+from pipeline.learning.yardsticks import evidence, play_yardsticks
+from pipeline.names import Artifact, Imitation, Metric, Tag
+from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
+from pipeline.policies import load_trainable
 from pipeline.report.progress import input_warnings
 from pipeline.stages import StageOutcome
+from pipeline.statistics.imitation_verdict import ImitationVerdict, judge
+from pipeline.statistics.suspicions import Suspicion, suspicions
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.content_key import clone_key, cloning_inputs
 from pipeline.tracking.datasets import (
     answering,
+    demonstrator_of,
     fetch_for_training,
     log_dataset_input,
     recorded_otherwise,
@@ -52,10 +62,19 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     run.tag({Tag.ALGORITHM: config.algorithm, **made_from})
     log_dataset_input(run, metadata, dataset.run_id, "training")
     demonstrator = answering(run.client, config, metadata, task)
+    known = demonstrator or _known(run, metadata, task)
+    yardsticks = play_yardsticks(task, config, dataset.trajectories, metadata, known)
     if config.use_camera:
         task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
     data, digest = dataset.trajectories, metadata.content_digest
     clones: list[Clone] = []
+    verdicts: list[ImitationVerdict] = []
+
+    def judged(some: Sequence[Clone]) -> ImitationVerdict:
+        rollouts = yardsticks.rollouts([c.final for c in some], [c.untrained for c in some], task.config)
+        beats_untrained = any(clone.result.beats_untrained for clone in some)
+        return judge(rollouts, config.judgement, beats_untrained, yardsticks.allowance)
+
     with forwarding(run) as forwarder:
         for seed in config.seeds:
             about = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed}
@@ -69,6 +88,9 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
                     raise
                 _log_clone(child, clone, config.algorithm)
                 clones.append(clone)
+                verdicts.append(judged([clone]))
+                child.tag({Tag.IMITATION: verdicts[-1].state})
+                child.metrics({**verdicts[-1].metrics(), **clone.imitated.metrics()})
     # the stage's own policy is the first seed's clone: it was not chosen by how well it does
     run.file(clones[0].folder, Artifact.POLICY)
     run.text(clones[0].certificate.to_json(), Artifact.CERTIFICATE)
@@ -80,8 +102,31 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
             **{f"final/{name}": sum(f[name] for f in figures) / len(figures) for name in figures[0]},
             Metric.WALL_SECONDS: sum(clone.result.wall_seconds for clone in clones),
             Metric.ENVIRONMENT_STEPS: steps,
-            Metric.EVALUATION_STEPS: sum(clone.evaluation_steps for clone in clones),
+            Metric.EVALUATION_STEPS: sum(clone.evaluation_steps for clone in clones) + yardsticks.steps,
         }
+    )
+    pooled = judged(clones)
+    of_all = [clone.imitated.metrics() for clone in clones]
+    run.tag({Tag.IMITATION: pooled.state})
+    run.metrics({**pooled.metrics(), **{name: sum(m[name] for m in of_all) / len(of_all) for name in of_all[0]}})
+    lines = [f"  imitation {pooled.sentence()}"]
+    found: tuple[Suspicion, ...] = ()
+    if pooled.state != Imitation.LEARNT:  # what stands against the one that came the least far
+        verdict, clone = min(zip(verdicts, clones, strict=True), key=lambda pair: pair[0].clone)
+        episodes = len(clone.result.train_episodes)
+        found = suspicions(evidence(load_trainable(clone.folder), clone.imitated, data, episodes, verdict.share))
+        lines += [f"  look at: {suspicion.name}: {suspicion.line}" for suspicion in found]
+    for seed, verdict in zip(config.seeds, verdicts, strict=True):
+        if verdict.state == Imitation.FAILED != pooled.state:
+            lines.append(f"  WARNING: the clone of seed {seed} alone {verdict.sentence()}")
+    seeds = dict(zip(config.seeds, verdicts, strict=True))
+    run.json(
+        {
+            "pooled": pooled.to_json(),
+            "clones": {str(seed): verdict.to_json() for seed, verdict in seeds.items()},
+            "suspicions": [asdict(suspicion) for suspicion in found],
+        },
+        Artifact.IMITATION,
     )
     success = [of_clone[Metric.SUCCESS_RATE] for of_clone in figures]
     otherwise = recorded_otherwise(metadata, task)
@@ -91,11 +136,21 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
             f"pretrain: {len(clones)} clones of {metadata.dataset_id}{how}: success on fresh episodes "
             f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); "
             f"{_critics([clone.result.critic_explained_variance for clone in clones])}",
+            *lines,
             *input_warnings(task),
             *(() if otherwise is None else (f"  warning: {otherwise}",)),
         ),
+        verdict=pooled.state != Imitation.FAILED,
         outputs={"policy": run.run_id},
     )
+
+
+def _known(run: StageRun, metadata: DatasetMetadata, task: Task) -> Demonstrator | None:
+    """Who demonstrated, where it can be asked: an expert that is gone is known by what was recorded of it."""
+    try:
+        return demonstrator_of(run.client, metadata, task)
+    except BadInput:
+        return None
 
 
 def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:

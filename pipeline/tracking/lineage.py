@@ -213,7 +213,8 @@ def _node(run: Run) -> Node:
         quality = tags.get(Tag.DATASET_QUALITY, Quality.DRAFT)
         produced = f"dataset {tags[Tag.DATASET_ID]} ({quality})"
     elif Tag.POLICY_DIGEST in tags:
-        produced = f"policy {tags[Tag.POLICY_DIGEST][:12]}"
+        imitation = f", imitation {tags[Tag.IMITATION]}" if Tag.IMITATION in tags else ""
+        produced = f"policy {tags[Tag.POLICY_DIGEST][:12]}{imitation}"
     else:
         produced = tags.get(Tag.VERDICT, "")
     if stage == "promote" and Tag.LINEAGE_EXPERT in tags:

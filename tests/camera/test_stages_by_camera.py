@@ -61,7 +61,8 @@ def configs(store, tmp_path, in_repository):
         stages = {
             name: paths[name] for name in ("train_expert", "promote", "collect", "pretrain", "finetune", "compare")
         }
-        for name, data in {**contents, "task": task, "main": {"stages": stages}}.items():
+        main = {"stages": stages, "finetune_failed_clones": True}
+        for name, data in {**contents, "task": task, "main": main}.items():
             (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(data))
         return paths
 

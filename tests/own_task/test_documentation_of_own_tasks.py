@@ -74,7 +74,7 @@ def test_the_document_names_what_it_gives_and_four_commands():
 def test_an_environment_of_the_readers_comes_to_a_report(project, capfd):
     assert execute(COMMANDS[0]) == 0, capfd.readouterr().err
     shrink(project / "configs" / "corridor")
-    code = execute(COMMANDS[1])
+    code = execute(f"{COMMANDS[1]} -P finetune_failed_clones=true")
     assert code in (0, 1), capfd.readouterr().err  # so short a training may or may not meet the target
     out = capfd.readouterr().out
     assert "report.html" in out
@@ -91,7 +91,8 @@ def test_an_environment_of_the_readers_comes_to_a_report(project, capfd):
 def test_the_readers_demonstrator_saves_the_expert(project, capfd):
     assert execute(COMMANDS[2]) == 0, capfd.readouterr().err
     shrink(project / "configs" / "walked")
-    assert execute(f"{COMMANDS[3]} -P ppo_timesteps=0") == 0, capfd.readouterr().err
+    command = f"{COMMANDS[3]} -P ppo_timesteps=0 -P finetune_failed_clones=true"  # eight epochs may teach nothing
+    assert execute(command) == 0, capfd.readouterr().err
     (recorded,) = search(connect(), {Tag.STAGE: "collect"})
     assert recorded.data.tags[Tag.DATASET_QUALITY] == "validated"
     assert recorded.data.metrics["eval/success_rate"] > 0.9

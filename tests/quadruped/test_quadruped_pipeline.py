@@ -50,7 +50,7 @@ def configs(tmp_path, repository) -> Path:
             shipped["task"] = str(tmp_path / "task.yaml")
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(merged(shipped, changes)))
     stages = {name: str(tmp_path / f"{name}.yaml") for name in SMALL if name != "task"}
-    (tmp_path / "main.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (tmp_path / "main.yaml").write_text(yaml.safe_dump({"stages": stages, "finetune_failed_clones": True}))
     return tmp_path
 
 

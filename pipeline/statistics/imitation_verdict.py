@@ -1,0 +1,161 @@
+"""Did a clone learn anything: held against its untrained self, the best constant action and its demonstrator.
+
+    verdict = judge({"success": rollouts, "return": others}, Judgement())
+    verdict.state, verdict.share, verdict.reasons
+
+Whatever is claimed is claimed by an interval: of a difference between two rates by Newcombe 1998 (method 10, from
+Wilson's intervals, which do not shrink to a point in small samples), of any other figure by Student's t, episode by
+episode where both played the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import hypot, isfinite
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import t as student
+
+from pipeline.config.training import Judgement
+from pipeline.names import Imitation
+from pipeline.statistics.estimate import Estimate, wilson_interval
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A figure of which more is better, of k clones and their yardsticks in the same E episodes."""
+
+    clones: np.ndarray  # (k, E) float64
+    untrained: np.ndarray  # (k, E) the networks that they were before they learnt
+    constant: np.ndarray  # (E,) the best constant action
+    demonstrator: np.ndarray  # (E,) in the same episodes, or (N,) in the recorded ones
+    asked: bool = True  # did the demonstrator play the same episodes
+
+
+@dataclass(frozen=True)
+class ImitationVerdict:
+    """What a clone, or several pooled, came to."""
+
+    state: Literal["learnt", "partly", "failed"]
+    figure: str  # that it was judged by
+    clone: float  # means of the figure
+    untrained: float
+    constant: float
+    demonstrator: float
+    gain: Estimate  # of the clone over the better of untrained policy and constant action
+    shortfall: Estimate  # of the clone behind the demonstrator
+    share: float | None  # of the way from the constant action to the demonstrator; None: there is no way to go
+    reasons: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """`learnt by success: 0.963 (demonstrator 0.984, best constant action 0.020, untrained policy 0.000)`."""
+        yardsticks = (
+            f"demonstrator {self.demonstrator:.4g}, best constant action {self.constant:.4g}, "
+            f"untrained policy {self.untrained:.4g}"
+        )
+        return f"{self.state} by {self.figure}: {self.clone:.4g} ({yardsticks}); {'; '.join(self.reasons)}"
+
+    def metrics(self) -> dict[str, float]:
+        """`imitation/...`, as metrics of a run."""
+        measured = {
+            "share": float("nan") if self.share is None else self.share,
+            "clone": self.clone,
+            "untrained": self.untrained,
+            "constant_action": self.constant,
+            "demonstrator": self.demonstrator,
+        }
+        for name, estimate in (("gain", self.gain), ("shortfall", self.shortfall)):
+            measured |= {name: estimate.value, f"{name}_ci_low": estimate.low, f"{name}_ci_high": estimate.high}
+        return {f"imitation/{name}": value for name, value in measured.items() if isfinite(value)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the ends of an interval that nothing bounds are None."""
+        data = asdict(self)
+        for name in ("gain", "shortfall"):
+            data[name] = {key: value if isfinite(value) else None for key, value in data[name].items()}
+        return {**data, "reasons": list(self.reasons)}
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray, confidence: float, paired: bool = True) -> Estimate:
+    """Mean of `ours` (k, E) minus mean of `theirs` (l, E), or (l, N) unless paired, with its interval.
+
+    Of figures that are 0 or 1: p - q, from the Wilson intervals of both (Newcombe 1998, method 10). Of others:
+    Student's t of the differences of the episodes; unpaired, of two means with the fewer degrees of freedom. Nothing
+    bounds what a single episode says.
+    """
+    value = float(ours.mean() - theirs.mean())
+    if np.isin(np.concatenate([ours.ravel(), theirs.ravel()]), (0.0, 1.0)).all():
+        p, q = (wilson_interval(int(rates.sum()), rates.size, confidence) for rates in (ours, theirs))
+        return Estimate(
+            value, value - hypot(p.value - p.low, q.high - q.value), value + hypot(p.high - p.value, q.value - q.low)
+        )
+    samples = [ours.mean(axis=0) - theirs.mean(axis=0)] if paired else [ours.mean(axis=0), theirs.mean(axis=0)]
+    fewest = min(len(sample) for sample in samples)
+    if fewest < 2:
+        return Estimate(value, -np.inf, np.inf)
+    error = np.sqrt(sum(sample.var(ddof=1) / len(sample) for sample in samples))
+    half = float(student.ppf((1 + confidence) / 2, fewest - 1) * error)
+    return Estimate(value, value - half, value + half)
+
+
+def judge(
+    rollouts: Mapping[str, Rollouts], settings: Judgement, beats_untrained: bool = True, allowance: str = ""
+) -> ImitationVerdict:
+    """The verdict by the first figure that tells the demonstrator from a constant action.
+
+    `failed`: the clone is not shown to be better than both the untrained policy and the constant action, or no epoch
+    beat the untrained policy, or no figure shows that there was anything to imitate. `learnt`: it came at least
+    `settings.learnt_share` of the way from the constant action to the demonstrator, or is not shown to be behind the
+    demonstrator. `partly`: it is between the two. `allowance`: what must be known of the demonstrator's own figures.
+    """
+
+    def between(ours: np.ndarray, theirs: np.ndarray, paired: bool = True) -> Estimate:
+        return difference(np.atleast_2d(ours), np.atleast_2d(theirs), settings.confidence, paired)
+
+    reasons: list[str] = []
+    worth = {name: between(r.demonstrator, r.constant, r.asked) for name, r in rollouts.items()}
+    figure = next((name for name in rollouts if worth[name].low > 0), None)
+    chosen = rollouts[figure or next(iter(rollouts))]
+    over = {
+        "the untrained policy": between(chosen.clones, chosen.untrained),
+        "the best constant action": between(chosen.clones, chosen.constant),
+    }
+    better = min(over, key=lambda name: (over[name].low, over[name].value))
+    gain, shortfall = over[better], between(chosen.demonstrator, chosen.clones, chosen.asked)
+    way = float(chosen.demonstrator.mean() - chosen.constant.mean())
+    share = None if figure is None else float(chosen.clones.mean() - chosen.constant.mean()) / way
+    if figure is None:
+        shown = " nor ".join(f"by {name} ({_shown(estimate)})" for name, estimate in worth.items())
+        reasons.append(
+            f"the demonstrator is not shown to be better than the best constant action, {shown}: these demonstrations "
+            "are not worth imitating"
+        )
+    elif figure != next(iter(rollouts)):
+        reasons.append(f"{next(iter(rollouts))} does not tell the demonstrator from a constant action")
+    if not beats_untrained:
+        reasons.append("no epoch beat the untrained policy on the measure that chooses the best epoch")
+    if gain.low <= 0:
+        reasons.append(f"it is not shown to be better than {better} ({_shown(gain)})")
+    if share is not None:
+        reasons.append(f"{share:.0%} of the way from the best constant action to the demonstrator")
+    if allowance:
+        reasons.append(allowance)
+    failed = share is None or not beats_untrained or gain.low <= 0
+    learnt = share is not None and (share >= settings.learnt_share or shortfall.low <= 0)
+    return ImitationVerdict(
+        state=Imitation.FAILED if failed else Imitation.LEARNT if learnt else Imitation.PARTLY,
+        figure=figure or next(iter(rollouts)),
+        clone=float(chosen.clones.mean()),
+        untrained=float(chosen.untrained.mean()),
+        constant=float(chosen.constant.mean()),
+        demonstrator=float(chosen.demonstrator.mean()),
+        gain=gain,
+        shortfall=shortfall,
+        share=share,
+        reasons=tuple(reasons),
+    )
+
+
+def _shown(estimate: Estimate) -> str:
+    """`difference 0.02, -0.08 to 0.12`."""
+    return f"difference {estimate.value:.3g}, {estimate.low:.3g} to {estimate.high:.3g}"

@@ -1,0 +1,158 @@
+"""The verdict on a clone, at each of its bounds, by figures worked out by hand."""
+
+import dataclasses
+import json
+from math import inf
+
+import numpy as np
+import pytest
+
+from pipeline.config.training import Judgement
+from pipeline.statistics.imitation_verdict import Rollouts, difference, judge
+
+SETTINGS = Judgement()
+
+
+def rate(successes: int, episodes: int = 100) -> np.ndarray:
+    """(1, episodes) the first so many are 1."""
+    return (np.arange(episodes) < successes).astype(np.float64)[None]
+
+
+def successes(clone: int, untrained: int = 0, constant: int = 0, demonstrator: int = 100, episodes: int = 100):
+    of = [rate(count, episodes) for count in (clone, untrained, constant, demonstrator)]
+    return Rollouts(of[0], of[1], of[2][0], of[3][0])
+
+
+def returns(clone: float, untrained: float, constant: float, demonstrator: float) -> Rollouts:
+    """Ten episodes; everybody's returns vary alike with the episode."""
+    episodes = np.linspace(-5, 5, 10)
+    return Rollouts(clone + episodes[None], untrained + episodes[None], constant + episodes, demonstrator + episodes)
+
+
+# --- intervals -------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_of_rates_is_newcombes_own_example():
+    """Newcombe 1998, table II, (a): 56/70 - 48/80, method 10: 0.0524 to 0.3339."""
+    found = difference(rate(56, 70), rate(48, 80), 0.95, paired=False)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_equal_rates_of_few_episodes_are_no_certainty():
+    found = difference(rate(5, 5), rate(5, 5), 0.95)
+    assert found.value == 0 and found.high == -found.low == pytest.approx(1 - 5 / (5 + 1.96**2), abs=1e-3)
+
+
+def test_a_difference_of_returns_is_students_t_of_the_episodes_differences():
+    """Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t of 2 degrees of freedom 4.3027."""
+    found = difference(np.array([[11.0, 22.0, 33.0]]), np.array([[10.0, 20.0, 30.0]]), 0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-4)
+
+
+def test_an_unpaired_difference_has_the_degrees_of_freedom_of_the_smaller_sample():
+    """Variances 1 / 3 and 4 / 2: standard error sqrt(7 / 3), t of 1 degree of freedom 12.7062."""
+    found = difference(np.array([[1.0, 2.0, 3.0]]), np.array([[5.0 - 2**0.5, 5.0 + 2**0.5]]), 0.95, paired=False)
+    half = 12.7062 * (1 / 3 + 4 / 2) ** 0.5
+    assert (found.value, found.low, found.high) == pytest.approx((-3, -3 - half, -3 + half), abs=1e-3)
+
+
+def test_the_returns_of_several_clones_are_averaged_episode_by_episode():
+    two = np.array([[10.0, 20.0, 30.0], [12.0, 24.0, 36.0]])
+    assert difference(two, np.array([[10.0, 20.0, 30.0]]), 0.95) == difference(
+        np.array([[11.0, 22.0, 33.0]]), np.array([[10.0, 20.0, 30.0]]), 0.95
+    )
+
+
+def test_one_episode_bounds_nothing():
+    found = difference(np.array([[7.0]]), np.array([[2.0]]), 0.95)
+    assert (found.value, found.low, found.high) == (5, -inf, inf)
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rollouts", "state", "share"),
+    [
+        (successes(90), "learnt", 0.9),  # just so far of the way, though the demonstrator is shown to be better
+        (successes(89), "partly", 0.89),
+        (successes(17, demonstrator=20, episodes=20), "learnt", 0.85),  # not shown to be behind: 0.15 - 0.19 < 0
+        # Wilson: 4 of 20 from 0.0807, 0 of 20 to 0.1611: 0.2 - sqrt(0.1193^2 + 0.1611^2) = -0.0005
+        (successes(4, demonstrator=20, episodes=20), "failed", 0.2),
+        # 5 of 20 from 0.1119: 0.25 - sqrt(0.1381^2 + 0.1611^2) = 0.0378
+        (successes(5, demonstrator=20, episodes=20), "partly", 0.25),
+        (successes(60, constant=50), "failed", 0.2),  # Wilson: 0.1 - sqrt(0.0979^2 + 0.0962^2) < 0
+        (successes(60, untrained=60), "failed", 0.6),  # it is what it was before
+        (successes(100, constant=20, untrained=50), "learnt", 1.0),
+    ],
+)
+def test_a_clone_is_judged_by_success(rollouts, state, share):
+    verdict = judge({"success": rollouts, "return": returns(0, 0, 0, 0)}, SETTINGS)
+    assert (verdict.state, verdict.figure) == (state, "success")
+    assert verdict.share == pytest.approx(share)
+    assert json.loads(json.dumps(verdict.to_json()))["state"] == state
+
+
+def test_the_bounds_are_settings():
+    assert judge({"success": successes(89)}, dataclasses.replace(SETTINGS, learnt_share=0.89)).state == "learnt"
+    few = {"success": successes(4, demonstrator=20, episodes=20)}
+    assert judge(few, dataclasses.replace(SETTINGS, confidence=0.9)).state == "partly"
+
+
+def test_where_success_tells_nobody_apart_the_return_does():
+    everybody = successes(100, untrained=100, constant=100)
+    verdict = judge({"success": everybody, "return": returns(50, 0, 10, 110)}, SETTINGS)
+    assert (verdict.state, verdict.figure, verdict.share) == ("partly", "return", pytest.approx(0.4))
+    assert verdict.reasons[0] == "success does not tell the demonstrator from a constant action"
+    assert (verdict.clone, verdict.untrained, verdict.constant, verdict.demonstrator) == (50, 0, 10, 110)
+    assert verdict.gain.value == 40 and verdict.shortfall.value == 60
+
+
+def test_a_demonstrator_no_better_than_a_constant_action_is_not_worth_imitating():
+    """However near to it the clone came."""
+    verdict = judge({"success": successes(10, constant=10, demonstrator=10), "return": returns(5, 1, 5, 5)}, SETTINGS)
+    assert (verdict.state, verdict.share) == ("failed", None)
+    assert "not worth imitating" in verdict.reasons[0]
+    assert "by success (difference 0, " in verdict.reasons[0] and "by return (difference 0, " in verdict.reasons[0]
+    assert "imitation/share" not in verdict.metrics()
+
+
+def test_a_clone_of_which_no_epoch_beat_the_untrained_policy_failed_whatever_it_does():
+    verdict = judge({"success": successes(95)}, SETTINGS, beats_untrained=False)
+    assert verdict.state == "failed" and "no epoch beat the untrained policy" in verdict.sentence()
+
+
+def test_the_better_of_untrained_policy_and_constant_action_is_named():
+    worse = judge({"success": successes(50, untrained=60, constant=40)}, SETTINGS)
+    assert worse.state == "failed" and any("better than the untrained policy" in why for why in worse.reasons)
+    worse = judge({"success": successes(50, untrained=40, constant=60)}, SETTINGS)
+    assert worse.state == "failed" and any("better than the best constant action" in why for why in worse.reasons)
+
+
+def test_a_demonstrator_that_was_only_recorded_is_held_against_it_unpaired_and_said_so():
+    rollouts = dataclasses.replace(successes(45, demonstrator=0), demonstrator=rate(30, 60)[0], asked=False)
+    verdict = judge({"success": rollouts}, SETTINGS, allowance="recorded under noise 0.3")
+    assert (verdict.state, verdict.demonstrator) == ("learnt", 0.5)
+    assert verdict.reasons == (
+        "90% of the way from the best constant action to the demonstrator",
+        "recorded under noise 0.3",
+    )
+
+
+def test_clones_are_pooled():
+    """2 of 20 alone is nothing; five clones with 2 of 20 each are 10 of 100."""
+    one = successes(2, demonstrator=20, episodes=20)
+    many = dataclasses.replace(one, clones=np.repeat(one.clones, 5, 0), untrained=np.repeat(one.untrained, 5, 0))
+    assert judge({"success": one}, SETTINGS).state == "failed"
+    pooled = judge({"success": many}, SETTINGS)
+    assert pooled.clone == 0.1 and pooled.gain.value == pytest.approx(0.1)
+
+
+def test_one_episode_is_too_few_for_a_return():
+    one = Rollouts(np.array([[9.0]]), np.array([[0.0]]), np.array([1.0]), np.array([10.0]))
+    verdict = judge({"return": one}, SETTINGS)
+    assert verdict.state == "failed"
+    assert verdict.to_json()["gain"] == {"value": 8.0, "low": None, "high": None}
+    assert set(verdict.metrics()) == {
+        f"imitation/{name}" for name in ("clone", "untrained", "constant_action", "demonstrator", "gain", "shortfall")
+    }
