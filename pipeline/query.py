@@ -207,18 +207,27 @@ def export_dataset(reference: str, folder: str) -> str:
 
 
 def export_policy(reference: str, file: str) -> str:
-    """Write a policy that the store holds as an SB3 `.zip` to a new file; returns a line for people.
+    """Write a policy that the store holds to a new file; returns a line for people.
 
-    A registered version must be approved. Raises BadInput.
+    `.zip`: for `PPO.load` of SB3; `.pt`: TorchScript; `.onnx`: ONNX. A registered version must be approved.
+    Raises BadInput.
     """
+    from pipeline.policies import load_policy as load
     from pipeline.policies import load_trainable
+    from pipeline.policies.exports import FORMATS, export_network
     from pipeline.policies.sb3 import export_sb3_zip
 
     policy = _policy(reference)
     if policy.version is not None:
         require_approved(policy.version, "export_policy")
+    written = f"policy {policy.reference} ({policy.digest}) written to {file}"
+    if Path(file).suffix in FORMATS:
+        export_network(load(policy.folder), file)
+        return f"{written}; what it answers is in {Path(file).with_suffix('.expected.npz')}"
+    if Path(file).suffix != ".zip":
+        raise BadInput(f"file {file!r}: its ending says the format: .zip (SB3), {' or '.join(FORMATS)}")
     export_sb3_zip(load_trainable(policy.folder), file)
-    return f"policy {policy.reference} ({policy.digest}) written to {file}; whoever loads an SB3 zip trusts it"
+    return f"{written}; whoever loads an SB3 zip trusts it"
 
 
 def fit_snqi_baseline(reference: str, file: str) -> str:

@@ -25,7 +25,7 @@ class ZooConfig:
     frame_stack: int  # frames that were stacked
 
 
-class _Loader(yaml.SafeLoader):
+class _ZooLoader(yaml.SafeLoader):
     """Safe YAML, and the Zoo's two Python tags as plain data."""
 
 
@@ -40,8 +40,8 @@ def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
     return loader.construct_sequence(node, deep=True)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
+_ZooLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _mapping)
+_ZooLoader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
 
 
 def read_zoo_config(path: Path) -> ZooConfig:
@@ -50,7 +50,7 @@ def read_zoo_config(path: Path) -> ZooConfig:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise BadInput(f"{what} is larger than the {MAX_BYTES} bytes allowed")
-        settings = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader with two constructors of plain data
+        settings = _ZooLoader(path.read_text()).get_single_data()
         # `normalize` is true, or the text of a call: dict(norm_obs=True, norm_reward=False)
         normalize = settings.get("normalize", False)
         if isinstance(normalize, str):

@@ -26,6 +26,9 @@ ACTIVATION_LAYERS: Final[dict[str, type[nn.Module]]] = {
 class FrozenActor(nn.Module):
     """An actor on the CPU, still without its tensors. Raises ValueError when the network does not fit the spaces."""
 
+    mean: torch.Tensor  # (*obs_shape,) float64, where observations are normalized
+    variance: torch.Tensor
+
     def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], network: FrozenNetwork) -> None:
         super().__init__()
         self.observation_space, self.action_space, self.network = observation_space, action_space, network
@@ -51,8 +54,7 @@ class FrozenActor(nn.Module):
         settings = self.network.normalized
         if settings is None:
             return np.asarray(observations, np.float32)
-        mean, variance = (getattr(self, name).numpy() for name in ("mean", "variance"))
-        scaled = (observations - mean) / np.sqrt(variance + settings.epsilon)
+        scaled = (observations - self.mean.numpy()) / np.sqrt(self.variance.numpy() + settings.epsilon)
         return np.asarray(np.clip(scaled, -settings.clip, settings.clip), np.float32)
 
 

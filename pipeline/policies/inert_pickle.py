@@ -1,11 +1,11 @@
 """What a pickle says, without doing it: plain values, arrays, and a record of everything that it would have called.
 
-    read = read_pickle(content, "vecnormalize.pkl")
+    read = decode(content, "vecnormalize.pkl")
     read.names                        # ("numpy.dtype", "gym.spaces.box.Box", ...): what it asks Python for
     array_of(read.value.attributes["obs_rms"].attributes["mean"], "vecnormalize.pkl")
 
 An interpreter of its own over the opcodes that `pickletools` tells apart: a name never becomes the thing it names, it
-becomes a `Record`, and a call is a record of the call. So no module is imported, no function runs, and nothing is made
+becomes a `Named`, and a call is a record of the call. So no module is imported, no function runs, and nothing is made
 but plain values and records, no more of them than the pickle has opcodes.
 """
 
@@ -26,7 +26,7 @@ _MARK: Final = object()
 
 
 @dataclass(eq=False)
-class Record:
+class Named:
     """Something that a pickle names, and what it would have been called with, filled with and given as its state."""
 
     name: str  # `module.qualified_name`, or "persistent" for what lies outside the pickle
@@ -50,7 +50,7 @@ class Pickled:
     end: int  # where the bytes after it begin
 
 
-def read_pickle(content: bytes, what: str, start: int = 0) -> Pickled:
+def decode(content: bytes, what: str, start: int = 0) -> Pickled:
     """The pickle that begins at `start`. Raises BadInput for damage and for what no pickle of plain objects has."""
     machine = _Machine({})
     try:
@@ -80,11 +80,11 @@ class _Machine:
         del self.stack[at:]
         return values
 
-    def named(self, module: str, name: str) -> Record:
+    def named(self, module: str, name: str) -> Named:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ValueError("a name in it is no text")
         self.names[f"{module}.{name}"] = None
-        return Record(f"{module}.{name}")
+        return Named(f"{module}.{name}")
 
     def step(self, name: str, argument: Any) -> None:
         """One opcode; the language is documented in Lib/pickletools.py."""
@@ -151,30 +151,30 @@ class _Machine:
                 stack.append(_called(stack.pop(), (*arguments, *keywords.items())))
             case "BUILD":
                 state = stack.pop()
-                if not isinstance(stack[-1], Record):
+                if not isinstance(stack[-1], Named):
                     raise ValueError("it gives a state to a plain value")
                 stack[-1].state = state
             case "PERSID" | "BINPERSID":
-                stack.append(Record("persistent", (stack.pop() if name == "BINPERSID" else argument,)))
+                stack.append(Named("persistent", (stack.pop() if name == "BINPERSID" else argument,)))
             case "EXT1" | "EXT2" | "EXT4" | "NEXT_BUFFER" | "READONLY_BUFFER":
                 raise ValueError(f"opcode {name} points outside the file")
             case _:  # every other one pushes its argument: a number, a text or bytes
                 stack.append(argument)
 
 
-def _called(made: Any, arguments: Any) -> Record:
-    if not isinstance(made, Record) or not isinstance(arguments, tuple):
+def _called(made: Any, arguments: Any) -> Named:
+    if not isinstance(made, Named) or not isinstance(arguments, tuple):
         raise ValueError("it calls what has no name")
-    return Record(made.name, arguments)
+    return Named(made.name, arguments)
 
 
 def _add(target: Any, values: list[Any]) -> None:
-    (target.items if isinstance(target, Record) else _only(list, target)).extend(values)
+    (target.items if isinstance(target, Named) else _only(list, target)).extend(values)
 
 
 def _put(target: Any, keys: list[Any], values: list[Any]) -> None:
     pairs = list(zip(keys, values, strict=True))
-    if isinstance(target, Record):
+    if isinstance(target, Named):
         target.items.extend(pairs)
     elif all(isinstance(key, _KEYS) for key in keys):
         _only(dict, target).update(pairs)
@@ -230,7 +230,7 @@ def _dtype(record: Any) -> np.dtype:
 
 
 def _bytes(value: Any) -> bytes:
-    if isinstance(value, Record) and value.name == "_codecs.encode" and value.arguments:  # as protocol 2 writes bytes
+    if isinstance(value, Named) and value.name == "_codecs.encode" and value.arguments:  # as protocol 2 writes bytes
         text, encoding = value.arguments
         if encoding != "latin1":
             raise ValueError(f"bytes in {encoding!r}")

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from pipeline.config.loading import to_data, validate
 from pipeline.config.training import Network
 from pipeline.errors import BadInput, shortened
-from pipeline.policies.inert_pickle import Record
+from pipeline.policies.inert_pickle import Named
 from pipeline.policies.layers import Activation, Dense, FrozenNetwork, Limit, Normalized
 from pipeline.policies.sb3_zip import SB3Zip, read_sb3_zip
 
@@ -131,7 +131,7 @@ def inspect_sb3_zip(path: str | Path) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A setting as plain data: a class by the last part of its name, an activation by ours."""
-    if isinstance(value, Record):
+    if isinstance(value, Named):
         name = value.name.rpartition(".")[2]
         return ACTIVATIONS.get(name, name)
     if isinstance(value, dict):

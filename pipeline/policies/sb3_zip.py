@@ -23,7 +23,7 @@ from gymnasium import spaces
 from pipeline.config.zoo import ZooConfig, read_zoo_config
 from pipeline.errors import BadInput, shortened
 from pipeline.files import DAMAGE
-from pipeline.policies.inert_pickle import Pickled, Record, array_of, read_pickle
+from pipeline.policies.inert_pickle import Named, Pickled, array_of, decode
 
 SETTINGS: Final = "data"
 WEIGHTS: Final = "policy.pth"
@@ -97,7 +97,7 @@ def read_sb3_zip(path: str | Path) -> SB3Zip:
             content = base64.b64decode(serialized, validate=True)
         except DAMAGE as error:
             raise BadInput(f"{what}: {key} is no base64: {shortened(str(error))}") from None
-        read = read_pickle(content, f"{what}: {key}")
+        read = decode(content, f"{what}: {key}")
         values[key], pickled[f"{SETTINGS}: {key}"] = read.value, read.names
     tensors: dict[str, np.ndarray] = {}
     for name, content in members.items():
@@ -110,10 +110,10 @@ def read_sb3_zip(path: str | Path) -> SB3Zip:
         _space(values.get(key), f"{what}: {key}") for key in ("observation_space", "action_space")
     )
     made = values.get("policy_class")
-    policy_class = made.name if isinstance(made, Record) else str(made)
+    policy_class = made.name if isinstance(made, Named) else str(made)
     arguments = values.get("policy_kwargs") or {}
     if not isinstance(arguments, dict):
-        arguments = arguments.name if isinstance(arguments, Record) else arguments
+        arguments = arguments.name if isinstance(arguments, Named) else arguments
         raise BadInput(f"{what}: policy_kwargs = {shortened(arguments)}, expected a mapping")
     normalisation = None
     for statistics in (folder / name for folder in (file.parent, file.with_suffix("")) for name in STATISTICS):
@@ -219,14 +219,14 @@ def _torch_pickle(content: bytes, what: str) -> tuple[Pickled, Mapping[str, byte
             raise BadInput(f"{what} was written on a big-endian machine; save it again on a common one")
         numbers = f"{folder}data/"
         raw = {name.removeprefix(numbers): part for name, part in held.items() if name.startswith(numbers)}
-        return read_pickle(held[inner[0]], what), raw
-    read = read_pickle(content, what)
+        return decode(held[inner[0]], what), raw
+    read = decode(content, what)
     if read.value != _LEGACY_MAGIC:
         return read, {}
     for _ in range(2):  # the protocol, and how wide numbers are
-        read = read_pickle(content, what, read.end)
-    state = read_pickle(content, what, read.end)
-    keys = read_pickle(content, what, state.end)
+        read = decode(content, what, read.end)
+    state = decode(content, what, read.end)
+    keys = decode(content, what, state.end)
     raw, at = {}, keys.end
     try:
         for key in keys.value:
@@ -240,10 +240,10 @@ def _torch_pickle(content: bytes, what: str) -> tuple[Pickled, Mapping[str, byte
 
 def _tensors(state: Any, raw: Mapping[str, bytes], what: str) -> dict[str, np.ndarray]:
     """Name -> tensor of the state of a policy, each a copy of as many numbers as its shape says."""
-    if isinstance(state, Record) and state.name == "collections.OrderedDict":
+    if isinstance(state, Named) and state.name == "collections.OrderedDict":
         state = dict(state.items)
     if not isinstance(state, dict):
-        held = state.name if isinstance(state, Record) else type(state).__name__
+        held = state.name if isinstance(state, Named) else type(state).__name__
         raise BadInput(f"{what} holds a {shortened(held)}, expected named tensors")
     tensors = {}
     for key, tensor in state.items():
@@ -287,7 +287,7 @@ def _space(record: Any, what: str) -> spaces.Space[Any]:
             return spaces.MultiBinary(int(array_of(held["n"], what)))
         if kind == "Dict":
             parts = held["spaces"]
-            items = parts.items if isinstance(parts, Record) else list(parts.items())
+            items = parts.items if isinstance(parts, Named) else list(parts.items())
             return spaces.Dict({key: _space(part, f"{what}.{key}") for key, part in items})
         raise ValueError(f"{record.name} is none of Box, Discrete, MultiDiscrete, MultiBinary and Dict")
     except DAMAGE as error:
@@ -300,7 +300,7 @@ def _normalisation(path: Path, space: spaces.Space[Any]) -> tuple[Normalisation 
     try:
         if path.stat().st_size > MAX_PART_BYTES:
             raise BadInput(f"{what} is larger than the {MAX_PART_BYTES} bytes allowed")
-        read = read_pickle(path.read_bytes(), what)
+        read = decode(path.read_bytes(), what)
         held = read.value.attributes
         if not read.value.name.endswith(".VecNormalize"):
             raise ValueError(f"it holds a {read.value.name}, expected a VecNormalize")

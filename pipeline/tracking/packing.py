@@ -1,8 +1,11 @@
 """A policy folder as the MLflow model that wraps it."""
 
+import io
 import json
 import platform
 import shutil
+import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,11 @@ from pipeline.names import Artifact
 from pipeline.policies import load_policy
 
 MODEL_CODE = Path(__file__).with_name("policy_model.py")
-REQUIREMENTS = ["mlflow", "numpy", "safetensors", "stable-baselines3", "torch"]
+CODE = "pipeline.zip"  # what a policy needs of this package: a model runs where it is not installed
+CODE_ROOMS = ("policies", "data", "config", "__init__", "names", "errors", "files")
+REQUIREMENTS = [
+    "gymnasium", "mlflow", "numba", "numpy", "pydantic", "pyyaml", "safetensors", "stable-baselines3", "torch",
+]  # fmt: skip
 
 
 def pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
@@ -29,6 +36,7 @@ def pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
     kept = f"artifacts/{Artifact.POLICY}"
     shutil.copytree(folder, packed / kept)
     shutil.copy(MODEL_CODE, packed)
+    (packed / CODE).write_bytes(_code())
     python = platform.python_version()
     environments = {
         "conda.yaml": {
@@ -46,7 +54,7 @@ def pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
         (packed / name).write_text(json.dumps(content))  # JSON is YAML
     (packed / "requirements.txt").write_text("\n".join(REQUIREMENTS))
     model = Model(model_id=model_id, run_id=run_id)
-    model.signature = signature(policy.observation_space, policy.action_space)
+    model.signature = signature(policy.action_space)
     mlflow.pyfunc.add_to_model(
         model,
         loader_module="mlflow.pyfunc.loaders.code_model",
@@ -60,13 +68,20 @@ def pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
     return packed
 
 
-def signature(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> ModelSignature:
-    """Batched tensors of the policy's spaces, one by name for every key of a Dict."""
+@cache
+def _code() -> bytes:
+    """The modules that reading a policy and acting with it imports, as a zip; the same modules, the same bytes."""
+    package, content = MODEL_CODE.parents[1], io.BytesIO()
+    rooms = [package / room if (package / room).is_dir() else package / f"{room}.py" for room in CODE_ROOMS]
+    with zipfile.ZipFile(content, "w") as archive:
+        for path in (file for room in rooms for file in (sorted(room.rglob("*.py")) if room.is_dir() else [room])):
+            # without the time of the file
+            member = zipfile.ZipInfo(str(path.relative_to(package.parent)))
+            archive.writestr(member, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return content.getvalue()
 
-    def tensor(space: spaces.Space[Any], name: str | None = None) -> TensorSpec:
-        row = row_dtype(space)
-        return TensorSpec(row.base, (-1, *row.shape), name)
 
-    parts = observations.spaces if isinstance(observations, spaces.Dict) else {None: observations}
-    inputs = Schema([tensor(space, name) for name, space in parts.items()])
-    return ModelSignature(inputs=inputs, outputs=Schema([tensor(actions)]))
+def signature(actions: spaces.Space[Any]) -> ModelSignature:
+    """Of what comes out, batched. What goes in is checked by the model, which takes more than one schema would."""
+    row = row_dtype(actions)
+    return ModelSignature(outputs=Schema([TensorSpec(row.base, (-1, *row.shape))]))

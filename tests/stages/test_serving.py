@@ -35,10 +35,12 @@ def test_the_approved_version_predicts_as_a_pyfunc_model(story, observations):
     assert actions.shape == (3, 2)
 
 
-def test_observations_of_another_shape_or_type_are_refused(story, observations):
-    model = mlflow.pyfunc.load_model(MODEL)
-    for wrong in (observations[:, :-1], observations.astype(np.float64)):
-        with pytest.raises(mlflow.exceptions.MlflowException):
+def test_one_observation_and_double_precision_are_taken_and_another_shape_is_refused(story, observations):
+    model, actions = mlflow.pyfunc.load_model(MODEL), expected(observations)
+    np.testing.assert_allclose(model.predict(observations.astype(np.float64)), actions, atol=1e-6)
+    np.testing.assert_allclose(model.predict(observations[1]), actions[1], atol=1e-6)
+    for wrong in (observations[:, :-1], observations[None], np.array("text")):
+        with pytest.raises(ValueError, match=r"observations.* expected numbers of shape"):
             model.predict(wrong)
 
 

@@ -1,6 +1,9 @@
 """Policies in the store: found by reference, bound to their bytes, never mistaken for another."""
 
 import json
+import subprocess
+import sys
+import sysconfig
 import warnings
 from pathlib import Path
 
@@ -203,7 +206,7 @@ def test_a_policy_is_packed_as_mlflow_itself_would_and_nothing_is_warned_of(tmp_
             tmp_path / "theirs",
             python_model=str(packing.MODEL_CODE),
             artifacts={"policy": str(tmp_path / "policy")},
-            signature=packing.signature(policy.observation_space, policy.action_space),
+            signature=packing.signature(policy.action_space),
             pip_requirements=packing.REQUIREMENTS,
             mlflow_model=Model(model_id=f"m-{UNKNOWN}", run_id=UNKNOWN),
         )
@@ -224,7 +227,25 @@ def test_a_policy_is_packed_as_mlflow_itself_would_and_nothing_is_warned_of(tmp_
     def files(folder):
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
-    assert files(packed) == files(tmp_path / "theirs")
+    assert files(packed) == sorted([*files(tmp_path / "theirs"), packing.CODE])
+
+
+def test_a_model_runs_where_this_package_is_not_installed(tmp_path):
+    """`-S` leaves out the .pth files by which the package is found; what the model needs of it is in the model."""
+    policy = build_policy(spaces.Box(-1, 1, (4,)), spaces.Box(-2, 2, (2,)), Network(hidden=(8,)), seed=1)
+    save_policy(policy, tmp_path / "policy", {})
+    packed = packing.pack(tmp_path / "made", tmp_path / "policy", f"m-{UNKNOWN}", UNKNOWN)
+    script = f"""
+import importlib.util, json, sys
+sys.path.append({sysconfig.get_path("purelib")!r})
+assert importlib.util.find_spec("pipeline") is None
+import mlflow
+print(json.dumps(mlflow.pyfunc.load_model({str(packed)!r}).predict([[0.25] * 4, [-1.0] * 4]).tolist()))
+"""
+    done = subprocess.run([sys.executable, "-S", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    observations = np.array([[0.25] * 4, [-1.0] * 4], np.float32)
+    np.testing.assert_array_equal(np.float32(json.loads(done.stdout)), act_function(policy)(observations))
 
 
 # --- fetched once ----------------------------------------------------------------------------------------------------
