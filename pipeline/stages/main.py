@@ -166,7 +166,12 @@ class _Main:
     def _clone(self) -> StageOutcome:
         """From the expert, if there is one, to the clone; the outcome of the last stage that ran."""
         expert = self._upstream.get("expert")
-        if expert is None and self._stages.train_expert is not None:
+        if expert is not None and expert.lower().endswith(".zip"):  # somebody else trained it: it goes through the gate
+            gate = self._stage("promote", self._stages.promote, {"expert": expert})
+            if gate.verdict is False:
+                return gate
+            expert = gate.outputs["expert"]
+        elif expert is None and self._stages.train_expert is not None:
             trained = self._stage("train_expert", self._stages.train_expert, {}).outputs.get("expert")
             if trained is None:
                 raise BadInput(

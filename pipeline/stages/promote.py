@@ -6,6 +6,7 @@ The candidate is a registered version, the policy of a run, or the SB3 `.zip` of
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
@@ -34,8 +35,12 @@ UPSTREAM = ("expert",)
 
 
 def inputs(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> dict[str, str]:
-    """Of a registered version."""
-    version = find_version(run.client, upstream.get("expert", "latest"), load_task(config.task).name, Alias.CANDIDATE)
+    """Of a registered version, or of a zip."""
+    reference = upstream.get("expert", "latest")
+    if _is_zip(reference):
+        with TemporaryDirectory(dir=run.folder) as folder:
+            return {"candidate": _import_zip(Task(load_task(config.task)), Path(reference), Path(folder) / "policy")[0]}
+    version = find_version(run.client, reference, load_task(config.task).name, Alias.CANDIDATE)
     return {name: policy.digest for name, policy in _subjects(run, config, fetch_version(version)).items()}
 
 
@@ -71,7 +76,7 @@ def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[s
 
 def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
     """The version to judge; the policy of a run or of a zip is registered as a candidate first: any may apply."""
-    if reference.lower().endswith(".zip"):
+    if _is_zip(reference):
         return _from_zip(run, task, Path(reference))
     if not Reference.parse(reference).run_id:
         return fetch_version(find_version(run.client, reference, task.config.name, Alias.CANDIDATE))
@@ -87,17 +92,28 @@ def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
     return _register(run, task, policy.folder, reference, policy.digest, promotable, description)
 
 
-def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
-    """Somebody's SB3 zip as a candidate: rebuilt from its tensors and settings, nothing in it is executed."""
+def _is_zip(reference: str) -> bool:
+    return reference.lower().endswith(".zip")
+
+
+def _import_zip(task: Task, path: Path, folder: Path) -> tuple[str, dict[str, str]]:
+    """Somebody's SB3 zip as a policy of this task in `folder`: its digest, and where it comes from.
+
+    Rebuilt from its tensors and settings, nothing in it is executed.
+    """
     from pipeline.policies.sb3 import import_sb3_zip  # late: the gate seldom needs it
 
     policy = import_sb3_zip(path, task.observation_space, task.action_space, task.wrappers)
     with path.open("rb") as stream:
         source = {"source": path.name, "source_sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    folder = run.folder / Artifact.POLICY
     # whoever gives it to this task says that it belongs behind the task's wrappers; the gate plays it there
     origin = {"task": task.config.name, "format": "stable-baselines3 zip", WRAPPERS: task.wrappers, **source}
-    digest = save_policy(policy, folder, origin)
+    return save_policy(policy, folder, origin), source
+
+
+def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
+    folder = run.folder / Artifact.POLICY
+    digest, source = _import_zip(task, path, folder)
     run.json(source, "imported.json")
     run.file(folder, Artifact.POLICY)
     run.tag({Tag.TASK: task.config.name, Tag.POLICY_DIGEST: digest})

@@ -108,6 +108,17 @@ def test_a_sac_of_somebody_demonstrates_and_is_served_like_any_policy(story, cli
         query.load_ppo(f"{EXPERT}/2")
 
 
+def test_main_takes_a_zip_through_the_gate_to_a_clone_and_the_same_zip_once(story, client, tmp_path, capsys):
+    path, _ = another_zip(tmp_path)
+    short = {"ppo_timesteps": "0", "matched_seeds": "1", "cloning_epochs": "1", "demonstration_episodes": "20"}
+    for said in ("promote: run", "promote: reused (run"):
+        outcome = run_stage("main", "configs/smoke/main.yaml", {"expert": str(path)}, short)
+        assert set(outcome.outputs) == {"policy"}
+        assert said in capsys.readouterr().out
+    assert client.get_run(outcome.outputs["policy"]).data.tags[Tag.LINEAGE_EXPERT] == f"{EXPERT}/2"
+    assert {int(v.version) for v in client.search_model_versions(f"name = '{EXPERT}'")} == {1, 2}
+
+
 def test_a_zip_that_misses_a_rule_stays_a_refused_candidate(story, client, tmp_path):
     path, _ = another_zip(tmp_path)
     outcome = run_stage("promote", PROMOTE, {"expert": str(path)}, IMPOSSIBLE)
