@@ -12,6 +12,7 @@ from pipeline.data import content_digest, load_dataset, save_dataset
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Quality, Tag, lineage_run_tag
 from pipeline.stages import run_stage
+from pipeline.tracking import references
 from pipeline.tracking.datasets import download_dataset, fetch_dataset, fetch_for_training, find_dataset_run
 from pipeline.tracking.runs import search
 
@@ -87,7 +88,12 @@ def test_unreadable_metadata_quarantine_the_dataset_and_leave_it_in_the_list(
     shutil.copytree(download_dataset(client.get_run(story.collect)), damaged)
     (damaged / "metadata.json").write_text(content)
     monkeypatch.setattr("pipeline.stages.validate.download_dataset", lambda run: damaged)
-    monkeypatch.setattr("pipeline.tracking.datasets.downloaded", lambda _: nullcontext(damaged / "metadata.json"))
+
+    def downloaded(uri: str, what: str):
+        metadata = uri.endswith(Artifact.METADATA)
+        return nullcontext(damaged / "metadata.json") if metadata else references.downloaded(uri, what)
+
+    monkeypatch.setattr("pipeline.tracking.runs.downloaded", downloaded)
     outcome = run_stage("validate", VALIDATE, {"dataset": story.dataset}, {})
     assert outcome.verdict is False
     listed = query.datasets(TASK).iloc[0]
