@@ -326,8 +326,8 @@ def log_points(points: int, answers) -> None:
     client = connect()
     parent = StageRun(client, "", experiment_id(client, "race"), Path())
     calls = []
-    with Forwarder(client) as forwarder:
-        run = forwarder.child(parent, "seed", {})
+    with Forwarder(parent) as forwarder:
+        run = forwarder.child("seed", {})
         for step in range(points // 10):
             started = time.perf_counter()
             run.metric_series([(f"m{i}", float(step), step) for i in range(10)])

@@ -34,7 +34,7 @@ from pipeline.tracking.datasets import (
     recorded_otherwise,
     through_camera,
 )
-from pipeline.tracking.forwarder import child_run, forwarding
+from pipeline.tracking.forwarder import Forwarder, child_run
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("dataset",)
@@ -75,11 +75,11 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
         beats_untrained = any(clone.result.beats_untrained for clone in some)
         return judge(rollouts, config.judgement, beats_untrained, yardsticks.allowance)
 
-    with forwarding(run) as forwarder:
+    with Forwarder(run) as forwarder:
         for seed in config.seeds:
             about = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed}
             tags = {**about, Tag.ALGORITHM: config.algorithm, **made_from}
-            with child_run(forwarder, run, f"clone-seed-{seed}", tags) as child:
+            with child_run(forwarder, f"clone-seed-{seed}", tags) as child:
                 child.record_key(clone_key(config, task.config, metadata, seed))
                 try:
                     clone = make_clone(task, config, data, digest, seed, demonstrator, child.folder, child.metrics)

@@ -32,7 +32,7 @@ from pipeline.sweep.objectives import Contender, Evaluation, FreshResult, NotMea
 from pipeline.sweep.study import NOTES, SweepStudy, TrialFailed, TrialRecord, conclude, ranking
 from pipeline.sweep.trials import SeedEnd, TrialPlan, trial_plan
 from pipeline.tracking.content_key import digest_of
-from pipeline.tracking.forwarder import Forwarder, forwarding
+from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.groups import evaluations_record
 from pipeline.tracking.liveness import has_ended, this_process
 from pipeline.tracking.seed_runs import SeedRun
@@ -60,7 +60,7 @@ def run(run: StageRun, config: Sweep, upstream: Mapping[str, str]) -> StageOutco
     run.tag({Tag.STUDY: config.study_name})
     with exclusive("sweep"):
         study = SweepStudy(config, plan.shared_settings(), plan.maximise)
-    with forwarding(run) as forwarder:
+    with Forwarder(run) as forwarder:
         trainings = Trainings(run, forwarder, plan, study)
         trainings.search()
         with exclusive(f"sweep-{config.study_name}"):  # one process trains again, the others find its results
@@ -121,7 +121,7 @@ class Trainings:
             Tag.TRIAL: trial.number,
             Tag.SEED: " ".join(str(seed) for seed in plan.seeds),
         }
-        run = self.runs[trial.number] = self.forwarder.child(self.run, f"trial-{trial.number}", tags)
+        run = self.runs[trial.number] = self.forwarder.child(f"trial-{trial.number}", tags)
         run.params({f"{CONFIG_PARAM_PREFIX}{key}": value for key, value in flatten(dict(values)).items()})
         trial.set_user_attr(NOTES, {"run_id": run.run_id})
         done: list[SeedEnd] = []
@@ -256,7 +256,7 @@ class Trainings:
             job = self.plan.job(values, seed, self.run.folder / f"fresh-{number}-{seed}", fresh=True)
             trial = "default" if number is None else number
             tags = {Tag.STAGE: SWEEP_FRESH, Tag.STUDY: self.plan.config.study_name, Tag.TRIAL: trial}
-            log = SeedRun(self.run, self.forwarder, job, tags)
+            log = SeedRun(self.forwarder, job, tags)
             try:
                 result = self._trained(job, log.on_event)
             except BaseException as error:

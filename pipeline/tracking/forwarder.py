@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from pipeline.errors import BadInput, shortened
@@ -28,11 +27,16 @@ LOOK_SECONDS = 0.02
 
 
 class Forwarder:
-    """A thread that delivers what its runs leave in the spool, for as long as the `with` block lasts."""
+    """The runs nested in a stage's, and a thread that delivers what they leave in the spool while the block lasts.
 
-    def __init__(self, client: MlflowClient) -> None:
+    When the block is left the store has everything, or it does not answer: then the stage's run goes on in the spool.
+    Raises BadInput for what the store refused.
+    """
+
+    def __init__(self, stage_run: StageRun) -> None:
+        self.stage_run = stage_run
+        self._patience = _patience()
         self._spool = Spool()
-        self._client = client
         self._runs: list[str] = []
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="forwarder", daemon=True)
@@ -42,20 +46,28 @@ class Forwarder:
         self._thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._wake.set()
-        if self.trouble is None:  # otherwise it waits for an answer that may never come
-            self._thread.join()
-        self._spool.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is not None:
+                with contextlib.suppress(BadInput):
+                    self.settle(FAREWELL_SECONDS)
+            elif not self.settle(self._patience):
+                self.stage_run.write_behind()
+        finally:
+            self._stop.set()
+            self._wake.set()
+            if self.trouble is None:  # otherwise it waits for an answer that may never come
+                self._thread.join()
+            self._spool.close()
 
-    def child(self, stage_run: StageRun, name: str, tags: Mapping[str, Any], folder: Path | None = None) -> StageRun:
-        """A run nested in a stage's, of the same code, with its record. It is written through the spool, its end too.
+    def child(self, name: str, tags: Mapping[str, Any], folder: Path | None = None) -> StageRun:
+        """A run nested in the stage's, of the same code, with its record. It is written through the spool, its end too.
 
         A stage that goes on after an interruption goes on with the run of the same command, if it has one, and with all
         that this left in the spool: what it says again is recognised by what the store has.
         """
-        client, run_id, known = stage_run.client, None, Counter[tuple[str, int]]()
+        stage_run, client = self.stage_run, self.stage_run.client
+        run_id, known = None, Counter[tuple[str, int]]()
         if stage_run.continued and Tag.COMMAND in tags:
             wanted = {MLFLOW_PARENT_RUN_ID: stage_run.run_id, Tag.COMMAND: str(tags[Tag.COMMAND])}
             run_id = next((str(run.info.run_id) for run in search(client, wanted, limit=1, status=None)), None)
@@ -68,7 +80,7 @@ class Forwarder:
             self._runs.append(run_id)
         else:
             self._runs.append(run_id)
-            self.settle(_patience())
+            self.settle(self._patience)
             known = points_of(client, run_id)
             if get_run(client, run_id, "training").info.status != "FINISHED":
                 client.update_run(run_id, status="RUNNING")
@@ -106,30 +118,12 @@ class Forwarder:
                 self._wake.wait(PAUSE_SECONDS)
                 self._wake.clear()
                 try:
-                    self.trouble = deliver(spool, self._client)
+                    self.trouble = deliver(spool, self.stage_run.client)
                     spool.to_disk()
                 except (BadInput, OSError) as error:  # the spool cannot be written: whoever appends next says so
                     self.trouble = str(error)
                 if self.trouble is not None:
                     self._stop.wait(RETRY_SECONDS)
-
-
-@contextlib.contextmanager
-def forwarding(stage_run: StageRun) -> Iterator[Forwarder]:
-    """A forwarder for the runs of trainings that belong to a stage's.
-
-    When the block is left the store has everything, or it does not answer: then the stage's run goes on in the spool.
-    """
-    patience = _patience()
-    with Forwarder(stage_run.client) as forwarder:
-        try:
-            yield forwarder
-        except BaseException:
-            with contextlib.suppress(BadInput):
-                forwarder.settle(FAREWELL_SECONDS)
-            raise
-        if not forwarder.settle(patience):
-            stage_run.write_behind()
 
 
 def _patience() -> float:
@@ -144,11 +138,11 @@ def _patience() -> float:
 
 
 @contextlib.contextmanager
-def child_run(forwarder: Forwarder, stage_run: StageRun, name: str, tags: Mapping[str, Any]) -> Iterator[StageRun]:
+def child_run(forwarder: Forwarder, name: str, tags: Mapping[str, Any]) -> Iterator[StageRun]:
     """A nested run with a folder of its own, that ends with the block: FAILED when the work in it raises."""
-    folder = stage_run.folder / name
+    folder = forwarder.stage_run.folder / name
     folder.mkdir()
-    run = forwarder.child(stage_run, name, tags, folder)
+    run = forwarder.child(name, tags, folder)
     try:
         yield run
     except BaseException as error:

@@ -16,7 +16,7 @@ from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Resume, Tag, reused_tag
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.tracking.content_key import training_key
-from pipeline.tracking.forwarder import Forwarder, forwarding
+from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.groups import evaluations_record
 from pipeline.tracking.reuse import find_finished
 from pipeline.tracking.runs import get_run, search
@@ -26,13 +26,11 @@ from pipeline.tracking.stage_run import StageRun, checkpoint_folder
 class SeedRun:
     """The child run of one job of a stage, written through the spool: it fills while the job trains."""
 
-    def __init__(
-        self, stage_run: StageRun, forwarder: Forwarder, job: TrainingJob, more_tags: Mapping[str, Any]
-    ) -> None:
-        key = training_key(job)
+    def __init__(self, forwarder: Forwarder, job: TrainingJob, more_tags: Mapping[str, Any]) -> None:
+        stage_run, key = forwarder.stage_run, training_key(job)
         about = {Tag.TASK: job.task.name, Tag.SEED: job.seed, Tag.COMMAND: key.digest, Tag.CONTENT_KEY: key.digest}
         tags = {**about, **more_tags}
-        self.run = forwarder.child(stage_run, f"{tags.get(Tag.ARM, tags.get(Tag.STAGE))}-seed-{job.seed}", tags)
+        self.run = forwarder.child(f"{tags.get(Tag.ARM, tags.get(Tag.STAGE))}-seed-{job.seed}", tags)
         self.run.text(key.to_json(), Artifact.CONTENT_KEY)
         place = checkpoint_folder(stage_run) / self.run.run_id
         self.job = replace(job, checkpoints=str(place), checkpoint_key=key.digest)  # as it is to be trained
@@ -71,10 +69,10 @@ def seed_runs(
     They end KILLED when that came from outside, FAILED otherwise.
     """
     runs: list[SeedRun] = []
-    with forwarding(stage_run) as forwarder:
+    with Forwarder(stage_run) as forwarder:
         try:
             for job, more_tags in zip(jobs, tags, strict=True):
-                runs.append(SeedRun(stage_run, forwarder, job, more_tags))
+                runs.append(SeedRun(forwarder, job, more_tags))
             yield runs
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt | Interrupted)

@@ -14,7 +14,7 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Artifact, Tag
 from pipeline.tracking import liveness, stage_run
 from pipeline.tracking.content_key import digest_of
-from pipeline.tracking.forwarder import child_run, forwarding
+from pipeline.tracking.forwarder import Forwarder, child_run
 from pipeline.tracking.runs import get_run, latest_run, read_config, read_text_artifact, search, tag_value
 from pipeline.tracking.seed_runs import seed_runs
 from pipeline.tracking.stage_run import open_run
@@ -273,8 +273,8 @@ def test_every_nested_run_has_the_record_of_its_stage(store, in_repository):
         run.record_config(pretrain_config(), task, {"dataset": "d1"})
         with seed_runs(run, [TrainingJob(task, training, 1, str(run.folder))], [{}]) as seeds:
             nested = [seeds[0].run.run_id]
-        with forwarding(run) as forwarder, child_run(forwarder, run, "clone", {}) as child:
-            trial = forwarder.child(run, "trial-0", {})
+        with Forwarder(run) as forwarder, child_run(forwarder, "clone", {}) as child:
+            trial = forwarder.child("trial-0", {})
         nested += [child.run_id, trial.run_id]
     files = [Artifact.CONFIG, Artifact.TASK, Artifact.ENVIRONMENT, "snqi/weights.json", "snqi/baseline.json"]
     recorded = [read_text_artifact(run.client, run.run_id, path) for path in files]

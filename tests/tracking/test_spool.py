@@ -1,5 +1,6 @@
 """The spool: nothing that was appended is lost, nothing is delivered twice, and what is refused is kept."""
 
+import contextlib
 import io
 import itertools
 import json
@@ -18,8 +19,8 @@ from pipeline.cli import DONE, VERDICT_NO, ask
 from pipeline.errors import BadInput
 from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag
 from pipeline.policies import policy_digest
-from pipeline.tracking import models, operations
-from pipeline.tracking.forwarder import Forwarder, forwarding
+from pipeline.tracking import forwarder, models, operations
+from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.operations import Batch, Close, Files, Operation, Policy, measured
 from pipeline.tracking.spool import FILE, Spool, deliver, deliver_leftovers, sync
 from pipeline.tracking.stage_run import StageRun
@@ -218,21 +219,23 @@ def test_a_stage_that_goes_on_after_it_had_registered_registers_no_second_versio
     assert len(bench.client.get_metric_history(run_id, "success_rate")) == 1
 
 
-def test_what_a_resumed_training_says_again_is_kept_once(bench):
+def test_what_a_resumed_training_says_again_is_kept_once(bench, monkeypatch):
     """It says again all that it had said, whether that was delivered or not, and goes on."""
+    monkeypatch.setattr(forwarder, "FAREWELL_SECONDS", 0.0)
     steps = [1, 2, 2, 3, 4, 5]  # two points of one step are two
 
     def trained(until: int, **stage) -> str:
         parent.continued = stage.get("continued", False)
-        with Forwarder(bench.client) as forwarder:
-            run = forwarder.child(parent, "seed", {Tag.COMMAND: "train"})
+        with contextlib.suppress(KeyboardInterrupt), Forwarder(parent) as forwarding:
+            run = forwarding.child("seed", {Tag.COMMAND: "train"})
             for step in steps[:until]:
                 run.metrics({"loss": 0.5}, step)
             run.metrics({"final": 1.0})
             if until == len(steps):
-                assert forwarder.settle(60.0)
+                assert forwarding.settle(60.0)
             else:
-                forwarder._stop.set()  # killed: some of it waits in the spool
+                forwarding._stop.set()
+                raise KeyboardInterrupt  # some of it waits in the spool
         return run.run_id
 
     parent = in_store(bench)
@@ -254,8 +257,8 @@ def test_a_refused_record_is_kept_and_holds_nobody_up(bench, spool, capsys):
     assert unknown in told and str(spool.folder) in told
     assert points_of(bench, good) == [(2, 2.0)]
     assert ask(["sync"]) == VERDICT_NO  # they are tried again, and kept again
-    with pytest.raises(BadInput, match="refused 1 records"), forwarding(in_store(bench)) as forwarder:
-        child = forwarder.child(in_store(bench), "gone", {})
+    with pytest.raises(BadInput, match="refused 1 records"), Forwarder(in_store(bench)) as forwarding:
+        child = forwarding.child("gone", {})
         bench.client.delete_run(child.run_id)
         child.metrics({"loss": 3.0})
 
@@ -280,7 +283,7 @@ def test_a_figure_that_the_store_did_not_keep_decides_nothing(bench, monkeypatch
 
 def test_a_patience_that_is_no_number_is_one_line(bench, monkeypatch):
     monkeypatch.setenv("PIPELINE_PATIENCE_SECONDS", "soon")
-    with pytest.raises(BadInput, match="PIPELINE_PATIENCE_SECONDS = 'soon'"), forwarding(in_store(bench)):
+    with pytest.raises(BadInput, match="PIPELINE_PATIENCE_SECONDS = 'soon'"), Forwarder(in_store(bench)):
         pass
 
 
