@@ -28,9 +28,8 @@ from pipeline.names import STAGES, Tag
 BEAT_SECONDS = 60.0
 SILENT_SECONDS = 600.0  # after which a process elsewhere counts as gone
 START_TOLERANCE = 5.0  # seconds by which the recorded start of a living process may differ
-UNCLAIMED_SECONDS = (
-    3600.0  # after which no stage comes any more to a run that `mlflow run` made: it may make an environment
-)
+# after which no stage comes any more to a run that `mlflow run` made: it may make an environment
+UNCLAIMED_SECONDS = 3600.0
 NUMBER = re.compile("[0-9]{1,10}")  # of a process, or of seconds: a tag is input like any other
 INTERRUPTED = "interrupted"  # instead of a process: it ended from outside, and said so
 

@@ -121,7 +121,7 @@ class Policy:
     def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> str:
         """The URI `models:/m-...` of the model, or `models:/<task>-expert/<version>` of the candidate."""
         folder = Path(self.local)
-        digest = self.digest or policy_digest(folder)
+        digest = policy_digest(folder)
         # subtle: mlflow.pyfunc.log_model would first read the history of every metric of the run, which takes longer
         # than all the rest; the same is done here with the calls below it
         model_id = None
@@ -155,7 +155,7 @@ class Policy:
         if self.task is None:
             return source
         version = register_candidate(
-            client, self.task, source, run_id, digest, self.promotable, self.description, again
+            client, self.task, source, run_id, self.digest or digest, self.promotable, self.description, again
         )
         reference = f"models:/{version.name}/{version.version}"
         client.set_tag(run_id, f"{OUTPUT_PREFIX}expert", reference)
