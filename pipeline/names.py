@@ -36,6 +36,7 @@ class Tag:
     ALIVE: Final = "process.alive"  # its last sign of life, seconds since 1970
     RESUME: Final = "resume"  # would a killed training come to the same: `exact`, or `resumable, not exact`
     TRAINING_DIGEST: Final = "training.digest"  # of the settings two arms must share
+    SCALING: Final = "scaling.digest"  # of the units in which an arm's policies compute; none: as they are
     REPORT_DIGEST: Final = "report.digest"
     PROMOTABLE: Final = "promotable"
     VERDICT: Final = "verdict"

@@ -29,6 +29,7 @@ from pipeline.config.training import (
     Judgement,
     Network,
     PPOTraining,
+    ScalingSettings,
     WarmStart,
 )
 
@@ -201,6 +202,8 @@ class Pretrain:
     use_camera: bool = False
     """Clones see pictures: the demonstrations are simulated again in front of the task's `camera`."""
     network: Network = Network()
+    scaling: ScalingSettings = ScalingSettings()
+    """Of the clones, of what is trained from them, and of the baseline that is compared with that."""
     cloning: Cloning = Cloning()
     """All of it for bc; the others take the critic, gamma and what is held out from here, dagger its cloning too."""
     training: AdversarialTraining | None = None

@@ -115,25 +115,28 @@ class Network:
     """Width of what the CNN hands on; without effect on observations that are no pictures."""
 
 
-Offset = float | tuple[float, ...]
-Scale = Positive | tuple[Positive, ...]
+def _listed(figures: Any) -> Any:
+    """One figure, or several, as a tuple."""
+    return tuple(figures) if isinstance(figures, list) else (figures,)
 
 
 @configuration
 class AffineFigures:
     """Numbers inside a policy are `(raw - offset) / scale`; one figure for all elements, or one each in C order."""
 
-    offset: Offset = 0.0
-    scale: Scale = 1.0
+    offset: Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(_listed)] = (0.0,)
+    scale: Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_listed)] = (1.0,)
 
 
 @configuration
-class ScalingFigures:
-    """The units of a policy, given: `{observations: {offset: 256, scale: 256}, actions: {offset: 256, scale: 256}}`."""
+class ScalingSettings:
+    """The units that policies compute in: `{observations: {all: {offset: 256, scale: 256}}}`."""
 
-    observations: AffineFigures | dict[str, AffineFigures] = AffineFigures()
-    """Of a Dict by key. What is not named stays as it is, and so do pictures and choices."""
-    actions: AffineFigures = AffineFigures()
+    measured: bool = True
+    """What is not given is measured on the demonstrations; false leaves it as it is."""
+    observations: dict[str, AffineFigures] = field(default_factory=dict)
+    """By key of a Dict; of an observation without keys as `all`."""
+    actions: AffineFigures | None = None
 
 
 @configuration

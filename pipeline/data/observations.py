@@ -51,24 +51,6 @@ def _parts(space: gym.Space[Any]) -> Mapping[str, gym.Space[Any]]:
     return space.spaces if isinstance(space, spaces.Dict) else {"": space}
 
 
-def unscaled(space: gym.Space[Any]) -> tuple[str, ...]:
-    """What reaches the first linear layer of a policy as large numbers, by what the space declares.
-
-    `Dict(a=Box(0, 255, (128,), uint8), b=Discrete(9))` -> `("a (uint8, up to 255)",)`
-    """
-    from stable_baselines3.common.preprocessing import is_image_space
-
-    found = []
-    for key, part in _parts(space).items():
-        if not isinstance(part, spaces.Box) or is_image_space(part):  # others are one-hot; a CNN divides by 255
-            continue
-        whole, ends = part.dtype.kind in "iu", np.abs(np.stack([part.low, part.high]).astype(np.float64))
-        largest = np.max(ends if whole else ends[ends < WIDEST_SPAN], initial=0.0)  # beyond are bounds in name only
-        if largest > (LARGEST_WHOLE if whole else LARGEST_NUMBER):
-            found.append(f"{key or 'observations'} ({part.dtype}, up to {largest:g})")
-    return tuple(found)
-
-
 def check_action_space(space: gym.Space[Any]) -> None:
     """Raise BadInput, by name, unless PPO can act in it."""
     fault = _fault(space)

@@ -10,6 +10,7 @@ from pipeline.config.stages import Finetune, TrainExpert
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job
 from pipeline.names import CONTROLS, Arm
+from pipeline.policies import Scaling, load_trainable, scaling_by_bounds, scaling_of
 from pipeline.tasks import Task
 
 
@@ -34,6 +35,15 @@ def expert_jobs(config: TrainExpert, task: Task, folder: Path) -> list[TrainingJ
 
 
 @dataclass(frozen=True)
+class Start:
+    """The clone that a training starts from."""
+
+    folder: Path
+    digest: str
+    return_scale: float | None  # of its demonstrations
+
+
+@dataclass(frozen=True)
 class ArmJob:
     """A training and the arm it belongs to."""
 
@@ -42,12 +52,16 @@ class ArmJob:
 
 
 def arm_jobs(
-    config: Finetune, task: Task, folder: Path, initial_policies: Mapping[int, tuple[Path, str]] | None
+    config: Finetune,
+    task: Task,
+    folder: Path,
+    initial_policies: Mapping[int, Start] | None,
+    scalings: Mapping[int, Scaling] | None = None,
 ) -> list[ArmJob]:
     """For every seed one training, and one control with learning rate 0 when `control_timesteps` asks for it.
 
-    `initial_policies` maps every seed to the policy it starts from, folder and digest; None: all from fresh weights.
-    Raises BadInput before the first step.
+    `initial_policies` maps every seed to what it starts from; None: all from fresh weights, in the units of `scalings`,
+    or by the bounds of the task's spaces. Raises BadInput before the first step.
     """
     task.refuse_holdouts(config.training.scenario_set, "training")
     warm = initial_policies is not None
@@ -58,14 +72,22 @@ def arm_jobs(
     for arm in arms:
         control = arm in CONTROLS
         for seed in config.seeds:
-            start, digest = (None, None) if initial_policies is None else initial_policies[seed]
+            start = None if initial_policies is None else initial_policies[seed]
+            if start is not None:
+                scaling = scaling_of(load_trainable(start.folder))
+            elif scalings is not None:
+                scaling = scalings[seed]
+            else:
+                scaling = scaling_by_bounds(task.observation_space, task.action_space, config.training.network)
             job = TrainingJob(
                 task=task.config,
                 training=config.training,
                 seed=seed,
                 output=str(folder / f"{arm}-seed-{seed}"),
-                initial_policy=None if start is None else str(start),
-                initial_digest=digest,
+                initial_policy=None if start is None else str(start.folder),
+                initial_digest=None if start is None else start.digest,
+                return_scale=start.return_scale if start is not None and config.training.normalize_reward else None,
+                scaling=scaling,
                 warm_start=config.warm_start if warm else None,
                 learning_rate_zero=control,
                 total_timesteps=config.control_timesteps if control else None,

@@ -6,19 +6,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from pipeline.config.stages import Pretrain
 from pipeline.data import Trajectories
 from pipeline.envs.episodes import Episode
-from pipeline.learning.cloning import CloningResult, EpochPoint, clone
+from pipeline.learning.cloning import CloningResult, EpochPoint, check_demonstrations, clone, split_by_episode
 from pipeline.learning.schedule import evaluation_episodes, final_episodes
 from pipeline.learning.yardsticks import Imitated, imitated
 from pipeline.names import EVAL_PREFIX, Artifact
 from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import EpisodeRecords, run_episodes, summarise, with_intervals
 from pipeline.play.rollouts import evaluation_env
-from pipeline.policies import WRAPPERS, act_function, build_policy, save_policy
+from pipeline.policies import WRAPPERS, act_function, build_policy, measured_scaling, save_policy
 from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Task
 
@@ -42,6 +43,23 @@ class Clone:
         return sum(records.steps for records in (*played, self.final, self.untrained))
 
 
+def untrained_clone(task: Task, config: Pretrain, data: Trajectories, seed: int) -> ActorCriticPolicy:
+    """Fresh weights from the seed, in units that are given or measured on the episodes that are trained on.
+
+    Raises BadInput for demonstrations, or figures, that do not fit the task's spaces.
+    """
+    spaces, network = (task.observation_space, task.action_space), config.network
+    check_demonstrations(*spaces, data)
+    trained_on, _ = split_by_episode(data.returns(), config.cloning.validation_fraction, seed)
+    scaling = measured_scaling(*spaces, network, config.scaling, data, trained_on)
+    return build_policy(*spaces, network, seed, scaling)
+
+
+def return_scale(data: Trajectories, gamma: float) -> float:
+    """How large a discounted return is: the root of the mean square over all steps."""
+    return float(np.sqrt(np.square(data.discounted_returns(gamma)).mean()))
+
+
 def make_clone(
     task: Task,
     config: Pretrain,
@@ -57,7 +75,7 @@ def make_clone(
     `data_digest` names the data in the artifact; the demonstrator answers to the algorithm that asks. `log` takes the
     points of the curves: metrics and their epoch. Raises Diverged, the best policy seen in the folder.
     """
-    policy = build_policy(task.observation_space, task.action_space, config.network, seed)
+    policy = untrained_clone(task, config, data, seed)
     place, library = folder / Artifact.POLICY, folder / "library"
     provenance = {"task": task.config.name, "seed": seed, "dataset_digest": data_digest, WRAPPERS: task.wrappers}
     scheduled = evaluation_episodes(task, config.scenario_set, config.evaluation)
@@ -86,5 +104,6 @@ def make_clone(
             digest = save_policy(policy, place, provenance)
         how = imitated(policy, untrained, data, result.train_episodes, result.held_out_episodes)
         held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
-        certificate = Transfer.between(policy, str(place), result.critic_explained_variance, held_out, gamma)
+        explained, size = result.critic_explained_variance, return_scale(data, gamma)
+        certificate = Transfer.between(policy, str(place), explained, held_out, gamma, size)
         return Clone(place, digest, certificate, result, play(policy, final), played_untrained, how)

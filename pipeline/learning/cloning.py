@@ -6,6 +6,9 @@ A plain loop over tensors that are loaded once, through the actor alone; picture
 policy is changed in place and ends as the best one seen. Where the data comes from, whether it may be used, and what
 is logged is decided elsewhere.
 
+What the policy scales stands outside of all that is learnt here: labels and losses are in its units, what is logged of
+likelihood, entropy, error and spread is in those of the actions.
+
 Conventions of SB3 that matter here: a Gaussian policy is not squashed, its mean is compared with labels inside the
 action bounds and clipped only when it acts; its standard deviation does not depend on the state and is learnt too
 (trained on the mean alone it would stay at 1 and PPO would unlearn the clone in its first updates).
@@ -19,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -33,7 +37,7 @@ from pipeline.data.observations import from_rows, row_dtype
 from pipeline.errors import BadInput, shortened
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.play.evaluation import EpisodeRecords, point_figures
-from pipeline.policies import load_tensors, tensors_of
+from pipeline.policies import load_tensors, scaling_of, tensors_of
 
 MIN_LOG_STD = -5.0  # a demonstrator that is copied exactly would drive the spread to 0 and the loss to minus infinity
 _CHUNK = 16_384  # rows of one forward pass without gradient
@@ -74,11 +78,13 @@ Evaluate = Callable[[ActorCriticPolicy], EpisodeRecords]
 OnPoint = Callable[[EpochPoint], None]
 
 
-def check_demonstrations(policy: ActorCriticPolicy, trajectories: Trajectories) -> None:
-    """Raise BadInput unless observations and actions have the shapes of the policy's spaces."""
+def check_demonstrations(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], trajectories: Trajectories
+) -> None:
+    """Raise BadInput unless observations and actions have the shapes of these spaces."""
     for what, space, array in (
-        ("observations", policy.observation_space, trajectories.observations),
-        ("actions", policy.action_space, trajectories.actions),
+        ("observations", observation_space, trajectories.observations),
+        ("actions", action_space, trajectories.actions),
     ):
         needed = row_dtype(space)
         if array.shape[1:] != needed.shape or array.dtype.names != needed.base.names:
@@ -158,14 +164,20 @@ def clone(
     policy being the best one seen, when a loss is no number any more.
     """
     started = time.perf_counter()
-    check_demonstrations(policy, trajectories)
+    check_demonstrations(policy.observation_space, policy.action_space, trajectories)
+    for what, array in (("observations", trajectories.observations), ("actions", trajectories.actions)):
+        if all(row.tobytes() == array[0].tobytes() for row in array):  # ends at the first that differs
+            raise BadInput(
+                f"demonstrations: all {len(array)} {what} are the same, so nothing is to be learnt from them"
+            )
     if settings.select == "rollout" and evaluate is None:
         raise BadInput("cloning.select = 'rollout' needs rollout evaluations; use 'validation_loss' without them")
     train_episodes, held_out = split_by_episode(trajectories.returns(), settings.validation_fraction, seed)
     inputs, space = _Inputs(policy, policy.pi_features_extractor, trajectories), policy.action_space
     if isinstance(space, spaces.Box):
         clipped = np.clip(trajectories.actions, space.low, space.high).reshape(trajectories.steps, -1)
-        labels = torch.as_tensor(clipped, dtype=torch.float32)
+        units = scaling_of(policy).actions
+        labels = torch.as_tensor(clipped if units is None else units.inward(clipped), dtype=torch.float32)
     else:
         labels = torch.as_tensor(trajectories.actions.reshape(trajectories.steps, -1), dtype=torch.int64)
 
@@ -278,7 +290,9 @@ class _Actor:
         self._settings, self._extractor = settings, policy.pi_features_extractor
         self._head = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
         self.log_std: nn.Parameter | None = getattr(policy, "log_std", None)
-        space = policy.action_space
+        space, units = policy.action_space, scaling_of(policy).actions
+        self._scale = torch.ones(1) if units is None else torch.from_numpy(units.scale)
+        self._stretch = float(self._scale.log().sum())  # how much wider actions are spread than what the head gives
         self._choices = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else []
         self._binary = isinstance(space, spaces.MultiBinary)
 
@@ -342,8 +356,8 @@ class _Actor:
         if self.log_std is None:
             chosen = torch.stack([part.argmax(dim=1) for part in self._logits(output)], dim=1)
             return {**metrics, "bc/accuracy": float((chosen == validation.y).all(dim=1).float().mean())}
-        error, std = (output - validation.y).abs().mean(), self.log_std.exp().mean()
-        return {**metrics, "bc/mean_absolute_error": float(error), "bc/std": float(std)}
+        error, std = (output - validation.y).abs() * self._scale, self.log_std.exp() * self._scale
+        return {**metrics, "bc/mean_absolute_error": float(error.mean()), "bc/std": float(std.mean())}
 
     def _logits(self, output: torch.Tensor) -> list[torch.Tensor]:
         """(n, choices) for every component of an action; a switch chooses between logit 0 and its own."""
@@ -357,12 +371,12 @@ class _Actor:
             return _sum(functional.cross_entropy(part, label) for part, label in parts)
         residual = (y - output) * torch.exp(-self.log_std)
         constant = 0.5 * math.log(2 * math.pi) * y.shape[1]
-        return 0.5 * residual.square().sum() / len(y) + self.log_std.sum() + constant
+        return 0.5 * residual.square().sum() / len(y) + self.log_std.sum() + constant + self._stretch
 
     def _entropy(self, output: torch.Tensor) -> torch.Tensor:
         """Mean entropy in nats."""
         if self.log_std is not None:
-            return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+            return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum() + self._stretch
         kinds = (torch.distributions.Categorical(logits=part, validate_args=False) for part in self._logits(output))
         return _sum(kind.entropy().mean() for kind in kinds)
 

@@ -58,7 +58,7 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job, make_model, training_env
 from pipeline.learning.schedule import next_evaluation
 from pipeline.play.demonstrators import ActorSlots, Demonstrator
-from pipeline.policies import ActFunction, act_function, load_tensors, tensors_of
+from pipeline.policies import ActFunction, Scaling, act_function, load_tensors, scaling_of, tensors_of
 from pipeline.tasks import Task
 
 LOGGED: Final = ("bc/loss", "bc/neglogp", "bc/entropy", "bc/prob_true_act", "bc/l2_norm")
@@ -84,8 +84,8 @@ def imitate(
     Diverged, the policy being the best one seen, when its numbers run away.
     """
     started = time.perf_counter()
-    check_demonstrations(policy, trajectories)
-    flat = type(policy) is ActorCriticPolicy and len(policy.observation_space.shape or ()) == 1
+    check_demonstrations(policy.observation_space, policy.action_space, trajectories)
+    flat = len(policy.observation_space.shape or ()) == 1
     if not flat or not isinstance(policy.action_space, (spaces.Box, spaces.Discrete)):
         raise BadInput(
             f"algorithm {config.algorithm!r} takes flat observations and Box or Discrete actions, this task's are "
@@ -96,7 +96,7 @@ def imitate(
     course = _Playing(evaluate, on_point, folder)
     try:
         if config.training is not None:
-            steps = _adversarial(task, data, config, config.training, seed, course)
+            steps = _adversarial(task, data, config, config.training, seed, scaling_of(policy), course)
         else:
             assert config.dagger is not None
             if demonstrator is None:
@@ -158,7 +158,13 @@ class _OwnInfos(VecEnvWrapper):
 
 
 def _adversarial(
-    task: Task, data: Trajectories, config: Pretrain, training: AdversarialTraining, seed: int, course: _Playing
+    task: Task,
+    data: Trajectories,
+    config: Pretrain,
+    training: AdversarialTraining,
+    seed: int,
+    scaling: Scaling,
+    course: _Playing,
 ) -> int:
     """PPO against the discriminator, in rounds of one rollout; returns the environment steps."""
     generator = PPOTraining(
@@ -170,7 +176,7 @@ def _adversarial(
         ppo=training.ppo,
         evaluation=config.evaluation,
     )
-    job = TrainingJob(task.config, generator, seed, output="")
+    job = TrainingJob(task.config, generator, seed, output="", scaling=scaling)
     check_job(job)
     batch_size, rate = training.discriminator.batch_size, training.discriminator.learning_rate
     if batch_size > data.steps:

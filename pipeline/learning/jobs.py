@@ -9,6 +9,7 @@ from pipeline.config.training import Convergence, PPOTraining, WarmStart
 from pipeline.learning.adaptive import Decision
 from pipeline.names import Metric
 from pipeline.play.evaluation import EpisodeRecords
+from pipeline.policies import Scaling
 from pipeline.policies.transfer import Transfer
 
 
@@ -24,6 +25,8 @@ class TrainingJob:
     best_metric: str = Metric.EPISODE_RETURN  # figure that selects the best checkpoint
     initial_policy: str | None = None  # folder of a policy artifact; None: from scratch
     initial_digest: str | None = None  # its digest, where that is known; None: it is read
+    scaling: Scaling | None = None  # of fresh weights; None: by the spaces' bounds; an initial policy has its own
+    return_scale: float | None = None  # fixed divisor of normalised rewards, and of the initial policy's values
     warm_start: WarmStart | None = None  # only with initial_policy
     learning_rate_zero: bool = False  # control: no weight may change, checked at the end
     total_timesteps: int | None = None  # budget of a control; None: that of `training`

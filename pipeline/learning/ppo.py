@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -35,10 +36,13 @@ from pipeline.policies import (
     act_function,
     build_policy,
     load_tensors,
+    load_trainable,
     policy_arguments,
     policy_class,
     read_spec,
     save_policy,
+    scaling_by_bounds,
+    scaling_of,
     weights_digest,
 )
 from pipeline.policies.transfer import Transfer, transfer
@@ -69,7 +73,7 @@ def train(job: TrainingJob, emit: Emit) -> TrainingResult:
             try:
                 state = _train_part(job, task, evaluation, emitter, state)
             except Diverged as error:
-                policy = build_policy(task.observation_space, task.action_space, job.training.network, job.seed)
+                policy = fresh_policy(job, task)
                 _save_best(job, task, evaluation, policy)
                 best = f"its best policy, of step {evaluation.best_timestep:,}, is kept"
                 raise Diverged(f"training of seed {job.seed} {error}; {best}") from None
@@ -92,7 +96,7 @@ def _train_part(
     """Train from a checkpoint, or from the beginning, to the next boundary or the end."""
     part = 0 if before is None else before["number"]
     writer = NumberWriter(lambda numbers, step: emitter(TrainingEvent("metrics", step, numbers)))
-    with closing(training_env(task, job.training, job.seed, part)) as env:
+    with closing(training_env(task, job.training, job.seed, part, job.return_scale)) as env:
         model, proof = make_model(job, task, env, part)
         model.set_logger(Logger(folder=None, output_formats=[writer]))
         if before is None:
@@ -130,7 +134,7 @@ def _conclude(
 ) -> TrainingResult:
     """Save the last and the best policy, measure the best on fresh episodes, and put everything together."""
     training, origin, timestep = job.training, state["origin"], state["model"]["num_timesteps"]
-    policy = build_policy(task.observation_space, task.action_space, training.network, job.seed)
+    policy = fresh_policy(job, task)
     load_tensors(policy, state["model"]["policy"])
     last_weights = weights_digest(policy)
     if job.learning_rate_zero and origin["weights"] != last_weights:
@@ -189,15 +193,30 @@ def _default(argument: str) -> Any:
     return inspect.signature(PPO.__init__).parameters[argument].default
 
 
-def training_env(task: Task, training: PPOTraining, seed: int, part: int = 0) -> VecEnv:
-    """The vectorised environment of a training, with rewards divided by their running spread if so asked.
+def training_env(
+    task: Task, training: PPOTraining, seed: int, part: int = 0, return_scale: float | None = None
+) -> VecEnv:
+    """The vectorised environment of a training, with rewards divided by a scale, or their running spread, if so asked.
 
     Every part of a training, from one checkpoint to the next, has episodes of its own.
     """
     env: VecEnv = task.make_vec_env(task.training_streams(training.scenario_set, seed, training.n_envs, part))
     if training.normalize_reward:
         env = VecNormalize(env, norm_obs=False, norm_reward=True, gamma=training.ppo.get("gamma", _default("gamma")))
+        if return_scale is not None:
+            # subtle: nothing is clipped either, or the sum of what PPO sees would not be a return in that scale
+            env.ret_rms.var, env.epsilon, env.clip_reward, env.training = np.array(return_scale**2), 0.0, np.inf, False
     return env
+
+
+def fresh_policy(job: TrainingJob, task: Task) -> ActorCriticPolicy:
+    """Weights from the seed; units of what it starts from, or those that are given, or by the bounds of the spaces."""
+    spaces, network, scaling = (task.observation_space, task.action_space), job.training.network, job.scaling
+    if job.initial_policy is not None:
+        scaling = scaling_of(load_trainable(job.initial_policy))
+    elif scaling is None:
+        scaling = scaling_by_bounds(*spaces, network)
+    return build_policy(*spaces, network, job.seed, scaling)
 
 
 def learning_rate_schedule(setting: LearningRate) -> Callable[[float], float]:
@@ -211,28 +230,32 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tupl
 
     All generators are seeded anew, for every part of the training in another way.
     """
-    training = job.training
+    training, fresh = job.training, fresh_policy(job, task)
+    scaling = scaling_of(fresh)
     rate = LearningRate(initial=0.0) if job.learning_rate_zero else training.learning_rate
     model: WarmPPO = call_with_user_arguments(
         WarmPPO,
         "training.ppo",
-        policy=policy_class(task.observation_space),
+        policy=policy_class(task.observation_space, scaling),
         env=env,
         learning_rate=learning_rate_schedule(rate),
-        policy_kwargs=policy_arguments(task.observation_space, training.network),
+        policy_kwargs=policy_arguments(task.observation_space, training.network, scaling),
         seed=int(np.random.SeedSequence([job.seed, part]).generate_state(1)[0]) >> 1 if part else job.seed,
         device="cpu",
         **training.ppo,
     )
     model.exact_budget = job.exact_budget
     if job.initial_policy is None or job.warm_start is None:
-        fresh = build_policy(task.observation_space, task.action_space, training.network, job.seed)
         load_tensors(model.policy, fresh.state_dict())
         return model, None
     behind = read_spec(job.initial_policy).provenance.get(WRAPPERS, [])
     task.refuse_other_wrappers(behind, f"initial policy {job.initial_policy!r}")
     std = job.warm_start.initial_action_std
     proof = transfer(model.policy, job.initial_policy, training.network, None if std == ADAPTIVE else std)
+    if job.return_scale is not None:  # the critic was cloned on returns as they are
+        with torch.no_grad():
+            for parameter in model.policy.value_net.parameters():
+                parameter.div_(job.return_scale)
     if not job.learning_rate_zero:
         model.begin_warm_start(job.warm_start)
     return model, proof

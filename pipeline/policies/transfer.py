@@ -53,6 +53,7 @@ class Transfer:
     critic_explained_variance: float | None = None  # of held-out discounted returns; 1 is perfect; None: no critic
     held_out_episodes: int | None = None
     gamma: float | None = None  # discount of the returns
+    return_scale: float | None = None  # root mean square of the demonstrations' discounted returns; None: they are 0
 
     @classmethod
     def between(
@@ -62,6 +63,7 @@ class Transfer:
         explained_variance: float | None = None,
         held_out_episodes: int | None = None,
         gamma: float | None = None,
+        return_scale: float | None = None,
     ) -> "Transfer":
         """Compare a policy in memory with the artifact in a folder.
 
@@ -86,6 +88,7 @@ class Transfer:
             critic_explained_variance=explained_variance if known else None,
             held_out_episodes=held_out_episodes,
             gamma=gamma,
+            return_scale=return_scale or None,
         )
 
     def verify(self, folder: str) -> None:

@@ -1,6 +1,6 @@
 """Units: a policy computes with numbers of unit size, and reads and answers in those of its task.
 
-    scaling = measured_scaling(observation_space, action_space, network, observations, actions)
+    scaling = measured_scaling(observation_space, action_space, network, settings, trajectories, episodes)
     policy = build_policy(observation_space, action_space, network, seed, scaling)
 
 `(observation - offset) / scale` stands between the features extractor and the first layer, `offset + scale * output`
@@ -17,13 +17,13 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 
-from pipeline.config.training import AffineFigures, Network, ScalingFigures
+from pipeline.config.training import AffineFigures, Network, ScalingSettings
+from pipeline.data import Trajectories
 from pipeline.data.observations import LARGEST_NUMBER, LARGEST_WHOLE, WIDEST_SPAN, span_of
 from pipeline.errors import BadInput, shortened
 from pipeline.files import digest
 
 USED_SPAN: Final = 0.5  # share of the range between its bounds that demonstrations cover, for these to be its scale
-USED_UNIT: Final = 0.1  # largest number demonstrated in a space of unit size, for it to be left as it is
 WIDEST_DEVIATION: Final = 10.0  # of a demonstrated number, in units of its scale
 CONSTANT: Final = 1e-6  # range of a number, as a share of itself, that float32 does not tell from none
 LARGEST_ACTION: Final = 10.0  # bound that Gaussian noise of standard deviation 1 still explores
@@ -76,31 +76,60 @@ def measured_scaling(
     observation_space: gym.Space[Any],
     action_space: gym.Space[Any],
     network: Network,
-    observations: np.ndarray,
-    actions: np.ndarray,
+    settings: ScalingSettings,
+    data: Trajectories,
+    episodes: np.ndarray,
 ) -> Scaling:
-    """From demonstrations: recorded rows of observations (`data.observations`) and actions (n, *act_shape).
+    """The figures that are given, and for the rest those of the demonstrations, of some episodes (n,) int64.
 
     By element: a number that covers half the range between its bounds by these; any other by its mean and standard
     deviation, but never so that a demonstrated one is beyond 10; one that never changes by its bounds or, where it has
-    none, by itself and 1. A Box within [-1, 1] stays as it is, unless all that was shown of it is below 0.1.
+    none, by itself and 1. A Box within [-1, 1] stays as it is.
+    Raises BadInput, naming the setting, for given figures that do not fit the spaces.
     """
+    given = {f"observations.{key}": one for key, one in settings.observations.items()}
+    if settings.actions is not None:
+        given["actions"] = settings.actions
+    chosen = np.zeros(len(data), bool)
+    chosen[episodes] = True
 
-    def measured(key: str | None, space: spaces.Box) -> Figures:
-        rows = actions if key is None else observations[key] if key else observations
-        values = rows.reshape(len(rows), -1)
+    def figures(key: str | None, space: spaces.Box) -> Figures:
+        setting = "actions" if key is None else f"observations.{key or 'all'}"
+        one: AffineFigures | None = given.pop(setting, None)
+        if one is not None:
+            where = f"scaling.{setting}"
+            return _in_shape(f"{where}.offset", one.offset, space), _in_shape(f"{where}.scale", one.scale, space)
         low, high, span = _bounds(space)
-        smallest, largest = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
-        furthest = np.maximum(np.abs(smallest), np.abs(largest))
-        if (low >= -1).all() and (high <= 1).all() and furthest.max() >= USED_UNIT:
+        if not settings.measured or ((low >= -1).all() and (high <= 1).all()):
             return np.zeros(len(low)), np.ones(len(low))
+        if key is None:
+            rows = data.actions[np.repeat(chosen, data.lengths)]
+        else:
+            rows = (data.observations[key] if key else data.observations)[np.repeat(chosen, data.lengths + 1)]
+        values = rows.reshape(len(rows), -1)
+        smallest, largest = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
         mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
         std = np.maximum(std, np.maximum(largest - mean, mean - smallest) / WIDEST_DEVIATION)
-        constant = largest - smallest <= CONSTANT * furthest
+        constant = largest - smallest <= CONSTANT * np.maximum(np.abs(smallest), np.abs(largest))
         by_bounds = np.where(constant, span <= WIDEST_SPAN, largest - smallest >= USED_SPAN * span)
         return _by_bounds(by_bounds, low, high, (np.where(constant, smallest, mean), np.where(constant, 1.0, std)))
 
-    return _assembled(observation_space, action_space, network, measured)
+    scaling = _assembled(observation_space, action_space, network, figures)
+    for setting in given:
+        space = action_space if setting == "actions" else observation_space
+        raise BadInput(f"scaling.{setting} is of no numbers of {shortened(space)}; remove it, or name another key")
+    return scaling
+
+
+def _in_shape(setting: str, figures: tuple[float, ...], space: spaces.Box) -> np.ndarray:
+    """(n,) float64."""
+    size = int(np.prod(space.shape))
+    if len(figures) not in (1, size):
+        raise BadInput(
+            f"{setting} has {len(figures)} figures, the space {shortened(space)} has {size} numbers; give one figure "
+            "for all, or one each"
+        )
+    return np.full(size, figures, np.float64)
 
 
 def scaling_by_bounds(observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network) -> Scaling:
@@ -116,33 +145,6 @@ def scaling_by_bounds(observation_space: gym.Space[Any], action_space: gym.Space
         return _by_bounds(large & (span <= WIDEST_SPAN), low, high, (np.zeros(len(low)), np.ones(len(low))))
 
     return _assembled(observation_space, action_space, network, where_large)
-
-
-def given_scaling(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network, figures: ScalingFigures
-) -> Scaling:
-    """By the figures of a config. Raises BadInput, naming the setting, for those that do not fit the spaces."""
-    of_key = figures.observations if isinstance(figures.observations, dict) else {"": figures.observations}
-    unused = {f"observations.{key}" if key else "observations": one for key, one in of_key.items()}
-    unused["actions"] = figures.actions
-
-    def given(key: str | None, space: spaces.Box) -> Figures:
-        setting = "actions" if key is None else f"observations.{key}" if key else "observations"
-        one, size = unused.pop(setting, AffineFigures()), int(np.prod(space.shape))
-        for name, numbers in vars(one).items():
-            if np.ndim(numbers) and np.size(numbers) != size:
-                raise BadInput(
-                    f"scaling.{setting}.{name} has {np.size(numbers)} figures, the space {shortened(space)} has {size} "
-                    "numbers; give one figure for all, or one each"
-                )
-        return np.full(size, one.offset, np.float64), np.full(size, one.scale, np.float64)
-
-    scaling = _assembled(observation_space, action_space, network, given)
-    for setting, one in unused.items():
-        if one != AffineFigures():
-            space = action_space if setting == "actions" else observation_space
-            raise BadInput(f"scaling.{setting} is of no numbers of {shortened(space)}; remove it, or name another key")
-    return scaling
 
 
 def blank_scaling(

@@ -9,7 +9,6 @@ from typing import Final, Self
 
 from tqdm import tqdm
 
-from pipeline.data.observations import unscaled
 from pipeline.errors import printable, say
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.learning.schedule import evaluation_episodes
@@ -33,8 +32,6 @@ class TrainingProgress:
         self._tasks = [Task(job.task, job.training.environment, job.training.use_camera) for job in jobs]
         for job, task in zip(jobs, self._tasks, strict=True):
             check_drawable(task, "training.visualize_every", job.training.visualize_every)
-        for line in input_warnings(self._tasks[-1]) if jobs else ():  # all are of one task
-            say(f"{title}:{line.removeprefix(' ')}", sys.stderr)
         self._title, self._jobs = title, jobs
         self._steps = [0] * len(jobs)
         self._success: float | None = None
@@ -83,15 +80,6 @@ class TrainingProgress:
         total, done = sum(job.budget for job in self._jobs), sum(self._steps)
         success = "" if self._success is None else f", last success rate {self._success:.2f}"
         return f"{self._title}: {done:,} of {total:,} steps ({done / total:.0%}){success}"
-
-
-def input_warnings(task: Task) -> tuple[str, ...]:
-    """What is to be said of observations that learning has a hard time with."""
-    return tuple(
-        f"  WARNING: {part} reaches the network as it is, in large numbers; scale it: "
-        "pipeline.envs.scaling:ScaleObservation in environment.wrappers of the task"
-        for part in unscaled(task.observation_space)
-    )
 
 
 def trainings_summary(

@@ -17,7 +17,6 @@ from jinja2 import Template
 
 from pipeline.config.loading import to_data
 from pipeline.config.stages import NewTask
-from pipeline.data.observations import LARGEST_NUMBER, unscaled
 from pipeline.errors import printable
 from pipeline.play.probing import BATCH, LONGEST, ElementSpread, Probe
 from pipeline.report.text import environment
@@ -50,7 +49,7 @@ def task_files(config: NewTask, probe: Probe) -> dict[str, str]:
         probe=probe,
         sizes=sizes(probe),
         scaler=scaler,
-        scale=scaler["needed"] and not config.demonstrator,  # a script acts on what policies see
+        scale=scaler["needed"] and not config.demonstrator,  # clones of a script scale by what it shows
         success=success,
         target=target_of(config, probe, success),
         collision=collision,
@@ -133,7 +132,6 @@ def summary(config: NewTask, probe: Probe, files: Sequence[str], untested: Seque
     `untested`: installed packages in other versions than were tested.
     """
     success = success_of(config, probe)
-    measured = (np.abs(spread.mean) + 2 * spread.std for spread in probe.spreads.values())
     gain = np.zeros(1) if probe.shown is None else probe.shown - probe.returns
     text = _template("task_summary", finalize=printable).render(
         config=config,
@@ -143,7 +141,6 @@ def summary(config: NewTask, probe: Probe, files: Sequence[str], untested: Seque
         untested=untested,
         success=success,
         target=target_of(config, probe, success),
-        large=unscaled(probe.observation_space) or any((m > LARGEST_NUMBER).any() for m in measured),
         succeeds=probe.shown is not None and successes(probe, success).any(),
         better=gain.mean() > 2 * gain.std() / np.sqrt(len(gain)),
         main=shlex.quote(f"{config.folder}/{config.name}/main.yaml"),

@@ -22,7 +22,7 @@ from pipeline.errors import BadInput, printable, say
 from pipeline.learning.arms import ArmJob, shared_settings
 from pipeline.learning.jobs import TrainingJob, TrainingResult
 from pipeline.names import OUTPUT_PREFIX, Artifact, Metric, Tag
-from pipeline.report.progress import TrainingProgress, input_warnings, trainings_summary
+from pipeline.report.progress import TrainingProgress, trainings_summary
 from pipeline.tasks import Task
 from pipeline.tracking.content_key import digest_of, package_code
 from pipeline.tracking.seed_runs import left_to_train, train_logged
@@ -135,10 +135,17 @@ def run_arms(
     Without a group the run begins one of its own.
     """
     group = group or run.run_id
-    run.tag({Tag.GROUP: group, Tag.TRAINING_DIGEST: digest_of(shared_settings(config, task))})
+    scalings = {str(arm.job.seed): arm.job.scaling.digest for arm in arms if arm.job.scaling}
+    run.tag(
+        {
+            Tag.GROUP: group,
+            Tag.TRAINING_DIGEST: digest_of(shared_settings(config, task)),
+            Tag.SCALING: digest_of(scalings) if scalings else None,
+        }
+    )
     todo = [arms[i] for i in left_to_train(run, arms, f"{stage}_seed", config.reuse)]
     about = [{**tags.get(a.job.seed, {}), Tag.GROUP: group, Tag.STAGE: f"{stage}_seed", Tag.ARM: a.arm} for a in todo]
     results = train(run, stage, [arm.job for arm in todo], about, config.workers)
     reused = [f"{arm.arm} seed {arm.job.seed}" for arm in arms if arm not in todo]
     summary = trainings_summary(stage, [arm.arm for arm in todo], results, reused)
-    return StageOutcome((*summary, *input_warnings(task)), outputs={"group": group})
+    return StageOutcome(summary, outputs={"group": group})

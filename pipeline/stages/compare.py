@@ -234,7 +234,8 @@ def report_context(
             f"git checkout {record['git']['commit']}",
             f"{download} --run-id {group.finetune.info.run_id} --dst-path again/trainings",
             f"{download} --run-id {run.run_id} --dst-path again/compare",
-            f"mlflow run . -e baseline -P config=again/trainings/config.yaml -P group={again} -P reuse=false",
+            f"mlflow run . -e baseline -P config=again/trainings/config.yaml -P policy={policy} "
+            f"-P group={again} -P reuse=false",
             f"mlflow run . -e finetune -P config=again/trainings/config.yaml -P policy={policy} "
             f"-P group={again} -P reuse=false",
             f"mlflow run . -e compare -P config=again/compare/config.yaml -P group={again}",

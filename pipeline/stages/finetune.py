@@ -1,6 +1,6 @@
 """`finetune`: PPO from a certified clone, several seeds side by side, with controls of learning rate 0."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pipeline.config.loading import load_task, to_data
@@ -10,14 +10,13 @@ from pipeline.errors import BadInput
 from pipeline.learning.arms import arm_jobs
 from pipeline.names import Artifact, Tag, lineage_run_tag
 from pipeline.play.evaluation import record_episodes
-from pipeline.policies.transfer import Transfer
 from pipeline.stages import StageOutcome, run_arms
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
 from pipeline.tracking.datasets import demonstrator_of, fetch_dataset
-from pipeline.tracking.models import StoredPolicy, find_policy, seeds_of
-from pipeline.tracking.runs import get_run, read_text_artifact
+from pipeline.tracking.models import StoredPolicy, find_policy, starting_policies
+from pipeline.tracking.runs import get_run
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("policy", "group")
@@ -37,7 +36,7 @@ def _read(
         run.client, upstream.get("policy", "latest"), load_task(config.task).name, {Tag.STAGE: "pretrain"}
     )
     lineage.refuse_tainted(run.client, policy, "finetune")
-    starts = starting_policies(run, policy, config.seeds)
+    starts = starting_policies(run.client, policy, config.seeds)
     maker = get_run(run.client, str(policy.run_id), "policy")
     made_from = lineage.from_policy(policy, "pretrain", maker.data.tags)
     if lineage_run_tag("dataset") not in made_from:
@@ -50,7 +49,7 @@ def _read(
 def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
     starts, made_from, digests = _read(run, config, upstream)
-    arms = arm_jobs(config, task, run.folder, {seed: (start.folder, start.digest) for seed, start in starts.items()})
+    arms = arm_jobs(config, task, run.folder, {seed: start.as_start() for seed, start in starts.items()})
     run.record_config(config, task.config, digests)
     run.tag(made_from)
     shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
@@ -92,33 +91,3 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     run.metrics({"shift/distance": shift.distance, "shift/p_value": shift.p_value})
     run.tag({Tag.SHIFT: "shifted" if shift.shifted else "alike"})
     return shift
-
-
-def starting_policies(run: StageRun, policy: StoredPolicy, seeds: Sequence[int]) -> dict[int, StoredPolicy]:
-    """Seed -> the certified clone it starts from: of a pretrain run the clone of the same seed, where it has several.
-
-    A pretrain run with one clone, or the run of a single clone, starts every seed. Raises BadInput for a seed without
-    a clone, and for files that are not those of the certificate that `pretrain` left in their run.
-    """
-    if policy.run_id is None:
-        raise BadInput(f"policy {policy.reference!r} has no transfer certificate; give the run id of a pretrain run")
-    clones = seeds_of(run.client, policy.run_id, "pretrain_seed")
-    if len(clones) <= 1:
-        starts = dict.fromkeys(seeds, next(iter(clones.values()), policy))
-    else:
-        missing = [seed for seed in seeds if seed not in clones]
-        if missing:
-            raise BadInput(
-                f"seeds: {policy.reference} has no clone of seed {missing[0]}; it has clones of {sorted(clones)}: "
-                "use those seeds, or run pretrain with more"
-            )
-        starts = {seed: clones[seed] for seed in seeds}
-    for start in {start.run_id: start for start in starts.values()}.values():
-        text = read_text_artifact(run.client, str(start.run_id), Artifact.CERTIFICATE)
-        if text is None:
-            raise BadInput(
-                f"policy of {start.reference} has no transfer certificate ({Artifact.CERTIFICATE}); only a policy that "
-                "pretrain certified can be fine-tuned: mlflow run . -e pretrain"
-            )
-        Transfer.from_json(text).verify(str(start.folder))
-    return starts

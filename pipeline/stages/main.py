@@ -197,7 +197,7 @@ class _Main:
         The run of an arm that only misses its other half takes its trainings over and trains none.
         """
         config = self._stages.finetune
-        arms: dict[str, dict[str, str]] = {"baseline": {}, "finetune": {"policy": policy}}
+        arms = {"baseline": {"policy": policy}, "finetune": {"policy": policy}}
         found = {stage: self._finished(stage, config, upstream) for stage, upstream in arms.items()}
         group = common_group(self._parent.client, [f.run for f in found.values()])
         together = group is not None and self._config.group in (None, group)

@@ -19,7 +19,6 @@ from pipeline.names import Artifact, Imitation, Metric, Tag
 from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.policies import load_trainable
-from pipeline.report.progress import input_warnings
 from pipeline.stages import StageOutcome
 from pipeline.statistics.imitation_verdict import ImitationVerdict, judge
 from pipeline.statistics.suspicions import Suspicion, suspicions
@@ -137,7 +136,6 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
             f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); "
             f"{_critics([clone.result.critic_explained_variance for clone in clones])}",
             *lines,
-            *input_warnings(task),
             *(() if otherwise is None else (f"  warning: {otherwise}",)),
         ),
         verdict=pooled.state != Imitation.FAILED,

@@ -19,7 +19,7 @@ from pipeline.learning.clones import make_clone
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record
-from pipeline.policies import policy_digest
+from pipeline.policies import load_trainable, policy_digest, scaling_of
 from pipeline.policies.artifact import between_policies
 from pipeline.report.progress import TrainingProgress
 from pipeline.stages import StageOutcome
@@ -27,7 +27,7 @@ from pipeline.tasks import Task
 from pipeline.tracking.content_key import ContentKey, clone_key, content_key, training_key
 from pipeline.tracking.datasets import answering, fetch_dataset, through_camera
 from pipeline.tracking.groups import evaluations_record, read_evaluations
-from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version
+from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version, starting_policies
 from pipeline.tracking.reuse import read_key
 from pipeline.tracking.runs import Run, get_kept_run, get_run, read_config, read_task, seed_of, stage_run_of, tag_of
 from pipeline.tracking.stage_run import StageRun
@@ -100,10 +100,13 @@ def _training(run: StageRun, before: Run) -> Again:
         config = replace(read_config(run.client, stage_run, Finetune), seeds=(seed,))
         task = Task(recorded, config.training.environment, config.training.use_camera)
         start = tags.get(lineage_run_tag("policy"))
-        clone = None if start is None else find_policy(run.client, start, task.config.name, {})
-        starts = None if clone is None else {seed: (clone.folder, clone.digest)}
+        starts = None
+        if start is not None:
+            clone = find_policy(run.client, start, task.config.name, {})
+            starts = {seed: starting_policies(run.client, clone, [seed])[seed].as_start()}
         arm = tag_of(before, Tag.ARM)
-        jobs = [made.job for made in arm_jobs(config, task, run.folder, starts) if made.arm == arm]
+        scalings = {seed: scaling_of(load_trainable(download_policy(before.info.run_id)))}
+        jobs = [made.job for made in arm_jobs(config, task, run.folder, starts, scalings) if made.arm == arm]
         if not jobs:
             raise BadInput(f"run {before.info.run_id}: the config on record has no arm {arm!r}")
     (job,) = jobs

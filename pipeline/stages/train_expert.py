@@ -20,7 +20,6 @@ from pipeline.play.evaluation import (
     with_intervals,
 )
 from pipeline.policies import act_function, load_policy
-from pipeline.report.progress import input_warnings
 from pipeline.report.stage_pages import diagnosis_markdown
 from pipeline.stages import StageOutcome, train
 from pipeline.tasks import Purpose, Task
@@ -69,7 +68,6 @@ def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> Stag
             f"{', '.join(str(result.converged_at or 'never') for result in results)}",
             f"  candidate: {candidate}, " + ("promotable" if diagnosis.promotable else "NOT promotable:"),
             *(f"  - {shortfall.sentence()}" for shortfall in diagnosis.shortfalls),
-            *input_warnings(task),
         ),
         outputs={} if reference is None else {"expert": reference},
     )

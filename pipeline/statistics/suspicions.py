@@ -60,7 +60,7 @@ def suspicions(evidence: CloneEvidence) -> tuple[Suspicion, ...]:
 
     if evidence.features is not None:
         size = largest(evidence.features)
-        advice = "scale observations (pipeline.envs.scaling:ScaleObservation in environment.wrappers)"
+        advice = "let pretrain measure their scale (scaling.measured), or give it (scaling.observations)"
         line = f"features reach the network as numbers up to {size:.3g} (beyond {LARGE:g} it learns badly); {advice}"
         raise_if("unscaled observations", 1 - LARGE / size if size > LARGE else 0.0, 0.0, line)
     if evidence.learnt_labels is not None:
@@ -68,7 +68,7 @@ def suspicions(evidence: CloneEvidence) -> tuple[Suspicion, ...]:
         least = spreads[spreads > 0].min(initial=np.inf)
         line = (
             f"the network learns actions up to {size:.3g}, the steadiest varies by {least:.2g} (well learnt are up to "
-            f"{LARGE:g} and {SMALL:g} or more); scale them (RescaleAction in environment.wrappers)"
+            f"{LARGE:g} and {SMALL:g} or more); let pretrain measure their scale, or give it (scaling.actions)"
         )
         raise_if("unscaled actions", 1 - min(LARGE / size if size else 1.0, least / SMALL), 0.0, line)
     later = np.isfinite(evidence.previous).all(axis=1)

@@ -10,7 +10,7 @@ import json
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions, version
@@ -141,15 +141,18 @@ def content_key(
 
 def training_key(job: TrainingJob) -> ContentKey:
     """The content key of a training; a worker trains with one thread."""
-    settings = to_data(job)
+    settings = to_data(replace(job, scaling=None))
     del settings["training"]["total_timesteps"]
     settings["budget"] = job.budget
     for elsewhere in (
         "task", "output", "checkpoints", "checkpoint_key", "initial_policy", "initial_digest", "total_timesteps",
+        "scaling",
     ):  # fmt: skip
         del settings[elsewhere]
     start = job.initial_policy
     inputs = {} if start is None else {"initial policy": job.initial_digest or policy_digest(start)}
+    if start is None and job.scaling:
+        inputs["scaling"] = job.scaling.digest
     return content_key(settings, job.task, inputs, threads=1)
 
 

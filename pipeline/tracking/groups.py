@@ -13,7 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipeline.config.loading import parse_json, validate
 from pipeline.errors import BadInput, shortened
 from pipeline.learning.jobs import TrainingResult
-from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag
+from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag, lineage_run_tag
 from pipeline.play.evaluation import EpisodeRecords, point_figures
 from pipeline.statistics.comparison import UpfrontCost
 from pipeline.tracking.content_key import digest_of
@@ -76,6 +76,12 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
         raise BadInput(
             f"group {reference!r}: its arms differ in more than initial weights: baseline and finetune differ in "
             f"{where}{values}; train both arms with one config"
+        )
+    if ours.tags.get(Tag.SCALING) != theirs.tags.get(Tag.SCALING):
+        clones = theirs.tags.get(lineage_run_tag("pretrain"))
+        raise BadInput(
+            f"group {reference!r}: its arms differ in more than initial weights: the policies of baseline and finetune "
+            f"scale observations or actions differently; run baseline with those of the clones: -P policy={clones}"
         )
     for run in runs:
         if run.info.status != "FINISHED":

@@ -1,8 +1,8 @@
 """Policies in the store: logged as MLflow models, found again by reference, verified by digest."""
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,22 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.errors import BadInput, shortened
+from pipeline.learning.arms import Start
 from pipeline.names import POLICY_SPEC_FILE, Alias, Artifact, Tag, VersionTag, registered_model
 from pipeline.play.demonstrators import Demonstrator, policy_actions
-from pipeline.policies import ActFunction, act_function, load_policy, policy_digest
+from pipeline.policies import (
+    ActFunction,
+    Scaling,
+    act_function,
+    load_policy,
+    load_trainable,
+    policy_digest,
+    scaling_of,
+)
+from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Task
 from pipeline.tracking.references import Reference, fetched
-from pipeline.tracking.runs import get_kept_run, latest_run, search, seed_of
+from pipeline.tracking.runs import get_kept_run, latest_run, read_text_artifact, search, seed_of
 from pipeline.tracking.store import refused_as
 
 
@@ -30,6 +40,7 @@ class StoredPolicy:
     reference: str  # how a person names it: `social_nav-expert/3`, `run 0a1b...`, a path
     run_id: str | None  # the run that made it
     version: ModelVersion | None = None
+    certificate: Transfer | None = None  # of a clone that may be fine-tuned
 
     @property
     def name_and_version(self) -> str | None:
@@ -39,6 +50,14 @@ class StoredPolicy:
     def acts(self) -> ActFunction:
         """Its deterministic actions."""
         return act_function(load_policy(self.folder))
+
+    def as_start(self) -> Start:
+        """For a training."""
+        return Start(self.folder, self.digest, None if self.certificate is None else self.certificate.return_scale)
+
+    def scaling(self) -> Scaling:
+        """The units it computes in."""
+        return scaling_of(load_trainable(self.folder))
 
     def demonstrator(self, task: Task) -> Demonstrator:
         """A registered expert, as who demonstrates. Raises BadInput when it does not fit the task."""
@@ -129,6 +148,39 @@ def seeds_of(client: MlflowClient, run_id: str | None, stage: str) -> dict[int, 
     children = search(client, {MLFLOW_PARENT_RUN_ID: run_id, Tag.STAGE: stage})
     by_seed = {seed_of(child): child.info.run_id for child in children}
     return {seed: _policy_of_run(client, by_seed[seed]) for seed in sorted(by_seed)}
+
+
+def starting_policies(client: MlflowClient, policy: StoredPolicy, seeds: Sequence[int]) -> dict[int, StoredPolicy]:
+    """Seed -> the certified clone it starts from: of a pretrain run the clone of the same seed, where it has several.
+
+    A pretrain run with one clone, or the run of a single clone, starts every seed. Raises BadInput for a seed without
+    a clone, and for files that are not those of the certificate that `pretrain` left in their run.
+    """
+    if policy.run_id is None:
+        raise BadInput(f"policy {policy.reference!r} has no transfer certificate; give the run id of a pretrain run")
+    clones = seeds_of(client, policy.run_id, "pretrain_seed")
+    if len(clones) <= 1:
+        starts = dict.fromkeys(seeds, next(iter(clones.values()), policy))
+    else:
+        missing = [seed for seed in seeds if seed not in clones]
+        if missing:
+            raise BadInput(
+                f"seeds: {policy.reference} has no clone of seed {missing[0]}; it has clones of {sorted(clones)}: "
+                "use those seeds, or run pretrain with more"
+            )
+        starts = {seed: clones[seed] for seed in seeds}
+    certified = {}
+    for start in {start.run_id: start for start in starts.values()}.values():
+        text = read_text_artifact(client, str(start.run_id), Artifact.CERTIFICATE)
+        if text is None:
+            raise BadInput(
+                f"policy of {start.reference} has no transfer certificate ({Artifact.CERTIFICATE}); only a policy that "
+                "pretrain certified can be fine-tuned: mlflow run . -e pretrain"
+            )
+        certificate = Transfer.from_json(text)
+        certificate.verify(str(start.folder))
+        certified[start.run_id] = replace(start, certificate=certificate)
+    return {seed: certified[start.run_id] for seed, start in starts.items()}
 
 
 def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:

@@ -1,9 +1,10 @@
-"""Pendulums for the tests of learning: one says how far it hangs over, one shows after a while what is no number."""
+"""Pendulums for the tests: one says how far it hangs over, one takes large numbers, one shows what is no number."""
 
 import math
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 
 
@@ -13,6 +14,17 @@ class Angles(PendulumEnv):
     def step(self, action: Any) -> Any:
         observation, reward, terminated, truncated, info = super().step(action)
         return observation, reward, terminated, truncated, {**info, "angle": abs(math.atan2(*observation[1::-1]))}
+
+
+class Wide(PendulumEnv):
+    """Its torque goes from -256 to 256."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Box(-256, 256, (1,), np.float32)
+
+    def step(self, action: Any) -> Any:
+        return super().step(action / 128)
 
 
 class Failing(PendulumEnv):

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 
 from pipeline.config.loading import validate
-from pipeline.config.training import Network, ScalingFigures
+from pipeline.config.training import Network, ScalingSettings
+from pipeline.data import Trajectories
 from pipeline.data.observations import to_rows
 from pipeline.errors import BadInput
 from pipeline.policies import (
@@ -21,7 +22,6 @@ from pipeline.policies import (
     Scaling,
     act_function,
     build_policy,
-    given_scaling,
     load_policy,
     measured_scaling,
     network_of,
@@ -56,8 +56,28 @@ def affine(offset, scale):
 IN_UNITS = Scaling(affine([256, 100, 0], [256, 5, 1]), affine([256, 128], [256, 64]))
 
 
-def measured(space, rows, actions=spaces.Discrete(2), acted=((0,), (1,)), network=NETWORK):  # noqa: B008
-    return measured_scaling(space, actions, network, np.array(rows, np.float32), np.array(acted, np.float32))
+def shown(rows, acted):
+    """An episode with these rows of observations, of which the last is acted on no more, and one without a scale."""
+    steps, other = len(rows) - 1, 2
+    actions = np.concatenate([np.array(acted, np.float32), np.full((other, *np.shape(acted)[1:]), 9, np.float32)])
+    strange = np.zeros(other + 1, rows.dtype) if rows.dtype.names else np.full((other + 1, *rows.shape[1:]), 1e5)
+    flags = np.zeros(steps + other, bool)
+    return Trajectories(
+        observations=np.concatenate([rows, strange.astype(rows.dtype)]),
+        actions=actions,
+        executed_actions=actions,
+        rewards=np.zeros(steps + other, np.float32),
+        terminations=flags,
+        truncations=flags,
+        lengths=np.array([steps, other]),
+        seeds=np.array([1, 2]),
+        scenarios=np.array(["a", "a"]),
+    )
+
+
+def measured(space, rows, actions=spaces.Discrete(2), acted=((0,),)):  # noqa: B008
+    data = shown(np.array(rows, np.float32), [*acted] + [acted[0]] * (len(rows) - 1 - len(acted)))
+    return measured_scaling(space, actions, NETWORK, ScalingSettings(), data, np.array([0]))
 
 
 def test_each_number_is_scaled_by_its_bounds_where_these_are_used_and_by_mean_and_spread_elsewhere():
@@ -83,18 +103,17 @@ def test_what_was_shown_once_is_at_most_ten():
     assert found.inward(np.float32([1001])) == pytest.approx(10)
 
 
-def test_a_space_of_unit_size_stays_as_it_is_unless_it_is_hardly_used():
+def test_a_space_of_unit_size_stays_as_it_is():
     unit = spaces.Box(-1, 1, (2,), np.float32)
-    assert not measured(unit, [[0, 0.1], [0, 0.1]], unit, [[0, 0], [0.5, 0]])
-    tiny = measured(unit, [[0.01, 0.02], [0.03, 0.02]]).observations
-    assert tiny.offset.tolist() == pytest.approx([0.02, 0])  # the constant one by its bounds
-    assert tiny.scale.tolist() == pytest.approx([0.01, 1])
+    assert not measured(unit, [[0, 0.1], [0, 0.1], [0, 0.1]], unit, [[0, 0], [0.5, 0]])
+    assert measured(spaces.Box(-1, 1.5, (2,), np.float32), [[0, 0.1], [0, 0.1], [0, 0.1]]).observations is not None
 
 
 def test_pictures_and_choices_stay_and_keys_follow_the_order_of_the_network():
     network = Network(hidden=(8,), image_features=4)
     rows = to_rows(KEYED, {"image": np.zeros((2, 3, 36, 36)), "place": [[0, 100], [512, 102]], "gear": [0, 2]})
-    found = measured_scaling(KEYED, spaces.Discrete(2), network, rows, np.zeros((2, 1)))
+    data = shown(rows, [[0]])
+    found = measured_scaling(KEYED, spaces.Discrete(2), network, ScalingSettings(), data, np.array([0]))
     order = list(KEYED.spaces)
     parts = {"image": [0] * 4, "place": [256, 101], "gear": [0] * 3}
     assert found.observations.offset.tolist() == [number for key in order for number in parts[key]]
@@ -112,12 +131,20 @@ def test_without_demonstrations_only_what_is_large_is_scaled_and_by_its_bounds()
     assert scaling_by_bounds(bytes_, spaces.Discrete(2), NETWORK).observations.scale.tolist() == [127.5] * 4
 
 
-def given(observation_space, action_space=PUSH, **figures):
-    return given_scaling(observation_space, action_space, NETWORK, validate(ScalingFigures, figures, "test"))
+def given(observation_space, action_space=PUSH, network=NETWORK, **figures):
+    settings = validate(ScalingSettings, {"measured": False, **figures}, "test")
+    nothing = {key: np.zeros((2, *part.shape)) for key, part in parts_of(observation_space)}
+    rows = to_rows(observation_space, nothing) if nothing else np.zeros((2, *observation_space.shape), np.float32)
+    data = shown(rows, [np.zeros(action_space.shape)])
+    return measured_scaling(observation_space, action_space, network, settings, data, np.array([0]))
+
+
+def parts_of(space):
+    return space.spaces.items() if isinstance(space, spaces.Dict) else ()
 
 
 def test_given_figures_are_taken_for_all_elements_or_one_each():
-    found = given(TABLE, observations={"offset": [1.0, 2.0, 3.0], "scale": 4.0}, actions={"scale": 2.0})
+    found = given(TABLE, observations={"all": {"offset": [1.0, 2.0, 3.0], "scale": 4.0}}, actions={"scale": 2.0})
     assert found.observations.offset.tolist() == [1, 2, 3]
     assert found.observations.scale.tolist() == [4, 4, 4]
     assert found.actions.offset.tolist() == [0, 0]
@@ -129,11 +156,11 @@ def test_given_figures_are_taken_for_all_elements_or_one_each():
 @pytest.mark.parametrize(
     ("space", "acts", "figures", "words"),
     [
-        (TABLE, PUSH, {"observations": {"scale": [1.0, 2.0]}}, "scaling.observations.scale has 2 figures"),
-        (TABLE, PUSH, {"actions": {"offset": [1.0]}}, "scaling.actions.offset has 1 figures"),
+        (TABLE, PUSH, {"observations": {"all": {"scale": [1.0, 2.0]}}}, "scaling.observations.all.scale has 2 figures"),
+        (TABLE, PUSH, {"actions": {"offset": [1.0] * 3}}, "scaling.actions.offset has 3 figures"),
         (TABLE, PUSH, {"observations": {"place": {"scale": 2.0}}}, "scaling.observations.place is of no numbers"),
         (KEYED, PUSH, {"observations": {"image": {"scale": 2.0}}}, "scaling.observations.image is of no numbers"),
-        (KEYED, PUSH, {"observations": {"scale": 2.0}}, "scaling.observations is of no numbers"),
+        (KEYED, PUSH, {"observations": {"all": {"scale": 2.0}}}, "scaling.observations.all is of no numbers"),
         (TABLE, spaces.Discrete(2), {"actions": {"scale": 2.0}}, "scaling.actions is of no numbers"),
         (TABLE, PUSH, {"actions": {"scale": 1e-60}}, "not above 0"),
         (TABLE, PUSH, {"actions": {"offset": 1e60}}, "not finite"),
@@ -196,8 +223,8 @@ def test_actions_are_those_of_sb3_and_a_row_follows_from_itself_alone():
 @pytest.mark.parametrize("observed", [TABLE, KEYED])
 def test_an_artifact_holds_its_units(observed, tmp_path):
     network = Network(hidden=(8,), image_features=4)
-    figures = {"observations": {"place": {"scale": 256.0}} if observed is KEYED else {"scale": 256.0}}
-    units = given_scaling(observed, PUSH, network, validate(ScalingFigures, {**figures, "actions": {"scale": 3.0}}, ""))
+    key = "place" if observed is KEYED else "all"
+    units = given(observed, PUSH, network, observations={key: {"scale": 256.0}}, actions={"scale": 3.0})
     policy = build_policy(observed, PUSH, network, 1, units)
     save_policy(policy, tmp_path / "policy", {})
     loaded = load_policy(tmp_path / "policy")
@@ -266,12 +293,9 @@ np.savez(sys.argv[3], actions=model.predict(rows, deterministic=True)[0], values
 @pytest.mark.parametrize("observed", [TABLE, KEYED])
 def test_an_exported_zip_acts_the_same_in_raw_units_where_this_package_is_not(hidden, observed, tmp_path):
     network = Network(hidden=hidden, image_features=4)
-    units = {"offset": 256.0, "scale": 256.0}
-    figures = {
-        "observations": {"place": units} if observed is KEYED else units,
-        "actions": {"offset": 99.0, "scale": 7.0},
-    }
-    scaling = given_scaling(observed, PUSH, network, validate(ScalingFigures, figures, ""))
+    key = "place" if observed is KEYED else "all"
+    figures = {"observations": {key: {"offset": 256.0, "scale": 256.0}}, "actions": {"offset": 99.0, "scale": 7.0}}
+    scaling = given(observed, PUSH, network, **figures)
     policy = build_policy(observed, PUSH, network, 1, scaling)
     with torch.no_grad():
         policy.action_net.weight.mul_(30)

@@ -53,12 +53,3 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_step(tmp_path):
     undrawable = job(tmp_path, "undrawable:Undrawable", 10)
     with pytest.raises(BadInput, match=r"visualize_every = 10.*no render mode rgb_array"):
         TrainingProgress("test", [undrawable])
-
-
-def test_large_numbers_in_what_is_observed_are_warned_of_before_the_first_step(tmp_path, capfd):
-    with TrainingProgress("test", [job(tmp_path, "undrawable:Undrawable", 0)]):
-        assert "WARNING" not in capfd.readouterr().err
-    with TrainingProgress("test", [job(tmp_path, "undrawable:Memory", 0)] * 2):
-        told = capfd.readouterr().err
-    assert told.count("WARNING: observations (uint8, up to 255) reaches the network as it is") == 1
-    assert "pipeline.envs.scaling:ScaleObservation" in told

@@ -7,9 +7,3 @@ import numpy as np
 class Undrawable(gym.Env):
     observation_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
     action_space = gym.spaces.Discrete(2)
-
-
-class Memory(Undrawable):
-    """Observes bytes that are no picture."""
-
-    observation_space = gym.spaces.Box(0, 255, (128,), np.uint8)

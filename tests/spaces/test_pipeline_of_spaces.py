@@ -12,7 +12,7 @@ from pipeline.config.task import TaskConfig
 from pipeline.config.training import Cloning, Network, PPOTraining, WarmStart
 from pipeline.data import UNAPPROVED, DatasetMetadata, Trajectories, content_digest, load_dataset, save_dataset
 from pipeline.data.formats.minari import export_minari
-from pipeline.data.observations import check_action_space, check_observation_space, flat_rows, from_rows, unscaled
+from pipeline.data.observations import check_action_space, check_observation_space, flat_rows, from_rows
 from pipeline.data.spaces import space_to_json
 from pipeline.envs.limits import LimitAction
 from pipeline.errors import BadInput
@@ -21,7 +21,15 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 from pipeline.play.demonstrators import Script
 from pipeline.play.evaluation import record_episodes, run_episodes
-from pipeline.policies import WRAPPERS, act_function, build_policy, load_policy, probe_batch, save_policy
+from pipeline.policies import (
+    WRAPPERS,
+    act_function,
+    build_policy,
+    load_policy,
+    probe_batch,
+    save_policy,
+    scaling_by_bounds,
+)
 from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Purpose, Task
 from pipeline.validation.facts import Context
@@ -252,21 +260,22 @@ def test_other_action_spaces_are_refused_by_name(space, named):
 
 
 @pytest.mark.parametrize(
-    ("space", "named"),
+    ("space", "scales"),
     [
-        (spaces.Box(0, 255, (128,), np.uint8), ["observations (uint8, up to 255)"]),
-        (spaces.Box(-1, 11, (2,), np.int64), ["observations (int64, up to 11)"]),
-        (spaces.Box(0, np.iinfo(np.int64).max, (2,), np.int64), ["observations (int64, up to 9.22337e+18)"]),
-        (spaces.Box(-101.0, 1.0, (2,)), ["observations (float32, up to 101)"]),
-        (spaces.Dict({"a": BOX, "b": spaces.Box(0, 99, (1,), np.uint16)}), ["b (uint16, up to 99)"]),
-        (spaces.Box(0, 10, (2,), np.int64), []),
-        (spaces.Box(-np.inf, 1e9, (2,)), []),  # says nothing
-        (spaces.Box(0, 255, (3, 64, 64), np.uint8), []),  # a picture is divided by 255
-        (spaces.Dict({"a": spaces.Discrete(500), "b": spaces.MultiDiscrete([900])}), []),  # one-hot
+        (spaces.Box(0, 255, (3,), np.uint8), [127.5] * 3),
+        (spaces.Box(-1, 11, (2,), np.int64), [6, 6]),
+        (spaces.Box(-101.0, 1.0, (2,)), [51, 51]),
+        (spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(0, 98, (1,), np.uint16)}), [1, 1, 49]),
+        (spaces.Box(0, 10, (2,), np.int64), None),
+        (spaces.Box(0, np.iinfo(np.int64).max, (2,), np.int64), None),  # says nothing
+        (spaces.Box(-np.inf, 1e9, (2,)), None),
+        (spaces.Box(0, 255, (3, 64, 64), np.uint8), None),  # a picture is divided by 255
+        (spaces.Dict({"a": spaces.Discrete(500), "b": spaces.MultiDiscrete([900])}), None),  # one-hot
     ],
 )
-def test_large_numbers_that_would_reach_a_linear_layer_as_they_are_are_named(space, named):
-    assert list(unscaled(space)) == named
+def test_large_numbers_that_would_reach_a_linear_layer_as_they_are_are_scaled_by_their_bounds(space, scales):
+    found = scaling_by_bounds(space, spaces.Discrete(2), Network()).observations
+    assert (found and found.scale.tolist()) == scales
 
 
 def test_flattening_makes_a_nested_dict_one_box():
