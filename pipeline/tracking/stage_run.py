@@ -33,7 +33,15 @@ from pipeline.tracking.host import environment_record, git_state
 from pipeline.tracking.operations import MAX_PARAM_LENGTH, Batch, Close, Files, Operation, Policy, Text
 from pipeline.tracking.runs import points_of, search
 from pipeline.tracking.spool import Spool
-from pipeline.tracking.store import chosen_experiment, connect, exclusive, local_folder, refused_as, unanswered
+from pipeline.tracking.store import (
+    chosen_experiment,
+    connect,
+    exclusive,
+    local_folder,
+    present_experiment,
+    refused_as,
+    unanswered,
+)
 
 RUN_VARIABLE = "MLFLOW_RUN_ID"
 
@@ -210,6 +218,7 @@ def open_run(
         _opened.append(run)
         status, last = "FAILED", {}
         try:
+            present_experiment(client, run.experiment_id)
             with liveness.beating(client, run.run_id):
                 yield run
             status = "FINISHED"

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.entities.paged_list import PagedList
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -33,6 +34,22 @@ CONNECT_SECONDS = 10.0
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 HALF_MADE = ("already exists", "duplicate column")  # what SQLite says when MLflow begins with its tables anew
 DEFAULT_EXPERIMENT = "imitation-pretraining"
+# what the UI shows of an experiment; without a kind it opens as one of prompts and traces
+EXPERIMENT_KIND = "mlflow.experimentKind"
+ABOUT_EXPERIMENT = {
+    EXPERIMENT_KIND: "custom_model_development",
+    MLFLOW_RUN_NOTE: """\
+Imitation pre-training of PPO policies: demonstrations are cloned and fine-tuned, and held against PPO from scratch on
+matched seeds.
+
+**Order of the stages:** `train_expert` → `promote` (the gate) → `collect` → `pretrain` → `finetune` and `baseline` →
+`compare`. A run of `main` holds them all; trainings of single seeds are nested in the run of their stage.
+
+**Look first** at a run of `main`: its description, the tag `verdict`, the metrics `sample_efficiency/ratio` and
+`final/…`; then at `report/report.html` among the artifacts of its `compare`. Settings are parameters (`cfg.…`, `arm`,
+`seed`), datasets are inputs, and tags `lineage.…` name what a run was made from.
+""",
+}
 
 
 def connect() -> MlflowClient:
@@ -170,9 +187,20 @@ def experiment_id(client: MlflowClient, name: str, setting: str = "experiment_na
         database = sqlite_file(mlflow.get_tracking_uri())
         location = (database.parent / "mlartifacts" / name).as_uri() if database is not None else None
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=ABOUT_EXPERIMENT))
         except MlflowException as error:
             raise BadInput(f"{what} is refused by the store: {shortened(error.message)}") from None
+
+
+def present_experiment(client: MlflowClient, experiment: str) -> None:
+    """Let the UI open an experiment in its view for machine learning, described; what a person chose there stays."""
+    tags = client.get_experiment(experiment).tags
+    guessed = {key for key, value in tags.items() if key == EXPERIMENT_KIND and "inferred" in value}  # by the UI
+    missing = {key: value for key, value in ABOUT_EXPERIMENT.items() if key in guessed or not tags.get(key)}
+    if missing:
+        with exclusive("create"):
+            for key, value in missing.items():
+                client.set_experiment_tag(experiment, key, value)
 
 
 def local_folder(kind: str) -> Path:

@@ -19,7 +19,7 @@ from pipeline.names import Tag
 from pipeline.sweep.study import storage
 from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.stage_run import open_run
-from pipeline.tracking.store import connect, local_folder, ui_command
+from pipeline.tracking.store import connect, experiment_id, local_folder, ui_command
 
 ODD = "a b ü #1 100%"
 
@@ -118,6 +118,24 @@ def test_the_store_can_be_made_by_a_command_that_does_nothing_else(tmp_path, mon
     assert ask(["store"]) == DONE
     beside = (tmp_path / "deep" / "mlartifacts" / "walks").as_uri()
     assert connect().get_experiment_by_name("walks").artifact_location == beside
+
+
+def test_an_experiment_opens_in_the_view_for_machine_learning_and_is_described(store):
+    client = connect()
+    kind, note = "mlflow.experimentKind", "mlflow.note.content"
+    made = client.get_experiment(experiment_id(client, "ours")).tags
+    assert made[kind] == "custom_model_development" and "`train_expert` → `promote`" in made[note]
+    cases = [  # of earlier versions, of `mlflow run`, with a guess of the UI's, with what a person chose
+        ({}, (made[kind], made[note])),
+        ({kind: "genai_development_inferred"}, (made[kind], made[note])),
+        ({kind: "genai_development", note: "mine"}, ("genai_development", "mine")),
+    ]
+    for number, (tags, expected) in enumerate(cases):
+        there = client.create_experiment(f"there-{number}", tags=tags)
+        with open_run("evaluate", f"there-{number}"):
+            pass
+        seen = client.get_experiment(there).tags
+        assert (seen[kind], seen[note]) == expected
 
 
 # --- temporary files -------------------------------------------------------------------------------------------------
