@@ -1,308 +1,246 @@
-"""What makes a warm start good: one setting at a time away from a reference, over matched seeds, on the record.
+"""What a start from a clone is worth, by who demonstrated and by how PPO starts: arms over matched seeds.
 
-    python benchmarks/warm_start_ablation.py --expert models:/social_nav-expert/1 [--seeds 5] [--steps 200000]
+    python benchmarks/warm_start_ablation.py --cases "planner;expert" --arms "scratch;fixed;adaptive" --seeds 2
+    python benchmarks/warm_start_ablation.py --table
 
-Every level is recorded, cloned and fine-tuned by the stages `collect`, `pretrain` and `finetune` in runs of the
-experiment `warm-start-ablation`, in a group of its own; run again, it goes on where it was. The reference are the
-shipped settings without their clone penalty, so that this is one of the levels. Writes docs/ablation.md and its
-figures. The full scenario set is the default: there, clones leave something to learn, so that levels differ. On the
-demo's scenarios nearly every clone meets the target before its first update.
+A case says who demonstrates what; its dataset and a clone a seed are made once. An arm says how PPO starts from those
+clones, or that it does not. Whatever ended is a file below `--folder`: run again, it goes on where it was, and it
+prints a table of all that is there. Nothing here is logged to MLflow.
 """
 
 import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", MLFLOW_DISABLE_TELEMETRY="true")
 
 import numpy as np
+import torch
 
-from pipeline.config.base import Bound
 from pipeline.config.loading import load, load_task, to_data, validate
-from pipeline.config.stages import STAGE_CONFIGS, Finetune
-from pipeline.names import Metric, Tag
-from pipeline.report.figures import HEIGHT, canvas
-from pipeline.report.palette import GRID, INK, MUTED, PRETRAINED, for_file
-from pipeline.report.text import aligned, interval, number, signed
-from pipeline.statistics.comparison import met_target
-from pipeline.statistics.efficiency import TimeToTarget, restricted_mean, timesteps_to_target
-from pipeline.statistics.estimate import Estimate, bootstrap
-from pipeline.tracking.groups import ArmRun, read_training
-from pipeline.tracking.runs import search
-from pipeline.tracking.stage_run import open_run
-from pipeline.tracking.store import connect
+from pipeline.config.stages import STAGE_CONFIGS, Finetune, TrainExpert
+from pipeline.config.training import ADAPTIVE, ADAPTIVE_WARM_START
+from pipeline.data import Trajectories
+from pipeline.executors.local import run_side_by_side
+from pipeline.learning.arms import arm_jobs, expert_jobs
+from pipeline.learning.clones import make_clone
+from pipeline.learning.jobs import TrainingJob, TrainingResult
+from pipeline.learning.ppo import train
+from pipeline.play.demonstrators import Actor, policy_actions, scripted
+from pipeline.play.evaluation import point_figures, record
+from pipeline.policies import Observations, policy_digest
+from pipeline.report.text import aligned, number
+from pipeline.statistics.efficiency import timesteps_to_target
+from pipeline.tasks import Task
 
-EXPERIMENT = "warm-start-ablation"
-REFERENCE = "reference"
-PATIENCE, RESAMPLES, FINAL_EPISODES = 3, 10_000, 1_000
-Changes = Mapping[str, Any]
+PATIENCE = 3
+Changes = Mapping[str, Any]  # dotted key -> value
 
 
 @dataclass(frozen=True)
-class Level:
-    """One setting changed, by dotted key."""
+class Case:
+    """Who demonstrates what: changes to the shipped configs of a folder."""
 
-    factor: str
-    name: str
+    configs: str
     collect: Changes = field(default_factory=dict)
     pretrain: Changes = field(default_factory=dict)
     finetune: Changes = field(default_factory=dict)
-
-    @property
-    def group(self) -> str:
-        text = f"ablation_{self.factor}_{self.name}"
-        return "".join(c if c.isalnum() else "_" for c in text)
+    random_actions: float = 0.0  # share of the demonstrated actions that are random ones
+    final_episodes: int = 1_000
 
 
-LEVELS = (
-    Level(REFERENCE, "no clone penalty"),
-    *(Level("demonstration noise", f"{v:g}", collect={"noise.std": v}) for v in (0.0, 0.6)),
-    *(Level("initial std", f"{v:g}", finetune={"warm_start.initial_action_std": v}) for v in (0.1, 1.0)),
-    Level("initial std", "the clone's", finetune={"warm_start.initial_action_std": None}),
-    Level("critic pre-training", "none", pretrain={"cloning.critic_epochs": 0}),
-    Level("critic burn-in", "16,384 steps", finetune={"warm_start.critic_burn_in_steps": 16_384}),
-    Level("reward normalisation", "on", finetune={"training.normalize_reward": True}),
-    Level(
-        "clone penalty",
-        "1, fades in 150,000",
-        finetune={"warm_start.clone_penalty": 1.0, "warm_start.clone_penalty_fade_steps": 150_000},
+PLANNER: Changes = {
+    "scripted": {"demonstrator": "benchmarks.social_nav_planners:dynamic_window"},
+    "episodes": 400,
+    "filter": {"only_success": True},
+}
+WIDE: Changes = {"network.hidden": [128, 128], "cloning.epochs": 40}
+CASES = {
+    "planner": Case("configs/social_nav", PLANNER, WIDE, {"training.network.hidden": [128, 128]}),
+    "planner, fresh critic": Case(
+        "configs/social_nav", PLANNER, {**WIDE, "cloning.critic_epochs": 0}, {"training.network.hidden": [128, 128]}
     ),
-    *(
-        Level(
-            "learning rate",
-            f"{v:g} to {v / 10:g}",
-            finetune={"training.learning_rate": {"initial": v, "final": v / 10}},
-        )
-        for v in (3e-4, 3e-3)
-    ),
-    *(Level("episodes", f"{v}", collect={"episodes": v}) for v in (50, 400)),
-)
+    "expert": Case("configs/social_nav"),
+    "bad": Case("configs/social_nav", {"episodes": 10}, random_actions=0.2),
+    "random": Case("configs/social_nav", {"episodes": 50}, random_actions=1.0),
+    "lander": Case("configs/lunar_lander", final_episodes=200),
+    "quadruped": Case("configs/quadruped", final_episodes=20),
+    "full": Case("configs/social_nav/full"),
+    **{f"full, noise {std}": Case("configs/social_nav/full", {"noise.std": std}) for std in (0.0, 0.6)},
+    **{f"full, {count} episodes": Case("configs/social_nav/full", {"episodes": count}) for count in (50, 400)},
+    "full, fresh critic": Case("configs/social_nav/full", pretrain={"cloning.critic_epochs": 0}),
+}
+ADAPTIVE_DATA: Changes = to_data(ADAPTIVE_WARM_START)
+FADING = {"clone_penalty": 1.0, "clone_penalty_fade_steps": 150_000}
+WITH_SLOW_RATE = {"initial": 3e-4, "final": 1e-4}
+# arm -> what it says to warm_start; None: from scratch
+ARMS: dict[str, Any] = {
+    "scratch": None,
+    "fixed": {"initial_action_std": 0.2, **FADING},
+    "fixed, no penalty": {"initial_action_std": 0.2},
+    "adaptive": ADAPTIVE,
+    "adaptive, burn-in 0": {**ADAPTIVE_DATA, "critic_burn_in_steps": 0},
+    "adaptive, std 0.2": {**ADAPTIVE_DATA, "initial_action_std": 0.2},
+    "adaptive, no penalty": {**ADAPTIVE_DATA, "clone_penalty": 0.0},
+    "adaptive, slow": ADAPTIVE,
+    **{f"std {std}": {"initial_action_std": std} for std in (0.1, 0.5, 1.0)},
+    "std of the clone": {"initial_action_std": None},
+    **{f"std {s}, burn-in": {"initial_action_std": s, "critic_burn_in_steps": 50_000} for s in (0.2, 0.5, 1.0)},
+}
 
 
-class Bench:
-    """Runs stages in the ablation's experiment; equal recordings and clones are made once."""
-
-    def __init__(self, expert: str, seeds: int, steps: int, folder: str, workers: int) -> None:
-        self._expert, self._folder, self._done = expert, folder, {}
-        self._always: dict[str, Changes] = {
-            "collect": {},
-            "pretrain": {"seeds": list(range(1, seeds + 1))},
-            "finetune": {
-                "seeds": list(range(1, seeds + 1)),
-                "control_timesteps": 0,
-                "final_episodes": FINAL_EPISODES,
-                "warm_start.clone_penalty": 0.0,
-                "warm_start.clone_penalty_fade_steps": 0,
-                "training.total_timesteps": steps,
-                "workers": workers,
-            },
-        }
-
-    def trainings(self, level: Level) -> list[ArmRun]:
-        """The trainings of a level, by seed; trained unless the group has them."""
-        dataset = self._stage("collect", level.collect, {"expert": self._expert})["dataset"]
-        policy = self._stage("pretrain", level.pretrain, {"dataset": dataset})["policy"]
-        self._stage("finetune", level.finetune, {"policy": policy, "group": level.group})
-        client = connect()
-        found = search(client, {Tag.GROUP: level.group, Tag.STAGE: "finetune_seed"})
-        newest = {int(run.data.tags[Tag.SEED]): run for run in reversed(found)}
-        return [read_training(client, newest[seed]) for seed in sorted(newest)]
-
-    def _stage(self, stage: str, changes: Changes, upstream: Mapping[str, str]) -> Mapping[str, str]:
-        config = changed(load(STAGE_CONFIGS[stage], f"{self._folder}/{stage}.yaml"), {**self._always[stage], **changes})
-        key = json.dumps([stage, to_data(config), dict(upstream)], sort_keys=True)
-        if key not in self._done:
-            with open_run(stage, EXPERIMENT) as run:
-                outcome = import_module(f"pipeline.stages.{stage}").run(run, config, upstream)
-            print("\n".join(f"    {line}" for line in outcome.summary), flush=True)
-            self._done[key] = outcome.outputs
-        outputs: Mapping[str, str] = self._done[key]
-        return outputs
-
-
-def changed(config: Any, changes: Changes) -> Any:
-    """A configuration with settings replaced by dotted key."""
-    data = to_data(config)
+def config_of(case: Case, stage: str, changes: Changes) -> Any:
+    """A shipped configuration with settings replaced by dotted key."""
+    data = to_data(load(STAGE_CONFIGS[stage], f"{case.configs}/{stage}.yaml"))
     for key, value in changes.items():
         *sections, last = key.split(".")
         here = data
         for section in sections:
             here = here[section]
         here[last] = value
-    return validate(type(config), data, "ablation")
+    return validate(STAGE_CONFIGS[stage], data, "ablation")
 
 
-def times(runs: Sequence[ArmRun], target: Mapping[str, Bound]) -> list[TimeToTarget]:
-    """Timesteps to a target; meeting it at step 0 counts as the first evaluation interval."""
-    found = []
-    for run in runs:
-        time = timesteps_to_target(run.steps, met_target(run.data(int(run.steps[-1]), {}), target), PATIENCE)
-        found.append(TimeToTarget(int(run.steps[1]), False) if time.steps == 0 else time)
-    return found
+class Bench:
+    """Datasets, clones and trainings below a folder, each made unless it is there."""
 
+    def __init__(self, folder: Path, workers: int) -> None:
+        self._folder, self._workers = folder, workers
 
-def mean_over_seeds(values: Sequence[float]) -> Estimate:
-    return bootstrap(np.mean, np.asarray(values, np.float64), seed=0, resamples=RESAMPLES)
+    def expert(self, case: Case) -> Path:
+        """The best policy of the first seed of the case's own expert."""
+        place = self._folder / f"expert of {Path(case.configs).name}"
+        if not (place / "done").exists():
+            config = config_of(case, "train_expert", {"seeds": [1]})
+            assert isinstance(config, TrainExpert)
+            (job,) = expert_jobs(config, Task(load_task(config.task), config.training.environment), place)
+            train(job, lambda event: None)
+            (place / "done").touch()
+        return place / "seed-1" / "best"
 
+    def demonstrations(self, name: str, case: Case) -> Trajectories:
+        file = self._folder / name / "demonstrations.npz"
+        if not file.exists():
+            config = config_of(case, "collect", case.collect)
+            task = Task(load_task(config.task), config.environment)
+            if config.scripted is None:
+                actor: Actor = policy_actions(task, self.expert(case), "expert")
+            else:
+                actor = scripted(config.scripted.demonstrator, config.scripted.kwargs).actor
+            if case.random_actions:
+                actor = at_random(actor, case.random_actions)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(file, **record(task, config, actor)[0].to_arrays())
+        with np.load(file) as arrays:
+            return Trajectories.from_arrays(dict(arrays))
 
-def mean_success(run: ArmRun) -> float:
-    """The area under the learning curve over its length: each evaluation counts for the steps around it."""
-    curve = run.figures[Metric.SUCCESS_RATE]
-    return float(np.trapezoid(curve, run.steps) / (run.steps[-1] - run.steps[0]))
+    def clone(self, name: str, case: Case, seed: int) -> Path:
+        place = self._folder / name / f"clone-{seed}"
+        if not (place / "done").exists():
+            config = config_of(case, "pretrain", case.pretrain)
+            task, data = Task(load_task(config.task)), self.demonstrations(name, case)
+            make_clone(task, config, data, name, seed, None, place, lambda metrics, epoch: None)
+            (place / "done").touch()
+        return place / "policy"
 
+    def job(self, name: str, arm: str, seed: int, steps: int | None) -> tuple[Path, TrainingJob]:
+        """A training, and the file that says what it came to."""
+        case, setting = CASES[name], ARMS[arm]
+        changes: dict[str, Any] = {**case.finetune, "seeds": [seed], "control_timesteps": 0}
+        changes["final_episodes"] = case.final_episodes
+        if setting is not None:
+            changes["warm_start"] = setting
+        if steps is not None:
+            changes["training.total_timesteps"] = steps
+        if arm == "adaptive, slow":
+            changes["training.learning_rate"] = WITH_SLOW_RATE
+        config = config_of(case, "finetune", changes)
+        assert isinstance(config, Finetune)
+        place = self._folder / name / f"{arm}, {config.training.total_timesteps:,} steps"
+        start = None if setting is None else {seed: (folder := self.clone(name, case, seed), policy_digest(folder))}
+        (made,) = arm_jobs(config, Task(load_task(config.task), config.training.environment), place, start)
+        return place / f"seed-{seed}.json", made.job
 
-@dataclass(frozen=True)
-class AblationRow:
-    """One level of one factor, over matched seeds."""
+    def train(self, names: Sequence[str], arms: Sequence[str], seeds: int, steps: int | None) -> None:
+        every = [self.job(n, arm, seed + 1, steps) for arm in arms for n in names for seed in range(seeds)]
+        files, jobs = zip(*[made for made in every if not made[0].exists()] or [((), ())], strict=True)
 
-    factor: str
-    level: str
-    seeds: int
-    clone_success: float  # deterministic clone before the first update, mean over seeds
-    lowest_success: float  # lowest evaluation of a training, mean over seeds: did PPO unlearn the clone
-    steps_to_target: Estimate  # environment steps, restricted mean over seeds
-    reached: int  # seeds that met the target
-    mean_success: Estimate  # over the evaluations of the fine-tuning, each for the steps it stands for; mean over seeds
-    final_success: Estimate  # best checkpoint on fresh episodes, mean over seeds
-    final_collision: Estimate
-    mean_gain: Estimate | None  # of mean_success, level minus reference, over matched seeds; None for the reference
-    final_gain: Estimate | None  # the same of final_success
+        def keep(index: int, result: TrainingResult) -> None:
+            curve = [(point.timestep, point_figures(point.records)) for point in result.evaluations]
+            decisions = [asdict(decision) for decision in result.decisions]
+            found = {"curve": curve, "final": point_figures(result.final), "decisions": decisions}
+            files[index].write_text(json.dumps(found) + "\n")
+            print(f"{files[index]}: {found['final']}", flush=True)
 
+        run_side_by_side(jobs, self._workers, lambda index, event: None, keep)
 
-def row(level: Level, runs: Sequence[ArmRun], reference: Sequence[ArmRun], target: Mapping[str, Bound]) -> AblationRow:
-    def gain(values: Sequence[float], theirs: Sequence[float]) -> Estimate | None:
-        return None if level.factor == REFERENCE else mean_over_seeds(np.subtract(values, theirs).tolist())
-
-    met = times(runs, target)
-    success = [run.figures[Metric.SUCCESS_RATE] for run in runs]
-    mean = [mean_success(run) for run in runs]
-    final = [run.final[Metric.SUCCESS_RATE] for run in runs]
-    return AblationRow(
-        factor=level.factor,
-        level=level.name,
-        seeds=len(runs),
-        clone_success=float(np.mean([values[0] for values in success])),
-        lowest_success=float(np.mean([values.min() for values in success])),
-        steps_to_target=restricted_mean(met, 0),
-        reached=sum(not time.censored for time in met),
-        mean_success=mean_over_seeds(mean),
-        final_success=mean_over_seeds(final),
-        final_collision=mean_over_seeds([run.final[Metric.COLLISION_RATE] for run in runs]),
-        mean_gain=gain(mean, [mean_success(run) for run in reference]),
-        final_gain=gain(final, [run.final[Metric.SUCCESS_RATE] for run in reference]),
-    )
-
-
-def ablation_table(rows: Sequence[AblationRow]) -> str:
-    """Markdown, the reference first."""
-    header = (
-        "factor", "level", "clone", "lowest", "steps to target", "met", "mean success", "against reference",
-        "final success", "against reference", "final collision",
-    )  # fmt: skip
-    cells = [
-        (
-            row.factor,
-            row.level,
-            number(row.clone_success),
-            number(row.lowest_success),
-            interval(row.steps_to_target),
-            f"{row.reached}/{row.seeds}",
-            interval(row.mean_success),
-            "" if row.mean_gain is None else signed(row.mean_gain),
-            interval(row.final_success),
-            "" if row.final_gain is None else signed(row.final_gain),
-            interval(row.final_collision),
-        )
-        for row in rows
-    ]
-    rule = ["---"] * 2 + ["--:"] * (len(header) - 2)
-    return aligned("\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *cells)))
-
-
-def ablation_figure(rows: Sequence[AblationRow], figure: str, title: str) -> bytes:
-    """SVG file of a field of the rows with an interval, level by level; a line marks the reference."""
-    with canvas(f"ablation-{figure}", title, height=max(HEIGHT, 0.9 + 0.22 * len(rows))) as drawn:
-        axes = drawn.axes
-        for place, row in enumerate(rows):
-            estimate: Estimate = getattr(row, figure)
-            reference = row.factor == REFERENCE
-            axes.plot([estimate.low, estimate.high], [place, place], color=PRETRAINED, linewidth=2.2)
-            axes.plot(
-                [estimate.value], [place], marker="D" if reference else "o", color=INK if reference else PRETRAINED
+    def table(self) -> str:
+        """Markdown: an arm of a case in a row, means over seeds where not each is given."""
+        header = (
+            "case", "arm", "seeds", "before", "lowest", "steps to target", "mean of curve", "final", "seed by seed",
+        )  # fmt: skip
+        rows = [header, ("---", "---", *["--:"] * (len(header) - 2))]
+        for place in sorted(self._folder.glob("*/*, * steps")):
+            name, arm = place.parent.name, place.name
+            target = load_task(config_of(CASES[name], "finetune", {}).task).thresholds
+            figure = next(iter(target))
+            ended = [json.loads(file.read_text()) for file in sorted(place.glob("seed-*.json"))]
+            if not ended:
+                continue
+            curves = [np.array([figures[figure] for _, figures in run["curve"]]) for run in ended]
+            steps = [np.array([step for step, _ in run["curve"]]) for run in ended]
+            met = [[all(b.holds(f[n]) for n, b in target.items()) for _, f in run["curve"]] for run in ended]
+            times = [timesteps_to_target(at, held, PATIENCE) for at, held in zip(steps, met, strict=True)]
+            areas = [np.trapezoid(c, at) / (at[-1] - at[0]) for c, at in zip(curves, steps, strict=True)]
+            finals = [run["final"][figure] for run in ended]
+            rows.append(
+                (
+                    name,
+                    arm,
+                    str(len(ended)),
+                    number(float(np.mean([c[0] for c in curves]))),
+                    number(float(np.mean([c.min() for c in curves]))),
+                    " ".join("never" if time.censored else f"{time.steps:,}" for time in times),
+                    number(float(np.mean(areas))),
+                    number(float(np.mean(finals))),
+                    " ".join(number(value) for value in finals),
+                )
             )
-            if reference:
-                axes.axvline(estimate.value, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-            elif row.factor != rows[place - 1].factor:
-                axes.axhline(place - 0.5, color=GRID, linewidth=1)
-        axes.set_yticks(range(len(rows)), [f"{row.factor}: {row.level}" for row in rows], fontsize=7.5)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.grid(axis="y", visible=False)
-    return for_file(drawn.svg)
+        return aligned("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
-PAGE = """# What makes the warm start good
+def at_random(actor: Actor, share: float) -> Actor:
+    """The policy, but for a share of actions that are random ones."""
+    assert callable(actor)
+    rng = np.random.default_rng(1)
 
-One setting at a time away from the reference (`{folder}` without its clone penalty), {seeds} matched seeds a level,
-{steps:,} environment steps of fine-tuning each, on the record in the experiment `{experiment}`. Made by
+    def act(observations: Observations) -> np.ndarray:
+        actions = actor(observations)
+        wrong = rng.random(len(actions)) < share
+        return np.where(wrong[:, None], rng.uniform(-1, 1, actions.shape).astype(actions.dtype), actions)
 
-    python benchmarks/warm_start_ablation.py --expert {expert} --configs {folder} --seeds {seeds} --steps {steps}
-
-Columns: `clone` and `lowest` are the success rate before the first update and of the lowest evaluation, means over
-seeds; `steps to target` ({target}; three evaluations in a row) counts runs that never met it at the budget, `met` are
-the seeds that did; `mean success` is the area under the learning curve over its length; `final` figures are of the best
-checkpoint on {episodes:,} fresh episodes. Differences from the reference are paired by seed. Square brackets: 95 %
-percentile bootstrap over seeds; with five seeds such intervals held the truth in 84 % of simulated studies, so they are
-optimistic. {levels} differences a column are shown: one or two of them are expected to look clear by chance.
-
-{table}
-
-![success rate of the best checkpoint, by level](img/ablation_final.svg)
-![mean success rate over the fine-tuning, by level](img/ablation_mean.svg)
-
-What follows from it stands in [results.md](results.md#what-makes-the-warm-start-good).
-"""
+    return act
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--expert", default="latest")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--configs", default="configs/social_nav/full")
+    parser.add_argument("--cases", default="planner;expert", help=f"separated by ';', of: {'; '.join(CASES)}")
+    parser.add_argument("--arms", default="scratch;fixed;adaptive", help=f"separated by ';', of: {'; '.join(ARMS)}")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="budget of a training; default: that of the config")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--only", help="factors to run, separated by commas")
+    parser.add_argument("--folder", type=Path, default=Path("ablation"))
+    parser.add_argument("--table", action="store_true", help="only say what is there")
     arguments = parser.parse_args()
-    config = load(Finetune, f"{arguments.configs}/finetune.yaml")
-    target = load_task(config.task).thresholds
-    bench = Bench(arguments.expert, arguments.seeds, arguments.steps, arguments.configs, arguments.workers)
-    wanted = None if arguments.only is None else {REFERENCE, *arguments.only.split(",")}
-    rows: list[AblationRow] = []
-    reference: list[ArmRun] = []
-    for level in LEVELS:
-        if wanted is not None and level.factor not in wanted:
-            continue
-        print(f"--- {level.factor}: {level.name}", flush=True)
-        runs = bench.trainings(level)
-        reference = reference or runs
-        rows.append(row(level, runs, reference, target))
-        page = PAGE.format(
-            folder=arguments.configs, seeds=arguments.seeds, steps=arguments.steps, experiment=EXPERIMENT,
-            expert=arguments.expert, table=ablation_table(rows), episodes=FINAL_EPISODES, levels=len(rows) - 1,
-            target=", ".join(f"{figure} {bound}" for figure, bound in target.items()),
-        )  # fmt: skip
-        (arguments.out / "img").mkdir(parents=True, exist_ok=True)
-        (arguments.out / "ablation.md").write_text(page, encoding="utf-8")
-        for name, figure, title in (
-            ("mean", "mean_success", "Mean success rate over the fine-tuning"),
-            ("final", "final_success", "Final success rate"),
-        ):
-            (arguments.out / "img" / f"ablation_{name}.svg").write_bytes(ablation_figure(rows, figure, title))
+    torch.set_num_threads(1)
+    bench = Bench(arguments.folder, arguments.workers)
+    if not arguments.table:
+        bench.train(arguments.cases.split(";"), arguments.arms.split(";"), arguments.seeds, arguments.steps)
+    print(bench.table())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pipeline.config.base import (
 from pipeline.config.sweep import Sweep
 from pipeline.config.task import Wrapper
 from pipeline.config.training import (
+    ADAPTIVE_WARM_START,
     AdversarialTraining,
     Cloning,
     Convergence,
@@ -239,7 +240,7 @@ class Finetune:
     task: str
     seeds: Seeds = (1, 2, 3, 4, 5)
     training: PPOTraining = PPOTraining()
-    warm_start: WarmStart = WarmStart()
+    warm_start: WarmStart = ADAPTIVE_WARM_START
     control_timesteps: Steps = 32_768
     """Budget of the learning-rate-0 controls (their weights cannot change); 0 leaves them out."""
     final_episodes: Count = 200

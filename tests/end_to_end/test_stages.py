@@ -116,6 +116,16 @@ def test_evaluations_of_a_training_begin_at_step_0_and_stand_at_real_steps(stage
         assert "time/fps" in child.data.metrics
 
 
+def test_what_an_adaptive_warm_start_decided_is_on_record_with_its_reasons(staged):
+    for child in seeds_of("finetune"):
+        decisions = read_text_artifact(connect(), child.info.run_id, Artifact.WARM_START)
+        assert (decisions is not None) == (child.data.tags[Tag.ARM] == Arm.PRETRAINED)
+        decided = {d["setting"]: d["value"] for d in json.loads(decisions or "[]") if d["reason"]}
+        said = {name: value for name, value in child.data.metrics.items() if name.startswith("warm_start/")}
+        assert said == {f"warm_start/{setting}": value for setting, value in decided.items()}
+        assert not decisions or {"initial_action_std/0", "critic_burn_in_steps"} <= set(decided)
+
+
 def test_the_candidate_is_the_best_seed_and_bound_to_its_bytes(staged):
     run = the_run("train_expert")
     version = connect().get_model_version_by_alias("social_nav-expert", Alias.CANDIDATE)
