@@ -23,12 +23,15 @@ from pipeline.learning.arms import ArmJob, shared_settings
 from pipeline.learning.jobs import TrainingJob, TrainingResult
 from pipeline.names import OUTPUT_PREFIX, Artifact, Metric, Tag
 from pipeline.report.progress import TrainingProgress, trainings_summary
+from pipeline.report.text import one_line
 from pipeline.tasks import Task
+from pipeline.tracking import lineage
 from pipeline.tracking.content_key import digest_of, package_code
 from pipeline.tracking.seed_runs import left_to_train, train_logged
 from pipeline.tracking.spool import deliver_leftovers
 from pipeline.tracking.stage_run import StageRun, open_run
 
+MOST_LINES, MOST_CHARACTERS = 12, 400  # of a summary in the description of a run: a tag holds 8,000 characters
 RESUMED: Final = ("train_expert", "finetune", "baseline", "main")  # the others are done again under a new run
 
 
@@ -40,6 +43,7 @@ class StageOutcome:
     verdict: bool | None = None  # None: this stage judges nothing; False: exit code 1
     failed: bool = False  # a verdict that ends the run itself FAILED (the gate refused)
     outputs: Mapping[str, str] = field(default_factory=dict)  # references for the next stages
+    run_id: str | None = None  # known once it is over
 
 
 def stage_module(stage: str) -> Any:
@@ -93,13 +97,24 @@ def do(
         if group is not None:
             run.tag({Tag.GROUP: group})
         outcome: StageOutcome = module.run(run, config, upstream)
-        if outcome.verdict is not None:
-            run.tag({Tag.VERDICT: "yes" if outcome.verdict else "no"})
-        run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})
-        run.text("".join(f"{printable(line)}\n" for line in outcome.summary), Artifact.SUMMARY)
+        conclude(run, stage, outcome)
     if outcome.failed:
         run.close("FAILED")  # its stage did its work, and the verdict is a refusal
-    return outcome
+    return replace(outcome, run_id=run.run_id)
+
+
+def conclude(run: StageRun, stage: str, outcome: StageOutcome) -> None:
+    """Put on record what a stage came to; its description says what it is, what came out and where to look next."""
+    if outcome.verdict is not None:
+        run.tag({Tag.VERDICT: "yes" if outcome.verdict else "no"})
+    run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})
+    run.text("".join(f"{printable(line)}\n" for line in outcome.summary), Artifact.SUMMARY)
+    paragraphs = [
+        (stage_module(stage).__doc__ or f"`{stage}`").splitlines()[0],
+        "\n".join(f"- {one_line(line).removeprefix('- ')[:MOST_CHARACTERS]}" for line in outcome.summary[:MOST_LINES]),
+        lineage.links(run, stage),
+    ]
+    run.describe("\n\n".join(paragraph for paragraph in paragraphs if paragraph))
 
 
 # --- what several stages do ------------------------------------------------------------------------------------------

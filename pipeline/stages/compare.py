@@ -24,7 +24,7 @@ from pipeline.statistics.shift import Shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
 from pipeline.tracking.content_key import report_code
-from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dataset
+from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dataset, log_dataset_input
 from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
 from pipeline.tracking.host import environment_record
 from pipeline.tracking.models import StoredPolicy, find_policy
@@ -79,6 +79,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     run.tag({Tag.GROUP: group.name, **lineage.from_runs({"baseline": group.baseline, "finetune": group.finetune})})
     taints = lineage.inherit_taint(run)
     dataset = fetch_dataset(get_run(run.client, tag_of(group.finetune, lineage_run_tag("dataset")), "dataset run"))
+    log_dataset_input(run, dataset.metadata, dataset.run_id, "imitated")
     shared = tag_of(group.finetune, lineage_run_tag("pretrain"))
     started = [member.run.data.tags.get(lineage_run_tag("policy"), shared) for member in group.arms[Arm.PRETRAINED]]
     clones = {run_id: find_policy(run.client, run_id, task.name, {}) for run_id in dict.fromkeys(started)}
@@ -316,5 +317,3 @@ def _log(run: StageRun, comparison: Comparison, report: Mapping[str, bytes]) -> 
     for pair in comparison.pairs:
         arms = {"scratch": pair.baseline.steps, "pretrained": pair.pretrained.steps}
         run.metrics({f"{Metric.TIMESTEPS_TO_TARGET}/{arm}": steps for arm, steps in arms.items()}, step=pair.seed)
-    ratio = "not known" if comparison.unanswered else f"{comparison.ratio.value:.3f}"
-    run.describe(f"{comparison.verdict}: ratio {ratio}")

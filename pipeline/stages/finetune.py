@@ -14,7 +14,7 @@ from pipeline.stages import StageOutcome, run_arms
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
-from pipeline.tracking.datasets import demonstrator_of, fetch_dataset
+from pipeline.tracking.datasets import demonstrator_of, fetch_dataset, log_dataset_input
 from pipeline.tracking.models import StoredPolicy, find_policy, starting_policies
 from pipeline.tracking.runs import get_run
 from pipeline.tracking.stage_run import StageRun
@@ -52,6 +52,8 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     arms = arm_jobs(config, task, run.folder, {seed: start.as_start() for seed, start in starts.items()})
     run.record_config(config, task.config, digests)
     run.tag(made_from)
+    demonstrations = fetch_dataset(get_run(run.client, made_from[lineage_run_tag("dataset")], "dataset run"))
+    log_dataset_input(run, demonstrations.metadata, demonstrations.run_id, "imitated")
     shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
     tags = {seed: {**made_from, lineage_run_tag("policy"): start.run_id} for seed, start in starts.items()}
     trained = run_arms(run, "finetune", config, task, arms, upstream.get("group"), tags)

@@ -19,6 +19,7 @@ from pipeline.names import Artifact, Imitation, Metric, Tag
 from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.policies import load_trainable
+from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome
 from pipeline.statistics.imitation_verdict import ImitationVerdict, judge
 from pipeline.statistics.suspicions import Suspicion, suspicions
@@ -78,7 +79,8 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
         for seed in config.seeds:
             about = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed}
             tags = {**about, Tag.ALGORITHM: config.algorithm, **made_from}
-            with child_run(forwarder, f"clone-seed-{seed}", tags) as child:
+            with child_run(forwarder, f"pretrain · {config.algorithm} · seed {seed}", tags) as child:
+                child.params({"seed": seed})
                 child.record_key(clone_key(config, task.config, metadata, seed))
                 try:
                     clone = make_clone(task, config, data, digest, seed, demonstrator, child.folder, child.metrics)
@@ -90,6 +92,12 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
                 verdicts.append(judged([clone]))
                 child.tag({Tag.IMITATION: verdicts[-1].state})
                 child.metrics({**verdicts[-1].metrics(), **clone.imitated.metrics()})
+                child.describe(
+                    f"**Clone of seed {seed}** by `{config.algorithm}`, of demonstrations {metadata.dataset_id}.\n\n"
+                    f"- imitation {one_line(verdicts[-1].sentence())}\n\n"
+                    f"Policy: artifact `{Artifact.POLICY}`, what was handed over: `{Artifact.CERTIFICATE}`. Made from: "
+                    f"{child.link(dataset.run_id, 'dataset')}; all clones: {child.link(run.run_id, 'pretrain')}."
+                )
     # the stage's own policy is the first seed's clone: it was not chosen by how well it does
     run.file(clones[0].folder, Artifact.POLICY)
     run.text(clones[0].certificate.to_json(), Artifact.CERTIFICATE)

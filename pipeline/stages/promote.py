@@ -154,7 +154,6 @@ def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) ->
     if not decision.approved:
         reason = "; ".join(decision.reasons)
         approved_before = registry.refuse(run.client, version, run.run_id, reason[:4_000])
-        run.describe(f"{candidate.reference} refused: {reason}")
         doubt = f"expert {candidate.reference} was refused by run {run.run_id} after it had been approved"
         return StageOutcome(
             (
@@ -168,7 +167,6 @@ def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) ->
         )
     reason = f"all {checked} checks hold"
     approval = registry.approve(run.client, version, run.run_id, reason)
-    run.describe(f"{candidate.reference} approved: {reason}")
     replaced = f", replaces version {approval.replaced}" if approval.replaced else ""
     if approval.version != str(version.version):
         replaced = f"; it has the bytes of version {approval.version}, which stays the approved one"
@@ -195,7 +193,6 @@ def _roll_back(run: StageRun, config: Promote, task: Task, reference: str) -> St
                 f"roll back to {target.reference}: it came from {given_up}, which is given up; name another one"
             )
     approval = registry.roll_back(run.client, version, run.run_id, f"rolled back by run {run.run_id}")
-    run.describe(f"rolled back to {target.reference} from version {approval.replaced}")
     lines = [f"promote: rolled back to {target.reference}; version {approval.replaced} is superseded"]
     if approval.replaced is not None:
         abandoned = f"{version.name}/{approval.replaced}"

@@ -121,7 +121,7 @@ class Trainings:
             Tag.TRIAL: trial.number,
             Tag.SEED: " ".join(str(seed) for seed in plan.seeds),
         }
-        run = self.runs[trial.number] = self.forwarder.child(f"trial-{trial.number}", tags)
+        run = self.runs[trial.number] = self.forwarder.child(f"sweep · trial {trial.number}", tags)
         run.params({f"{CONFIG_PARAM_PREFIX}{key}": value for key, value in flatten(dict(values)).items()})
         trial.set_user_attr(NOTES, {"run_id": run.run_id})
         done: list[SeedEnd] = []

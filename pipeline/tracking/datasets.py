@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Run
+from mlflow.entities import Run
 
 from pipeline.config.stages import Pretrain
 from pipeline.data import (
@@ -26,6 +26,7 @@ from pipeline.play.filming import view_again
 from pipeline.tasks import Task
 from pipeline.tracking import registry
 from pipeline.tracking.models import find_policy
+from pipeline.tracking.operations import Input
 from pipeline.tracking.references import Reference, fetched
 from pipeline.tracking.runs import get_kept_run, latest_run, read_text_artifact, search, tag_of
 from pipeline.tracking.stage_run import StageRun
@@ -48,24 +49,24 @@ class StoredDataset:
 
 
 def log_dataset_input(run: StageRun, metadata: DatasetMetadata, recorded_by: str, context: str) -> None:
-    """Show the dataset in the UI as an input of this run: id, content digest, size and where it comes from.
+    """Show the dataset in the UI as an input of this run and of those that will be nested in it.
 
-    `context` says what for (`recorded`, `training`, ...).
+    With id, content digest, size and where it comes from; `context` says what for (`recorded`, `training`, ...).
     """
     size = {
         "episodes": metadata.episodes,
         "steps": metadata.steps,
         "scenario_coverage": dict(metadata.scenario_coverage),
     }
-    dataset = Dataset(
+    shown = Input(
         name=metadata.dataset_id,
         digest=metadata.content_digest,
-        source_type="demonstrations",
         source=json.dumps({"uri": f"runs:/{recorded_by}/{Artifact.DATASET}"}),
-        schema="null",
         profile=json.dumps(size),
+        context=context,
     )
-    run.client.log_inputs(run.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+    run.write(shown)
+    run.record.append(shown)
 
 
 def dataset_tags(metadata: DatasetMetadata, quality: str) -> dict[str, str]:

@@ -140,7 +140,7 @@ def _patience() -> float:
 @contextlib.contextmanager
 def child_run(forwarder: Forwarder, name: str, tags: Mapping[str, Any]) -> Iterator[StageRun]:
     """A nested run with a folder of its own, that ends with the block: FAILED when the work in it raises."""
-    folder = forwarder.stage_run.folder / name
+    folder = forwarder.stage_run.folder / name.replace(" · ", "-").replace(" ", "-")
     folder.mkdir()
     run = forwarder.child(name, tags, folder)
     try:

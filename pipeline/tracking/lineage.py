@@ -10,6 +10,7 @@ makes it anew.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -29,6 +30,10 @@ RUN_TAGS = tuple(lineage_run_tag(role) for role in LINEAGE_ROLES)
 # a group has dozens of trainings, and every role takes a search of its own: what cannot be upstream is not searched for
 NOTHING_COMES_FROM = frozenset({"validate", "playback", "evaluate", "compare", "main", "reproduce"})
 POLICY_TAGS = tuple(lineage_run_tag(role) for role in ("expert", "candidate", "policy", "pretrain"))
+# stage -> the role in which others name its run
+MAKES = {"train_expert": "expert", "promote": "gate", "collect": "dataset"} | {
+    stage: stage for stage in ("pretrain", "finetune", "baseline")
+}
 JUDGES = ("promote", "validate", "playback", "reproduce")  # stages that look at a thing and make nothing of it
 
 
@@ -152,6 +157,23 @@ def trace(client: MlflowClient, reference: str, up: bool = False, down: bool = F
         if not any(source in behind(other) for other in nearest - {source})
     ]
     return Lineage(start[0].info.run_id, tuple(_node(run) for run in ordered), tuple(edges))
+
+
+def links(run: "StageRun", stage: str) -> str:
+    """Markdown that leads from the run of a stage to what it was made from, and to the list of what was made from it.
+
+    Call it when the run's lineage tags are set; it is empty for a run that waits in the spool.
+    """
+    if run.spool is not None:
+        return ""
+    tags, lines = run.client.get_run(run.run_id).data.tags, []
+    above = {role: tags[tag] for role in LINEAGE_ROLES if (tag := lineage_run_tag(role)) in tags}
+    if above:
+        lines.append(f"Made from: {', '.join(run.link(run_id, role) for role, run_id in above.items())}.")
+    if stage in MAKES:
+        wanted = quote(f"tags.`{lineage_run_tag(MAKES[stage])}` = '{run.run_id}'")
+        lines.append(f"[What was made from it](#/experiments/{run.experiment_id}/runs?searchFilter={wanted}).")
+    return " ".join(lines)
 
 
 def derived(client: MlflowClient, reference: str) -> list[Run]:

@@ -13,7 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunTag,
+)
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from pipeline.config.base import configuration
@@ -85,6 +94,22 @@ class Files:
     def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
         log = client.log_artifacts if Path(self.local).is_dir() else client.log_artifact
         log(run_id, self.local, self.folder)
+
+
+@configuration
+class Input:
+    """A dataset that the run takes in, for the UI to show."""
+
+    do: Literal["input"] = "input"
+    name: str
+    digest: str
+    source: str  # JSON: where it can be fetched
+    profile: str  # JSON: how large it is
+    context: str  # what for: `training`, `recorded`, ...
+
+    def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
+        dataset = Dataset(self.name, self.digest, "demonstrations", self.source, "null", self.profile)
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", self.context)])])
 
 
 @configuration
@@ -162,7 +187,7 @@ class Policy:
         return reference
 
 
-Operation = Batch | Text | Files | Close | Policy
+Operation = Batch | Text | Files | Input | Close | Policy
 _JSON: TypeAdapter[Operation] = TypeAdapter(Annotated[Operation, Field(discriminator="do")])
 
 

@@ -13,7 +13,7 @@ from pipeline.errors import Interrupted, say
 from pipeline.executors.local import run_side_by_side
 from pipeline.learning.arms import ArmJob
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
-from pipeline.names import EVAL_PREFIX, Artifact, Metric, Resume, Tag, reused_tag
+from pipeline.names import EVAL_PREFIX, Artifact, Metric, Resume, Tag, lineage_run_tag, reused_tag
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.tracking.content_key import training_key
 from pipeline.tracking.forwarder import Forwarder
@@ -30,13 +30,19 @@ class SeedRun:
         stage_run, key = forwarder.stage_run, training_key(job)
         about = {Tag.TASK: job.task.name, Tag.SEED: job.seed, Tag.COMMAND: key.digest, Tag.CONTENT_KEY: key.digest}
         tags = {**about, **more_tags}
-        self.run = forwarder.child(f"{tags.get(Tag.ARM, tags.get(Tag.STAGE))}-seed-{job.seed}", tags)
+        stage, trial = str(tags.get(Tag.STAGE, "training")).removesuffix("_seed"), tags.get(Tag.TRIAL)
+        named = (stage, tags.get(Tag.ARM), None if trial is None else f"trial {trial}", f"seed {job.seed}")
+        self.name = " · ".join(part for part in named if part is not None)
+        self.run = forwarder.child(self.name, tags)
         self.run.text(key.to_json(), Artifact.CONTENT_KEY)
         place = checkpoint_folder(stage_run) / self.run.run_id
         self.job = replace(job, checkpoints=str(place), checkpoint_key=key.digest)  # as it is to be trained
         # a finished one of an interrupted stage's only says again what it came to, and nothing of it is logged
         status = get_run(self.run.client, self.run.run_id, "training").info.status if stage_run.continued else ""
         self._open = status != "FINISHED"
+        self._stage_run, self._clone = stage_run.run_id, tags.get(lineage_run_tag("policy"))
+        if self._open:
+            self.run.params({"seed": job.seed, "arm": tags.get(Tag.ARM)})
 
     def on_event(self, event: TrainingEvent) -> None:
         """Keep the training's metrics."""
@@ -47,8 +53,25 @@ class SeedRun:
         """Log what the training came to and close its run."""
         if self._open:
             log_result(self.run, self.job, result)
+            self.run.describe(self._described(result))
             self.run.close("FINISHED")
             self._open = False
+
+    def _described(self, result: TrainingResult) -> str:
+        """What the run is, what came out, and where to look next."""
+        job, success = self.job, summarise(result.final)[Metric.SUCCESS_RATE]
+        start = "fresh weights"
+        if job.initial_policy is not None:
+            start = "a clone" if self._clone is None else self.run.link(str(self._clone), "a clone")
+        rate = "; learning rate 0, as a control" if job.learning_rate_zero else ""
+        return (
+            f"**{self.name}**: PPO on task `{job.task.name}`, from {start}{rate}.\n\n"
+            f"- success of the best checkpoint (step {result.best_timestep:,}) on {len(result.final.episodes)} fresh "
+            f"episodes: {success.value:.3f} [{success.low:.3f}, {success.high:.3f}]\n"
+            f"- {result.environment_steps:,} steps of training in {result.wall_seconds.total:.0f} s\n\n"
+            f"Policy: artifact `{Artifact.POLICY}`, every evaluation: `{Artifact.EVALUATIONS}`; "
+            f"all seeds: {self.run.link(self._stage_run, 'the run of its stage')}."
+        )
 
     def end(self, status: str, reason: str) -> None:
         """Close the run, if it is still open, with the best policy that its training left behind."""

@@ -59,7 +59,7 @@ class StageRun:
     folder: Path  # for files on their way to the store; gone when the run closes
     spool: Spool | None = None
     continued: bool = False  # it was interrupted before, and goes on
-    record: list[Operation] = field(default_factory=list)  # the files that say what it runs, for runs nested in it too
+    record: list[Operation] = field(default_factory=list)  # what it runs and takes in, for runs nested in it too
     known: Counter[tuple[str, int]] = field(default_factory=Counter)  # metrics and steps of points that the store has
 
     def write(self, operation: Operation) -> Any:
@@ -73,8 +73,12 @@ class StageRun:
         self.write(Batch(tags=operations.texts(tags)))
 
     def describe(self, text: str) -> None:
-        """The description that the UI shows above a run."""
+        """The description that the UI shows above a run, as Markdown."""
         self.tag({MLFLOW_RUN_NOTE: text})
+
+    def link(self, run_id: str, words: str) -> str:
+        """Markdown that leads to another run in the UI, wherever that is served."""
+        return f"[{words}](#/experiments/{self.experiment_id}/runs/{run_id})"
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log finite figures at a step; a figure that is not finite was not measured and is left out."""
@@ -108,8 +112,7 @@ class StageRun:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; a long one is cut, the whole stands in the config artifact."""
-        cut = {key: text[:MAX_PARAM_LENGTH] for key, text in operations.texts(values).items()}
-        self.write(Batch(params=cut))
+        self.write(_params(values))
 
     def text(self, content: str, path: str) -> None:
         """Store a text artifact under `path`, e.g. `diagnostics.md`."""
@@ -169,10 +172,10 @@ class StageRun:
             **{f"{Artifact.SNQI}/{name}.json": Path(path).read_text(encoding="utf-8") for name, path in snqi.items()},
             Artifact.ENVIRONMENT: json_text(environment_record()),
         }
-        self.record = [Text(content=content, path=path) for path, content in files.items()]
+        settings = _params({f"{CONFIG_PARAM_PREFIX}{key}": value for key, value in flatten(data).items()})
+        self.record = [*(Text(content=content, path=path) for path, content in files.items()), settings]
         for operation in self.record:
             self.write(operation)
-        self.params({f"{CONFIG_PARAM_PREFIX}{key}": value for key, value in flatten(data).items()})
         self.tag({Tag.TASK: task.name})
         self.record_key(key)
 
@@ -185,6 +188,10 @@ class StageRun:
         """Where an artifact lies: a path for a local store, a URI for any other."""
         uri = f"{self.client.get_run(self.run_id).info.artifact_uri}/{path}"
         return local_file_uri_to_path(uri) if uri.startswith("file:") else uri
+
+
+def _params(values: Mapping[str, Any]) -> Batch:
+    return Batch(params={key: text[:MAX_PARAM_LENGTH] for key, text in operations.texts(values).items()})
 
 
 def json_text(content: Any) -> str:

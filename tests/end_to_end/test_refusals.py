@@ -122,7 +122,8 @@ def test_a_refused_candidate_ends_with_code_1_changes_no_alias_and_cannot_be_rec
     gate = newest("promote")
     assert gate.info.status == "FAILED"
     assert gate.data.tags[Tag.VERDICT] == "no"
-    assert "social_nav-expert/2 refused: candidate, train_small, seed 101: success_rate" in gate.data.tags[NOTE]
+    about = gate.data.tags[NOTE]
+    assert "social_nav-expert/2 REFUSED" in about and "- candidate, train_small, seed 101: success_rate" in about
     version = connect().get_model_version("social_nav-expert", "2")
     assert version.tags[VersionTag.GATE] == Gate.REFUSED
     assert "success_rate" in version.tags[VersionTag.GATE_REASON]

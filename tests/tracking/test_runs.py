@@ -4,7 +4,7 @@ import math
 import os
 
 import pytest
-from real_things import TASK
+from real_things import TASK, tiny_dataset
 
 from pipeline.config.loading import load, load_task, validate
 from pipeline.config.stages import Finetune, Pretrain
@@ -14,6 +14,7 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Artifact, Tag
 from pipeline.tracking import liveness, stage_run
 from pipeline.tracking.content_key import digest_of
+from pipeline.tracking.datasets import log_dataset_input
 from pipeline.tracking.forwarder import Forwarder, child_run
 from pipeline.tracking.runs import get_run, latest_run, read_config, read_text_artifact, search, tag_value
 from pipeline.tracking.seed_runs import seed_runs
@@ -266,14 +267,17 @@ def test_the_resolved_config_is_on_record_and_reads_back_equal(store):
 
 
 def test_every_nested_run_has_the_record_of_its_stage(store, in_repository):
-    """The runs of seeds, of clones and of trials: settings, task, its SNQI files, packages and commit."""
+    """The runs of seeds, of clones and of trials: settings, task, its SNQI files, packages, commit and dataset."""
+    metadata = tiny_dataset(1)[1]
     task = load_task("configs/tasks/social_nav.yaml")
     training = load(Finetune, "configs/smoke/finetune.yaml").training
     with open_run("pretrain") as run:
         run.record_config(pretrain_config(), task, {"dataset": "d1"})
-        with seed_runs(run, [TrainingJob(task, training, 1, str(run.folder))], [{}]) as seeds:
+        log_dataset_input(run, metadata, "0" * 32, "training")
+        about = {Tag.STAGE: "finetune_seed", Tag.ARM: "pretrained"}
+        with seed_runs(run, [TrainingJob(task, training, 1, str(run.folder))], [about]) as seeds:
             nested = [seeds[0].run.run_id]
-        with Forwarder(run) as forwarder, child_run(forwarder, "clone", {}) as child:
+        with Forwarder(run) as forwarder, child_run(forwarder, "pretrain · bc · seed 1", {}) as child:
             trial = forwarder.child("trial-0", {})
         nested += [child.run_id, trial.run_id]
     files = [Artifact.CONFIG, Artifact.TASK, Artifact.ENVIRONMENT, "snqi/weights.json", "snqi/baseline.json"]
@@ -281,6 +285,14 @@ def test_every_nested_run_has_the_record_of_its_stage(store, in_repository):
     assert all(recorded)
     for run_id in nested:
         assert [read_text_artifact(run.client, run_id, path) for path in files] == recorded
+    stage, *children = (run.client.get_run(run_id) for run_id in (run.run_id, *nested))
+    for of_seed in children:  # for the UI to group, to compare and to filter by
+        assert stage.data.params.items() <= of_seed.data.params.items()
+        assert of_seed.inputs.dataset_inputs == stage.inputs.dataset_inputs != []
+    assert [of_seed.info.run_name for of_seed in children] == [
+        "finetune · pretrained · seed 1", "pretrain · bc · seed 1", "trial-0"
+    ]  # fmt: skip
+    assert children[0].data.params["seed"] == "1" and children[0].data.params["arm"] == "pretrained"
 
 
 def test_equal_work_has_equal_keys_and_any_difference_another(store):
