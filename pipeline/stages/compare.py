@@ -221,6 +221,7 @@ def report_context(
             "execution noise": f"{metadata.noise_std:g} of the half action range; labels are clean",
             "success": f"{evidence.dataset.trajectories.metrics[Metric.SUCCESS].mean():.3f}",
             "content digest": metadata.content_digest,
+            "imitation": get_run(run.client, policy, "clones").data.tags.get(Tag.IMITATION, "not judged"),
         },
         lineage=tuple(
             LineageNode(

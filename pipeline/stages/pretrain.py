@@ -119,7 +119,7 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     lines = [f"  imitation {pooled.sentence()}"]
     found: tuple[Suspicion, ...] = ()
     if pooled.state != Imitation.LEARNT:  # what stands against the one that came the least far
-        verdict, clone = min(zip(verdicts, clones, strict=True), key=lambda pair: pair[0].clone)
+        verdict, clone = min(zip(verdicts, clones, strict=True), key=lambda pair: pair[0].share or 0.0)
         episodes = len(clone.result.train_episodes)
         found = suspicions(evidence(load_trainable(clone.folder), clone.imitated, data, episodes, verdict.share))
         lines += [f"  look at: {suspicion.name}: {suspicion.line}" for suspicion in found]
