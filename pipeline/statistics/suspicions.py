@@ -89,12 +89,6 @@ def suspicions(evidence: CloneEvidence) -> tuple[Suspicion, ...]:
             "does not; give the observation a history (FrameStackObservation), or demonstrate without a memory"
         )
         raise_if("a demonstrator with memory", explained, REMEMBERED, line)
-        line = (
-            f"the observation explains {1 - contradicting:.0%} of the actions' variance, the clone has learnt "
-            f"{evidence.train_share:.0%} on its own training steps; take more epochs, a larger network, or another "
-            "cloning.learning_rate"
-        )
-        raise_if("too little training", 1 - contradicting - max(evidence.train_share, 0.0), UNFINISHED, line)
     line = (
         f"{evidence.train_share:.0%} of the actions of its {evidence.training_episodes} training episodes are "
         f"explained, {evidence.held_out_share:.0%} of held-out ones; record more"
@@ -118,6 +112,13 @@ def suspicions(evidence: CloneEvidence) -> tuple[Suspicion, ...]:
             "(noise.std), record more, or take algorithm: dagger"
         )
         raise_if("compounding errors", evidence.held_out_share - max(evidence.rollout_share, 0.0), COMPOUNDING, line)
+    if contradicting is not None and not found:  # what stands above would keep it from learning
+        line = (
+            f"the observation explains {1 - contradicting:.0%} of the actions' variance, the clone has learnt "
+            f"{evidence.train_share:.0%} on its own training steps; take more epochs, a larger network, or another "
+            "cloning.learning_rate"
+        )
+        raise_if("too little training", 1 - contradicting - max(evidence.train_share, 0.0), UNFINISHED, line)
     line = (
         f"{evidence.train_share:.0%} of the training episodes' actions are explained, {evidence.held_out_share:.0%} of "
         "held-out ones"
