@@ -14,10 +14,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BadInput, disk_refusal, machine_fault, printable, say, shortened
 from pipeline.names import STAGES, THREAD_VARIABLES
+
+if TYPE_CHECKING:
+    from pipeline.validation.check import Checked
 
 DONE, VERDICT_NO, BAD_INPUT, FAULT = 0, 1, 2, 3
 REFERENCES = ("expert", "dataset", "policy", "group", "run")
@@ -135,6 +138,13 @@ def ask(arguments: Sequence[str] | None = None) -> int:
     )
     verb.add_argument("file")
     verb.add_argument("--json", action="store_true", help="for scripts")
+    verb = verbs.add_parser(
+        "check", help="hold demonstrations of anybody to every rule that applies; code 1: one fails"
+    )
+    verb.add_argument("path", help="a plain .npz, the folder of a Minari dataset or of one of ours")
+    verb.add_argument("--task", help="task file whose spaces, figures and environment they are held to")
+    verb.add_argument("--scenario", help="of that task; its first one unless given")
+    verb.add_argument("--json", action="store_true", help="for scripts")
     verbs.add_parser(
         "store", help="make the store that MLFLOW_TRACKING_URI names, before several commands use it at once"
     )
@@ -157,6 +167,13 @@ def ask(arguments: Sequence[str] | None = None) -> int:
             for line in [json.dumps(held, indent=2)] if known.json else _told_of_zip(held):
                 say(line)
             return DONE if held["refused"] is None else VERDICT_NO
+        if known.verb == "check":
+            from pipeline.validation.check import check  # late: --help answers at once
+
+            checked = check(known.path, known.task, known.scenario)
+            for line in [json.dumps(checked.to_json(), indent=2)] if known.json else _told_of_check(checked):
+                say(line)
+            return DONE if checked.report.passed else VERDICT_NO
         if known.verb == "store":
             from pipeline.tracking.store import connect, experiment_id, ui_command  # late: --help answers at once
 
@@ -219,6 +236,29 @@ def _told_of_zip(held: Mapping[str, Any]) -> Iterator[str]:
     yield "pickled parts, none of which was executed, and what they ask Python for:"
     for part, names in held["pickled"].items():
         yield printable(f"  {part:32}{', '.join(names) or 'nothing'}")
+
+
+def _told_of_check(checked: "Checked") -> Iterator[str]:
+    """What `check` found: where the data is from, every rule with what became of it, then the figures, a line each."""
+    report = checked.report
+    yield from checked.source
+    first = {finding.rule: finding for finding in reversed(report.findings)}
+    for outcome in report.rules:
+        detail = outcome.reason
+        if outcome.findings:
+            found = first[outcome.rule]
+            where = "" if found.episode is None else f"episode {found.episode}"
+            where += "" if found.step is None else f", step {found.step}"
+            more = f" (and {outcome.findings - 1} more)" if outcome.findings > 1 else ""
+            detail = f"{where + ': ' if where else ''}{found.message}: {found.value}, bound {found.bound}{more}"
+        state = "holds" if outcome.state == "passed" else outcome.state
+        yield f"{outcome.rule:24}{state:9}{printable(detail)}".rstrip()
+    yield from (f"note: {note}" for note in report.notes)
+    for name, value in checked.figures.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else "not known" if value is None else value or "none"
+        yield f"{name.replace('_', ' '):24}{shown}"
+    verdict = "every rule that applies holds" if report.passed else f"fails: {', '.join(report.failed_rules)}"
+    yield f"{report.episodes} episodes, {report.steps} steps: {verdict}"
 
 
 def _coverage(episodes: dict[str, int] | None) -> str | None:

@@ -1,7 +1,7 @@
 """One dataclass a stage: what its YAML may say. The default of every setting stands here and nowhere else."""
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -83,6 +83,10 @@ class Promote:
     action: Literal["approve", "roll_back"] = "approve"
 
 
+FORMATS: Final = ("minari", "npz")  # of demonstrations that were recorded elsewhere
+SOURCES: Final = ("scripted", *FORMATS, "repaired")
+
+
 @configuration
 class Noise:
     """Execution noise while recording: the action played is disturbed, the label stays clean (DART)."""
@@ -108,13 +112,18 @@ class Scripted:
 
 
 @configuration
-class Minari:
-    """A Minari dataset (HDF5) that becomes a dataset of ours."""
+class Foreign:
+    """Demonstrations that were recorded elsewhere and become a dataset of ours (formats: docs/datasets.md)."""
 
     path: str
-    """Folder of the dataset: the one with `data/main_data.hdf5`."""
+    """The file, or the folder of the dataset."""
     scenario: Name | None = None
     """Scenario of the task that its episodes belong to; None reads the scenarios which our own export wrote down."""
+    leave_out: tuple[Steps, ...] = ()
+    """Episodes that are not taken, by their number in the file, from 0; the dataset says which."""
+    clip_actions: bool = False
+    """Put actions that are outside of a Box into it, as environments do that clip what they are given; the dataset says
+    how many."""
 
 
 @configuration
@@ -123,13 +132,15 @@ class Repaired:
 
     dataset: str
     """The dataset that was repaired: its id or the run that recorded it."""
-    folder: str
-    """Folder with the repaired `trajectories.npz` and `metadata.json`."""
+    folder: str | None = None
+    """Folder with the repaired `trajectories.npz` and `metadata.json`; None: the dataset's own, less `leave_out`."""
+    leave_out: tuple[Steps, ...] = ()
+    """Episodes that the copy does without, by their number, from 0."""
 
 
 @configuration
 class Collect:
-    """`collect`: demonstrations of the approved expert, unless `scripted`, `minari` or `repaired` is given."""
+    """`collect`: demonstrations of the approved expert, unless another source is given."""
 
     task: str
     scenario_set: Name = "train"
@@ -138,7 +149,8 @@ class Collect:
     noise: Noise = Noise()
     filter: Filter = Filter()
     scripted: Scripted | None = None
-    minari: Minari | None = None
+    minari: Foreign | None = None
+    npz: Foreign | None = None
     repaired: Repaired | None = None
     n_envs: Count = 64
     """Episodes side by side, at most 16 unless the environment is batched; what is recorded does not depend on it."""
@@ -149,14 +161,19 @@ class Collect:
     environment: LibraryArguments = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = [name for name in ("scripted", "minari", "repaired") if getattr(self, name) is not None]
+        given = [name for name in SOURCES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give at most one")
 
     @property
     def source(self) -> str:
-        """What it takes its demonstrations from: `expert`, `scripted`, `minari` or `repaired`."""
-        return next((name for name in ("scripted", "minari", "repaired") if getattr(self, name) is not None), "expert")
+        """What it takes its demonstrations from: `expert`, or one of `SOURCES`."""
+        return next((name for name in SOURCES if getattr(self, name) is not None), "expert")
+
+    @property
+    def foreign(self) -> Foreign | None:
+        """Where demonstrations of others are, if it takes those."""
+        return self.minari or self.npz
 
 
 @configuration

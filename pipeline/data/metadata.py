@@ -26,6 +26,7 @@ from pipeline.names import METADATA_FILE
 
 SCHEMA_VERSION: Final = 1
 METADATA_DIGEST: Final = "metadata_digest"
+MISSING: Final = "missing"  # the one key that may be left out, by what lacks nothing
 UNAPPROVED: Final = "no expert was approved for this dataset"
 
 
@@ -102,6 +103,7 @@ class DatasetMetadata:
     horizon: Annotated[Whole, Field(ge=1)] | None = None  # steps after which an episode is truncated
     requested_episodes: Annotated[Whole, Field(ge=1)] | None = None  # None: nobody here asked
     left_out: tuple[Whole, ...] = ()  # seeds of recorded episodes that a repair left out on purpose
+    missing: tuple[Text, ...] = ()  # what nobody recorded: parts of `Trajectories.missing`, `metric.<name>`, spaces
     schema_version: Whole = SCHEMA_VERSION
 
     @property
@@ -112,6 +114,8 @@ class DatasetMetadata:
     def to_data(self) -> dict[str, Any]:
         """Plain JSON data, `metadata_digest` included."""
         data = json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, allow_nan=False))
+        if not self.missing:  # as datasets say it that were written before anything could be missing
+            del data[MISSING]
         return {**data, METADATA_DIGEST: metadata_digest(data)}
 
     @classmethod
@@ -122,7 +126,7 @@ class DatasetMetadata:
         if data[METADATA_DIGEST] != metadata_digest(data):
             raise BadInput(f"{METADATA_FILE}: metadata_digest does not fit: the file was changed after it was written")
         # as it stands in the file: what was read as a number would be another text, and another digest
-        values: dict[str, Any] = {f.name: data[f.name] for f in fields(cls)}
+        values: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values)
 
@@ -145,6 +149,18 @@ def origin_of(demonstrator: Mapping[str, Any]) -> str:
     return f"{what} {name} (version {version}); {UNAPPROVED}"
 
 
+def told_of_source(metadata: DatasetMetadata) -> list[str]:
+    """What its file lacked, and what was done to it on the way in, a line each: `"missing: rewards, ends"`."""
+    named = metadata.demonstrator
+    told = {
+        "missing": ", ".join(metadata.missing),
+        "left out": ", ".join(map(str, named.get("left_out_episodes", ()))),
+        "clipped": named.get("clipped", ""),
+        "not read": ", ".join(map(str, named.get("ignored", ()))),
+    }
+    return [f"{what}: {line}" for what, line in told.items() if line]
+
+
 def metadata_digest(data: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of every key but `metadata_digest`, cut to 36 characters."""
     rest = {key: value for key, value in data.items() if key != METADATA_DIGEST}
@@ -159,7 +175,7 @@ def metadata_faults(data: Any) -> list[tuple[str, Any, str]]:
     if not isinstance(data, dict):
         return [("(top level)", data, "should be a JSON object")]
     faults: list[tuple[str, Any, str]] = [
-        (key, None, "is missing; it must be there") for key in METADATA_KEYS if key not in data
+        (key, None, "is missing; it must be there") for key in METADATA_KEYS if key not in {*data, MISSING}
     ]
     try:
         _FILE.validate_python(data)

@@ -2,12 +2,15 @@
 
 Observations are one array. Of a Dict space its rows are structured (`pipeline.data.observations`); files hold one
 array a field, `observations.<key>`.
+
+What others recorded may lack parts, and nothing stands in for them: rewards are NaN, no end is flagged, seeds are
+`UNKNOWN_SEED`, figures are left out, and without the observation after their last step episodes have T rows.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -22,13 +25,14 @@ STEP_ARRAYS: Final = ("actions", "executed_actions", "rewards", "terminations", 
 EPISODE_ARRAYS: Final = ("lengths", "seeds", "scenarios")
 ARRAYS: Final = ("observations", *STEP_ARRAYS, *EPISODE_ARRAYS)
 METRIC_PREFIX: Final = "metric."
+FINAL_OBSERVATIONS, REWARDS, ENDS, SEEDS = "final_observations", "rewards", "ends", "seeds"  # what may be missing
 
 
 @dataclass(frozen=True)
 class EpisodeData:
     """One episode of T steps: views into the arrays of `Trajectories`."""
 
-    observations: np.ndarray  # (T + 1, *obs_shape)
+    observations: np.ndarray  # (T + 1, *obs_shape); (T, *obs_shape) where the last one was not recorded
     actions: np.ndarray  # (T, *act_shape)
     executed_actions: np.ndarray  # (T, *act_shape)
     rewards: np.ndarray  # (T,) float32
@@ -47,13 +51,14 @@ class Trajectories:
     """N episodes of T_0, T_1, ... steps as flat arrays; S = sum of T. Raises BadInput when the lengths do not fit.
 
     Row `observation_offsets[i] + t` of the observations is what the demonstrator saw before step
-    `step_offsets[i] + t` of the other arrays; every episode has one more row, the observation after its last step.
+    `step_offsets[i] + t` of the other arrays; every episode has one more row, the observation after its last step, or
+    none has.
     """
 
-    observations: np.ndarray  # (S + N, *obs_shape) dtype of the observation space; (S + N,) structured of a Dict
+    observations: np.ndarray  # (S + N, *obs_shape) dtype of the observation space; (S + N,) structured of a Dict; or S
     actions: np.ndarray  # (S, *act_shape) the demonstrator's clean action: the label
     executed_actions: np.ndarray  # (S, *act_shape) what the environment received; equal to `actions` without noise
-    rewards: np.ndarray  # (S,) float32
+    rewards: np.ndarray  # (S,) float32; NaN throughout where nobody recorded them
     terminations: np.ndarray  # (S,) bool
     truncations: np.ndarray  # (S,) bool
     lengths: np.ndarray  # (N,) int64: T of each episode, in steps
@@ -75,6 +80,22 @@ class Trajectories:
         return len(self.rewards)
 
     @property
+    def final_rows(self) -> int:
+        """Rows an episode has after its last step: 1, or 0 where the last observation was not recorded."""
+        return int(len(self.observations) > self.steps)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Parts of an episode that none of them has, of those that may be missing."""
+        lacks = {
+            FINAL_OBSERVATIONS: not self.final_rows,
+            REWARDS: bool(np.isnan(self.rewards).all()),
+            ENDS: not (self.terminations | self.truncations).any(),
+            SEEDS: bool((self.seeds == UNKNOWN_SEED).all()),
+        }
+        return tuple(part for part, missing in lacks.items() if missing)
+
+    @property
     def step_offsets(self) -> np.ndarray:
         """(N + 1,) int64: episode i has steps `[offsets[i], offsets[i + 1])`."""
         return offsets(self.lengths)
@@ -82,21 +103,21 @@ class Trajectories:
     @property
     def observation_offsets(self) -> np.ndarray:
         """(N + 1,) int64: episode i has observation rows `[offsets[i], offsets[i + 1])`."""
-        return offsets(self.lengths + 1)
+        return offsets(self.lengths + self.final_rows)
 
     @property
     def step_rows(self) -> np.ndarray:
         """(S,) int64: the observation row that each action answers to; the one after the step is the next row."""
-        return np.arange(self.steps) + np.repeat(np.arange(len(self)), self.lengths)
+        return np.arange(self.steps) + self.final_rows * np.repeat(np.arange(len(self)), self.lengths)
 
     def episode(self, index: int) -> EpisodeData:
         """Episode `index` in 0 .. N - 1 as views. Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(f"episode {index} of {len(self)}")
         start = int(self.lengths[:index].sum())
-        steps = slice(start, start + int(self.lengths[index]))
+        steps, more = slice(start, start + int(self.lengths[index])), self.final_rows
         return EpisodeData(
-            observations=self.observations[start + index : steps.stop + index + 1],
+            observations=self.observations[start + more * index : steps.stop + more * (index + 1)],
             seed=int(self.seeds[index]),
             scenario=str(self.scenarios[index]),
             metrics={name: float(values[index]) for name, values in self.metrics.items()},
@@ -106,13 +127,31 @@ class Trajectories:
     def select(self, indices: Sequence[int] | np.ndarray) -> "Trajectories":
         """A copy of the episodes `indices` (integers or a boolean mask), in that order."""
         chosen = np.arange(len(self))[np.asarray(indices, dtype=None if len(indices) else np.int64)]
-        rows = _ranges(self.observation_offsets[chosen], self.lengths[chosen] + 1)
+        rows = _ranges(self.observation_offsets[chosen], self.lengths[chosen] + self.final_rows)
         steps = _ranges(self.step_offsets[chosen], self.lengths[chosen])
         return Trajectories(
             observations=self.observations[rows],
             **{name: getattr(self, name)[steps] for name in STEP_ARRAYS},
             **{name: getattr(self, name)[chosen] for name in EPISODE_ARRAYS},
             metrics={name: values[chosen] for name, values in self.metrics.items()},
+        )
+
+    def followed(self) -> "Trajectories":
+        """These episodes as far as it is known what followed on a step: all of it, or all but the last step of each.
+
+        Where the observation after the last step, or whether it was an end, is not on record, the step before it is the
+        last one that can be continued: its next observation is there, and was no end, since the demonstrator went on.
+        """
+        if not {FINAL_OBSERVATIONS, ENDS} & {*self.missing}:
+            return self
+        last = np.zeros(self.steps, bool)
+        last[self.step_offsets[1:] - 1] = True
+        kept = {name: getattr(self, name)[~last] for name in STEP_ARRAYS}
+        cut = np.zeros(self.steps, bool)
+        cut[self.step_offsets[1:] - 2] = True
+        rows = self.step_rows  # as many as there were steps: one more than there are left, in each episode
+        return replace(
+            self, **{**kept, "truncations": cut[~last]}, observations=self.observations[rows], lengths=self.lengths - 1
         )
 
     def passing(self, min_return: float | None, only_success: bool) -> np.ndarray:
@@ -125,7 +164,7 @@ class Trajectories:
         return keep
 
     def returns(self) -> np.ndarray:
-        """(N,) float64: the sum of the rewards of every episode."""
+        """(N,) float64: the sum of the rewards of every episode; NaN where there are none."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.step_offsets[:-1])
 
     def discounted_returns(self, gamma: float, final_values: np.ndarray | None = None) -> np.ndarray:
@@ -201,7 +240,8 @@ def shape_faults(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, str, str]]
     # summed as Python integers: hostile lengths must not wrap around to a sum that fits
     count, steps = len(lengths), sum(lengths.tolist())
     rows = {name: (steps, "one row per step") for name in STEP_ARRAYS}
-    rows["observations"] = (steps + count, "one row per step and one more per episode")
+    short = len(arrays["observations"]) == steps if arrays["observations"].ndim else False
+    rows["observations"] = (steps if short else steps + count, "one row per step and one more per episode")
     rows.update({name: (count, "one row per episode") for name in arrays if name not in ARRAYS})
     rows.update({name: (count, "one row per episode") for name in ("seeds", "scenarios")})
     faults = []

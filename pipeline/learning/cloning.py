@@ -32,7 +32,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.config.training import Cloning
-from pipeline.data import Trajectories
+from pipeline.data import REWARDS, Trajectories
 from pipeline.data.observations import from_rows, row_dtype
 from pipeline.errors import BadInput, shortened
 from pipeline.learning.divergence import Diverged, not_finite
@@ -97,6 +97,7 @@ def split_by_episode(returns: np.ndarray, validation_fraction: float, seed: int)
 
     Stratified by the episodes' `returns` (N,): one is drawn from the middle of every group of neighbours in return, so
     that rare failures are held out in proportion. Without it held-out returns may lack what the critic finds hardest.
+    Returns that nobody knows are NaN: then groups are of any episodes.
     """
     episodes = len(returns)
     if episodes < 2:
@@ -400,9 +401,12 @@ def train_critic(
     It ends as it was after the epoch with the least held-out loss: returns with rare failures are soon learnt by heart.
 
     A timeout is no end: the return of a truncated episode continues with the critic's own value of its last
-    observation, renewed before every epoch (fitted value iteration), and with 0 after a termination.
+    observation, renewed before every epoch (fitted value iteration), and with 0 after a termination. A last step of
+    which nobody recorded what followed is none of the critic's (`Trajectories.followed`); without rewards it learns
+    nothing, and there are no points.
     """
-    if not settings.critic_epochs:
+    trajectories = trajectories.followed()
+    if not settings.critic_epochs or REWARDS in trajectories.missing:
         return ()
     inputs = _Inputs(policy, policy.vf_features_extractor, trajectories)
     head = nn.Sequential(*policy.mlp_extractor.value_net, policy.value_net)

@@ -178,6 +178,7 @@ def _adversarial(
     )
     job = TrainingJob(task.config, generator, seed, output="", scaling=scaling)
     check_job(job)
+    data = data.followed()
     batch_size, rate = training.discriminator.batch_size, training.discriminator.learning_rate
     if batch_size > data.steps:
         raise BadInput(
@@ -251,7 +252,11 @@ def _adversarial(
 
 
 def _transitions(data: Trajectories) -> Transitions:
-    """The demonstrated steps with the clean actions; a timeout counts as an end, as the library counts it."""
+    """The demonstrated steps with the clean actions; a timeout counts as an end, as the library counts it.
+
+    A last step of which nobody recorded what followed is left out.
+    """
+    data = data.followed()
     rows = data.step_rows
     return Transitions(
         obs=data.observations[rows],

@@ -57,18 +57,20 @@ class Yardsticks:
         """The figures by which clones, pooled, are judged from what they played, and the policies that they were.
 
         Success first, or the return where the task's thresholds name that and no success; then the other of the two.
+        A figure that nobody recorded of the demonstrator is left out; where both are, it is NaN.
         """
         by_return = "return_mean" in task.thresholds and Metric.SUCCESS_RATE not in task.thresholds
-        count = len(self.constant.episodes)
+        count, recorded = len(self.constant.episodes), self.demonstrator.metrics
+        names = (Metric.RETURN, Metric.SUCCESS) if by_return else (Metric.SUCCESS, Metric.RETURN)
         return {
             name: Rollouts(
                 np.stack([records.metrics[name][:count] for records in clones]),
                 np.stack([records.metrics[name] for records in untrained]),
                 self.constant.metrics[name],
-                self.demonstrator.metrics[name],
+                recorded.get(name, np.full(1, np.nan)),
                 self.asked,
             )
-            for name in ((Metric.RETURN, Metric.SUCCESS) if by_return else (Metric.SUCCESS, Metric.RETURN))
+            for name in [name for name in names if name in recorded] or names
         }
 
 

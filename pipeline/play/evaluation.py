@@ -208,7 +208,7 @@ def summarise(records: EpisodeRecords, seed: int = 0) -> dict[str, Estimate]:
     their ends equal their value.
     """
     summary = mean_intervals(records, seed)
-    for name in (Metric.RETURN, Metric.LENGTH):
+    for name in (figure for figure in (Metric.RETURN, Metric.LENGTH) if figure in records.metrics):
         values = records.metrics[name]
         quantiles = bootstrap_quantiles(values, (0.5, 0.05, 0.95), seed)
         summary.update(zip((f"{name}_median", f"{name}_p5", f"{name}_p95"), quantiles, strict=True))

@@ -105,7 +105,9 @@ def measured_scaling(
         if key is None:
             rows = data.actions[np.repeat(chosen, data.lengths)]
         else:
-            rows = (data.observations[key] if key else data.observations)[np.repeat(chosen, data.lengths + 1)]
+            rows = (data.observations[key] if key else data.observations)[
+                np.repeat(chosen, data.lengths + data.final_rows)
+            ]
         values = rows.reshape(len(rows), -1)
         smallest, largest = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
         mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)

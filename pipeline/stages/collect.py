@@ -1,6 +1,6 @@
 """`collect`: take in demonstrations and validate them at once.
 
-They are recorded from the approved expert or a scripted demonstrator, read from a Minari dataset, or are the repaired
+They are recorded from the approved expert or a scripted demonstrator, read from files of others, or are the repaired
 copy of a dataset that was quarantined.
 """
 
@@ -15,8 +15,9 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config.loading import load_task, to_data
-from pipeline.config.stages import Collect, Minari, Repaired
+from pipeline.config.stages import Collect, Foreign, Repaired
 from pipeline.data import (
+    METRIC_PREFIX,
     UNAPPROVED,
     UNKNOWN_SEED,
     DatasetMetadata,
@@ -26,8 +27,11 @@ from pipeline.data import (
     metadata_digest,
     read_archive,
     read_metadata,
+    told_of_source,
     write_dataset,
 )
+from pipeline.data.foreign import ImportTarget, kept_episodes, take_in
+from pipeline.data.formats import read_foreign
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput, shortened
 from pipeline.names import (
@@ -91,9 +95,11 @@ class Demonstrations:
 
 def inputs(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> dict[str, str]:
     task = Task(load_task(config.task), config.environment)
-    if config.minari is not None:
-        return {"minari": _read_minari(config, task, config.minari)[1].content_digest}
+    if config.foreign is not None:
+        return {config.source: _read(config, task, config.foreign)[1].content_digest}
     if config.repaired is not None:
+        if config.repaired.folder is None:
+            return {"repaired": find_dataset_run(run.client, config.repaired.dataset, task.config.name).info.run_id}
         return {"repaired": load_dataset(config.repaired.folder)[1].content_digest}
     if config.scripted is not None:
         chosen = scripted(config.scripted.demonstrator, config.scripted.kwargs)
@@ -105,8 +111,8 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
     task = Task(load_task(config.task), config.environment)
     task.refuse_holdouts(config.scenario_set, "recording")
     # its identity and lineage go on record before any work starts
-    if config.minari is not None:
-        given = _imported(run, config, task, config.minari)
+    if config.foreign is not None:
+        given = _imported(run, config, task, config.foreign)
     elif config.repaired is not None:
         given = _repaired(run, config, task, config.repaired)
     else:
@@ -139,13 +145,17 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
     sizes = {"dataset/episodes": len(trajectories), "dataset/steps": trajectories.steps}
     run.metrics({Metric.ENVIRONMENT_STEPS: given.steps, **sizes})
     lines = [f"collect: dataset {metadata.dataset_id}: {report.summary()}", f"  demonstrations: {metadata.origin}"]
+    lines += [f"  {line}" for line in told_of_source(metadata)]
     # data of another environment, or NaN, can be neither counted nor averaged
     if {"actions_in_space", "metrics_finite"} <= {o.rule for o in report.rules if o.state == PASSED}:
         records, figures = records_of(trajectories, task.action_space), trajectories.metrics
         run.text(statistics_table(records), "statistics.md")
         run.metrics({f"{EVAL_PREFIX}{name}": value for name, value in with_intervals(summarise(records)).items()})
-        success, mean_return = figures[Metric.SUCCESS].mean(), figures[Metric.RETURN].mean()
-        lines.append(f"  success {success:.3f}, mean return {mean_return:.2f}, {given.steps:,} steps")
+        success, mean_return = (
+            f"{figures[name].mean():{form}}" if name in figures else "not known"
+            for name, form in ((Metric.SUCCESS, ".3f"), (Metric.RETURN, ".2f"))
+        )
+        lines.append(f"  success {success}, mean return {mean_return}, {given.steps:,} steps")
         lines += rollout_table(records).splitlines()
     return StageOutcome(tuple(lines), verdict=report.passed, outputs={"dataset": metadata.dataset_id})
 
@@ -227,26 +237,30 @@ def _counted(run: StageRun, task: str, trajectories: Trajectories) -> dict[str, 
 # --- from outside ----------------------------------------------------------------------------------------------------
 
 
-def _read_minari(config: Collect, task: Task, source: Minari) -> tuple[Trajectories, DatasetMetadata]:
-    from pipeline.data.formats.minari import ImportTarget, import_minari  # late: Minari and HDF5 take a second
-
+def _read(config: Collect, task: Task, source: Foreign) -> tuple[Trajectories, DatasetMetadata]:
+    found = read_foreign(source.path, config.source)
     target = None if source.scenario is None else ImportTarget(task, source.scenario, config.scenario_set)
-    trajectories, metadata = import_minari(source.path, target)
-    if target is None:
+    if target is None and found.own_metadata is None:
+        raise BadInput(
+            f"{found.format} dataset: it was not exported by this product; say which task and scenario it belongs to: "
+            f"{config.source}.scenario"
+        )
+    trajectories, metadata = take_in(found, target, source.leave_out, source.clip_actions)
+    if target is None or task.config.snqi is None or any(part.startswith(METRIC_PREFIX) for part in metadata.missing):
         return trajectories, metadata
     trajectories = replace(trajectories, metrics=with_snqi(task.config, trajectories.metrics))
     return trajectories, replace(metadata, content_digest=content_digest(trajectories))
 
 
-def _imported(run: StageRun, config: Collect, task: Task, source: Minari) -> Demonstrations:
-    """A Minari dataset as one of ours. Whatever its file says of its demonstrator, to us it is `imported`."""
-    trajectories, described = _read_minari(config, task, source)
+def _imported(run: StageRun, config: Collect, task: Task, source: Foreign) -> Demonstrations:
+    """A dataset of others as one of ours. Whatever its file says of its demonstrator, to us it is `imported`."""
+    trajectories, described = _read(config, task, source)
     if described.task != task.config.name:
         raise BadInput(
-            f"minari.path {source.path!r} is of task {shortened(described.task)}, this stage works on "
-            f"{task.config.name!r}; say which scenario it belongs to: minari.scenario"
+            f"{config.source}.path {source.path!r} is of task {shortened(described.task)}, this stage works on "
+            f"{task.config.name!r}; say which scenario it belongs to: {config.source}.scenario"
         )
-    run.record_config(config, task.config, {"minari": described.content_digest})
+    run.record_config(config, task.config, {config.source: described.content_digest})
     run.tag(_exported_from(run, described))
     demonstrator = {**described.demonstrator, "kind": "imported", "approval": UNAPPROVED}
     counted = _counted(run, described.task, trajectories)
@@ -268,7 +282,7 @@ def _exported_from(run: StageRun, described: DatasetMetadata) -> dict[str, str]:
         return {}
     against = tags.get(Tag.TAINT) or (tags.get(Tag.DATASET_QUALITY) == Quality.QUARANTINED and "it is quarantined")
     if against:
-        raise BadInput(f"minari.path: it was exported from dataset {tags[Tag.DATASET_ID]}: {against}; record a new one")
+        raise BadInput(f"it was exported from dataset {tags[Tag.DATASET_ID]}: {against}; record a new one")
     return lineage.from_dataset(origin)
 
 
@@ -283,7 +297,8 @@ def _repaired(run: StageRun, config: Collect, task: Task, source: Repaired) -> D
         raise BadInput(f"{name} is {quality!r}; only a quarantined dataset is repaired")
     original = download_dataset(old)
     said = read_metadata(original / METADATA_FILE)
-    trajectories, described = load_dataset(source.folder)
+    trajectories, described = load_dataset(original if source.folder is None else source.folder)
+    digest = described.content_digest
     data = described.to_data()
     for key in ORIGIN:
         if data[key] != said.get(key):
@@ -291,17 +306,26 @@ def _repaired(run: StageRun, config: Collect, task: Task, source: Repaired) -> D
                 f"repaired.folder {source.folder!r}: {key} = {shortened(data[key])}, the dataset it repairs has "
                 f"{shortened(said.get(key))}; a repair keeps its origin"
             )
-    run.record_config(config, task.config, {"repaired": described.content_digest})
+    if source.leave_out:
+        trajectories = trajectories.select(kept_episodes(len(trajectories), source.leave_out))
+        digest = content_digest(trajectories)
+        if described.demonstrator["kind"] == "imported":  # of others the seeds may not be known
+            gone = [f"{index} of {described.dataset_id}" for index in sorted(source.leave_out)]
+            left = [*described.demonstrator.get("left_out_episodes", ()), *gone]
+            described = replace(described, demonstrator={**described.demonstrator, "left_out_episodes": left})
+    elif source.folder is None:
+        raise BadInput(f"{name}: give the folder of a repaired copy, or the episodes to leave out (repaired.leave_out)")
+    run.record_config(config, task.config, {"repaired": digest})
     inherited = {key: value for key, value in tags.items() if key.startswith(LINEAGE_PREFIX)}
     run.tag({**inherited, lineage_run_tag("repaired"): old.info.run_id})
     # seeds of the episodes that it leaves out: those it names, and those that the old arrays still show
-    gone = set(described.left_out)
+    absent = set(described.left_out)
     with contextlib.suppress(BadInput):  # the old arrays may be what was broken
-        gone |= {int(seed) for seed in read_archive(original / TRAJECTORIES_FILE).get("seeds", np.zeros(0)).ravel()}
-    left_out = tuple(sorted(gone - {*trajectories.seeds.tolist(), UNKNOWN_SEED}))
+        absent |= {int(seed) for seed in read_archive(original / TRAJECTORIES_FILE).get("seeds", np.zeros(0)).ravel()}
+    left_out = tuple(sorted(absent - {*trajectories.seeds.tolist(), UNKNOWN_SEED}))
     metadata = replace(described, **_counted(run, described.task, trajectories), left_out=left_out)
     steps = int(old.data.metrics.get(Metric.ENVIRONMENT_STEPS, 0))
     act = expert_to_ask(run.client, described.demonstrator, described.task)
     # a copy is another dataset: how many episodes are enough for it is asked anew
     refusals = tuple(replace(r, min_episodes=0) for r in find_refusals(run.client, old))
-    return Demonstrations(trajectories, metadata, steps, act, described.content_digest, refusals)
+    return Demonstrations(trajectories, metadata, steps, act, digest, refusals)

@@ -198,6 +198,7 @@ def report_context(
     resumed = {member.run.data.tags.get(Tag.RESUME) for _, member in members}
     record = environment_record()
     again, download = f"{group.name}-again", "mlflow artifacts download --artifact-path config.yaml"
+    success = evidence.dataset.trajectories.metrics.get(Metric.SUCCESS)
     return ReportContext(
         task=evidence.task.config.name,
         group=group.name,
@@ -219,7 +220,7 @@ def report_context(
             "scenario set": metadata.scenario_set,
             "demonstrator": metadata.origin,
             "execution noise": f"{metadata.noise_std:g} of the half action range; labels are clean",
-            "success": f"{evidence.dataset.trajectories.metrics[Metric.SUCCESS].mean():.3f}",
+            "success": "not known" if success is None else f"{success.mean():.3f}",
             "content digest": metadata.content_digest,
             "imitation": get_run(run.client, policy, "clones").data.tags.get(Tag.IMITATION, "not judged"),
         },

@@ -8,7 +8,17 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from pipeline.config.loading import load, load_task, to_data
-from pipeline.config.stages import STAGE_CONFIGS, Collect, Compare, Finetune, Main, Pretrain, Promote, TrainExpert
+from pipeline.config.stages import (
+    SOURCES,
+    STAGE_CONFIGS,
+    Collect,
+    Compare,
+    Finetune,
+    Main,
+    Pretrain,
+    Promote,
+    TrainExpert,
+)
 from pipeline.errors import BadInput, say
 from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
 from pipeline.stages import StageOutcome, command_digest, do, stage_module
@@ -75,7 +85,7 @@ def plan(config: Main) -> Plan:
         if stage not in paths and source == "expert":
             raise BadInput(
                 f"main: stages.{stage} is missing: {paths['collect']} records from an expert; give its config, or "
-                "name another source there (scripted, minari)"
+                f"name another source there ({', '.join(SOURCES)})"
             )
         if stage in paths and source != "expert":
             raise BadInput(

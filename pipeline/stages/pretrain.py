@@ -10,7 +10,7 @@ from math import isfinite
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Pretrain
-from pipeline.data import DatasetMetadata
+from pipeline.data import REWARDS, DatasetMetadata
 from pipeline.errors import BadInput
 from pipeline.learning.clones import Clone, make_clone
 from pipeline.learning.divergence import Diverged
@@ -144,6 +144,7 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
             f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); "
             f"{_critics([clone.result.critic_explained_variance for clone in clones])}",
             *lines,
+            *(["  the demonstrations have no rewards: actors alone were cloned"] * (REWARDS in metadata.missing)),
             *(() if otherwise is None else (f"  warning: {otherwise}",)),
         ),
         verdict=pooled.state != Imitation.FAILED,

@@ -147,7 +147,7 @@ def _cloning(run: StageRun, before: Run) -> Again:
 
 def _recording(run: StageRun, before: Run) -> Again:
     config = read_config(run.client, before, Collect)
-    if config.minari is not None or config.repaired is not None:
+    if config.source not in ("expert", "scripted"):
         raise BadInput(f"run {before.info.run_id} took in a dataset from outside; only a recording can be done again")
     task = Task(read_task(run.client, before, run.folder), config.environment)
     if config.scripted is not None:

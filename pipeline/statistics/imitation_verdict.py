@@ -28,7 +28,7 @@ class Rollouts:
     clones: np.ndarray  # (k, E) float64
     untrained: np.ndarray  # (k, E) the networks that they were before they learnt
     constant: np.ndarray  # (E,) the best constant action
-    demonstrator: np.ndarray  # (E,) in the same episodes, or (N,) in the recorded ones
+    demonstrator: np.ndarray  # (E,) in the same episodes, or (N,) in the recorded ones; NaN where that is not known
     asked: bool = True  # did the demonstrator play the same episodes
 
 
@@ -73,7 +73,8 @@ class ImitationVerdict:
         data = asdict(self)
         for name in ("gain", "shortfall"):
             data[name] = {key: value if isfinite(value) else None for key, value in data[name].items()}
-        return {**data, "reasons": list(self.reasons)}
+        known = self.demonstrator if isfinite(self.demonstrator) else None
+        return {**data, "demonstrator": known, "reasons": list(self.reasons)}
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, confidence: float, paired: bool = True) -> Estimate:
@@ -106,7 +107,8 @@ def judge(
     `failed`: the clone is not shown to be better than both the untrained policy and the constant action, or no epoch
     beat the untrained policy, or no figure shows that there was anything to imitate. `learnt`: it came at least
     `settings.learnt_share` of the way from the constant action to the demonstrator, or is not shown to be behind the
-    demonstrator. `partly`: it is between the two. `allowance`: what must be known of the demonstrator's own figures.
+    demonstrator. `partly`: it is between the two, or nobody knows the demonstrator's figures.
+    `allowance`: what must be known of the demonstrator's own figures.
     """
 
     def between(ours: np.ndarray, theirs: np.ndarray, paired: bool = True) -> Estimate:
@@ -124,7 +126,10 @@ def judge(
     gain, shortfall = over[better], between(chosen.demonstrator, chosen.clones, chosen.asked)
     way = float(chosen.demonstrator.mean() - chosen.constant.mean())
     share = None if figure is None else float(chosen.clones.mean() - chosen.constant.mean()) / way
-    if figure is None:
+    known = bool(np.isfinite(chosen.demonstrator).all())
+    if not known:
+        reasons.append("nobody recorded what the demonstrator came to: how far the clone got is not known")
+    elif figure is None:
         shown = " nor ".join(f"by {name} ({_shown(estimate)})" for name, estimate in worth.items())
         reasons.append(
             f"the demonstrator is not shown to be better than the best constant action, {shown}: these demonstrations "
@@ -140,7 +145,7 @@ def judge(
         reasons.append(f"{share:.0%} of the way from the best constant action to the demonstrator")
     if allowance:
         reasons.append(allowance)
-    failed = share is None or not beats_untrained or gain.low <= 0
+    failed = (known and share is None) or not beats_untrained or gain.low <= 0
     learnt = share is not None and (share >= settings.learnt_share or shortfall.low <= 0)
     return ImitationVerdict(
         state=Imitation.FAILED if failed else Imitation.LEARNT if learnt else Imitation.PARTLY,

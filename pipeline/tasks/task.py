@@ -207,26 +207,37 @@ class Task:
 
         Raises BadInput when the environment does not report a key that the task names: it is never counted as 0.
         """
-        final, episode_return = info["outcome"], float(info["episode"]["r"])
-        figures = {
-            Metric.RETURN: episode_return,
-            Metric.LENGTH: float(info["episode"]["l"]),
-            Metric.SUCCESS: self._yes_or_no(self.config.success, "success", final, episode_return),
-        }
-        if self.config.collision is not None:
-            figures[Metric.COLLISION] = self._yes_or_no(self.config.collision, "collision", final, episode_return)
-        for name, measure in self.config.metrics.items():
+        return self._figures(info["outcome"], float(info["episode"]["r"]), float(info["episode"]["l"]))
+
+    def figures(
+        self, infos: Mapping[str, Sequence[float]] | None, rewards: Sequence[float] | None, length: int
+    ) -> dict[str, float]:
+        """`outcome` of an episode that was recorded elsewhere, from one number of each info and one reward a step.
+
+        Where nobody recorded infos, or rewards, the figures that follow from them are left out.
+        """
+        final = None
+        if infos is not None:
+            final = {key: values[-1] for key, values in infos.items() if values}
+            final |= measured(self.config.metrics, infos)
+        return self._figures(final, None if rewards is None else float(sum(rewards)), float(length))
+
+    def _figures(
+        self, final: Mapping[str, Any] | None, episode_return: float | None, length: float
+    ) -> dict[str, float]:
+        figures = {} if episode_return is None else {Metric.RETURN: episode_return}
+        figures[Metric.LENGTH] = length
+        for role, outcome in ((Metric.SUCCESS, self.config.success), (Metric.COLLISION, self.config.collision)):
+            if outcome is not None and (final if outcome.info is not None else episode_return) is not None:
+                figures[role] = self._yes_or_no(outcome, role, final or {}, episode_return)
+        for name, measure in ({} if final is None else self.config.metrics).items():
             key = measure.info if measure.over == "last" else f"{MEASURED}{name}"
-            figures[name] = self._final(final, key, f"metrics.{name}.info", measure.info)
+            figures[name] = self._final(final or {}, key, f"metrics.{name}.info", measure.info)
         return figures
 
-    def figures(self, infos: Mapping[str, Sequence[float]], rewards: Sequence[float]) -> dict[str, float]:
-        """`outcome` of an episode that was recorded elsewhere, from one number of each info and one reward a step."""
-        final = {key: values[-1] for key, values in infos.items() if values}
-        final |= measured(self.config.metrics, infos)
-        return self.outcome({"outcome": final, "episode": {"r": sum(rewards), "l": len(rewards)}})
-
-    def _yes_or_no(self, outcome: Outcome, role: str, final: Mapping[str, float], episode_return: float) -> float:
+    def _yes_or_no(
+        self, outcome: Outcome, role: str, final: Mapping[str, float], episode_return: float | None
+    ) -> float:
         if outcome.info is not None:
             value = self._final(final, outcome.info, f"{role}.info", outcome.info)
             if not isfinite(value):
@@ -235,7 +246,7 @@ class Task:
                     f"task {self.config.name!r}: {role}.info = {outcome.info!r} is {value} at an episode's end"
                 )
             return float(value > 0.5)
-        assert outcome.return_at_least is not None
+        assert outcome.return_at_least is not None and episode_return is not None
         return float(episode_return >= outcome.return_at_least)
 
     def _final(self, final: Mapping[str, float], key: str, setting: str, named: str) -> float:

@@ -23,7 +23,7 @@ import gymnasium as gym
 import torch
 
 from pipeline.config.loading import flatten, parse_json, to_data, validate
-from pipeline.config.stages import Pretrain
+from pipeline.config.stages import FORMATS, Pretrain
 from pipeline.config.task import TaskConfig
 from pipeline.data import DatasetMetadata
 from pipeline.errors import printable
@@ -39,7 +39,7 @@ ROOT: Final = Path(__file__).parents[1]
 PACKAGES: Final = ("gymnasium", "imitation", "numba", "numpy", "safetensors", "scipy", "stable-baselines3", "torch")
 ENGINES: Final = ("box2d", "box2d-py", "mujoco")
 # settings that say where, when or how fast, not what: the content behind a path is an input
-NEUTRAL: Final = frozenset({"task", "workers", "reuse", "minari.path", "repaired.folder"})
+NEUTRAL: Final = frozenset({"task", "workers", "reuse", "repaired.folder", *(f"{name}.path" for name in FORMATS)})
 REPORT: Final = "report"
 # of this package, what no training, clone, recording or judgement depends on
 APART: Final = (REPORT, "tracking", "cli.py", "query.py", "__main__.py")

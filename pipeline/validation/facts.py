@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.config.task import TaskConfig
-from pipeline.data import METRIC_PREFIX, EpisodeData, Trajectories, arrays_digest, offsets
+from pipeline.data import METRIC_PREFIX, MISSING, EpisodeData, Trajectories, arrays_digest, metadata_faults, offsets
 from pipeline.data.observations import element_names, flat_rows
 from pipeline.data.spaces import space_from_json
 from pipeline.validation.findings import Index
@@ -72,6 +72,11 @@ class Dataset:
     def trajectories(self) -> Trajectories:
         return Trajectories.from_arrays(self.arrays)
 
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """What the metadata says that nobody recorded."""
+        return () if metadata_faults(self.metadata) else tuple(self.metadata.get(MISSING, ()))
+
     @property
     def lengths(self) -> np.ndarray:
         return self.arrays["lengths"]
@@ -86,7 +91,7 @@ class Dataset:
 
     @cached_property
     def row_offsets(self) -> np.ndarray:
-        return offsets(self.lengths + 1)
+        return self.trajectories.observation_offsets
 
     @cached_property
     def digest(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from gymnasium import spaces
 
-from pipeline.data import DatasetMetadata, Trajectories
+from pipeline.data import REWARDS, DatasetMetadata, Trajectories
 from pipeline.data.observations import flat_rows
 from pipeline.data.spaces import space_bounds, space_from_json
 from pipeline.errors import BadInput
@@ -101,8 +101,9 @@ def inspect_dataset(trajectories: Trajectories, metadata: DatasetMetadata) -> In
     if not trajectories.steps:
         raise BadInput("the dataset holds no episode; there is nothing to inspect")
     action_space = space_from_json(metadata.action_space)
-    judged = {
-        Metric.RETURN: trajectories.metrics.get(Metric.RETURN, trajectories.returns()),
+    returns = {} if REWARDS in metadata.missing else {Metric.RETURN: trajectories.returns()}
+    judged: dict[str, np.ndarray] = {
+        **{name: trajectories.metrics.get(name, values) for name, values in returns.items()},
         Metric.LENGTH: trajectories.lengths.astype(np.float64),
         "action_jerk": action_jerk(trajectories, action_space),
     }

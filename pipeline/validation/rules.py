@@ -1,7 +1,8 @@
 """The catalogue: every rule that a dataset is held to, in the order they are asked, and `validate`, which asks them.
 
 A rule is a function that yields what it finds wrong; without findings it holds. It is not run when a rule that it needs
-does not hold, because its answer would mean nothing, and when it says that a fact is missing (`NotAsked`).
+does not hold, because its answer would mean nothing, when it says that a fact is missing (`NotAsked`), and when it is
+about a part that the dataset says it does not have: then there is nothing that could be wrong.
 """
 
 import hashlib
@@ -22,9 +23,13 @@ from pipeline.config.loading import to_data
 from pipeline.config.task import TaskConfig
 from pipeline.data import (
     ARRAYS,
+    ENDS,
+    FINAL_OBSERVATIONS,
     METADATA_DIGEST,
     METRIC_PREFIX,
+    REWARDS,
     SCHEMA_VERSION,
+    SEEDS,
     UNKNOWN_SEED,
     DatasetMetadata,
     Trajectories,
@@ -52,6 +57,8 @@ DTYPES: Final = {
     "rewards": "float32", "terminations": "bool", "truncations": "bool", "lengths": "int64", "seeds": "int64",
 }  # fmt: skip
 DECLARE = "; if the environment declares it too narrow: pipeline.envs.limits:DeclareObservation in environment.wrappers"
+CLIP = "; where the environment clips what it is given anyway: clip_actions of collect's source"
+DECLARED = ("spaces",)  # called missing where nobody declared them
 BOUND_RELATIVE = 1e-6  # of an observation bound: one rounding of float32
 RETURN_TOLERANCE = 1e-4  # absolute, and
 RETURN_RELATIVE = 1e-5  # of the sum of |r|: float32 rewards summed in any order stay within it
@@ -86,6 +93,7 @@ class Rule:
     statement: str
     needs: tuple[str, ...]  # rules without which this one means nothing
     check: Check
+    about: tuple[str, ...] = ()  # parts of a dataset, of those that may be missing
 
     def findings(self, dataset: Dataset, context: Context) -> list[Finding]:
         """At most `MAX_FINDINGS`. Raises NotAsked.
@@ -109,11 +117,11 @@ READABLE: Final = Rule(
 )
 
 
-def rule(statement: str, *needs: str) -> Callable[[Check], Rule]:
+def rule(statement: str, *needs: str, about: tuple[str, ...] = ()) -> Callable[[Check], Rule]:
     """Decorator: a function that yields findings becomes the next rule of the catalogue."""
 
     def add(check: Check) -> Rule:
-        CATALOGUE.append(Rule(check.__name__, statement, needs, check))
+        CATALOGUE.append(Rule(check.__name__, statement, needs, check, about))
         return CATALOGUE[-1]
 
     return add
@@ -145,6 +153,10 @@ def validate(source: str | Path | tuple[Trajectories, DatasetMetadata], context:
         try:
             for broken in (needed for needed in entry.needs if needed not in sound):
                 raise NotAsked(f"{broken} does not hold")
+            lacking = [part for part in entry.about if part in dataset.missing]
+            if lacking:
+                sound.add(entry.name)
+                raise NotAsked(f"the dataset has no {', no '.join(lacking)}".replace("_", " "))
             found = entry.findings(dataset, context)
         except NotAsked as reason:
             outcomes.append(RuleOutcome(entry.name, entry.statement, NOT_RUN, reason=str(reason)))
@@ -192,11 +204,11 @@ def schema_version(dataset: Dataset, context: Context) -> Findings:
 
 @rule("Every array is there, and every figure the task measures.")
 def arrays_present(dataset: Dataset, context: Context) -> Findings:
-    figures = [Metric.RETURN, Metric.LENGTH]
+    figures: list[str] = [Metric.RETURN, Metric.LENGTH]
     if context.task is not None:
         figures += [Metric.SUCCESS, *context.task.metrics, *([Metric.COLLISION] if context.task.collision else [])]
     for name in (*ARRAYS, *(METRIC_PREFIX + figure for figure in figures)):
-        if name not in dataset.arrays:
+        if name not in dataset.arrays and name not in dataset.missing:
             yield Finding(None, f"array {name}", f"the array {name} is missing")
     for name in dataset.arrays:
         if name not in ARRAYS and not name.startswith(METRIC_PREFIX):
@@ -223,12 +235,27 @@ def lengths_aligned(dataset: Dataset, context: Context) -> Findings:
             yield Finding(actual, expected, f"{name} has {actual}, expected {expected}")
 
 
-@rule("Every episode of T steps has T + 1 observations.", "arrays_present", "dtypes", "lengths_aligned")
+@rule(
+    "Every episode of T steps has T + 1 observations.",
+    "arrays_present", "dtypes", "lengths_aligned", about=(FINAL_OBSERVATIONS,),
+)  # fmt: skip
 def one_observation_more(dataset: Dataset, context: Context) -> Findings:
     rows, steps, episodes = len(dataset.arrays["observations"]), int(dataset.lengths.sum()), len(dataset.lengths)
     if rows != steps + episodes:
         message = f"{rows} observations for {steps} steps in {episodes} episodes"
         yield Finding(rows, f"= {steps + episodes}", message)
+
+
+@rule("Only what was recorded elsewhere lacks parts, and it lacks them.", "metadata_complete", "one_observation_more")
+def missing_parts(dataset: Dataset, context: Context) -> Findings:
+    if dataset.missing and dataset.metadata["demonstrator"]["kind"] != "imported":
+        yield Finding(shortened(dataset.missing), "none", "what was recorded here has all of its parts")
+    lacks = {*dataset.trajectories.missing, *DECLARED}
+    for part in dataset.missing:
+        if part not in lacks and not (part.startswith(METRIC_PREFIX) and part not in dataset.arrays):
+            yield Finding(
+                part, ", ".join(sorted(lacks)), f"the metadata says that {part} is missing, the arrays have it"
+            )
 
 
 @rule("There is an episode, and each has at least one step.", "lengths_aligned")
@@ -256,7 +283,7 @@ def counts(dataset: Dataset, context: Context) -> Findings:
             yield Finding(stated, f"= {actual}", f"the metadata claims {stated} {key}, the arrays hold {actual}")
 
 
-@rule("The declared spaces can be read, and are those of the task's environment.", "metadata_complete")
+@rule("The declared spaces can be read, and are those of the task's environment.", "metadata_complete", about=DECLARED)
 def spaces(dataset: Dataset, context: Context) -> Findings:
     checks = {"observation_space": check_observation_space, "action_space": check_action_space}
     for key, check in checks.items():
@@ -319,7 +346,7 @@ def _not_finite(dataset: Dataset, *names: str) -> Findings:
                 yield Finding(value, "finite", f"{dataset.element(name, feature)} is {value}", *place)
 
 
-@rule("No reward is NaN or infinite.", *SOUND)
+@rule("No reward is NaN or infinite.", *SOUND, about=(REWARDS,))
 def rewards_finite(dataset: Dataset, context: Context) -> Findings:
     rewards = dataset.arrays["rewards"]
     for row in np.flatnonzero(~np.isfinite(rewards)):
@@ -333,13 +360,14 @@ def metrics_finite(dataset: Dataset, context: Context) -> Findings:
             yield Finding(values[episode], "finite", f"metric {name} is {values[episode]}", episode)
 
 
-@rule("Every action, label or executed, lies in the action space.", *SOUND)
+@rule("Every action, label or executed, lies in the action space.", *SOUND, about=DECLARED)
 def actions_in_space(dataset: Dataset, context: Context) -> Findings:
-    yield from _outside(dataset, "actions", dataset.action_space)
-    yield from _outside(dataset, "executed_actions", dataset.action_space)
+    hint = CLIP if dataset.metadata["demonstrator"]["kind"] == "imported" else ""
+    yield from _outside(dataset, "actions", dataset.action_space, hint=hint)
+    yield from _outside(dataset, "executed_actions", dataset.action_space, hint=hint)
 
 
-@rule("Every observation lies in the observation space where that is bounded.", *SOUND)
+@rule("Every observation lies in the observation space where that is bounded.", *SOUND, about=DECLARED)
 def observations_in_space(dataset: Dataset, context: Context) -> Findings:
     return _outside(dataset, "observations", dataset.observation_space, BOUND_RELATIVE, DECLARE)
 
@@ -361,7 +389,13 @@ def _outside(dataset: Dataset, name: str, space: gym.Space, relative: float = 0.
             yield Finding(column[row], bound, message, *dataset.place(name, row))
 
 
-@rule("The rewards of each episode sum to its stored return.", *SOUND, "rewards_finite", "metrics_finite")
+@rule(
+    "The rewards of each episode sum to its stored return.",
+    *SOUND,
+    "rewards_finite",
+    "metrics_finite",
+    about=(REWARDS,),
+)
 def returns(dataset: Dataset, context: Context) -> Findings:
     rewards, starts = dataset.arrays["rewards"].astype(np.float64), dataset.step_offsets[:-1]
     sums, sizes = np.add.reduceat(rewards, starts), np.add.reduceat(np.abs(rewards), starts)
@@ -396,7 +430,7 @@ def outcomes(dataset: Dataset, context: Context) -> Findings:
 @rule("No figure lies outside of what the task file calls possible.", *SOUND, "metrics_finite")
 def figures_possible(dataset: Dataset, context: Context) -> Findings:
     for name, measure in _task(context).metrics.items():
-        values = dataset.metrics[name]
+        values = dataset.metrics.get(name, np.zeros(0))  # none, where the metadata says so
         low, high = (-np.inf if measure.min is None else measure.min), (np.inf if measure.max is None else measure.max)
         for episode in np.flatnonzero((values < low) | (values > high)):
             yield Finding(values[episode], f"[{low:g}, {high:g}]", f"{name} is impossible by the task file", episode)
@@ -408,7 +442,7 @@ def _task(context: Context) -> TaskConfig:
     return context.task
 
 
-@rule("Every episode ends exactly once, at its last step.", *SOUND)
+@rule("Every episode ends exactly once, at its last step.", *SOUND, about=(ENDS,))
 def ends(dataset: Dataset, context: Context) -> Findings:
     ended = dataset.arrays["terminations"] | dataset.arrays["truncations"]
     last = np.zeros_like(ended)
@@ -808,7 +842,7 @@ def _replayable(dataset: Dataset, context: Context) -> np.ndarray:
 
 @rule(
     "The environment, given seed and executed actions, returns the recorded observations, rewards, ends and figures.",
-    *TIMED, "actions_in_space", "seeds_unique",
+    *TIMED, "actions_in_space", "seeds_unique", about=(SEEDS, FINAL_OBSERVATIONS, REWARDS, ENDS),
 )  # fmt: skip
 def replay(dataset: Dataset, context: Context) -> Findings:
     known = _replayable(dataset, context)
@@ -834,7 +868,10 @@ def replay(dataset: Dataset, context: Context) -> Findings:
     dataset.notes.append(f"re-simulation: {identical} of {len(chosen)} episodes bit-identical")
 
 
-@rule("Without re-simulation: no trace of observations stored a step early or late.", *TIMED, "episodes_distinct")
+@rule(
+    "Without re-simulation: no trace of observations stored a step early or late.",
+    *TIMED, "episodes_distinct", about=(FINAL_OBSERVATIONS, ENDS),
+)  # fmt: skip
 def time_alignment(dataset: Dataset, context: Context) -> Findings:
     numbers = np.arange(len(dataset.lengths))
     with suppress(NotAsked):  # a few seeds that are known say nothing of the other episodes

@@ -246,8 +246,21 @@ def test_what_was_changed_in_an_export_is_told_by_its_digest_and_by_asking_its_e
     assert rule in again.summary[0]
 
 
+def test_a_quarantined_dataset_is_repaired_by_leaving_episodes_out(story, client):
+    quarantined(client, story)
+    old = fetch_dataset(client.get_run(story.collect))
+    leave = {"repaired.dataset": story.dataset, "repaired.leave_out": "[0, 5]"}
+    outcome, new = collected(client, **{key.replace(".", "__"): value for key, value in leave.items()})
+    assert outcome.verdict is True and len(new.trajectories) == 22
+    assert new.metadata.left_out == tuple(sorted(old.trajectories.seeds[[0, 5]].tolist()))
+    assert content_digest(new.trajectories) == content_digest(old.trajectories.select([*range(1, 5), *range(6, 24)]))
+    assert new.run.data.tags[lineage_run_tag("repaired")] == story.collect
+    assert "no episode 99; there are 24" in refusal("collect", COLLECT, {}, {**leave, "repaired.leave_out": "[99]"})
+    assert "repaired.leave_out" in refusal("collect", COLLECT, {}, {"repaired.dataset": story.dataset})
+
+
 def test_a_missing_minari_dataset_is_one_line(story):
-    assert "no metadata.json" in refusal("collect", COLLECT, {}, {"minari.path": "/nowhere"})
+    assert "'/nowhere': there is no such file or folder" in refusal("collect", COLLECT, {}, {"minari.path": "/nowhere"})
 
 
 def test_only_one_source_can_be_given(story):
@@ -367,8 +380,8 @@ def test_cloning_what_was_recorded_with_other_arguments_says_so(story, client):
     assert outcome.verdict is True, outcome.summary
     assert run_stage("validate", VALIDATE, {"dataset": stored.metadata.dataset_id}, {}).verdict is True
     clone = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": stored.metadata.dataset_id}, {})
-    assert "environment: max_speed = 0.8, here the default" in clone.summary[1]
-    assert "warning" in clone.summary[1] and stored.metadata.dataset_id in clone.summary[1]
+    line = next(line for line in clone.summary if "environment: max_speed = 0.8, here the default" in line)
+    assert "warning" in line and stored.metadata.dataset_id in line
     same = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": story.dataset}, {})
     assert not any("warning" in line for line in same.summary)
 

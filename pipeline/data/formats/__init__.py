@@ -1,1 +1,34 @@
-"""One module a file format of recorded data."""
+"""One module a file format of recorded data, and which of them a path of others is in."""
+
+from pathlib import Path
+
+from pipeline.data.foreign import ForeignSet
+from pipeline.errors import BadInput
+
+
+def read_foreign(path: str | Path, format: str | None = None) -> ForeignSet:
+    """Demonstrations of others in a format by name, or in the one that the path looks like. Raises BadInput."""
+    if format is None:
+        format = _format_of(Path(path))
+    if not Path(path).exists():
+        raise BadInput(f"{format}.path {str(path)!r}: there is no such file or folder")
+    if format == "minari":
+        from pipeline.data.formats.minari import read_minari  # late: Minari and HDF5 take a second
+
+        return read_minari(path)
+    from pipeline.data.formats.npz import read_plain_npz
+
+    return read_plain_npz(path)
+
+
+def _format_of(path: Path) -> str:
+    looks_like = {
+        "npz": path.suffix == ".npz",
+        "minari": any((path / part / "main_data.hdf5").exists() for part in ("", "data")),
+    }
+    for name, does in looks_like.items():
+        if does:
+            return name
+    raise BadInput(
+        f"{str(path)!r} is no file of demonstrations: known are a plain .npz and the folder of a Minari dataset"
+    )

@@ -12,18 +12,13 @@ format.
 """
 
 import copy
-import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import gymnasium as gym
-import h5py
 import minari
 import numpy as np
 from gymnasium import spaces
@@ -31,24 +26,29 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 
-from pipeline.config.task import TaskConfig
+from pipeline.data.foreign import (
+    METRIC_ATTRIBUTE,
+    UNKNOWN,
+    ForeignEpisode,
+    ForeignSet,
+    ImportTarget,
+    short_text,
+    source_digest,
+    take_in,
+)
+from pipeline.data.formats.hdf5 import PlainHdf5
 from pipeline.data.metadata import DatasetMetadata
 from pipeline.data.spaces import DTYPES, space_from_json, space_to_json
-from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories, concatenate, content_digest
+from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories
 from pipeline.errors import BadInput, shortened
-from pipeline.files import DAMAGE, DIGEST_LENGTH, strict_json
+from pipeline.files import DAMAGE, strict_json
 
 MAIN_FILE: Final = "main_data.hdf5"
 OUR_METADATA: Final = "demonstrations"  # key of Minari's metadata.json under which ours stands
 LABEL: Final = "label"  # of the infos: the clean action, where noise was executed instead
-METRIC_ATTRIBUTE: Final = "metric."
-MAX_FILE_BYTES: Final = 1 << 32
 MAX_METADATA_BYTES: Final = 32_000_000
 MAX_EPISODES: Final = 1_000_000
-MAX_SEED: Final = int(np.iinfo(np.int64).max)  # Minari draws 64 bits where it is given none
 KINDS: Final = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")
-_SPARE_BYTES: Final = 1 << 26
-_EXPANSION: Final = 64  # a file may unpack to this multiple of its size and the spare bytes
 
 
 def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder: str | Path) -> None:
@@ -109,196 +109,60 @@ def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder:
 # -------------------------------------------------------------------------------------------------------------- import
 
 
-class RecordedTask(Protocol):
-    """What episodes that were recorded elsewhere are held to; `pipeline.tasks.Task` is one."""
-
-    config: TaskConfig
-    environment_kwargs: dict[str, Any]
-
-    def figures(self, infos: Mapping[str, list[float]], rewards: list[float]) -> dict[str, float]:
-        """What the task says of an episode, from one number of each info and one reward a step. Raises BadInput."""
-
-
-@dataclass(frozen=True)
-class ImportTarget:
-    """What an imported dataset is to us: episodes of one scenario of a task."""
-
-    task: RecordedTask
-    scenario: str
-    scenario_set: str = "train"
+def import_minari(
+    folder: str | Path, target: ImportTarget | None = None, leave_out: Sequence[int] = (), clip_actions: bool = False
+) -> tuple[Trajectories, DatasetMetadata]:
+    """A Minari dataset, ours (without a target) or anybody's (with one), as a dataset of ours (`take_in`)."""
+    found = read_minari(folder)
+    if target is None and found.own_metadata is None:
+        raise BadInput("minari dataset: it was not exported by this product; say which task and scenario it belongs to")
+    return take_in(found, target, leave_out, clip_actions)
 
 
-def import_minari(folder: str | Path, target: ImportTarget | None = None) -> tuple[Trajectories, DatasetMetadata]:
-    """Read a Minari dataset in HDF5, ours (without a target) or anybody's (with one).
+def read_minari(folder: str | Path) -> ForeignSet:
+    """What a Minari dataset in HDF5 holds.
 
     Raises BadInput on anything that is not one: other formats, links out of the file, JPEG images, sizes that do not
-    go with the file. Rewards of other libraries become float32. Validate the result before it is used.
+    go with the file.
     """
     data = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
     try:
-        described, (observation_space, action_space), episodes = _read(data)
-        if target is None:
-            return _ours(episodes, described)
-        environment = _environment(described, target)
-        with open(data / MAIN_FILE, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
-        demonstrator = {
-            "kind": "imported",
-            "name": _text(described.get("dataset_id")),
-            "version": _text(described.get("minari_version")),
-            "digest": digest,
-            "algorithm": _text(described.get("algorithm_name", "unknown")),
-        }
+        described = _described(data)
+        with PlainHdf5(data / MAIN_FILE, "minari dataset") as file:
+            count = len(file.root)
+            if not 1 <= count <= MAX_EPISODES:
+                raise BadInput(f"minari dataset: it holds {count} episodes, allowed are 1 to {MAX_EPISODES}")
+            episodes = tuple(_episode(file, f"episode_{index}") for index in range(count))
+        observation_space, action_space = _spaces(described)
+        return ForeignSet(
+            format="minari",
+            episodes=episodes,
+            name=short_text(described.get("dataset_id")),
+            version=short_text(described.get("minari_version")),
+            digest=source_digest(data / MAIN_FILE),
+            algorithm=short_text(described.get("algorithm_name", UNKNOWN)),
+            observation_space=observation_space,
+            action_space=action_space,
+            environment=_stated_environment(described.get("env_spec")),
+            own_metadata=described.get(OUR_METADATA),
+        )
     except DAMAGE as error:
         raise BadInput(f"minari dataset: cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
-    too_large = sum(episode.seed > MAX_SEED for episode in episodes)
-    if too_large:
-        demonstrator["seeds"] = f"those of {too_large} episodes have more than 63 bits and are kept as unknown"
-    task = target.task.config
-    trajectories = _assemble(
-        episodes, lambda _: target.scenario, lambda episode: target.task.figures(*_series_of(episode))
-    )
-    return trajectories, DatasetMetadata(
-        dataset_id=f"{task.name}-imported-{digest[:8]}",
-        created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        task=task.name,
-        scenario_set=target.scenario_set,
-        scenario_coverage=dict(Counter(trajectories.scenarios.tolist())),
-        requested_shares={target.scenario: 1.0},
-        demonstrator=demonstrator,
-        seeds=(),
-        noise_std=0.0,
-        filter={"min_return": None, "only_success": False},
-        observation_space=space_to_json(observation_space),
-        action_space=space_to_json(action_space),
-        environment=environment,
-        holdout_scenarios=tuple(sorted(task.holdout_scenarios())),
-        episodes=len(trajectories),
-        steps=trajectories.steps,
-        content_digest=content_digest(trajectories),
-        horizon=task.horizon,
-    )
 
 
-@dataclass(frozen=True)
-class _StoredEpisode:
-    arrays: dict[str, np.ndarray]  # observations, actions, rewards, terminations, truncations
-    infos: dict[str, np.ndarray]
-    attributes: dict[str, Any]
-    seed: int  # as it was written, which may be more than our arrays hold; UNKNOWN_SEED where there is none
-
-
-def _ours(episodes: list[_StoredEpisode], described: Mapping[str, Any]) -> tuple[Trajectories, DatasetMetadata]:
-    if OUR_METADATA not in described:
-        raise BadInput("minari dataset: it was not exported by this product; say which task and scenario it belongs to")
-    metadata = DatasetMetadata.from_data(strict_json(json.dumps(described[OUR_METADATA])))
-
-    def figures(episode: _StoredEpisode) -> dict[str, float]:
-        named = {key: value for key, value in episode.attributes.items() if key.startswith(METRIC_ATTRIBUTE)}
-        return {key.removeprefix(METRIC_ATTRIBUTE): value for key, value in named.items()}
-
-    return _assemble(episodes, lambda episode: _text(episode.attributes.get("options/scenario")), figures), metadata
-
-
-def _series_of(episode: _StoredEpisode) -> tuple[dict[str, list[float]], list[float]]:
-    """What the infos say, one number a step, and the rewards."""
-    rewards: list[float] = episode.arrays["rewards"].tolist()
-    infos: dict[str, list[float]] = {}
-    for key, values in episode.infos.items():
-        # Minari's own recording puts a number of the reset before those of the steps, which is no step's
-        if len(values) in (len(rewards), len(rewards) + 1) and values.size == len(values):
-            infos[key] = values.reshape(-1)[len(values) - len(rewards) :].astype(np.float64).tolist()
-    return infos, rewards
-
-
-def _assemble(
-    episodes: list[_StoredEpisode],
-    scenario_of: Callable[[_StoredEpisode], str],
-    figures_of: Callable[[_StoredEpisode], dict[str, float]],
-) -> Trajectories:
-    without = [index for index, episode in enumerate(episodes) if LABEL not in episode.infos]
-    if 0 < len(without) < len(episodes):
-        raise BadInput(
-            f"minari dataset: episode {without[0]} has no infos/{LABEL}, others have; what was executed there is not "
-            "taken for what the demonstrator answered: leave the episode out, or put its labels back"
-        )
-    parts, where = [], ""
-    try:
-        for index, episode in enumerate(episodes):
-            where, arrays = f"episode {index}: ", episode.arrays
-            labels = episode.infos.get(LABEL, arrays["actions"])
-            if labels.dtype != arrays["actions"].dtype:
-                raise ValueError(f"infos/{LABEL} is {labels.dtype}, the actions are {arrays['actions'].dtype}")
-            parts.append(
-                Trajectories(
-                    observations=arrays["observations"],
-                    actions=labels,
-                    executed_actions=arrays["actions"],
-                    rewards=arrays["rewards"].astype(np.float32),
-                    terminations=arrays["terminations"].astype(np.bool_),
-                    truncations=arrays["truncations"].astype(np.bool_),
-                    lengths=np.array([len(arrays["rewards"])], np.int64),
-                    seeds=np.array([episode.seed if episode.seed <= MAX_SEED else UNKNOWN_SEED], np.int64),
-                    scenarios=np.array([scenario_of(episode)]),
-                    metrics={name: np.array([value], np.float64) for name, value in figures_of(episode).items()},
-                )
-            )
-        where = ""
-        return concatenate(parts)
-    except (BadInput, ValueError, TypeError) as error:
-        raise BadInput(f"minari dataset: {where}{error}") from None
-
-
-def _environment(described: Mapping[str, Any], target: ImportTarget) -> dict[str, Any]:
-    """The environment that the set names, as far as it names one; in our words where that comes to the same.
-
-    Where it names none, the user's word counts that it is the task's; behind none of our wrappers, for nothing that was
-    recorded elsewhere went through them.
-    """
-
-    def drawn_anyhow(kwargs: Any) -> dict[str, Any]:
-        return {key: value for key, value in kwargs.items() if key != "render_mode"}
-
-    config, kwargs = target.task.config, target.task.environment_kwargs
-    if target.scenario not in config.scenario_sets.get(target.scenario_set, {}):
-        raise BadInput(
-            f"scenario {target.scenario!r} is not in scenario set {target.scenario_set!r} of {config.name!r}"
-        )
-    own = config.scenarios[target.scenario]
-    ours = {"id": config.environment.id, "kwargs": kwargs, "wrappers": [], "scenarios": {target.scenario: own}}
-    if described.get("env_spec") is None:
-        return ours
-    spec = strict_json(described["env_spec"])
-    stated, arguments, wrappers = _text(spec["id"]), drawn_anyhow(spec["kwargs"]), []
-    for wrapper in spec.get("additional_wrappers") or ():  # Gymnasium's description -> the task file's
-        name = _text(wrapper["entry_point"])
-        short = name.rpartition(":")[2] if name.startswith("gymnasium.wrappers.") else name
-        wrappers.append({"name": short, "kwargs": dict(wrapper["kwargs"] or {})})
-    if stated != config.environment.id.rpartition(":")[2]:
-        return {**ours, "id": stated, "wrappers": wrappers}
-    registered = gym.registry[stated].kwargs if stated in gym.registry else {}
-    expected = json.loads(json.dumps({**registered, **kwargs, **own}, default=str))
-    return {**ours, "kwargs": kwargs if arguments == drawn_anyhow(expected) else arguments, "wrappers": wrappers}
-
-
-def _text(value: Any) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    if not isinstance(text, str) or not text.isprintable() or not 0 < len(text) <= 200:
-        raise ValueError(f"{shortened(value)} should be a short text (an id, version or scenario)")
-    return text
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def _read(data: Path) -> tuple[dict[str, Any], list[spaces.Space], list[_StoredEpisode]]:
-    """What a set says of itself, the spaces of its observations and actions, and its episodes."""
+def _described(data: Path) -> dict[str, Any]:
+    """What the set says of itself."""
     path = data / "metadata.json"
     if not path.is_file() or path.stat().st_size > MAX_METADATA_BYTES:
         raise BadInput(f"minari dataset: no {path.name} of at most {MAX_METADATA_BYTES} bytes in {str(data)!r}")
     described = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(described, dict) or described.get("data_format") != "hdf5":
         raise BadInput(f"minari dataset: only the HDF5 format is read, {path.name} does not say data_format = 'hdf5'")
+    return described
+
+
+def _spaces(described: Mapping[str, Any]) -> list[spaces.Space]:
+    """Those of its observations and actions."""
     found = []
     for key in ("observation_space", "action_space"):
         # Minari's reader makes no more of such JSON than its text, as long as its numbers are of a size we know
@@ -312,70 +176,37 @@ def _read(data: Path) -> tuple[dict[str, Any], list[spaces.Space], list[_StoredE
         raise BadInput(
             "minari dataset: its images are stored as JPEG, which loses information; export it again without"
         )
-    path = data / MAIN_FILE
-    size = path.stat().st_size
-    if not path.is_file() or size > MAX_FILE_BYTES:
-        raise BadInput(f"minari dataset: {path.name} has {size} bytes, allowed is a file of {MAX_FILE_BYTES}")
-    with h5py.File(path, "r") as file:
-        reader, count = _Hdf5Reader(_SPARE_BYTES + _EXPANSION * size), len(file)
-        if not 1 <= count <= MAX_EPISODES:
-            raise BadInput(f"minari dataset: it holds {count} episodes, allowed are 1 to {MAX_EPISODES}")
-        return described, found, [reader.episode(file, f"episode_{index}") for index in range(count)]
+    return found
 
 
-class _Hdf5Reader:
-    """Reads plain arrays inside one file: no links, no virtual or external storage, no more bytes than allowed."""
-
-    def __init__(self, allowed_bytes: int) -> None:
-        self._left = allowed_bytes
-
-    def episode(self, file: h5py.Group, name: str) -> _StoredEpisode:
-        group = self._member(file, name, h5py.Group)
-        names = ("observations", "actions", "rewards", "terminations", "truncations")
-        arrays = {key: self._array(group, key) for key in names}
-        infos = {}
-        if "infos" in group:
-            held = self._member(group, "infos", h5py.Group)
-            # nested and text infos mean nothing to us
-            plain = [k for k in held if isinstance(held.get(k, getlink=True), h5py.HardLink)]
-            infos = {k: self._array(held, k) for k in plain if _is_plain(held[k])}
-        values = {str(key): value for key, value in group.attrs.items()}
-        attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
-        return _StoredEpisode(arrays, infos, attributes, _seed(attributes.get("seed"), name))
-
-    def _member(self, group: h5py.Group, name: str, kind: type) -> Any:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], kind):
-            raise BadInput(f"minari dataset: {group.name}/{name} is missing, a link, or no {kind.__name__.lower()}")
-        return group[name]
-
-    def _array(self, group: h5py.Group, name: str) -> np.ndarray:
-        dataset = self._member(group, name, h5py.Dataset)
-        if not _is_plain(dataset) or dataset.ndim < 1:
-            raise BadInput(
-                f"minari dataset: {dataset.name} is {dataset.dtype} {dataset.shape}; allowed are plain arrays"
-            )
-        self._left -= int(dataset.nbytes)
-        if self._left < 0:
-            raise BadInput(f"minari dataset: {dataset.name} claims more bytes than the file can hold")
-        array: np.ndarray = dataset[()]
-        return array
+def _stated_environment(text: Any) -> dict[str, Any] | None:
+    """Gymnasium's description of an environment -> id, arguments and wrappers in the words of a task file."""
+    if text is None:
+        return None
+    spec = strict_json(text)
+    wrappers = []
+    for wrapper in spec.get("additional_wrappers") or ():
+        name = short_text(wrapper["entry_point"])
+        short = name.rpartition(":")[2] if name.startswith("gymnasium.wrappers.") else name
+        wrappers.append({"name": short, "kwargs": dict(wrapper["kwargs"] or {})})
+    return {"id": short_text(spec["id"]), "kwargs": dict(spec["kwargs"]), "wrappers": wrappers}
 
 
-def _is_plain(item: Any) -> bool:
-    return (
-        isinstance(item, h5py.Dataset)
-        and not item.is_virtual
-        and item.external is None
-        and item.shape is not None
-        and item.dtype.kind in "biuf"
-        and item.dtype.isnative
-    )
+def _episode(file: PlainHdf5, name: str) -> ForeignEpisode:
+    group = file.group(file.root, name)
+    names = ("observations", "actions", "rewards", "terminations", "truncations")
+    arrays = {key: file.array(group, key) for key in names}
+    infos = file.plain_arrays(file.group(group, "infos")) if "infos" in group else {}  # others mean nothing to us
+    values = {str(key): value for key, value in group.attrs.items()}
+    attributes = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+    seed = _seed(attributes.get("seed"), name)
+    return ForeignEpisode(**arrays, labels=infos.get(LABEL), infos=infos, attributes=attributes, seed=seed)
 
 
-def _seed(value: Any, episode: str) -> int:
-    """A seed as it was written, UNKNOWN_SEED for none. Raises BadInput for what no environment was ever given."""
+def _seed(value: Any, episode: str) -> int | None:
+    """A seed as it was written. Raises BadInput for what no environment was ever given."""
     if value is None or value in ("None", b"None"):  # the text is that of older versions of Minari
-        return UNKNOWN_SEED
+        return None
     exact = isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53
     if not (exact or (isinstance(value, int) and not isinstance(value, bool))) or value < 0:
         raise BadInput(

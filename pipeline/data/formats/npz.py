@@ -17,10 +17,11 @@ from typing import IO, Any, Final
 
 import numpy as np
 
+from pipeline.data.foreign import EXPANSION, SPARE_BYTES, ForeignEpisode, ForeignSet, source_digest
 from pipeline.data.metadata import SCHEMA_VERSION, DatasetMetadata
 from pipeline.data.observations import join_fields, split_fields
-from pipeline.data.trajectories import Trajectories, content_digest
-from pipeline.errors import BadInput, shortened
+from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories, content_digest
+from pipeline.errors import BadInput, printable, shortened
 from pipeline.files import DAMAGE, strict_json, write_folder
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 
@@ -29,14 +30,19 @@ MAX_METADATA_BYTES: Final = 8_000_000
 MAX_MEMBERS: Final = 256
 MAX_DIRECTORY_BYTES: Final = 1 << 17
 MAX_HEADER_BYTES: Final = 4096
+ENDINGS: Final = ("rewards", "terminations", "truncations")
+INFO: Final = "info."
 # a .npy of version 1.0 exactly as numpy begins it; its own parser takes far more than that: little-endian or byte-sized
 # booleans, integers, floats and texts, C order, at most 8 axes
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00([\x00-\xff]{2})"
-    rb"\{'descr': '([|<](?:b1|[iu][1248]|f[248]|U[1-9]\d{0,8}))', 'fortran_order': False, "
+    rb"\{'descr': '([|<](?:b1|[iu][1248]|f[248]|U[1-9]\d{0,8}))', 'fortran_order': (False|True), "
     rb"'shape': \(((?:\d{1,18},|\d{1,18}(?:, \d{1,18}){1,7})?)\), \} *\n"
 )
 _MEMBER = re.compile(r"[a-z][a-z_]{0,63}(\.[A-Za-z0-9_]{1,64})?\.npy")
+_PLAIN_MEMBER = re.compile(
+    rf"(lengths|seeds|actions|{'|'.join(ENDINGS)}|info\.[A-Za-z0-9_]{{1,64}}|observations(\.[A-Za-z0-9_]{{1,64}})?)\.npy"
+)
 
 
 def save_dataset(folder: str | Path, trajectories: Trajectories, metadata: DatasetMetadata) -> None:
@@ -118,7 +124,60 @@ def read_archive(path: str | Path) -> dict[str, np.ndarray]:
     Raises BadInput, without reading more than the file has, on anything else: a damaged zip, compressed or
     encrypted members, names with a path, a header that claims another size, object or structured arrays.
     """
+    return _arrays_of(Path(path))[0]
+
+
+def read_plain_npz(path: str | Path) -> ForeignSet:
+    """Demonstrations in a plain .npz as numpy writes it, compressed or not: S steps of N episodes, one after the other.
+
+    `lengths` (N,); `actions` (S, ...); `observations` (S + N, ...), or (S, ...) without the one after each last step,
+    or `observations.<key>` of a Dict; where they are known `rewards`, `terminations`, `truncations`, `info.<key>` (S,)
+    and `seeds` (N,). Other members are not read. Raises BadInput.
+    """
     file = Path(path)
+    arrays, ignored = _arrays_of(file, _PLAIN_MEMBER)
+    for name in ("lengths", "actions", "observations"):
+        if name not in arrays:
+            raise BadInput(f"{file.name}: there is no array {name!r}; it has: {', '.join(sorted(arrays)) or 'none'}")
+    lengths = arrays["lengths"]
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not len(lengths) or lengths.min() < 1:
+        raise BadInput(f"{file.name}: lengths must be the number of steps of each episode, 1 or more")
+    steps, count = sum(lengths.tolist()), len(lengths)
+    for name, array in arrays.items():
+        rows = {"observations": (steps + count, steps), "lengths": (count,), "seeds": (count,)}.get(name, (steps,))
+        if array.ndim < 1 or len(array) not in rows:
+            expected = " or ".join(map(str, rows))
+            raise BadInput(f"{file.name}: {name} has shape {array.shape}, expected {expected} rows, by lengths")
+        if array.dtype.kind not in "biufV" or (array.ndim > 1 and name not in ("observations", "actions")):
+            raise BadInput(f"{file.name}: {name} is {array.dtype} {array.shape}; allowed are plain numbers, one a row")
+    if "seeds" in arrays and arrays["seeds"].dtype.kind not in "iu":
+        raise BadInput(
+            f"{file.name}: seeds are {arrays['seeds'].dtype}; a seed is a whole number, -1 where none is known"
+        )
+    if "truncations" in arrays and "terminations" not in arrays:
+        raise BadInput(f"{file.name}: truncations without terminations do not say how the other episodes ended")
+    more = int(len(arrays["observations"]) > steps)
+    told = {name.removeprefix(INFO): array for name, array in arrays.items() if name.startswith(INFO)}
+    episodes, end = [], 0
+    for index, length in enumerate(lengths.tolist()):
+        begin, end = end, end + length
+        endings: dict[str, Any] = {name: arrays[name][begin:end] for name in ENDINGS if name in arrays}
+        seed = int(arrays["seeds"][index]) if "seeds" in arrays else UNKNOWN_SEED
+        episodes.append(
+            ForeignEpisode(
+                observations=arrays["observations"][begin + more * index : end + more * (index + 1)],
+                actions=arrays["actions"][begin:end],
+                **endings,
+                seed=None if seed < 0 else seed,
+                infos={key: array[begin:end] for key, array in told.items()} or None,
+            )
+        )
+    digest = source_digest(file)
+    return ForeignSet("npz", tuple(episodes), printable(file.stem)[:100], digest[:8], digest, ignored=ignored)
+
+
+def _arrays_of(file: Path, wanted: re.Pattern[str] | None = None) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Arrays by name, and members passed over: those that are not `wanted`. None: an archive of `write_archive`."""
     try:
         size = _bounded(file, MAX_ARCHIVE_BYTES)
         with open(file, "rb") as stream:
@@ -130,21 +189,23 @@ def read_archive(path: str | Path) -> dict[str, np.ndarray]:
             if int.from_bytes(end[12:16], "little") > MAX_DIRECTORY_BYTES:
                 raise ValueError(f"it lists more than {MAX_MEMBERS} members")
             with zipfile.ZipFile(stream) as archive:
-                members = archive.infolist()
-                _refuse_members(members, size)
-                plain = {member.filename.removesuffix(".npy"): _read_array(archive, member) for member in members}
-        return join_fields(plain, "observations")
+                members, foreign = archive.infolist(), wanted is not None
+                _refuse_members(members, size, foreign)
+                taken = [one for one in members if wanted is None or wanted.fullmatch(one.filename)]
+                plain = {one.filename.removesuffix(".npy"): _read_array(archive, one, foreign) for one in taken}
+        ignored = tuple(printable(one.filename.removesuffix(".npy"))[:100] for one in members if one not in taken)
+        return join_fields(plain, "observations"), ignored
     except DAMAGE as error:
         raise BadInput(f"{file.name} cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
 
 
-def _refuse_members(members: list[zipfile.ZipInfo], size: int) -> None:
+def _refuse_members(members: list[zipfile.ZipInfo], size: int, foreign: bool) -> None:
     if len(members) > MAX_MEMBERS or len({member.filename for member in members}) != len(members):
         raise ValueError(f"it holds more than {MAX_MEMBERS} members or the same one twice")
     # subtle: overlapping members would read the same bytes again and again
-    if sum(member.file_size for member in members) > size:
-        raise ValueError("its members claim more bytes than the file has")
-    for member in members:
+    if sum(member.file_size for member in members) > (SPARE_BYTES + EXPANSION * size if foreign else size):
+        raise ValueError("its members claim more bytes than the file can hold")
+    for member in () if foreign else members:
         faults = {
             "is not named like actions.npy or metric.return.npy": not _MEMBER.fullmatch(member.filename),
             "is compressed or encrypted; members must be stored as they are": member.compress_type != zipfile.ZIP_STORED
@@ -156,16 +217,17 @@ def _refuse_members(members: list[zipfile.ZipInfo], size: int) -> None:
                 raise ValueError(f"member {shortened(member.filename)} {fault}")
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, foreign: bool) -> np.ndarray:
     with archive.open(member) as stream:
         begin = stream.read(MAX_HEADER_BYTES)
     header = _HEADER.match(begin)
-    if header is None or header.end() != 10 + int.from_bytes(header[1], "little"):
+    transposed = header is not None and header[3] == b"True"
+    if header is None or header.end() != 10 + int.from_bytes(header[1], "little") or (transposed and not foreign):
         raise ValueError(
             f"{member.filename} begins {shortened(begin)}; allowed are numbers, booleans, texts in C order"
         )
     dtype = np.dtype(header[2].decode())
-    expected = math.prod(map(int, re.findall(rb"\d+", header[3]))) * dtype.itemsize
+    expected = math.prod(map(int, re.findall(rb"\d+", header[4]))) * dtype.itemsize
     if header.end() + expected != member.file_size or dtype.itemsize > max(1024, expected):
         raise ValueError(f"{member.filename} claims {expected} bytes of data in a member of {member.file_size}")
     with archive.open(member) as stream:
