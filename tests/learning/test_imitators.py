@@ -11,11 +11,12 @@ from pipeline.config.loading import validate
 from pipeline.config.stages import Pretrain
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
+from pipeline.learning.clones import make_clone
 from pipeline.learning.imitators import imitate
 from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.demonstrators import Script as ScriptedActor
 from pipeline.play.evaluation import record_episodes, run_episodes
-from pipeline.policies import act_function, build_policy, tensor_digests, weights_digest
+from pipeline.policies import act_function, build_policy, load_policy, scaling_of, tensor_digests, weights_digest
 from pipeline.tasks import Purpose, Task
 
 NETWORK = {"hidden": [16]}
@@ -257,3 +258,23 @@ def test_dagger_without_a_demonstrator_and_pictures_are_refused(task, tmp_path):
 def test_settings_that_do_not_apply_are_refused_by_name(changes, message):
     with pytest.raises(BadInput, match=message):
         validate(Pretrain, {"task": "none", **changes}, "test")
+
+
+@pytest.mark.parametrize("algorithm", sorted(PLAYED))
+def test_all_of_them_learn_in_the_units_that_were_demonstrated(algorithm, make_task, tmp_path):
+    """A pendulum whose torque goes to 256; the network learns numbers up to 1."""
+    wide = Task(make_task("learning_environments:Wide", horizon=30))
+
+    def act(observations: np.ndarray) -> np.ndarray:
+        return np.clip(-100 * observations[:, 1:2] - 30 * observations[:, 2:], -256, 256).astype(np.float32)
+
+    config, data = settings(algorithm), recorded(wide, act)
+    made = make_clone(wide, config, data, "digest", 1, Demonstrator(act, {}), tmp_path, lambda metrics, epoch: None)
+    scaling = scaling_of(load_policy(made.folder))
+    assert scaling.actions.scale.tolist() == [256]
+    assert scaling.observations is not None
+    probe = data.observations[:20]
+    actions = act_function(load_policy(made.folder))(probe)
+    assert np.abs(actions).max() > 1
+    if algorithm == "dagger":
+        assert np.abs(actions - act(probe)).mean() < np.abs(act(probe)).mean()
