@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from pipeline.config.stages import Pretrain
 from pipeline.data import Trajectories
 from pipeline.envs.episodes import Episode
+from pipeline.errors import BadInput
 from pipeline.learning.cloning import CloningResult, EpochPoint, check_demonstrations, clone, split_by_episode
 from pipeline.learning.schedule import evaluation_episodes, final_episodes
 from pipeline.learning.yardsticks import Imitated, imitated
@@ -46,10 +47,14 @@ class Clone:
 def untrained_clone(task: Task, config: Pretrain, data: Trajectories, seed: int) -> ActorCriticPolicy:
     """Fresh weights from the seed, in units that are given or measured on the episodes that are trained on.
 
-    Raises BadInput for demonstrations, or figures, that do not fit the task's spaces.
+    Raises BadInput for demonstrations, or figures, that do not fit the task's spaces, and for demonstrations that are
+    all the same where nothing else is learnt from.
     """
     spaces, network = (task.observation_space, task.action_space), config.network
     check_demonstrations(*spaces, data)
+    for what, array in (("observations", data.observations), ("actions", data.actions)):
+        if config.algorithm == "bc" and all(row.tobytes() == array[0].tobytes() for row in array):
+            raise BadInput(f"demonstrations: all {len(array)} {what} are the same: nothing is to be learnt")
     trained_on, _ = split_by_episode(data.returns(), config.cloning.validation_fraction, seed)
     scaling = measured_scaling(*spaces, network, config.scaling, data, trained_on)
     return build_policy(*spaces, network, seed, scaling)

@@ -166,11 +166,6 @@ def clone(
     """
     started = time.perf_counter()
     check_demonstrations(policy.observation_space, policy.action_space, trajectories)
-    for what, array in (("observations", trajectories.observations), ("actions", trajectories.actions)):
-        if all(row.tobytes() == array[0].tobytes() for row in array):  # ends at the first that differs
-            raise BadInput(
-                f"demonstrations: all {len(array)} {what} are the same, so nothing is to be learnt from them"
-            )
     if settings.select == "rollout" and evaluate is None:
         raise BadInput("cloning.select = 'rollout' needs rollout evaluations; use 'validation_loss' without them")
     train_episodes, held_out = split_by_episode(trajectories.returns(), settings.validation_fraction, seed)

@@ -65,6 +65,14 @@ class Scaling:
         both = (self.observations, self.actions)
         return digest(*(b"none;" if a is None else a.offset.tobytes() + a.scale.tobytes() + b";" for a in both))
 
+    def to_json(self) -> dict[str, dict[str, list[float]]]:
+        """Its figures, for people: `{"actions": {"offset": [256.0], "scale": [256.0]}}`."""
+        return {
+            name: {figure: values.tolist() for figure, values in vars(affine).items()}
+            for name, affine in vars(self).items()
+            if affine is not None
+        }
+
 
 UNSCALED: Final = Scaling()
 

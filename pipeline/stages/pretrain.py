@@ -12,13 +12,13 @@ from pipeline.config.loading import load_task
 from pipeline.config.stages import Pretrain
 from pipeline.data import REWARDS, DatasetMetadata
 from pipeline.errors import BadInput
-from pipeline.learning.clones import Clone, make_clone
+from pipeline.learning.clones import Clone, make_clone, untrained_clone
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.yardsticks import evidence, play_yardsticks
 from pipeline.names import Artifact, Imitation, Metric, Tag
 from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
-from pipeline.policies import load_trainable
+from pipeline.policies import load_trainable, scaling_of
 from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome
 from pipeline.statistics.imitation_verdict import ImitationVerdict, judge
@@ -38,6 +38,7 @@ from pipeline.tracking.forwarder import Forwarder, child_run
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("dataset",)
+SCALING = "scaling.json"
 BEST = {
     "bc": "bc/best_epoch",
     "gail": "gail/best_timestep",
@@ -61,6 +62,8 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     made_from = lineage.from_dataset(dataset.run)
     run.tag({Tag.ALGORITHM: config.algorithm, **made_from})
     log_dataset_input(run, metadata, dataset.run_id, "training")
+    if not config.use_camera:  # what does not fit is refused before anything is played
+        untrained_clone(task, config, dataset.trajectories, config.seeds[0])
     demonstrator = answering(run.client, config, metadata, task)
     known = demonstrator or _known(run, metadata, task)
     yardsticks = play_yardsticks(task, config, dataset.trajectories, metadata, known)
@@ -177,6 +180,9 @@ def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:
         }
     )
     run.tag({Tag.POLICY_DIGEST: clone.digest})
+    scaling = scaling_of(load_trainable(clone.folder))
+    if scaling:
+        run.json(scaling.to_json(), SCALING)
 
 
 def _critics(explained: Sequence[float]) -> str:

@@ -91,7 +91,7 @@ def test_figures_may_be_given():
 def test_demonstrations_of_which_all_are_the_same_are_refused(what):
     data = demonstrations("continuous")
     constant = replace(data, **{what: np.full_like(getattr(data, what), 0.5)})
-    with pytest.raises(BadInput, match=f"all .* {what} are the same, so nothing is to be learnt"):
+    with pytest.raises(BadInput, match=f"all .* {what} are the same: nothing is to be learnt"):
         cloned(UNIT, constant)
 
 

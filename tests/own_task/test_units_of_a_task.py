@@ -1,5 +1,7 @@
 """A task in hundreds, from `new_task` to the report, without a word about units."""
 
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -72,6 +74,8 @@ def test_a_task_in_hundreds_is_learnt_and_every_arm_computes_in_the_same_units(c
         units = [stored(run).scaling() for run in (clone, scratch[seed], tuned[seed])]
         assert len({scaling.digest for scaling in units}) == 1
         assert units[0].actions.scale.tolist() == [256, 256]
+    figures = json.loads(read_text_artifact(connect(), clones["1"].info.run_id, "scaling.json"))
+    assert figures["actions"] == {"offset": [256, 256], "scale": [256, 256]}
     # raw units at every door
     run_id = clones["1"].info.run_id
     rows = np.random.default_rng(0).uniform(0, 512, (20, 4))

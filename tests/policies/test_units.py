@@ -171,6 +171,12 @@ def test_figures_that_do_not_fit_are_refused_by_name(space, acts, figures, words
         given(space, acts, **figures)
 
 
+def test_people_read_the_figures():
+    figures = {"observations": {"offset": [256, 100, 0], "scale": [256, 5, 1]}}
+    assert IN_UNITS.to_json() == {**figures, "actions": {"offset": [256, 128], "scale": [256, 64]}}
+    assert UNSCALED.to_json() == {}
+
+
 def test_inward_and_outward_are_inverse():
     raw = np.float32([[0, 256], [512, 64]])
     assert IN_UNITS.actions.inward(raw).tolist() == [[-1, 2], [1, -1]]
