@@ -53,7 +53,9 @@ class Transfer:
     critic_explained_variance: float | None = None  # of held-out discounted returns; 1 is perfect; None: no critic
     held_out_episodes: int | None = None
     gamma: float | None = None  # discount of the returns
-    return_scale: float | None = None  # root mean square of the demonstrations' discounted returns; None: they are 0
+    return_scale: float | None = (
+        None  # root mean square of the demonstrations' discounted returns; None: 0, or not known
+    )
 
     @classmethod
     def between(
@@ -88,7 +90,7 @@ class Transfer:
             critic_explained_variance=explained_variance if known else None,
             held_out_episodes=held_out_episodes,
             gamma=gamma,
-            return_scale=return_scale or None,
+            return_scale=return_scale if return_scale and isfinite(return_scale) else None,
         )
 
     def verify(self, folder: str) -> None:

@@ -154,7 +154,10 @@ def test_the_scale_of_returns_is_on_the_certificate(tmp_path):
     policy = build_policy(*UNIT, Network(hidden=(4,)), 1)
     save_policy(policy, tmp_path, {})
     assert Transfer.between(policy, str(tmp_path), return_scale=3.0).return_scale == 3.0
-    assert Transfer.between(policy, str(tmp_path), return_scale=0.0).return_scale is None
+    without = replace(data, rewards=np.full_like(data.rewards, np.nan))  # that nobody recorded
+    for none in (0.0, return_scale(without, 0.5)):
+        certificate = Transfer.between(policy, str(tmp_path), return_scale=none)
+        assert Transfer.from_json(certificate.to_json()).return_scale is None
 
 
 def test_units_are_part_of_what_decides_a_training(scaled_job):
