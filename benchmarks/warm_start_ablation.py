@@ -64,6 +64,9 @@ CASES = {
     "planner, fresh critic": Case(
         "configs/social_nav", PLANNER, {**WIDE, "cloning.critic_epochs": 0}, {"training.network.hidden": [128, 128]}
     ),
+    "planner, weight decay": Case(
+        "configs/social_nav", PLANNER, {**WIDE, "cloning.weight_decay": 0.001}, {"training.network.hidden": [128, 128]}
+    ),
     "expert": Case("configs/social_nav"),
     "bad": Case("configs/social_nav", {"episodes": 10}, random_actions=0.2),
     "random": Case("configs/social_nav", {"episodes": 50}, random_actions=1.0),
@@ -74,19 +77,20 @@ CASES = {
     **{f"full, {count} episodes": Case("configs/social_nav/full", {"episodes": count}) for count in (50, 400)},
     "full, fresh critic": Case("configs/social_nav/full", pretrain={"cloning.critic_epochs": 0}),
 }
-ADAPTIVE_DATA: Changes = to_data(ADAPTIVE_WARM_START)
+FULL_RATE: Changes = {**to_data(ADAPTIVE_WARM_START), "learning_rate_factor": 1.0}
 FADING = {"clone_penalty": 1.0, "clone_penalty_fade_steps": 150_000}
-WITH_SLOW_RATE = {"initial": 3e-4, "final": 1e-4}
+SMALL_RATE = {"initial": 3e-4, "final": 1e-4}
 # arm -> what it says to warm_start; None: from scratch
 ARMS: dict[str, Any] = {
     "scratch": None,
     "fixed": {"initial_action_std": 0.2, **FADING},
     "fixed, no penalty": {"initial_action_std": 0.2},
     "adaptive": ADAPTIVE,
-    "adaptive, burn-in 0": {**ADAPTIVE_DATA, "critic_burn_in_steps": 0},
-    "adaptive, std 0.2": {**ADAPTIVE_DATA, "initial_action_std": 0.2},
-    "adaptive, no penalty": {**ADAPTIVE_DATA, "clone_penalty": 0.0},
-    "adaptive, slow": ADAPTIVE,
+    "full rate": FULL_RATE,
+    "full rate, burn-in 0": {**FULL_RATE, "critic_burn_in_steps": 0},
+    "full rate, std 0.2": {**FULL_RATE, "initial_action_std": 0.2},
+    "full rate, no penalty": {**FULL_RATE, "clone_penalty": 0.0},
+    "small rate": FULL_RATE,
     **{f"std {std}": {"initial_action_std": std} for std in (0.1, 0.5, 1.0)},
     "std of the clone": {"initial_action_std": None},
     **{f"std {s}, burn-in": {"initial_action_std": s, "critic_burn_in_steps": 50_000} for s in (0.2, 0.5, 1.0)},
@@ -156,8 +160,8 @@ class Bench:
             changes["warm_start"] = setting
         if steps is not None:
             changes["training.total_timesteps"] = steps
-        if arm == "adaptive, slow":
-            changes["training.learning_rate"] = WITH_SLOW_RATE
+        if arm == "small rate":
+            changes["training.learning_rate"] = SMALL_RATE
         config = config_of(case, "finetune", changes)
         assert isinstance(config, Finetune)
         place = self._folder / name / f"{arm}, {config.training.total_timesteps:,} steps"

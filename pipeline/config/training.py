@@ -192,6 +192,8 @@ class WarmStart:
     """Weight of KL(clone || policy) added to the PPO loss; adaptive: while the policy is no better than the clone."""
     clone_penalty_fade_steps: Steps = 0
     """A fixed penalty fades linearly to 0 over these environment steps."""
+    learning_rate_factor: Positive | Adaptive = 1.0
+    """Of training.learning_rate; adaptive: smaller while the policy is no better than the clone, then 1."""
 
     @model_validator(mode="before")
     @classmethod
@@ -202,7 +204,10 @@ class WarmStart:
 
 
 ADAPTIVE_WARM_START: Final = WarmStart(
-    critic_burn_in_steps=ADAPTIVE, initial_action_std=ADAPTIVE, clone_penalty=ADAPTIVE
+    critic_burn_in_steps=ADAPTIVE,
+    initial_action_std=ADAPTIVE,
+    clone_penalty=ADAPTIVE,
+    learning_rate_factor=ADAPTIVE,
 )
 
 

@@ -12,6 +12,7 @@ LONGEST_BURN_IN: Final = 1 / 8  # of the budget
 STD_OVER_ERROR: Final = 6.0
 STD_RANGE: Final = (0.1, 1.0)  # the upper end is that of a training from scratch
 PENALTY: Final = 1.0
+LEAST_RATE: Final = 0.3  # of the learning rate of a training from scratch
 LONGEST_WITHOUT_GAIN: Final = 1 / 8  # of the budget
 
 
@@ -63,6 +64,16 @@ class Anchor:
     clone: float | None = None  # its figure in the evaluation at step 0; larger is better
     hold: float = 1.0
     since: int = 0  # the step of the last gain, or of the last evaluation before the policy learnt
+
+    @property
+    def penalty(self) -> float:
+        """Weight of KL(clone || policy): `PENALTY` at first, 0 once the clone is left behind."""
+        return PENALTY * self.hold
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """`LEAST_RATE` at first, 1 once the clone is left behind."""
+        return 1 - (1 - LEAST_RATE) * self.hold
 
     def evaluated(self, timestep: int, figure: float, budget: int) -> str | None:
         """The reason why the hold changed after this evaluation; None: it did not."""

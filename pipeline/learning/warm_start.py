@@ -18,13 +18,13 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.nn import functional
 
 from pipeline.config.training import ADAPTIVE, WarmStart
 from pipeline.errors import BadInput
-from pipeline.learning.adaptive import PENALTY, Anchor, BurnIn, Decision, exploring_std
+from pipeline.learning.adaptive import Anchor, BurnIn, Decision, exploring_std
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.policies import load_tensors, tensors_of
 
@@ -72,7 +72,7 @@ class WarmPPO(PPO):
         if settings is None or self._reference is None:
             return 0.0
         if settings.clone_penalty == ADAPTIVE:
-            return PENALTY * self._anchor.hold
+            return self._anchor.penalty
         burn_in = self._burn_in.steps if settings.critic_burn_in_steps == ADAPTIVE else settings.critic_burn_in_steps
         elapsed = max(0, self.num_timesteps - self.n_steps * self.n_envs - burn_in)
         fade = settings.clone_penalty_fade_steps
@@ -89,11 +89,23 @@ class WarmPPO(PPO):
             self._anchor.since = self.num_timesteps
         reason = self._anchor.evaluated(self.num_timesteps, figure, self._total_timesteps)
         if reason is not None and self.warm_start.clone_penalty == ADAPTIVE:
-            self._decide("clone_penalty", PENALTY * self._anchor.hold, reason)
+            self._decide("clone_penalty", self._anchor.penalty, reason)
+        if reason is not None and self.warm_start.learning_rate_factor == ADAPTIVE:
+            self._decide("learning_rate_factor", self._anchor.learning_rate_factor, reason)
 
     def _decide(self, setting: str, value: float, reason: str) -> None:
         self.decisions = (*self.decisions, Decision(self.num_timesteps, setting, value, reason))
         self.logger.record(f"warm_start/{setting}", value)
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        """SB3's schedule, and with a warm start its factor of it."""
+        super()._update_learning_rate(optimizers)
+        if self.warm_start is None or self.warm_start.learning_rate_factor == 1.0:
+            return
+        factor = self.warm_start.learning_rate_factor
+        rate = self._now(self.lr_schedule) * (self._anchor.learning_rate_factor if factor == ADAPTIVE else factor)
+        update_learning_rate(optimizers, rate)
+        self.logger.record("train/learning_rate", rate)
 
     # --- the state at a boundary between rollouts ---------------------------------------------------------------------
 

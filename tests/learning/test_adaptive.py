@@ -46,3 +46,9 @@ def test_a_bad_anchor_is_left_after_a_while_without_gain():
     # a gain begins the while anew
     assert holds([5, 4, 6] + [4] * 12) == [1, 1] + [0.5] * 10 + [0] * 3
     assert holds([5] + [nan] * 12) == [1] * 10 + [0] * 3
+
+
+def test_penalty_and_learning_rate_follow_the_hold():
+    anchors = [Anchor(hold=hold) for hold in (1.0, 0.5, 0.0)]
+    assert [anchor.penalty for anchor in anchors] == pytest.approx([1.0, 0.5, 0.0])
+    assert [anchor.learning_rate_factor for anchor in anchors] == pytest.approx([0.3, 0.65, 1.0])

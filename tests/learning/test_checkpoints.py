@@ -134,7 +134,8 @@ def test_an_adaptive_warm_start_decides_the_same_after_a_kill_and_says_what(job,
     )
     reached, taken = reached_and_taken(job, tmp_path / "whole")
     *_, points, decisions = reached
-    assert {"initial_action_std/0", "critic_burn_in_steps", "clone_penalty"} == {d.setting for d in decisions}
+    decided = {"initial_action_std/0", "critic_burn_in_steps", "clone_penalty", "learning_rate_factor"}
+    assert decided == {d.setting for d in decisions}
     assert [d.value for d in decisions if d.setting == "critic_burn_in_steps"] == [128]
     assert {(f"warm_start/{d.setting}", d.value) for d in decisions} <= {(name, value) for name, _, value in points}
     for number in (1, 9):
