@@ -1,7 +1,7 @@
 """Episodes into pictures: simulate one again with rendering on, from recorded actions or from a policy.
 
     seen = film(task, episode, from_record(executed_actions))      # or from_actor(policy, task.action_space)
-    seen.frames, seen.events          # one frame a step, and the steps at which something happened
+    seen.frames, seen.events          # pictures, and the steps at which something happened
 
     pictured = view_again(Task(config, use_camera=True), recorded)     # the episodes as the task's camera sees them
 
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
+from PIL import Image
 
 from pipeline.data import UNKNOWN_SEED, Trajectories
 from pipeline.data.observations import flat_rows, one_row, row_dtype
@@ -30,11 +31,12 @@ SEEN_TOLERANCE: Final = 1e-4  # of a state, absolute and relative: another proce
 
 @dataclass(frozen=True)
 class Film:
-    """One episode, step by step. Frame 0 is the start: there is one more than steps."""
+    """One episode in pictures: its start, its end, and every so many steps between them."""
 
     frames: tuple[np.ndarray, ...]  # (H, W, 3) uint8
+    steps: tuple[int, ...]  # that the frames show; 0 is the start
     rewards: np.ndarray  # (T,) float64
-    events: dict[str, tuple[int, ...]]  # event of the task -> frames at which its counter grew
+    events: dict[str, tuple[int, ...]]  # event of the task -> steps at which its counter grew
     final: dict[str, float]  # scalars of the final info
 
     @property
@@ -42,32 +44,51 @@ class Film:
         return float(self.rewards.sum())
 
 
-def film(task: Task, episode: Episode, choose: Choose) -> Film:
-    """Play an episode to its end, or as far as `choose` goes. Raises BadInput when nothing renders."""
-    frames, rewards = list[np.ndarray](), list[float]()
+def film(
+    task: Task, episode: Episode, choose: Choose, most_frames: int | None = None, most_pixels: int | None = None
+) -> Film:
+    """Play an episode to its end, or as far as `choose` goes. Raises BadInput when nothing renders.
+
+    A film of more than `most_frames` has those of every second, fourth, ... step; frames are scaled down to
+    `most_pixels` in width and height. None: every step, and as it is drawn.
+    """
+    frames, steps, rewards, stride = list[np.ndarray](), list[int](), list[float](), 1
     counters = {name: 0.0 for name in task.config.events}
     events: dict[str, list[int]] = {name: [] for name in task.config.events}
     with closing(task.make_env(episode.scenario, RENDER_MODE)) as env:
-        for moment in play_alone(env, episode.seed, choose):
-            try:
-                frame: Any = env.render()
-            except RAISED as error:
-                broken(f"environment {env} cannot be drawn", error)
-            if not isinstance(frame, np.ndarray):
-                raise BadInput(
-                    f"environment {env} gives no picture with render_mode {RENDER_MODE!r}; playback needs one"
-                )
-            frames.append(frame.copy())  # an environment may draw into one array again and again
-            if len(frames) == 1:  # before the first step nothing has happened
+        for step, moment in enumerate(play_alone(env, episode.seed, choose)):
+            if step % stride == 0:
+                frames.append(_picture(env, most_pixels))
+                steps.append(step)
+            if most_frames is not None and len(frames) > most_frames:
+                frames, steps, stride = frames[::2], steps[::2], 2 * stride
+            if step == 0:  # before the first step nothing has happened
                 continue
             rewards.append(moment.reward)
             for name, key in task.config.events.items():
                 grown = float(moment.info.get(key, counters[name]))
                 if grown > counters[name]:
-                    events[name].append(len(frames) - 1)
+                    events[name].append(step)
                 counters[name] = grown
-    final = outcome_of(moment.info)
-    return Film(tuple(frames), np.array(rewards), {name: tuple(at) for name, at in events.items()}, final)
+        if steps[-1] != step:
+            frames.append(_picture(env, most_pixels))
+            steps.append(step)
+    happened = {name: tuple(at) for name, at in events.items()}
+    return Film(tuple(frames), tuple(steps), np.array(rewards), happened, outcome_of(moment.info))
+
+
+def _picture(env: gym.Env[Any, Any], most_pixels: int | None) -> np.ndarray:
+    try:
+        frame: Any = env.render()
+    except RAISED as error:
+        broken(f"environment {env} cannot be drawn", error)
+    if not isinstance(frame, np.ndarray):
+        raise BadInput(f"environment {env} gives no picture with render_mode {RENDER_MODE!r}; playback needs one")
+    if most_pixels is not None and max(frame.shape[:2]) > most_pixels:
+        picture = Image.fromarray(frame)
+        picture.thumbnail((most_pixels, most_pixels))
+        return np.asarray(picture)
+    return frame.copy()  # an environment may draw into one array again and again
 
 
 def view_again(task: Task, recorded: Trajectories) -> Trajectories:

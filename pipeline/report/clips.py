@@ -8,7 +8,8 @@ Pillow draws (matplotlib depends on it), imageio's bundled ffmpeg encodes H.264.
 
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -47,10 +48,16 @@ class Clip:
     """One episode to be shown."""
 
     title: str
-    frames: tuple[np.ndarray, ...]  # (H, W, 3) uint8 each, one a step
+    frames: tuple[np.ndarray, ...]  # (H, W, 3) uint8 each
     statistics: Mapping[str, str] = field(default_factory=dict)  # label -> value, shown below the picture
-    marks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # "near miss" -> frames in which it happens
+    marks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # "near miss" -> steps at which it happens
     note: str = ""  # what is unusual about it, shown under the title
+    steps: tuple[int, ...] = ()  # that the frames show, ascending from 0; none: one a step
+
+    @property
+    def shown(self) -> Sequence[int]:
+        """The step of every frame."""
+        return self.steps or range(len(self.frames))
 
 
 def check_drawable(task: Task, setting: str, value: int) -> None:
@@ -65,38 +72,39 @@ def draw_episode(task: Task, episode: Episode, actor: Actor, title: str, path: P
     """Let somebody play an episode to its end; the file of it, which is `path` with the ending of its format."""
     seen = film(task, episode, from_actor(actor, task.action_space))
     statistics = {"return": f"{seen.episode_return:.4g}", "steps": str(len(seen.rewards))}
-    ending, content = encode(annotate(Clip(title, seen.frames, statistics, seen.events)), FRAMES_PER_SECOND)
+    clip = Clip(title, seen.frames, statistics, seen.events, steps=seen.steps)
+    ending, content = encode(annotate(clip), FRAMES_PER_SECOND)
     file = path.with_name(f"{path.name}.{ending}")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     return file
 
 
-def annotate(clip: Clip, length: int | None = None) -> list[np.ndarray]:
+def annotate(clip: Clip) -> list[np.ndarray]:
     """The clip with title, statistics and timeline as (H', W', 3) uint8 frames of even size.
 
-    The last frame is held until `length` frames. Raises ValueError for no frames or frames of unequal or wrong shape.
+    Raises ValueError for no frames or frames of unequal or wrong shape.
     """
-    shapes = {np.shape(frame) for frame in clip.frames}
-    if len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[2] != 3:
-        raise ValueError(f"frames must all be (H, W, 3), got {sorted(shapes) or 'none'}")
     layout = _layout(clip)
-    drawn = [_drawn(clip, layout, index) for index in range(len(clip.frames))]
-    return drawn + [drawn[-1]] * ((length or 0) - len(drawn))
+    return [_drawn(clip, layout, index) for index in range(len(clip.frames))]
 
 
-def side_by_side(clips: Sequence[Clip]) -> list[np.ndarray]:
-    """The clips beside each other, all as long as the longest; a shorter one holds its last frame."""
+def side_by_side(clips: Sequence[Clip]) -> Iterator[np.ndarray]:
+    """The clips beside each other at equal steps, one picture after the other; one that is over holds its last frame.
+
+    Where they show different shares of their steps, the coarsest says which are shown.
+    """
     if not clips:
         raise ValueError("nothing to show side by side")
-    length = max(len(clip.frames) for clip in clips)
-    columns = [annotate(clip, length) for clip in clips]
-    height = max(column[0].shape[0] for column in columns)
-    rows = []
-    for frames in zip(*columns, strict=True):
-        padded = [np.pad(f, ((0, height - f.shape[0]), (0, GAP), (0, 0)), constant_values=255) for f in frames]
-        rows.append(_even(np.concatenate(padded, axis=1)[:, :-GAP]))
-    return rows
+    layouts = [_layout(clip) for clip in clips]
+    stride = max(clip.shown[1] - clip.shown[0] if len(clip.frames) > 1 else 1 for clip in clips)
+    longest = max(clip.shown[-1] for clip in clips)
+    for step in range(0, longest + stride, stride):
+        at = [bisect_right(clip.shown, step) - 1 for clip in clips]
+        columns = [_drawn(*of_clip) for of_clip in zip(clips, layouts, at, strict=True)]
+        height = max(len(column) for column in columns)
+        padded = [np.pad(c, ((0, height - len(c)), (0, GAP), (0, 0)), constant_values=255) for c in columns]
+        yield _even(np.concatenate(padded, axis=1)[:, :-GAP])
 
 
 def encode(frames: Sequence[np.ndarray], frames_per_second: float, video: str = "auto") -> tuple[str, bytes]:
@@ -121,7 +129,7 @@ def to_gif(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
     return file.getvalue()
 
 
-def to_mp4(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
+def to_mp4(frames: Iterable[np.ndarray], frames_per_second: float) -> bytes:
     """H.264 video that every browser plays."""
     import imageio.v2 as imageio
 
@@ -158,9 +166,12 @@ class _Layout:
 
 
 def _layout(clip: Clip) -> _Layout:
+    shapes = {np.shape(frame) for frame in clip.frames}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[2] != 3:
+        raise ValueError(f"frames must all be (H, W, 3), got {sorted(shapes) or 'none'}")
     width = max(LEAST_WIDTH, np.shape(clip.frames[0])[1])
     room = width - 2 * MARGIN
-    step = f"step {len(clip.frames) - 1} of {len(clip.frames) - 1}"  # the longest it gets
+    step = f"step {clip.shown[-1]} of {clip.shown[-1]}"  # the longest it gets
     statistics = [step, *(f"{label} {value}" for label, value in clip.statistics.items())]
     title = _wrapped(clip.title.split(" "), room, 14, " ")
     note = _wrapped(clip.note.split(" "), room, 12, " ") if clip.note else ()
@@ -186,13 +197,14 @@ def _drawn(clip: Clip, layout: _Layout, index: int) -> np.ndarray:
     bottom = layout.top + picture.height
     image.paste(picture, ((layout.width - picture.width) // 2, layout.top))
     colours = dict(zip(clip.marks, MARK_COLOURS * len(clip.marks), strict=False))
-    now = [kind for kind, frames in clip.marks.items() if index in frames]
+    last, step, before = clip.shown[-1], clip.shown[index], clip.shown[index - 1] if index else -1
+    now = [kind for kind, at in clip.marks.items() if any(before < moment <= step for moment in at)]
     if now:
         draw.rectangle((0, layout.top, layout.width - 1, bottom - 1), outline=colours[now[0]], width=3)
 
-    y, last = bottom + 4, len(clip.frames) - 1
+    y = bottom + 4
     for line in layout.statistics:
-        draw.text((MARGIN, y), line.replace(f"step {last} of", f"step {index} of", 1), fill=INK, font=_font(12))
+        draw.text((MARGIN, y), line.replace(f"step {last} of", f"step {step} of", 1), fill=INK, font=_font(12))
         y += LINE
 
     for kinds in layout.legend:  # a swatch and the number of marked frames; the kinds of this very frame are underlaid
@@ -208,12 +220,12 @@ def _drawn(clip: Clip, layout: _Layout, index: int) -> np.ndarray:
         y += LINE
 
     left, right, top, end = MARGIN, layout.width - 1 - MARGIN, y + 2, y + 2 + TIMELINE_HEIGHT
-    at = [left + (right - left) * step // max(1, last) for step in range(last + 1)]
+    at = [left + (right - left) * moment // max(1, last) for moment in range(last + 1)]
     draw.rectangle((left, top + 4, right, end - 4), fill=TRACK)
-    draw.rectangle((left, top + 4, at[index], end - 4), fill=MUTED)
-    for kind, frames in clip.marks.items():
-        for step in frames:
-            draw.line((at[step], top, at[step], end), fill=colours[kind], width=2)
+    draw.rectangle((left, top + 4, at[step], end - 4), fill=MUTED)
+    for kind, moments in clip.marks.items():
+        for moment in moments:
+            draw.line((at[moment], top, at[moment], end), fill=colours[kind], width=2)
     return _even(np.asarray(image))
 
 

@@ -36,6 +36,8 @@ from pipeline.tracking.store import run_address
 UPSTREAM = ("group",)
 PLAYBACK_SEED = 77
 PLAYBACK_FPS = 10.0
+MOST_FRAMES = 300  # of a film in the report; one of a longer episode shows fewer of its steps
+MOST_PIXELS = 360  # width and height of each picture in it
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,10 @@ def side_by_side_animations(run: StageRun, evidence: Evidence, count: int) -> tu
     for episode in evidence.task.episodes(training_set, PLAYBACK_SEED, count, Purpose.EVALUATE):
         clips = []
         for name, act in acts.items():
-            seen = film(evidence.task, episode, from_actor(act, evidence.task.action_space))
-            clips.append(Clip(name, seen.frames, {"return": f"{seen.episode_return:.2f}"}, seen.events))
+            choose = from_actor(act, evidence.task.action_space)
+            seen = film(evidence.task, episode, choose, MOST_FRAMES, MOST_PIXELS)
+            statistics = {"return": f"{seen.episode_return:.2f}"}
+            clips.append(Clip(name, seen.frames, statistics, seen.events, steps=seen.steps))
         caption = f"scenario {episode.scenario}, episode seed {episode.seed}, policies of seed {scratch.seed}"
         video = to_mp4(side_by_side(clips), PLAYBACK_FPS)
         animations.append(Animation(f"One episode of {episode.scenario}", caption, "video/mp4", video))

@@ -77,6 +77,7 @@ def _play(
             statistics={**figures, "replay": "bit-identical" if replay.identical else "DIFFERS from the recording"},
             marks=seen.events,
             note="; ".join(f"unusual: {anomaly}" for anomaly in anomalies),
+            steps=seen.steps,
         )
         ending, content = encode(annotate(clip), config.frames_per_second, config.video)
         path = run.folder / f"episode-{replay.episode}.{ending}"

@@ -110,7 +110,7 @@ def picture(width: int = 480, height: int = 200) -> bytes:
             frame[40:60, 100:120] = (196, 80, 10)
             frames.append(frame)
         clips.append(Clip(name, tuple(frames), {"success": "yes", "steps": "24"}, {"near miss": (5, 6, 7 + speed)}))
-    return to_gif(side_by_side(clips), frames_per_second=10)
+    return to_gif(list(side_by_side(clips)), frames_per_second=10)
 
 
 def digest(text: str) -> str:

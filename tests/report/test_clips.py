@@ -40,11 +40,27 @@ def test_two_kinds_of_marks_have_different_colours_on_the_timeline() -> None:
 
 
 def test_the_shorter_clip_holds_its_last_frame_side_by_side() -> None:
-    together = side_by_side([clip(4), clip(12, (80, 200))])
+    together = list(side_by_side([clip(4), clip(12, (80, 200))]))
     assert len(together) == 12
     half = annotate(clip(4))[0].shape[1]
     np.testing.assert_array_equal(together[3][:, :half], together[11][:, :half])
     assert (together[3][:, half:] != together[11][:, half:]).any()
+
+
+def test_clips_of_which_one_leaves_steps_out_show_the_same_steps() -> None:
+    """Of 7 steps every third, and the end; of 12 every one."""
+    few = Clip("sampled", (*clip(12).frames[0:7:3], clip(12).frames[7]), steps=(0, 3, 6, 7), marks={"met": (4, 7)})
+    every = clip(12)
+    shown = list(side_by_side([few, every]))
+    steps = [(0, 0), (3, 3), (6, 6), (7, 9), (7, 11)]
+    assert len(shown) == len(steps)
+    drawn = dict(zip(few.steps, annotate(few), strict=True)), annotate(every)
+    half = drawn[0][0].shape[1]
+    for together, (left, right) in zip(shown, steps, strict=True):
+        np.testing.assert_array_equal(together[: len(drawn[0][left]), :half], drawn[0][left])
+        np.testing.assert_array_equal(together[: len(drawn[1][right]), half + 8 :], drawn[1][right])
+    framed = [bool((frame[24, 0] == (179, 64, 26)).all()) for frame in annotate(few)]
+    assert framed == [False, False, True, True]  # step 4 lies before the frame of step 6
 
 
 def test_the_gif_plays_every_frame_at_its_speed_and_loops() -> None:

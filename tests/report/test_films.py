@@ -1,8 +1,10 @@
 """Pictures of a policy in training: drawn where they can be, refused before the first step where they cannot."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v3 as imageio
+import numpy as np
 import pytest
 
 from pipeline.config.loading import validate
@@ -11,7 +13,10 @@ from pipeline.config.training import EvaluationSchedule, Network, PPOTraining, S
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
+from pipeline.play.filming import film
+from pipeline.play.rollouts import from_actor
 from pipeline.report.progress import TrainingProgress
+from pipeline.tasks import Purpose, Task
 
 
 def job(tmp_path: Path, environment: str, every: int) -> TrainingJob:
@@ -53,3 +58,23 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_step(tmp_path):
     undrawable = job(tmp_path, "undrawable:Undrawable", 10)
     with pytest.raises(BadInput, match=r"visualize_every = 10.*no render mode rgb_array"):
         TrainingProgress("test", [undrawable])
+
+
+def test_a_long_film_shows_its_start_its_end_and_every_so_many_steps_between_no_larger_than_asked(tmp_path):
+    """Frames that are left out or made smaller: the others are those of the whole film."""
+    task = replace(job(tmp_path, "CartPole-v1", 0).task, horizon=200)
+    seen = Task(task)
+    (episode,) = seen.episodes("train", 3, 1, Purpose.EVALUATE)
+    balance = lambda observations: (observations[:, 2] + observations[:, 3] > 0).astype(np.int64)  # noqa: E731
+
+    def played(*limits):
+        return film(seen, episode, from_actor(balance, seen.action_space), *limits)
+
+    whole, sampled, small = played(), played(20), played(20, 100)
+    last = len(whole.rewards)
+    assert last > 60 and whole.steps == tuple(range(last + 1))
+    stride = sampled.steps[1]
+    assert stride in (4, 8, 16) and sampled.steps == (*range(0, last, stride), last)
+    assert all((whole.frames[step] == f).all() for step, f in zip(sampled.steps, sampled.frames, strict=True))
+    assert (sampled.rewards == whole.rewards).all()
+    assert small.steps == sampled.steps and {max(f.shape) for f in small.frames} == {100}

@@ -78,7 +78,7 @@ def test_every_kind_of_mark_is_named_with_its_number_and_stands_out_while_it_hap
 
 
 def test_clips_of_different_strips_fit_side_by_side() -> None:
-    together = side_by_side([Clip("a", frames(240), STATISTICS), Clip("b", frames(240))])
+    together = list(side_by_side([Clip("a", frames(240), STATISTICS), Clip("b", frames(240))]))
     assert len({frame.shape for frame in together}) == 1
 
 
