@@ -146,11 +146,15 @@ def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) ->
     version = candidate.version
     assert version is not None
     run.json(decision.to_json(), Artifact.DIAGNOSTICS_JSON)
-    run.text(gate_markdown(decision, candidate.reference), Artifact.DIAGNOSTICS_MD)
+    page = gate_markdown(decision, candidate.reference)
+    run.text(page, Artifact.DIAGNOSTICS_MD)
     names = [f"gate/{r.subject.replace(' ', '_')}/{r.scenario_set}/{r.metric}/seed_{r.seed}" for r in decision.rows]
     run.confirmed_metrics({name: row.value for name, row in zip(names, decision.rows, strict=True)})
     checked, failed = len(decision.rows), len(decision.reasons)
     run.metrics({"gate/rules_checked": checked, "gate/rules_failed": failed})
+    made_by = run.link(str(version.run_id), "the run that made it")
+    about = f"Digest `{candidate.digest}`; {made_by}, {run.link(run.run_id, 'the run of the gate')}.\n\n"
+    registry.describe(run.client, version, about + page.partition("\n")[2].replace("## All checks\n", ""))
     if not decision.approved:
         reason = "; ".join(decision.reasons)
         approved_before = registry.refuse(run.client, version, run.run_id, reason[:4_000])

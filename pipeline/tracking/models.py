@@ -109,6 +109,8 @@ def find_version(client: MlflowClient, reference: str, task: str, latest_alias: 
     first, entry = "train one first", "train_expert"
     if alias == Alias.APPROVED:
         first, entry = "promote a candidate first", "promote"
+    elif alias == Alias.CANDIDATE:
+        first = "nothing waits for the gate; name a version to judge it again (-P expert=1), or train one"
     with refused_as(
         f"expert {reference!r}: the registry has no such version of {name!r}; {first}: mlflow run . -e {entry}"
     ):

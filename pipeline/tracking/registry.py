@@ -1,5 +1,7 @@
 """The registry's state machine: candidate -> approved | refused, approved -> superseded | refused, and roll back.
 
+The alias `candidate` is on what waits: a version that is approved, or gives way, loses it; a refused one does not.
+
 Every change runs under one lock per store, reads before it writes, and leaves tags that say what was replaced by what.
 Tags are input like any other: whoever may write to the store may have written them. A record that cannot be read is
 told in one line to whoever asks for that version, and concerns no other.
@@ -18,6 +20,9 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Alias, Gate, VersionTag, registered_model
 from pipeline.tracking.store import exclusive, pages, refuses
+
+EVIDENCE = "## What the gate found"
+MOST_CHARACTERS = 5_000  # of a description in the registry
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ def _give_way(client: MlflowClient, version: ModelVersion, to: str) -> None:
     reason = f"it has the bytes of version {to}, which is approved"
     tags = {VersionTag.GATE_REASON: reason, VersionTag.REPLACED_BY: to, VersionTag.GATE: Gate.SUPERSEDED}
     _tag(client, version, tags)
+    _waits_no_more(client, version)
 
 
 def _equal_and_sound(holder: ModelVersion, version: ModelVersion) -> bool:
@@ -180,6 +186,15 @@ def roll_back(client: MlflowClient, version: ModelVersion, run_id: str, reason: 
     return moved
 
 
+def describe(client: MlflowClient, version: ModelVersion, evidence: str) -> None:
+    """Show the gate's evidence, as Markdown, in a version's description, under what stood there before any gate."""
+    origin = (version.description or "").partition(EVIDENCE)[0].rstrip()
+    text = f"{origin}\n\n{EVIDENCE}\n{evidence}"
+    if len(text) > MOST_CHARACTERS:  # the rest of a long table
+        text = f"{text[: MOST_CHARACTERS - 4].rpartition(chr(10))[0]}\n\n…"
+    client.update_model_version(version.name, str(version.version), text)
+
+
 def taint(client: MlflowClient, name: str, version: str, reason: str) -> bool:
     """Mark a version as not to be trusted; an approved one loses the alias. True when an approval was withdrawn."""
     with exclusive("registry"):
@@ -220,7 +235,14 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
     client.set_registered_model_alias(version.name, Alias.APPROVED, version.version)
     if before is not None and replaced is not None:
         _supersede(client, before, str(version.version), now)
+    _waits_no_more(client, version)
     return Moved(str(version.version), replaced, now)
+
+
+def _waits_no_more(client: MlflowClient, version: ModelVersion) -> None:
+    """Take the alias `candidate` from a version, if it has it."""
+    if Alias.CANDIDATE in client.get_model_version(version.name, version.version).aliases:
+        client.delete_registered_model_alias(version.name, Alias.CANDIDATE)
 
 
 def _supersede(client: MlflowClient, version: ModelVersion, by: str, at: str) -> None:

@@ -128,7 +128,7 @@ def test_what_an_adaptive_warm_start_decided_is_on_record_with_its_reasons(stage
 
 def test_the_candidate_is_the_best_seed_and_bound_to_its_bytes(staged):
     run = the_run("train_expert")
-    version = connect().get_model_version_by_alias("social_nav-expert", Alias.CANDIDATE)
+    version = connect().get_model_version_by_alias("social_nav-expert", Alias.APPROVED)
     best = {child.data.tags[Tag.SEED]: child for child in seeds_of("train_expert")}[run.data.tags["best_seed"]]
     digests = {
         version.tags[VersionTag.POLICY_DIGEST],
@@ -253,7 +253,10 @@ def test_evaluate_leaves_a_table_every_episode_and_the_policy_it_was_given(stage
     assert len(episodes["seed"]) == len(set(episodes["seed"])) == 20
     assert np.mean(episodes["metrics"]["success"]) == pytest.approx(run.data.metrics["eval/success_rate"])
     assert np.mean(episodes["metrics"]["return"]) == pytest.approx(run.data.metrics["eval/return_mean"])
-    assert artifact(run, "statistics.md") in staged.ended["evaluate"].out
+    table, _, bars = artifact(run, "statistics.md").partition("\n| action[0] ")
+    out = staged.ended["evaluate"].out
+    assert table in out and bars.count("\n") > 40
+    assert "action[1] from -1 to 1: " in out and "to 0.1 " not in out
     assert lineage_run_tag("policy") in run.data.tags
 
 
@@ -374,7 +377,7 @@ def test_the_tables_of_the_store_hold_what_was_made(staged):
     (row,) = query.datasets(TASK).to_dict("records")
     assert (row["quality"], row["episodes"]) == (Quality.VALIDATED, 24)
     (row,) = query.policies(TASK).to_dict("records")
-    assert (row["version"], row["gate"], row["aliases"]) == (1, Gate.APPROVED, "approved, candidate")
+    assert (row["version"], row["gate"], row["aliases"]) == (1, Gate.APPROVED, "approved")
     curve = query.curves([seeds_of("baseline")[0].info.run_id], ["eval/success_rate"])
     assert curve["step"].is_monotonic_increasing
     assert validate(STAGE_CONFIGS["collect"], {"task": "t"}, "test").episodes == 200

@@ -8,6 +8,7 @@ from real_things import TASK
 from pipeline.errors import BadInput
 from pipeline.names import Alias, Gate, VersionTag
 from pipeline.tracking import datasets, registry
+from pipeline.tracking.models import find_version
 
 
 def state(bench, version) -> tuple[str, frozenset[str]]:
@@ -44,7 +45,7 @@ def test_approval_moves_the_alias_and_records_run_reason_and_time(bench):
     version, gate = bench.candidate(), bench.run("promote")
     moved = registry.approve(bench.client, version, gate, "all 6 checks hold")
     assert (moved.version, moved.replaced) == ("1", None)
-    assert state(bench, version) == (Gate.APPROVED, {Alias.APPROVED, Alias.CANDIDATE})
+    assert state(bench, version) == (Gate.APPROVED, {Alias.APPROVED})
     tags = bench.version(version).tags
     assert (tags[VersionTag.GATE_REASON], tags[VersionTag.GATE_RUN_ID]) == ("all 6 checks hold", gate)
     assert history(bench, version) == [[tags[VersionTag.APPROVED_AT], None]]
@@ -59,7 +60,7 @@ def test_the_next_approval_supersedes_the_last_and_both_say_so(bench):
     moved = registry.approve(bench.client, second, gate, "better")
     assert (moved.version, moved.replaced) == ("2", "1")
     assert state(bench, first) == (Gate.SUPERSEDED, frozenset())
-    assert state(bench, second) == (Gate.APPROVED, {Alias.APPROVED, Alias.CANDIDATE})
+    assert state(bench, second) == (Gate.APPROVED, {Alias.APPROVED})
     assert bench.version(first).tags[VersionTag.REPLACED_BY] == "2"
     assert bench.version(second).tags[VersionTag.REPLACED] == "1"
     ((since, until),) = history(bench, first)
@@ -97,7 +98,7 @@ def test_an_approved_version_that_now_fails_keeps_its_alias_but_demonstrates_no_
     assert registry.refuse(bench.client, version, bench.run("promote"), "never good") is False
     registry.approve(bench.client, version, bench.run("promote"), "good")
     assert registry.refuse(bench.client, version, bench.run("promote"), "fails on new scenarios") is True
-    assert state(bench, version) == (Gate.REFUSED, {Alias.APPROVED, Alias.CANDIDATE})
+    assert state(bench, version) == (Gate.REFUSED, {Alias.APPROVED})
     assert bench.version(version).tags[VersionTag.GATE_REASON] == "fails on new scenarios"
     ((since, until),) = history(bench, version)
     assert since <= until
@@ -141,7 +142,7 @@ def test_a_version_with_the_bytes_of_the_approved_one_gives_way_to_it(bench):
     assert (moved.version, moved.replaced) == ("1", None)
     assert state(bench, first)[0] == Gate.APPROVED and approved_number(bench) == 1
     assert (history(bench, first), bench.version(first).tags[VersionTag.GATE_RUN_ID]) == (before, gate)
-    assert state(bench, second) == (Gate.SUPERSEDED, {Alias.CANDIDATE})
+    assert state(bench, second) == (Gate.SUPERSEDED, frozenset())
     assert bench.version(second).tags[VersionTag.GATE_REASON] == "it has the bytes of version 1, which is approved"
     assert bench.version(second).tags[VersionTag.REPLACED_BY] == "1"
 
@@ -367,3 +368,28 @@ def test_tasks_do_not_share_experts(bench):
     registry.approve(bench.client, version, bench.run("promote"), "good")
     assert registry.approved_version(bench.client, "swim") is None
     assert datasets.approvals(bench.client, "swim", {}) == ()
+
+
+# --- what a person reads ---------------------------------------------------------------------------------------------
+
+
+def test_a_version_says_where_it_comes_from_and_what_the_gate_found_last(bench):
+    version = bench.candidate()
+    registry.describe(bench.client, version, "2 of 6 checks failed\n\n| a table |\n")
+    registry.describe(bench.client, bench.version(version), "all 6 checks hold")
+    assert bench.version(version).description == "made for a test\n\n## What the gate found\nall 6 checks hold"
+    registry.describe(bench.client, bench.version(version), "| a row |\n" * 2_000)
+    text = bench.version(version).description
+    assert text.startswith("made for a test\n\n## What the gate found\n| a row |\n")
+    assert len(text) <= 5_000 and text.endswith("| a row |\n\n…")
+
+
+def test_the_gate_asked_for_the_latest_takes_what_waits_alone(bench):
+    first = bench.candidate()
+    registry.approve(bench.client, first, bench.run("promote"), "good")
+    with pytest.raises(BadInput, match="nothing waits for the gate; name a version to judge it again"):
+        find_version(bench.client, "latest", TASK, Alias.CANDIDATE)
+    assert int(find_version(bench.client, "1", TASK, Alias.CANDIDATE).version) == 1
+    second = bench.candidate(seed=2)
+    registry.refuse(bench.client, second, bench.run("promote", status="FAILED"), "hits walls")
+    assert int(find_version(bench.client, "latest", TASK, Alias.CANDIDATE).version) == 2
