@@ -40,6 +40,7 @@ class Tag:
     REPORT_DIGEST: Final = "report.digest"
     PROMOTABLE: Final = "promotable"
     VERDICT: Final = "verdict"
+    COMPARISON: Final = "comparison"  # its verdict: `faster`, `slower` or `not shown`
     SHIFT: Final = "distribution_shift"  # `shifted` or `alike`: fine-tuning against demonstrations
     REGRESSION: Final = "regression"  # figure that fine-tuning elsewhere made worse on the demonstrated scenarios
     POLICY_DIGEST: Final = "policy.digest"

@@ -21,6 +21,7 @@ from pipeline.validation.findings import ValidationReport
 from pipeline.validation.inspection import Inspection
 
 BAR_CHARACTERS: Final = 24
+STRIP: Final = "·▁▂▃▄▅▆▇█"  # a bar of one character: nothing, and up to the tallest
 MOST_OUTLIERS: Final = 30
 MOST_DRAWN: Final = 6  # distributions and action dimensions with a figure of their own
 MOST_FEATURES: Final = 64
@@ -42,27 +43,39 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     )
 
 
-def statistics_table(records: EpisodeRecords, seed: int = 0) -> str:
-    """Episodes: steps and return, outcomes and figures with 95 % intervals, scenarios, actions."""
-    return _episodes(records, seed, summarise_by_scenario(records, seed))
+def statistics_table(records: EpisodeRecords, seed: int = 0, strips: bool = False) -> str:
+    """Episodes: steps and return, outcomes and figures with 95 % intervals, scenarios, actions.
+
+    `strips`: how often which action was taken, as one line a dimension for a console, not as a table.
+    """
+    return _episodes(records, seed, summarise_by_scenario(records, seed), strips)
 
 
 def rollout_table(records: EpisodeRecords, seed: int = 0) -> str:
-    """The same without outcomes and scenarios: steps, return and actions."""
-    return _episodes(records, seed, None)
+    """The same for a console, without outcomes and scenarios: steps, return and actions."""
+    return _episodes(records, seed, None, strips=True)
 
 
-def _episodes(records: EpisodeRecords, seed: int, by_scenario: Mapping[str, Mapping[str, Estimate]] | None) -> str:
-    histogram, actions = records.action_histogram, []
+def _episodes(
+    records: EpisodeRecords, seed: int, by_scenario: Mapping[str, Mapping[str, Estimate]] | None, strips: bool
+) -> str:
+    histogram, actions, lines = records.action_histogram, [], []
     for dimension, counts in enumerate([] if histogram is None else histogram.counts):
         shares = counts / max(1, counts.sum())
         tallest = max(float(shares.max()), 1e-12)
         edges = None if histogram is None or histogram.edges is None else histogram.edges[dimension]
+        if strips:
+            low, high = (0, len(counts) - 1) if edges is None else (f"{edges[0]:.3g}", f"{edges[-1]:.3g}")
+            levels = np.ceil(shares / tallest * (len(STRIP) - 1)).astype(int)
+            lines.append((f"action[{dimension}]", low, high, "".join(STRIP[level] for level in levels)))
+            continue
         bins = range(len(counts)) if edges is None else [f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges)]
         bars = ["█" * int(np.ceil(share / tallest * BAR_CHARACTERS)) for share in shares]
         actions.append(list(zip(bins, map("{:.1%}".format, shares), bars, strict=True)))
     summary = summarise(records, seed)
-    return markdown_page("episodes", records=records, summary=summary, by_scenario=by_scenario, actions=actions)
+    return markdown_page(
+        "episodes", records=records, summary=summary, by_scenario=by_scenario, actions=actions, strips=lines
+    )
 
 
 def validation_markdown(report: ValidationReport) -> str:

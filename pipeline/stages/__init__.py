@@ -44,6 +44,7 @@ class StageOutcome:
     failed: bool = False  # a verdict that ends the run itself FAILED (the gate refused)
     outputs: Mapping[str, str] = field(default_factory=dict)  # references for the next stages
     run_id: str | None = None  # known once it is over
+    see: str = ""  # Markdown for the run's description: where to look next
 
 
 def stage_module(stage: str) -> Any:
@@ -112,9 +113,15 @@ def conclude(run: StageRun, stage: str, outcome: StageOutcome) -> None:
     paragraphs = [
         (stage_module(stage).__doc__ or f"`{stage}`").splitlines()[0],
         "\n".join(f"- {one_line(line).removeprefix('- ')[:MOST_CHARACTERS]}" for line in outcome.summary[:MOST_LINES]),
+        outcome.see,
         lineage.links(run, stage),
     ]
     run.describe("\n\n".join(paragraph for paragraph in paragraphs if paragraph))
+
+
+def report_link(run: StageRun, compared: str) -> str:
+    """Markdown that leads to the report of a comparison."""
+    return f"The report: {run.link(f'{compared}/artifacts/{Artifact.REPORT}/report.html', 'report.html')}."
 
 
 # --- what several stages do ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pipeline.play.rollouts import from_actor
 from pipeline.report.clips import Clip, side_by_side, to_mp4
 from pipeline.report.comparison_report import build_report
 from pipeline.report.context import Animation, LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
-from pipeline.stages import StageOutcome
+from pipeline.stages import StageOutcome, report_link
 from pipeline.statistics.comparison import Comparison, ComparisonSettings, Regression, RunData, measure_regression
 from pipeline.statistics.comparison import compare as compare_arms
 from pipeline.statistics.shift import Shift
@@ -121,6 +121,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
         ),
         verdict=comparison.target_met,
         outputs={"report": run.run_id},
+        see=report_link(run, run.run_id),
     )
 
 
@@ -296,7 +297,7 @@ def _log(run: StageRun, comparison: Comparison, report: Mapping[str, bytes]) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     run.file(folder, Artifact.REPORT)
-    run.tag({Tag.REPORT_DIGEST: report_digest(folder)})
+    run.tag({Tag.REPORT_DIGEST: report_digest(folder), Tag.COMPARISON: str(comparison.verdict)})
     metrics = {"sample_efficiency/matched_seeds": float(len(comparison.pairs))}
     if not comparison.unanswered:
         metrics |= with_intervals({Metric.RATIO: comparison.ratio})
@@ -319,6 +320,10 @@ def _log(run: StageRun, comparison: Comparison, report: Mapping[str, bytes]) -> 
             metrics["bill/break_even_reuses"] = bill.break_even.reuses
     for scenario_set, of_set in comparison.finals.items():  # of the best checkpoints, pre-trained minus scratch
         metrics |= with_intervals({f"final/{scenario_set}/{f.figure}_difference": f.difference for f in of_set})
+        for f in of_set:
+            if f.figure == comparison.settings.final_figure:
+                both = {arm: f.means[arm] for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
+                metrics |= with_intervals({f"final/{scenario_set}/{f.figure}_{arm}": m for arm, m in both.items()})
     run.metrics(metrics)
     for pair in comparison.pairs:
         arms = {"scratch": pair.baseline.steps, "pretrained": pair.pretrained.steps}

@@ -45,7 +45,7 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     check_drawable(task, "pictures", config.pictures)
     warnings = tuple(f"TAINTED: {reason}" for reason in lineage.inherit_taint(run))
     records = run_episodes(task, actor, episodes)
-    table = statistics_table(records)
+    table, shown = statistics_table(records), statistics_table(records, strips=True)
     run.metrics({f"{EVAL_PREFIX}{figure}": value for figure, value in with_intervals(summarise(records)).items()})
     by_scenario = summarise_by_scenario(records).items()
     run.json({scenario: with_intervals(figures) for scenario, figures in by_scenario}, "evaluation_by_scenario.json")
@@ -56,4 +56,5 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
         run.file(draw_episode(task, episode, actor, about, run.folder / f"episode-{number}"), Artifact.PLAYBACK)
     drawn = f"  {config.pictures} drawn: {Artifact.PLAYBACK}/ of run {run.run_id}"
     title = f"evaluate: {name} on {len(episodes)} episodes of {config.scenario_set!r}"
-    return StageOutcome((title, *warnings, *table.splitlines(), *([drawn] if config.pictures else [])))
+    whole = f"  actions in bars: statistics.md of run {run.run_id}"
+    return StageOutcome((title, *warnings, *shown.splitlines(), whole, *([drawn] if config.pictures else [])))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -21,7 +22,7 @@ from pipeline.config.stages import (
 )
 from pipeline.errors import BadInput, say
 from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
-from pipeline.stages import StageOutcome, command_digest, do, stage_module
+from pipeline.stages import StageOutcome, command_digest, conclude, do, report_link, stage_module
 from pipeline.tracking import registry
 from pipeline.tracking.content_key import content_key, digest_of
 from pipeline.tracking.groups import common_group
@@ -45,6 +46,11 @@ KNOBS: Final[Mapping[str, tuple[str, ...]]] = {
     "visualize_every": ("finetune.training.visualize_every",),
     "reuse": ("finetune.reuse",),
 }
+# metrics of its stages that main's run shows as well
+HEADLINE: Final = re.compile(
+    r"gate/candidate/.*|sample_efficiency/ratio.*|final/.*/success_rate_(scratch|pretrained)(_ci_low|_ci_high)?"
+    r"|bill/(upfront_steps|saving_per_run|total_ratio|break_even_reuses)"
+)
 DEFAULTS: Final = {setting.name: setting.default for setting in fields(Main)}
 
 
@@ -139,10 +145,13 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
             parent = stack.enter_context(open_run("main", elsewhere, nested=True, command=command))
             run.describe(f"continues as run {parent.run_id} in experiment {elsewhere!r}")
         parent.record_config(config, load_task(stages.collect.task), {})
-        outcome = _Main(parent, stages, config, upstream).run()
+        stages_of = _Main(parent, stages, config, upstream)
+        outcome = stages_of.told(stages_of.run())
+        if parent is not run:
+            conclude(parent, "main", outcome)
     if outcome.failed and parent is not run:
         parent.close("FAILED")  # its stage did its work, and the verdict is a refusal
-    return replace(outcome, summary=(*outcome.summary, f"look at it: {ui_command()}"))
+    return replace(outcome, summary=(*outcome.summary, f"  all of it: {ui_command()}"))
 
 
 class _Main:
@@ -151,6 +160,7 @@ class _Main:
     def __init__(self, parent: StageRun, stages: Plan, config: Main, upstream: Mapping[str, str]) -> None:
         self._parent, self._stages, self._config, self._upstream = parent, stages, config, upstream
         self._group = config.group or parent.run_id
+        self._done: dict[str, tuple[StageOutcome, float]] = {}  # stage -> what it came to, and its seconds
 
     def run(self) -> StageOutcome:
         policy = self._upstream.get("policy")
@@ -172,6 +182,26 @@ class _Main:
             return StageOutcome(("main: skip_pretrain without a policy: PPO from scratch only, no comparison",))
         compared = self._stage("compare", self._stages.compare, {"group": self._arms(policy)})
         return StageOutcome((), verdict=compared.verdict, outputs=compared.outputs)
+
+    def told(self, outcome: StageOutcome) -> StageOutcome:
+        """The outcome with what a person wants first; the run gets the figures that matter, and the dataset, of all."""
+        parent, runs = self._parent, {stage: str(done.run_id) for stage, (done, _) in self._done.items()}
+        for stage in {"promote", "collect", "compare"} & runs.keys():
+            found = parent.client.get_run(runs[stage])
+            parent.metrics({name: value for name, value in found.data.metrics.items() if HEADLINE.fullmatch(name)})
+            if found.inputs is not None:
+                parent.client.log_inputs(parent.run_id, found.inputs.dataset_inputs)
+            if stage == "compare":
+                parent.tag({Tag.COMPARISON: found.data.tags.get(Tag.COMPARISON)})
+        seconds = ", ".join(f"{stage} {seconds:.0f} s" for stage, (_, seconds) in self._done.items())
+        see = f"Stages: {', '.join(parent.link(run_id, stage) for stage, run_id in runs.items())}."
+        lines = [f"main: {seconds}"]
+        if "compare" in runs:
+            figure, *_, report = self._done["compare"][0].summary
+            lines = [f"main: {figure.removeprefix('compare: ')}", f"  {seconds}", report]
+            lines.append(f"  where it comes from: python -m pipeline lineage {runs['compare']}")
+            see = f"{report_link(parent, runs['compare'])} {see}"
+        return replace(outcome, summary=(*outcome.summary, *lines), see=see)
 
     def _clone(self) -> StageOutcome:
         """From the expert, if there is one, to the clone; the outcome of the last stage that ran."""
@@ -230,9 +260,8 @@ class _Main:
     def _stage(self, stage: str, config: Any, upstream: Mapping[str, str], found: Found | None = None) -> StageOutcome:
         """Take a finished stage over, or run it nested in main's run; show what it came to as soon as it stands."""
         started = time.monotonic()
-        say(f"--- {stage}")
         found = self._finished(stage, config, upstream) if found is None else found
-        say(f"{stage}: {found.words}")
+        say(f"--- {stage}: {found.words}")
         if found.run is None:
             if "group" in stage_module(stage).UPSTREAM:
                 upstream = {"group": self._group, **upstream}
@@ -245,8 +274,11 @@ class _Main:
                 tuple((read_text_artifact(self._parent.client, run_id, Artifact.SUMMARY) or "").splitlines()),
                 verdict={"yes": True, "no": False}.get(tags.get(Tag.VERDICT, "")),
                 outputs={k.removeprefix(OUTPUT_PREFIX): v for k, v in tags.items() if k.startswith(OUTPUT_PREFIX)},
+                run_id=run_id,
             )
         for line in outcome.summary:
             say(line)
-        say(f"    ({time.monotonic() - started:.0f} s)")
+        seconds = time.monotonic() - started
+        say(f"    ({seconds:.0f} s)")
+        self._done[stage] = outcome, seconds
         return outcome

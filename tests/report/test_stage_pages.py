@@ -69,6 +69,9 @@ def test_the_statistics_table_holds_steps_return_outcomes_scenarios_and_actions(
     assert "0.5" in rows["high"]
     assert "75.0%" in rows["0 to 1"]
     assert rows["0 to 1"].count("█") == 3 * rows["-1 to 0"].count("█")
+    for_console = statistics_table(records(), strips=True)
+    assert table.partition("| action ")[0].rstrip() == for_console.partition("action[0]")[0].rstrip()
+    assert for_console.endswith("action[0] from -1 to 1: ▃█\n")
 
 
 def shortfall(seed: int) -> Shortfall:
