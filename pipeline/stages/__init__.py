@@ -110,9 +110,10 @@ def conclude(run: StageRun, stage: str, outcome: StageOutcome) -> None:
         run.tag({Tag.VERDICT: "yes" if outcome.verdict else "no"})
     run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})
     run.text("".join(f"{printable(line)}\n" for line in outcome.summary), Artifact.SUMMARY)
+    lines = [one_line(line).removeprefix("- ") for line in outcome.summary if line and not line.startswith("|")]
     paragraphs = [
         (stage_module(stage).__doc__ or f"`{stage}`").splitlines()[0],
-        "\n".join(f"- {one_line(line).removeprefix('- ')[:MOST_CHARACTERS]}" for line in outcome.summary[:MOST_LINES]),
+        "\n".join(f"- {line[:MOST_CHARACTERS]}" for line in lines[:MOST_LINES]),
         outcome.see,
         lineage.links(run, stage),
     ]
