@@ -151,7 +151,7 @@ class Imitation:
 
 
 class Arm:
-    """The four arms of a comparison: initial weights, and the same with learning rate 0."""
+    """The arms of every comparison: initial weights, and the same with learning rate 0. A config may name more."""
 
     SCRATCH: Final = "scratch"
     PRETRAINED: Final = "pretrained"

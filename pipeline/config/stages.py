@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from pipeline.config.base import (
     Bound,
@@ -33,6 +33,7 @@ from pipeline.config.training import (
     ScalingSettings,
     WarmStart,
 )
+from pipeline.names import ARMS
 
 
 @configuration
@@ -251,6 +252,20 @@ class Pretrain:
 
 
 @configuration
+class FurtherArm:
+    """One more arm of a comparison: PPO from the same clones, treated otherwise at the start."""
+
+    warm_start: WarmStart
+
+
+def _not_taken(arms: dict[str, FurtherArm]) -> dict[str, FurtherArm]:
+    for name in arms:
+        if name in ARMS:
+            raise ValueError(f"{name!r} is an arm of every comparison; give this one another name")
+    return arms
+
+
+@configuration
 class Finetune:
     """`finetune` and `baseline`: PPO from the clone and from scratch. One config: only initial weights differ."""
 
@@ -258,6 +273,8 @@ class Finetune:
     seeds: Seeds = (1, 2, 3, 4, 5)
     training: PPOTraining = PPOTraining()
     warm_start: WarmStart = ADAPTIVE_WARM_START
+    arms: Annotated[dict[Name, FurtherArm], AfterValidator(_not_taken)] = field(default_factory=dict)
+    """Further arms beside `scratch` and `pretrained`, by their names; `finetune` trains them, `compare` ranks them."""
     control_timesteps: Steps = 32_768
     """Budget of the learning-rate-0 controls (their weights cannot change); 0 leaves them out."""
     final_episodes: Count = 200

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.config.loading import to_data
 from pipeline.config.stages import Finetune, TrainExpert
+from pipeline.config.training import WarmStart
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job
 from pipeline.names import CONTROLS, Arm
@@ -58,18 +59,20 @@ def arm_jobs(
     initial_policies: Mapping[int, Start] | None,
     scalings: Mapping[int, Scaling] | None = None,
 ) -> list[ArmJob]:
-    """For every seed one training, and one control with learning rate 0 when `control_timesteps` asks for it.
+    """For every seed one training, one of each further arm, and one control with learning rate 0 if so asked.
 
     `initial_policies` maps every seed to what it starts from; None: all from fresh weights, in the units of `scalings`,
     or by the bounds of the task's spaces. Raises BadInput before the first step.
     """
     task.refuse_holdouts(config.training.scenario_set, "training")
     warm = initial_policies is not None
-    arms = [Arm.PRETRAINED if warm else Arm.SCRATCH]
+    arms: dict[str, WarmStart | None] = {Arm.PRETRAINED: config.warm_start} if warm else {Arm.SCRATCH: None}
     if config.control_timesteps:
-        arms.append(Arm.PRETRAINED_LR0 if warm else Arm.SCRATCH_LR0)
+        arms |= {Arm.PRETRAINED_LR0: config.warm_start} if warm else {Arm.SCRATCH_LR0: None}
+    if warm:
+        arms |= {name: further.warm_start for name, further in config.arms.items()}
     jobs = []
-    for arm in arms:
+    for arm, warm_start in arms.items():
         control = arm in CONTROLS
         for seed in config.seeds:
             start = None if initial_policies is None else initial_policies[seed]
@@ -88,7 +91,7 @@ def arm_jobs(
                 initial_digest=None if start is None else start.digest,
                 return_scale=start.return_scale if start is not None and config.training.normalize_reward else None,
                 scaling=scaling,
-                warm_start=config.warm_start if warm else None,
+                warm_start=warm_start,
                 learning_rate_zero=control,
                 total_timesteps=config.control_timesteps if control else None,
                 final_episodes=config.final_episodes,

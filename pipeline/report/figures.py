@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pipeline.errors import printable
-from pipeline.names import Arm, Metric
+from pipeline.names import CONTROLS, Arm, Metric
 from pipeline.report.palette import (
     ARM_COLOURS,
     ARM_LABELS,
@@ -108,11 +108,14 @@ def learning_curve(comparison: Comparison, figure: str) -> str:
         for arm, summary in comparison.arms.items():
             if figure not in summary.curves:
                 continue
-            curve, colour = summary.curves[figure], ARM_COLOURS[arm]
-            if arm not in DRAWN_ARMS:  # weights that never change: one level for all steps
+            curve = summary.curves[figure]
+            if arm in CONTROLS:  # weights that never change: one level for all steps
                 axes.axhline(float(np.mean(curve.mean)), linewidth=1.4, **_style(arm))
                 continue
-            axes.plot(curve.steps, curve.mean, linewidth=2.0, **_style(arm))
+            axes.plot(curve.steps, curve.mean, linewidth=2.0 if arm in DRAWN_ARMS else 1.3, **_style(arm))
+            if arm not in DRAWN_ARMS:
+                continue
+            colour = ARM_COLOURS[arm]
             axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
             for run in summary.runs:
                 axes.plot(run.steps, run.figures[figure], color=colour, linewidth=0.6, alpha=0.45)
@@ -339,6 +342,9 @@ def ranges(
 
 
 def _style(arm: str) -> dict[str, Any]:
+    if arm not in ARM_COLOURS:  # further arms are told apart by their dashes, which follow from the name
+        dashes = sum(arm.encode()) % 5 + 1
+        return {"color": OTHER, "linestyle": (0, (dashes, 1 + dashes % 3)), "label": _cut(arm)}
     return {"color": ARM_COLOURS[arm], "linestyle": STYLES[arm], "label": ARM_LABELS[arm]}
 
 

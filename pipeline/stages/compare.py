@@ -116,6 +116,11 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
             f"over {len(comparison.pairs)} matched seeds; "
             f"target {config.ratio_target:g} {'met' if comparison.target_met else 'NOT met'}",
             *(f"  {reason}" for reason in comparison.reasons),
+            *(
+                f"  {one.arm}: {one.ratio.value:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}] of the timesteps, "
+                f"final {one.difference.value:+.3f} [{one.difference.low:+.3f}, {one.difference.high:+.3f}]"
+                for one in comparison.ranking
+            ),
             *(f"  TAINTED: {reason}" for reason in taints),
             f"  report: {run.artifact_place(Artifact.REPORT)}/report.html (run {run.run_id})",
         ),

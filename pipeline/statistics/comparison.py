@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.config.base import Bound
 from pipeline.errors import BadInput
-from pipeline.names import Arm
+from pipeline.names import CONTROLS, Arm
 from pipeline.statistics.aggregate import (
     Profile,
     interquartile_mean,
@@ -33,6 +33,7 @@ from pipeline.statistics.efficiency import (
     mean_saving,
     median_ratio,
     never_met,
+    paired_steps,
     restricted_mean,
     restricted_mean_ratio,
     sign_test,
@@ -40,6 +41,7 @@ from pipeline.statistics.efficiency import (
 )
 from pipeline.statistics.estimate import Estimate, bootstrap, bootstrap_means
 from pipeline.statistics.planning import SeedsNeeded, seeds_needed, simulated_coverage
+from pipeline.statistics.ranking import RankedArm, holm, sign_flip_p
 
 MINIMUM_PAIRS = 3  # below, an interval over seeds says nothing
 PROFILE_POINTS = 101
@@ -199,6 +201,7 @@ class Comparison:
     final_verdict: FinalVerdict
     finals: Mapping[str, tuple[FinalFigure, ...]]  # scenario set -> figures, the training set first
     arms: Mapping[str, ArmSummary]
+    ranking: tuple[RankedArm, ...]  # of more than two arms: each against `scratch`, fewest steps first
     profiles: Mapping[str, Profile]  # arm -> of the final figure on the training set
     bill: Bill | None  # None: nobody said what was spent
     settings: ComparisonSettings
@@ -240,6 +243,7 @@ def compare(
 
     finals = _finals(ordered, settings)
     decisive = next(f for f in finals[settings.training_set] if f.figure == settings.final_figure)
+    trained = [arm for arm in arms if arm not in (Arm.SCRATCH, *CONTROLS)]
     # profiles of both arms are over one grid of thresholds, which spans every value and a little more
     both = {arm: np.array(decisive.values[arm]) for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
     everything = np.concatenate(list(both.values()))
@@ -273,10 +277,40 @@ def compare(
         final_verdict=decisive.verdict,
         finals=finals,
         arms=arms,
+        ranking=_ranked(trained, arms, decisive, settings) if len(trained) > 1 else (),
         profiles={arm: performance_profile(values, grid, settings.seed) for arm, values in both.items()},
         bill=bill,
         settings=settings,
     )
+
+
+def _ranked(
+    trained: Sequence[str], arms: Mapping[str, ArmSummary], decisive: FinalFigure, settings: ComparisonSettings
+) -> tuple[RankedArm, ...]:
+    """Each of these arms against `scratch`, seed by seed; p-values are corrected for their number (Holm)."""
+    scratch, before = arms[Arm.SCRATCH], np.array(decisive.values[Arm.SCRATCH])
+    sign = -1.0 if decisive.minimised else 1.0
+    ratios, times, ends = [], [], []
+    for arm in trained:
+        matched = zip(scratch.seeds, scratch.times, arms[arm].times, strict=True)
+        pairs = [matched_pair(seed, ours, theirs, settings.evaluation_interval) for seed, ours, theirs in matched]
+        ratios.append(restricted_mean_ratio(pairs, **settings.resampling))
+        reference, own = paired_steps(pairs)
+        times.append(sign_flip_p(own - reference, settings.seed))
+        ends.append(sign * (np.array(decisive.values[arm]) - before))
+    final_p = holm([sign_flip_p(differences, settings.seed) for differences in ends])
+    ranked = [
+        RankedArm(
+            arm=arm,
+            steps=arms[arm].restricted_mean,
+            ratio=ratio,
+            ratio_p=time_p,
+            difference=bootstrap(np.mean, differences, **settings.resampling),
+            difference_p=end_p,
+        )
+        for arm, ratio, time_p, differences, end_p in zip(trained, ratios, holm(times), ends, final_p, strict=True)
+    ]
+    return tuple(sorted(ranked, key=lambda one: (one.ratio.value, -one.difference.value)))
 
 
 def decide(ratio: Estimate, pairs: int, ratio_target: float) -> tuple[Verdict, bool]:
@@ -347,15 +381,19 @@ def _check(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) 
             if time.censored and steps[-1] < run.budget:
                 stopped = f"it stopped at step {steps[-1]} of {run.budget}"
                 raise BadInput(f"{name}: unfinished, {stopped}; train it to its end")
-    scratch, pretrained = ({run.seed for run in runs[arm]} for arm in (Arm.SCRATCH, Arm.PRETRAINED))
-    if scratch != pretrained:
-        raise BadInput(
-            f"comparison: seeds are not matched: only from scratch {sorted(scratch - pretrained)}, only pre-trained "
-            f"{sorted(pretrained - scratch)}; train the missing ones"
-        )
-    budgets = sorted({run.budget for arm in (Arm.SCRATCH, Arm.PRETRAINED) for run in runs[arm]})
+    trained = [arm for arm in runs if arm not in CONTROLS]
+    scratch = {run.seed for run in runs[Arm.SCRATCH]}
+    for arm in trained:
+        seeds_of_arm = {run.seed for run in runs[arm]}
+        if scratch != seeds_of_arm:
+            who = "pre-trained" if arm == Arm.PRETRAINED else repr(arm)
+            raise BadInput(
+                f"comparison: seeds are not matched: only from scratch {sorted(scratch - seeds_of_arm)}, only {who} "
+                f"{sorted(seeds_of_arm - scratch)}; train the missing ones"
+            )
+    budgets = sorted({run.budget for arm in trained for run in runs[arm]})
     if len(budgets) > 1:
-        raise BadInput(f"comparison: budgets differ: {budgets} environment steps; both arms need the same one")
+        raise BadInput(f"comparison: budgets differ: {budgets} environment steps; all arms need the same one")
 
 
 def _summarise_arm(arm: str, runs: Sequence[RunData], settings: ComparisonSettings) -> ArmSummary:

@@ -93,7 +93,7 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
         arm: tuple(
             sorted((read_training(client, run) for run in runs if tag_of(run, Tag.ARM) == arm), key=lambda r: r.seed)
         )
-        for arm in ARMS
+        for arm in dict.fromkeys((*ARMS, *sorted(tag_of(run, Tag.ARM) for run in runs)))
     }
     return Group(reference, {arm: members for arm, members in arms.items() if members}, **stages)
 

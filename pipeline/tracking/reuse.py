@@ -111,7 +111,10 @@ def refuse_unsound(client: MlflowClient, run: Run) -> None:
                 raise BadInput(f"its training {training.info.run_id} is {training.info.status}")
             refuse_unsound(client, training)
         arms = sorted({tag_of(training, Tag.ARM) for training in members})
-        if len(arms) != 1 + (_setting(run, "control_timesteps") != 0):
+        own = f"{CONFIG_PARAM_PREFIX}arms."
+        further = {key.removeprefix(own).partition(".")[0] for key in run.data.params if key.startswith(own)}
+        expected = 1 + (_setting(run, "control_timesteps") != 0) + len(further) * (stage == "finetune")
+        if len(arms) != expected:
             raise BadInput(f"its trainings are of the arms {arms}, one is missing")
         for arm in arms:
             seeds = [seed_of(training) for training in members if tag_of(training, Tag.ARM) == arm]

@@ -19,7 +19,7 @@ from pipeline.tracking.content_key import training_key
 from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.groups import evaluations_record
 from pipeline.tracking.reuse import find_finished
-from pipeline.tracking.runs import get_run, search
+from pipeline.tracking.runs import get_run, search, tag_of
 from pipeline.tracking.stage_run import StageRun, checkpoint_folder
 
 
@@ -128,8 +128,9 @@ def train_logged(
 def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse: bool) -> list[int]:
     """Indices of the trainings that the store does not have yet; `stage` is that of the runs they would get.
 
-    A finished training with the same content key stands for one, whichever group it was made for, unless something is
-    known against it. The stage run then names it in a tag; it is not touched. Says why for the first that is missing.
+    A finished training with the same content key and arm stands for one, whichever group it was made for, unless
+    something is known against it. The stage run then names it in a tag; it is not touched. Says why for the first that
+    is missing.
     A stage that goes on after an interruption goes on with the trainings that it had begun.
     """
     if not reuse:
@@ -144,7 +145,7 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
             todo.append(index)
             continue
         found = find_finished(stage_run.client, stage, arm.job.task.name, key)
-        if found.run is not None:
+        if found.run is not None and tag_of(found.run, Tag.ARM) == arm.arm:
             stage_run.tag({reused_tag(arm.arm, arm.job.seed): found.run.info.run_id})
             continue
         if not todo:
