@@ -141,7 +141,7 @@ def ask(arguments: Sequence[str] | None = None) -> int:
     verb = verbs.add_parser(
         "check", help="hold demonstrations of anybody to every rule that applies; code 1: one fails"
     )
-    verb.add_argument("path", help="a plain .npz, the folder of a Minari dataset or of one of ours")
+    verb.add_argument("path", help="a file or folder in any format that collect reads, or a dataset of ours")
     verb.add_argument("--task", help="task file whose spaces, figures and environment they are held to")
     verb.add_argument("--scenario", help="of that task; its first one unless given")
     verb.add_argument("--json", action="store_true", help="for scripts")

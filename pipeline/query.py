@@ -198,10 +198,15 @@ def load_demonstrations(reference: str) -> "StoredDataset":
 
 
 def export_dataset(reference: str, folder: str) -> str:
-    """Write a validated dataset as a Minari dataset (HDF5) to a new folder; returns a line for people."""
+    """Write a validated dataset to a new folder, as Minari's HDF5, or to a new `.npz`; returns a line for people."""
+    stored = load_demonstrations(reference)
+    if folder.endswith(".npz"):
+        from pipeline.data.formats.npz import export_plain_npz
+
+        export_plain_npz(stored.trajectories, folder)
+        return f"dataset {stored.metadata.dataset_id}: {stored.metadata.episodes} episodes written to {folder}"
     from pipeline.data.formats.minari import export_minari
 
-    stored = load_demonstrations(reference)
     export_minari(stored.trajectories, stored.metadata, folder)
     return f"dataset {stored.metadata.dataset_id}: {stored.metadata.episodes} episodes written to {folder} (Minari)"
 

@@ -84,7 +84,13 @@ class Promote:
     action: Literal["approve", "roll_back"] = "approve"
 
 
-FORMATS: Final = ("minari", "npz")  # of demonstrations that were recorded elsewhere
+FORMATS: Final = (
+    "minari",
+    "npz",
+    "lerobot",
+    "imitation",
+    "robomimic",
+)  # of demonstrations that were recorded elsewhere
 SOURCES: Final = ("scripted", *FORMATS, "repaired")
 
 
@@ -152,6 +158,9 @@ class Collect:
     scripted: Scripted | None = None
     minari: Foreign | None = None
     npz: Foreign | None = None
+    lerobot: Foreign | None = None
+    imitation: Foreign | None = None
+    robomimic: Foreign | None = None
     repaired: Repaired | None = None
     n_envs: Count = 64
     """Episodes side by side, at most 16 unless the environment is batched; what is recorded does not depend on it."""
@@ -174,7 +183,7 @@ class Collect:
     @property
     def foreign(self) -> Foreign | None:
         """Where demonstrations of others are, if it takes those."""
-        return self.minari or self.npz
+        return self.minari or self.npz or self.lerobot or self.imitation or self.robomimic
 
 
 @configuration

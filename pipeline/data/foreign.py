@@ -146,7 +146,7 @@ def take_in(
     elif observation_space is None or action_space is None:
         observation_space, action_space = _seen(found)
     if clip_actions:
-        found, demonstrator["clipped"] = _clipped(found, action_space)
+        found, demonstrator["clipped"] = _clipped(found, kept, action_space)
     scenario = UNKNOWN if target is None else target.scenario
 
     def figures_of(episode: ForeignEpisode) -> dict[str, float]:
@@ -337,7 +337,9 @@ def _as_declared(found: ForeignSet, observation_space: spaces.Space, action_spac
     wanted = row_dtype(action_space)
 
     def episode(one: ForeignEpisode) -> ForeignEpisode:
-        return replace(one, observations=observed(one.observations), actions=converted(one.actions, wanted, "actions"))
+        labels = None if one.labels is None else converted(one.labels, wanted, "labels")
+        acted = converted(one.actions, wanted, "actions")
+        return replace(one, observations=observed(one.observations), actions=acted, labels=labels)
 
     return replace(found, episodes=tuple(map(episode, found.episodes)))
 
@@ -359,11 +361,11 @@ def _seen(found: ForeignSet) -> tuple[spaces.Space, spaces.Space]:
     return (spaces.Dict(fields) if fields else box(of_row)), box(np.dtype((acted.dtype, acted.shape[1:])))
 
 
-def _clipped(found: ForeignSet, space: spaces.Space) -> tuple[ForeignSet, str]:
-    """Actions and labels inside a Box, and how much of them was not."""
+def _clipped(found: ForeignSet, kept: Sequence[int], space: spaces.Space) -> tuple[ForeignSet, str]:
+    """Actions and labels inside a Box, and how much of those that are kept was not."""
     if not isinstance(space, spaces.Box):
         raise BadInput(f"clip_actions: the actions are of {shortened(space)}; only those of a Box can be clipped")
-    actions = np.concatenate([episode.actions for episode in found.episodes])
+    actions = np.concatenate([found.episodes[index].actions for index in kept])
     beyond = np.maximum(space.low - actions, actions - space.high)
     outside = beyond > 0
     furthest = float(beyond[outside].max(initial=0))

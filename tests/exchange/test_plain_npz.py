@@ -17,7 +17,7 @@ from pipeline.config.training import Cloning, Network
 from pipeline.data import DatasetMetadata, Trajectories, content_digest, load_dataset, save_dataset, told_of_source
 from pipeline.data.foreign import ImportTarget, take_in
 from pipeline.data.formats import read_foreign
-from pipeline.data.formats.npz import read_plain_npz
+from pipeline.data.formats.npz import export_plain_npz, read_plain_npz
 from pipeline.errors import BadInput
 from pipeline.learning.cloning import clone, train_critic
 from pipeline.policies import build_policy
@@ -255,6 +255,18 @@ def test_the_human_door_demonstrations_lack_what_their_description_says():
     assert metadata.missing == ("final_observations", "ends", "seeds", "spaces")
     assert (data.steps, data.lengths.min(), data.lengths.max()) == (6729, 223, 300)
     assert validate((data, metadata), Context()).passed
+
+
+def test_what_is_exported_comes_back_with_the_same_bits_and_the_same_parts_missing(tmp_path):
+    for index, names in enumerate((("seeds",), NOTHING)):
+        data, metadata = taken(tmp_path, lacking(*names))
+        data = replace(data, actions=data.actions / 2)  # labels that noise kept apart
+        export_plain_npz(data, tmp_path / f"out-{index}.npz")
+        again, described = take_in(read_plain_npz(tmp_path / f"out-{index}.npz"), TARGET)
+        assert described.missing == metadata.missing
+        same = [name for name in data.to_arrays() if name != "metric.return"]  # of float32 rewards now
+        assert all(again.to_arrays()[name].tobytes() == data.to_arrays()[name].tobytes() for name in same)
+    assert "exists; give a new one" in refusal(lambda: export_plain_npz(data, tmp_path / "out-0.npz"))
 
 
 # --- hostile ----------------------------------------------------------------------------------------------------------

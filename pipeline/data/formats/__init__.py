@@ -16,19 +16,31 @@ def read_foreign(path: str | Path, format: str | None = None) -> ForeignSet:
         from pipeline.data.formats.minari import read_minari  # late: Minari and HDF5 take a second
 
         return read_minari(path)
-    from pipeline.data.formats.npz import read_plain_npz
+    if format == "robomimic":
+        from pipeline.data.formats.robomimic import read_robomimic
 
-    return read_plain_npz(path)
+        return read_robomimic(path)
+    if format == "npz":
+        from pipeline.data.formats.npz import read_plain_npz
+
+        return read_plain_npz(path)
+    from pipeline.data.formats.arrow import read_imitation, read_lerobot
+
+    return read_lerobot(path) if format == "lerobot" else read_imitation(path)
 
 
 def _format_of(path: Path) -> str:
     looks_like = {
         "npz": path.suffix == ".npz",
         "minari": any((path / part / "main_data.hdf5").exists() for part in ("", "data")),
+        "robomimic": path.suffix in (".hdf5", ".h5"),
+        "lerobot": (path / "meta" / "info.json").exists(),
+        "imitation": path.is_dir() and any(path.glob("*.arrow")),
     }
     for name, does in looks_like.items():
         if does:
             return name
     raise BadInput(
-        f"{str(path)!r} is no file of demonstrations: known are a plain .npz and the folder of a Minari dataset"
+        f"{str(path)!r} is no file of demonstrations: known are a plain .npz, robomimic's .hdf5, and the folders of "
+        "a Minari dataset, a LeRobot dataset and trajectories that imitation saved"
     )

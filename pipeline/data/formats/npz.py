@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.data.foreign import EXPANSION, SPARE_BYTES, ForeignEpisode, ForeignSet, source_digest
 from pipeline.data.metadata import SCHEMA_VERSION, DatasetMetadata
 from pipeline.data.observations import join_fields, split_fields
-from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories, content_digest
+from pipeline.data.trajectories import ENDS, REWARDS, SEEDS, UNKNOWN_SEED, Trajectories, content_digest
 from pipeline.errors import BadInput, printable, shortened
 from pipeline.files import DAMAGE, strict_json, write_folder
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
@@ -30,7 +30,7 @@ MAX_METADATA_BYTES: Final = 8_000_000
 MAX_MEMBERS: Final = 256
 MAX_DIRECTORY_BYTES: Final = 1 << 17
 MAX_HEADER_BYTES: Final = 4096
-ENDINGS: Final = ("rewards", "terminations", "truncations")
+OPTIONAL: Final = ("labels", "rewards", "terminations", "truncations")
 INFO: Final = "info."
 # a .npy of version 1.0 exactly as numpy begins it; its own parser takes far more than that: little-endian or byte-sized
 # booleans, integers, floats and texts, C order, at most 8 axes
@@ -41,7 +41,7 @@ _HEADER = re.compile(
 )
 _MEMBER = re.compile(r"[a-z][a-z_]{0,63}(\.[A-Za-z0-9_]{1,64})?\.npy")
 _PLAIN_MEMBER = re.compile(
-    rf"(lengths|seeds|actions|{'|'.join(ENDINGS)}|info\.[A-Za-z0-9_]{{1,64}}|observations(\.[A-Za-z0-9_]{{1,64}})?)\.npy"
+    rf"(lengths|seeds|actions|{'|'.join(OPTIONAL)}|info\.[A-Za-z0-9_]{{1,64}}|observations(\.[A-Za-z0-9_]{{1,64}})?)\.npy"
 )
 
 
@@ -132,7 +132,8 @@ def read_plain_npz(path: str | Path) -> ForeignSet:
 
     `lengths` (N,); `actions` (S, ...); `observations` (S + N, ...), or (S, ...) without the one after each last step,
     or `observations.<key>` of a Dict; where they are known `rewards`, `terminations`, `truncations`, `info.<key>` (S,)
-    and `seeds` (N,). Other members are not read. Raises BadInput.
+    and `seeds` (N,); `labels` (S, ...) where what was executed is not what the demonstrator answered. Other members are
+    not read. Raises BadInput.
     """
     file = Path(path)
     arrays, ignored = _arrays_of(file, _PLAIN_MEMBER)
@@ -148,7 +149,7 @@ def read_plain_npz(path: str | Path) -> ForeignSet:
         if array.ndim < 1 or len(array) not in rows:
             expected = " or ".join(map(str, rows))
             raise BadInput(f"{file.name}: {name} has shape {array.shape}, expected {expected} rows, by lengths")
-        if array.dtype.kind not in "biufV" or (array.ndim > 1 and name not in ("observations", "actions")):
+        if array.dtype.kind not in "biufV" or (array.ndim > 1 and name not in ("observations", "actions", "labels")):
             raise BadInput(f"{file.name}: {name} is {array.dtype} {array.shape}; allowed are plain numbers, one a row")
     if "seeds" in arrays and arrays["seeds"].dtype.kind not in "iu":
         raise BadInput(
@@ -161,7 +162,7 @@ def read_plain_npz(path: str | Path) -> ForeignSet:
     episodes, end = [], 0
     for index, length in enumerate(lengths.tolist()):
         begin, end = end, end + length
-        endings: dict[str, Any] = {name: arrays[name][begin:end] for name in ENDINGS if name in arrays}
+        endings: dict[str, Any] = {name: arrays[name][begin:end] for name in OPTIONAL if name in arrays}
         seed = int(arrays["seeds"][index]) if "seeds" in arrays else UNKNOWN_SEED
         episodes.append(
             ForeignEpisode(
@@ -174,6 +175,25 @@ def read_plain_npz(path: str | Path) -> ForeignSet:
         )
     digest = source_digest(file)
     return ForeignSet("npz", tuple(episodes), printable(file.stem)[:100], digest[:8], digest, ignored=ignored)
+
+
+def export_plain_npz(trajectories: Trajectories, path: str | Path) -> None:
+    """Write what `read_plain_npz` reads to a new file; what the demonstrator answered as `labels`, where it differs.
+
+    Raises BadInput when the file exists.
+    """
+    file, data = Path(path), trajectories
+    if file.exists():
+        raise BadInput(f"export file {str(file)!r} exists; give a new one")
+    arrays = {"observations": data.observations, "actions": data.executed_actions, "lengths": data.lengths}
+    if not np.array_equal(data.actions, data.executed_actions):
+        arrays["labels"] = data.actions
+    parts = {REWARDS: ("rewards",), ENDS: ("terminations", "truncations"), SEEDS: ("seeds",)}
+    for name in (name for part, names in parts.items() if part not in data.missing for name in names):
+        arrays[name] = getattr(data, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "xb") as stream:
+        write_archive(stream, arrays)
 
 
 def _arrays_of(file: Path, wanted: re.Pattern[str] | None = None) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
