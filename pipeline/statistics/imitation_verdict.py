@@ -49,8 +49,9 @@ class ImitationVerdict:
 
     def sentence(self) -> str:
         """`learnt by success: 0.963 (demonstrator 0.984, best constant action 0.020, untrained policy 0.000)`."""
+        demonstrator = f"{self.demonstrator:.4g}" if isfinite(self.demonstrator) else "not known"
         yardsticks = (
-            f"demonstrator {self.demonstrator:.4g}, best constant action {self.constant:.4g}, "
+            f"demonstrator {demonstrator}, best constant action {self.constant:.4g}, "
             f"untrained policy {self.untrained:.4g}"
         )
         return f"{self.state} by {self.figure}: {self.clone:.4g} ({yardsticks}); {'; '.join(self.reasons)}"

@@ -156,3 +156,13 @@ def test_one_episode_is_too_few_for_a_return():
     assert set(verdict.metrics()) == {
         f"imitation/{name}" for name in ("clone", "untrained", "constant_action", "demonstrator", "gain", "shortfall")
     }
+
+
+def test_against_a_demonstrator_whose_figures_nobody_recorded_a_clone_is_at_most_partly_one():
+    for clone, state in ((100, "partly"), (1, "failed")):
+        of = dataclasses.replace(successes(clone), demonstrator=np.full(1, np.nan), asked=False)
+        verdict = judge({"success": of}, SETTINGS)
+        assert verdict.state == state and verdict.share is None and "nobody recorded" in verdict.reasons[0]
+        assert "demonstrator not known" in verdict.sentence() and json.loads(
+            json.dumps(verdict.to_json(), allow_nan=False)
+        )
