@@ -48,6 +48,7 @@ golden golden-check: setup
 
 browser: setup
 	python benchmarks/report_in_browser.py
+	python benchmarks/ui_in_browser.py
 
 RACE_OPERATIONS ?= 10000
 race: setup

@@ -18,7 +18,7 @@ from pipeline.play.evaluation import point_figures
 from pipeline.report.clips import check_drawable, draw_episode
 from pipeline.tasks import Task
 
-LINE_EVERY_SECONDS: Final = 15.0
+LINE_EVERY_SECONDS: Final = 30.0
 
 
 class TrainingProgress:

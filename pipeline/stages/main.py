@@ -151,7 +151,8 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
             conclude(parent, "main", outcome)
     if outcome.failed and parent is not run:
         parent.close("FAILED")  # its stage did its work, and the verdict is a refusal
-    return replace(outcome, summary=(*outcome.summary, f"  all of it: {ui_command()}"))
+    address = f"#/experiments/{parent.experiment_id}/runs?workflowType=machine_learning"  # else the UI opens as GenAI
+    return replace(outcome, summary=(*outcome.summary, f"  all of it: {ui_command()}, and there {address}"))
 
 
 class _Main:

@@ -172,7 +172,8 @@ def links(run: "StageRun", stage: str) -> str:
         lines.append(f"Made from: {', '.join(run.link(run_id, role) for role, run_id in above.items())}.")
     if stage in MAKES:
         wanted = quote(f"tags.`{lineage_run_tag(MAKES[stage])}` = '{run.run_id}'")
-        lines.append(f"[What was made from it](#/experiments/{run.experiment_id}/runs?searchFilter={wanted}).")
+        runs = f"#/experiments/{run.experiment_id}/runs?workflowType=machine_learning"  # else the UI opens as GenAI
+        lines.append(f"[What was made from it]({runs}&searchFilter={wanted}).")
     return " ".join(lines)
 
 

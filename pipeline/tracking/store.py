@@ -34,7 +34,7 @@ CONNECT_SECONDS = 10.0
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 HALF_MADE = ("already exists", "duplicate column")  # what SQLite says when MLflow begins with its tables anew
 DEFAULT_EXPERIMENT = "imitation-pretraining"
-# what the UI shows of an experiment; without a kind it opens as one of prompts and traces
+# what the UI shows of an experiment; without a kind it is taken for one of prompts and traces
 EXPERIMENT_KIND = "mlflow.experimentKind"
 ABOUT_EXPERIMENT = {
     EXPERIMENT_KIND: "custom_model_development",
@@ -193,7 +193,7 @@ def experiment_id(client: MlflowClient, name: str, setting: str = "experiment_na
 
 
 def present_experiment(client: MlflowClient, experiment: str) -> None:
-    """Let the UI open an experiment in its view for machine learning, described; what a person chose there stays."""
+    """Tell the UI that an experiment is one of machine learning, and describe it; what a person chose there stays."""
     tags = client.get_experiment(experiment).tags
     guessed = {key for key, value in tags.items() if key == EXPERIMENT_KIND and "inferred" in value}  # by the UI
     missing = {key: value for key, value in ABOUT_EXPERIMENT.items() if key in guessed or not tags.get(key)}
