@@ -308,6 +308,24 @@ def test_main_runs_every_stage_nested_in_one_run_and_says_where_to_look(whole):
     assert "mlflow ui" in ended.out
 
 
+def test_the_run_of_main_shows_what_matters_of_its_stages(whole):
+    main, compared, gate = the_run("main"), the_run("compare"), the_run("promote")
+    shown = {name: compared.data.metrics[name] for name in ("sample_efficiency/ratio_ci_low", "bill/upfront_steps")}
+    shown |= {name: value for name, value in gate.data.metrics.items() if name.startswith("gate/candidate/")}
+    shown |= {
+        name: compared.data.metrics[name]
+        for arm in ("scratch", "pretrained")
+        for name in (f"final/train_small/success_rate_{arm}", f"final/train_small/success_rate_{arm}_ci_high")
+    }
+    assert len(shown) == 8 and shown.items() <= main.data.metrics.items()
+    assert main.data.tags[Tag.COMPARISON] == compared.data.tags[Tag.COMPARISON] == "not shown"
+    assert main.inputs.dataset_inputs == the_run("collect").inputs.dataset_inputs != []
+    about, report = main.data.tags["mlflow.note.content"], f"runs/{compared.info.run_id}/artifacts/report/report.html"
+    assert report in about and all(f"[{stage}](" in about for stage in NESTED)
+    last = whole.ended["main"].out.partition("main: not shown: ratio")[2]
+    assert all(part in last for part in ("report.html", "lineage", "mlflow ui", "train_expert ", " s, promote "))
+
+
 def test_everything_that_main_made_lies_in_its_experiment(whole):
     experiment = experiment_id(connect(), EXPERIMENT)
     everything = connect().search_runs([e.experiment_id for e in connect().search_experiments()])
