@@ -16,6 +16,7 @@ from pipeline.data import UNAPPROVED
 from pipeline.envs.lunar_lander import heuristic
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Tag
+from pipeline.report.stage_pages import STRIP
 from pipeline.stages import run_stage
 from pipeline.stages.main import plan
 from pipeline.tracking.runs import read_text_artifact, search
@@ -68,8 +69,12 @@ def test_collect_prints_steps_reward_and_actions(store, tmp_path):
     assert f"| {trajectories.lengths.min():.0f} | {trajectories.lengths.max():.0f} |" in " ".join(steps.split())
     assert any(line.startswith("| return") for line in table)
     shares = np.bincount(trajectories.actions, minlength=4) / trajectories.steps
-    rows = [line.split("|")[2].strip() for line in table[-4:]]
-    assert rows == [f"{share:.1%}" for share in shares]
+    (strip,) = (line.rpartition(": ")[2] for line in table if line.startswith("action[0] from 0 to 3: "))
+    assert [STRIP.index(level) for level in strip] == np.ceil(shares / shares.max() * (len(STRIP) - 1)).tolist()
+    (run,) = search(connect(), {Tag.STAGE: "collect"})
+    rows = read_text_artifact(connect(), run.info.run_id, "statistics.md").splitlines()
+    listed = [line.split("|")[2].strip() for line in rows if "%" in line and "█" in line]
+    assert listed[-4:] == [f"{share:.1%}" for share in shares]
 
 
 def test_the_script_is_gymnasiums_own_heuristic():

@@ -61,7 +61,7 @@ def test_forgetting_the_demonstrated_scenarios_is_a_tag_and_a_warning_in_the_rep
     dataset = run_stage("collect", configs["collect"], {}, {}).outputs["dataset"]
     clones = run_stage("pretrain", configs["pretrain"], {"dataset": dataset}, {}).outputs["policy"]
     run_stage("finetune", configs["finetune"], {"policy": clones, "group": "mirror"}, {})
-    run_stage("baseline", configs["finetune"], {"group": "mirror"}, {})
+    run_stage("baseline", configs["finetune"], {"group": "mirror", "policy": clones}, {})
     report = run_stage("compare", configs["compare"], {"group": "mirror"}, {}).outputs["report"]
     client = connect()
     tag = get_run(client, report, "report").data.tags[Tag.REGRESSION]
