@@ -504,9 +504,9 @@ class Store:
         group: Any = types.SimpleNamespace(finetune=self.run)
         readers: tuple[Callable[[], Any], ...] = (
             lambda: read_config(self.client, self.run, Finetune),
-            lambda: content_key({}, read_task(run, self.run), {}),
+            lambda: content_key({}, read_task(self.client, self.run, folder), {}),
             lambda: self._differences(),
-            lambda: read_training(self.client, self.run).data(1_000, {}),
+            lambda: read_training(self.client, self.run),
             lambda: between_evaluations(read_evaluations(self.client, self.run), self.evaluations),
             lambda: compare._shift(run, group),
             lambda: Transfer.from_json(

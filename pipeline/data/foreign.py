@@ -232,7 +232,10 @@ def _ours(found: ForeignSet, kept: Sequence[int], clip_actions: bool) -> tuple[T
         named = {key: value for key, value in episode.attributes.items() if key.startswith(METRIC_ATTRIBUTE)}
         return {key.removeprefix(METRIC_ATTRIBUTE): value for key, value in named.items()}
 
-    metadata = DatasetMetadata.from_data(strict_json(json.dumps(found.own_metadata)))
+    try:
+        metadata = DatasetMetadata.from_data(strict_json(json.dumps(found.own_metadata)))
+    except ValueError as error:
+        raise BadInput(f"{found.format} dataset: what we wrote of it is no plain JSON any more: {error}") from None
     trajectories = _assemble(found, kept, lambda one: short_text(one.attributes.get("options/scenario")), figures)
     gone = [one.seed for index, one in enumerate(found.episodes) if index not in set(kept) and one.seed is not None]
     return without_episodes(metadata, trajectories, gone) if gone else (trajectories, metadata)

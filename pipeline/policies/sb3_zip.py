@@ -209,8 +209,11 @@ def _archive(content: bytes, what: str) -> zipfile.ZipFile | None:
 def _torch_pickle(content: bytes, what: str) -> tuple[Pickled, Mapping[str, bytes]]:
     """The pickle inside a file that `torch.save` wrote, or a plain one, and the raw numbers beside it by their key."""
     if (archive := _archive(content, what)) is not None:
-        with archive:
-            held = {name: archive.read(name) for name in archive.namelist()}
+        try:
+            with archive:
+                held = {name: archive.read(name) for name in archive.namelist()}
+        except DAMAGE as error:
+            raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
         inner = [name for name in held if name.rpartition("/")[2] == "data.pkl"]
         if len(inner) != 1:
             raise BadInput(f"{what} holds {len(inner)} members data.pkl, expected one; was it saved by torch?")

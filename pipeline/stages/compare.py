@@ -131,7 +131,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
 
 
 def arm_data(run: StageRun, evidence: Evidence) -> dict[str, list[RunData]]:
-    """Every arm's runs; the best checkpoints of the two matched arms also play the hold-out scenarios, here and now."""
+    """Every arm's runs; best checkpoints, but those of controls, also play the hold-out scenarios, here and now."""
     trained, data = evidence.trained, dict[str, list[RunData]]()
     for arm, members in evidence.group.arms.items():
         budget = trained.control_timesteps if arm in CONTROLS else trained.training.total_timesteps

@@ -108,13 +108,14 @@ def test_a_stage_that_does_not_know_a_refusal_is_found(campaign, monkeypatch):
 def test_a_dataset_that_is_shown_before_it_is_whole_is_found(campaign, monkeypatch):
     from pipeline.stages import collect
 
-    store = collect._store
+    recorded = collect._recorded
 
-    def hasty(run, metadata, trajectories, context):
-        run.tag(collect.dataset_tags(metadata, "validated"))
-        return store(run, metadata, trajectories, context)
+    def hasty(run, *given):
+        demonstrations = recorded(run, *given)
+        run.tag(collect.dataset_tags(demonstrations.metadata, "validated"))
+        return demonstrations
 
-    monkeypatch.setattr(collect, "_store", hasty)
+    monkeypatch.setattr(collect, "_recorded", hasty)
     calls = campaign.calls("collect", errno.ENOSPC)
     at = next(at for at, call in enumerate(calls, 1) if call.startswith("write trajectories"))
     found = campaign.faults("collect", errno.ENOSPC, at, False)
