@@ -31,6 +31,9 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
     _take_any_text()
     try:
         config, upstream, overrides = parse(stage, sys.argv[1:] if arguments is None else arguments)
+    except BadInput as error:  # who asks for help leaves by argparse's own SystemExit
+        return _told(stage, error)
+    try:
         # before numpy and torch read them: networks this small run fastest, and with equal bits, on one thread
         for variable in THREAD_VARIABLES:
             os.environ.setdefault(variable, "1")

@@ -351,3 +351,11 @@ def test_a_wrong_question_is_one_line_and_code_2(store, capsys, arguments, part)
     assert errors.startswith("error: ")
     assert len(errors.splitlines()) == 1
     assert part in errors
+
+
+def test_help_of_an_entry_point_is_answered_and_is_no_fault(capsys):
+    with pytest.raises(SystemExit) as ended:
+        stage_main("compare", ["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr()
+    assert "overrides the config by dotted key" in said.out and said.err == ""
