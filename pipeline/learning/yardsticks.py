@@ -4,7 +4,7 @@ Yardsticks play the first episodes of the clone's final evaluation. The constant
 camera, whatever the clones see, and are played once for all seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,11 +75,16 @@ class Yardsticks:
 
 
 def play_yardsticks(
-    task: Task, config: Pretrain, data: Trajectories, metadata: DatasetMetadata, demonstrator: Demonstrator | None
+    task: Task,
+    config: Pretrain,
+    data: Trajectories,
+    metadata: DatasetMetadata,
+    find_demonstrator: Callable[[], Demonstrator | None],
 ) -> Yardsticks:
     """Let the best constant action and the demonstrator play; `task` is seen as it was recorded.
 
-    A demonstrator that cannot be asked, or cannot play these episodes, is known by those that were recorded of it.
+    A demonstrator that is not found, or cannot play these episodes, is known by those that were recorded of it, and the
+    allowance says so, with what stood in the way.
     """
     episodes = judged_episodes(task, config)
     action = best_constant(task.action_space, data.actions)
@@ -88,15 +93,13 @@ def play_yardsticks(
         slots = len(next(iter(observations.values()))) if isinstance(observations, dict) else len(observations)
         return np.repeat(action[None], slots, axis=0)
 
-    constant, played = run_episodes(task, always, episodes), None
-    if demonstrator is not None:
-        try:
-            played = run_episodes(task, demonstrator.actor, episodes)
-        except BadInput:
-            played = None
-    if played is not None:
-        return Yardsticks(constant, played, True, "")
-    allowances = ["the demonstrator could not be asked again: its recorded episodes stand for it"]
+    constant, why = run_episodes(task, always, episodes), ""
+    try:
+        if (demonstrator := find_demonstrator()) is not None:
+            return Yardsticks(constant, run_episodes(task, demonstrator.actor, episodes), True, "")
+    except BadInput as error:
+        why = f" ({error})"
+    allowances = [f"the demonstrator could not be asked again{why}: its recorded episodes stand for it"]
     if metadata.noise_std > 0:
         allowances.append(f"recorded under noise {metadata.noise_std:g}, without which it may be better")
     if metadata.filter["only_success"] or metadata.filter["min_return"] is not None:

@@ -87,33 +87,31 @@ def policy_digest(folder: str | Path) -> str:
     return digest(*parts)
 
 
-@dataclass(frozen=True)
-class PolicySpec:
-    """What `policy.json` says of a policy that PPO trains."""
-
+@dataclass(frozen=True, kw_only=True)
+class _Spec:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     format_version: Literal[1]
     observation_space: Space
     action_space: Space
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec(_Spec):
+    """What `policy.json` says of a policy that PPO trains."""
+
     network: Network
     action_distribution: str
-    provenance: dict[str, Any]
     scaled: tuple[Scaled, ...] = ()
 
 
-@dataclass(frozen=True)
-class FrozenSpec:
+@dataclass(frozen=True, kw_only=True)
+class FrozenSpec(_Spec):
     """What `policy.json` says of one that only acts."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    format_version: Literal[1]
-    observation_space: Space
-    action_space: Space
     network: FrozenNetwork
     action_distribution: Literal["deterministic"]
-    provenance: dict[str, Any]
 
 
 def read_spec(folder: str | Path) -> PolicySpec | FrozenSpec:

@@ -125,6 +125,7 @@ def _onnx(module: nn.Module, probe: Observations, written: Path) -> np.ndarray:
     """Export, and what onnxruntime answers. Raises BadInput without the extra."""
     try:
         import onnxruntime
+        import onnxscript  # noqa: F401 - torch writes ONNX with it
     except ImportError:
         raise BadInput("exporting .onnx needs onnx, onnxscript and onnxruntime: pip install '.[onnx]'") from None
     names = list(probe) if isinstance(probe, Mapping) else ["observations"]

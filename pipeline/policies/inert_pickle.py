@@ -48,6 +48,7 @@ class Pickled:
     value: Any  # sets are given as lists
     names: tuple[str, ...]  # everything it asks Python for, in order of appearance
     end: int  # where the bytes after it begin
+    persistent: tuple[Named, ...] = ()  # what it names that lies outside of it
 
 
 def decode(content: bytes, what: str, start: int = 0) -> Pickled:
@@ -57,7 +58,7 @@ def decode(content: bytes, what: str, start: int = 0) -> Pickled:
         value, end = machine.run(content, start)
     except DAMAGE as error:
         raise BadInput(f"{what} is no readable pickle: {shortened(str(error))}") from None
-    return Pickled(value, tuple(machine.names), end)
+    return Pickled(value, tuple(machine.names), end, tuple(machine.persistent))
 
 
 class _Machine:
@@ -65,6 +66,7 @@ class _Machine:
         self.names = names
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.persistent: list[Named] = []
 
     def run(self, content: bytes, start: int) -> tuple[Any, int]:
         for opcode, argument, position in pickletools.genops(content[start:]):
@@ -156,6 +158,7 @@ class _Machine:
                 stack[-1].state = state
             case "PERSID" | "BINPERSID":
                 stack.append(Named("persistent", (stack.pop() if name == "BINPERSID" else argument,)))
+                self.persistent.append(stack[-1])
             case "EXT1" | "EXT2" | "EXT4" | "NEXT_BUFFER" | "READONLY_BUFFER":
                 raise ValueError(f"opcode {name} points outside the file")
             case _:  # every other one pushes its argument: a number, a text or bytes

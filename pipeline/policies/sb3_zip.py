@@ -232,10 +232,13 @@ def _torch_pickle(content: bytes, what: str) -> tuple[Pickled, Mapping[str, byte
     keys = decode(content, what, state.end)
     raw, at = {}, keys.end
     try:
+        storages = [one.arguments[0] for one in state.persistent if one.arguments]
+        kinds = {storage[2]: storage[1].name for storage in storages}
         for key in keys.value:
             (count,) = struct.unpack_from("<q", content, at)
-            raw[key] = content[at + 8 : at + 8 + 4 * count]  # float32, which is all that such old files hold
-            at += 8 + 4 * count
+            width = np.dtype(_STORAGE[kinds[key].rpartition(".")[2]]).itemsize
+            raw[key] = content[at + 8 : at + 8 + width * count]
+            at += 8 + width * count
     except DAMAGE as error:
         raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
     return state, raw

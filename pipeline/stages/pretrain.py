@@ -6,17 +6,16 @@ is held against its untrained self, the best constant action and the demonstrato
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from math import isfinite
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Pretrain
-from pipeline.data import REWARDS, DatasetMetadata
-from pipeline.errors import BadInput
+from pipeline.data import REWARDS, Trajectories
 from pipeline.learning.clones import Clone, make_clone, untrained_clone
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.yardsticks import evidence, play_yardsticks
 from pipeline.names import Artifact, Imitation, Metric, Tag
-from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.policies import load_trainable, scaling_of
 from pipeline.report.text import one_line
@@ -65,7 +64,7 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     if not config.use_camera:  # what does not fit is refused before anything is played
         untrained_clone(task, config, dataset.trajectories, config.seeds[0])
     demonstrator = answering(run.client, config, metadata, task)
-    known = demonstrator or _known(run, metadata, task)
+    known = partial(demonstrator_of, run.client, metadata, task)
     yardsticks = play_yardsticks(task, config, dataset.trajectories, metadata, known)
     if config.use_camera:
         task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
@@ -116,28 +115,7 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
         }
     )
     pooled = judged(clones)
-    of_all = [clone.imitated.metrics() for clone in clones]
-    run.tag({Tag.IMITATION: pooled.state})
-    run.metrics({**pooled.metrics(), **{name: sum(m[name] for m in of_all) / len(of_all) for name in of_all[0]}})
-    lines = [f"  imitation {pooled.sentence()}"]
-    found: tuple[Suspicion, ...] = ()
-    if pooled.state != Imitation.LEARNT:  # what stands against the one that came the least far
-        verdict, clone = min(zip(verdicts, clones, strict=True), key=lambda pair: pair[0].share or 0.0)
-        episodes = len(clone.result.train_episodes)
-        found = suspicions(evidence(load_trainable(clone.folder), clone.imitated, data, episodes, verdict.share))
-        lines += [f"  look at: {suspicion.name}: {suspicion.line}" for suspicion in found]
-    for seed, verdict in zip(config.seeds, verdicts, strict=True):
-        if verdict.state == Imitation.FAILED != pooled.state:
-            lines.append(f"  WARNING: the clone of seed {seed} alone {verdict.sentence()}")
-    seeds = dict(zip(config.seeds, verdicts, strict=True))
-    run.json(
-        {
-            "pooled": pooled.to_json(),
-            "clones": {str(seed): verdict.to_json() for seed, verdict in seeds.items()},
-            "suspicions": [asdict(suspicion) for suspicion in found],
-        },
-        Artifact.IMITATION,
-    )
+    lines = _log_verdict(run, pooled, dict(zip(config.seeds, verdicts, strict=True)), clones, data)
     success = [of_clone[Metric.SUCCESS_RATE] for of_clone in figures]
     otherwise = recorded_otherwise(metadata, task)
     how = "" if config.algorithm == "bc" else f" by {config.algorithm}, {steps:,} environment steps"
@@ -153,14 +131,6 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
         verdict=pooled.state != Imitation.FAILED,
         outputs={"policy": run.run_id},
     )
-
-
-def _known(run: StageRun, metadata: DatasetMetadata, task: Task) -> Demonstrator | None:
-    """Who demonstrated, where it can be asked: an expert that is gone is known by what was recorded of it."""
-    try:
-        return demonstrator_of(run.client, metadata, task)
-    except BadInput:
-        return None
 
 
 def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:
@@ -183,6 +153,38 @@ def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:
     scaling = scaling_of(load_trainable(clone.folder))
     if scaling:
         run.json(scaling.to_json(), SCALING)
+
+
+def _log_verdict(
+    run: StageRun,
+    pooled: ImitationVerdict,
+    verdicts: Mapping[int, ImitationVerdict],
+    clones: Sequence[Clone],
+    data: Trajectories,
+) -> list[str]:
+    """What the imitation came to, of all seeds and of each; for people, and what to look at where it is not learnt."""
+    of_all = [clone.imitated.metrics() for clone in clones]
+    run.tag({Tag.IMITATION: pooled.state})
+    run.metrics({**pooled.metrics(), **{name: sum(m[name] for m in of_all) / len(of_all) for name in of_all[0]}})
+    lines = [f"  imitation {pooled.sentence()}"]
+    found: tuple[Suspicion, ...] = ()
+    if pooled.state != Imitation.LEARNT:  # what stands against the one that came the least far
+        verdict, clone = min(zip(verdicts.values(), clones, strict=True), key=lambda pair: pair[0].share or 0.0)
+        episodes = len(clone.result.train_episodes)
+        found = suspicions(evidence(load_trainable(clone.folder), clone.imitated, data, episodes, verdict.share))
+        lines += [f"  look at: {suspicion.name}: {suspicion.line}" for suspicion in found]
+    for seed, verdict in verdicts.items():
+        if verdict.state == Imitation.FAILED != pooled.state:
+            lines.append(f"  WARNING: the clone of seed {seed} alone {verdict.sentence()}")
+    run.json(
+        {
+            "pooled": pooled.to_json(),
+            "clones": {str(seed): verdict.to_json() for seed, verdict in verdicts.items()},
+            "suspicions": [asdict(suspicion) for suspicion in found],
+        },
+        Artifact.IMITATION,
+    )
+    return lines
 
 
 def _critics(explained: Sequence[float]) -> str:

@@ -11,6 +11,7 @@ from pipeline.config.loading import validate
 from pipeline.config.stages import Pretrain
 from pipeline.config.training import Network
 from pipeline.data import Trajectories
+from pipeline.errors import BadInput
 from pipeline.learning.yardsticks import (
     best_constant,
     evidence,
@@ -158,7 +159,7 @@ def test_yardsticks_play_the_first_final_episodes_and_the_task_chooses_the_figur
     config, data = validate(Pretrain, settings, "test"), trajectories(np.array([1, 1, 0, 1] * 4))
     episodes = judged_episodes(task, config)
     assert len(episodes) == 5
-    found = play_yardsticks(task, config, data, Metadata(), Demonstrator(balance, {}))
+    found = play_yardsticks(task, config, data, Metadata(), lambda: Demonstrator(balance, {}))
     ones = run_episodes(task, lambda seen: np.ones(len(seen), np.int64), episodes)
     assert found.constant.metrics["return"].tolist() == ones.metrics["return"].tolist()
     assert found.demonstrator.metrics["success"].tolist() == [1.0] * 5
@@ -177,7 +178,13 @@ def test_a_demonstrator_that_cannot_play_is_known_by_its_record(task):
     data = dataclasses.replace(
         data, metrics={"return": np.full(4, 7.0), "success": np.ones(4), "length": np.full(4, 4.0)}
     )
-    found = play_yardsticks(task, config, data, Metadata(0.3, only_success=True), None)
+    found = play_yardsticks(task, config, data, Metadata(0.3, only_success=True), lambda: None)
     assert not found.asked and found.demonstrator.metrics["return"].tolist() == [7.0] * 4
     assert "under noise 0.3, without which it may be better" in found.allowance and "filtered" in found.allowance
     assert found.steps == found.constant.steps
+
+    def gone() -> None:
+        raise BadInput("its expert is not in the registry")
+
+    told = play_yardsticks(task, config, data, Metadata(), gone)
+    assert not told.asked and "asked again (its expert is not in the registry): its recorded" in told.allowance

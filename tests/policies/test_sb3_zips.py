@@ -31,6 +31,7 @@ from pipeline.policies.frozen import FrozenActor
 from pipeline.policies.layers import Dense, FrozenNetwork
 from pipeline.policies.sb3 import export_sb3_zip, import_sb3_zip
 from pipeline.policies.sb3_actor import inspect_sb3_zip
+from pipeline.policies.sb3_zip import read_sb3_zip
 
 OBSERVATIONS, ACTIONS = spaces.Box(-1, 1, (4,)), spaces.Box(-2, 2, (2,))
 
@@ -354,6 +355,14 @@ def test_wrong_tensors_are_refused_by_name(theirs, tmp_path):
         path = remade(theirs, tmp_path / "x.zip", policy_pth=packed(state))
         with pytest.raises(BadInput, match=message):
             import_sb3_zip(path, OBSERVATIONS, ACTIONS)
+
+
+def test_weights_in_the_older_format_of_torch_are_read_whatever_their_widths(theirs, tmp_path):
+    mixed = {"first": torch.arange(3, dtype=torch.float64), **weights_of(theirs), "last": torch.arange(2)}
+    path = remade(theirs, tmp_path / "x.zip", policy_pth=packed(mixed, _use_new_zipfile_serialization=False))
+    read = read_sb3_zip(path).tensors
+    assert set(read) == set(mixed)
+    assert all(np.array_equal(read[name], tensor.numpy()) for name, tensor in mixed.items())
 
 
 def test_widths_that_the_bytes_cannot_fill_are_refused_before_a_network_of_them_is_built(theirs, tmp_path, monkeypatch):
