@@ -187,7 +187,8 @@ class _Main:
     def told(self, outcome: StageOutcome) -> StageOutcome:
         """The outcome with what a person wants first; the run gets the figures that matter, and the dataset, of all."""
         parent, runs = self._parent, {stage: str(done.run_id) for stage, (done, _) in self._done.items()}
-        for stage in {"promote", "collect", "compare"} & runs.keys():
+        # in their order: the store keeps a dataset's first context, and main's is that of the recording
+        for stage in [stage for stage in runs if stage in ("promote", "collect", "compare")]:
             found = parent.client.get_run(runs[stage])
             parent.metrics({name: value for name, value in found.data.metrics.items() if HEADLINE.fullmatch(name)})
             if found.inputs is not None:
