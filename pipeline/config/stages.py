@@ -262,7 +262,7 @@ class Pretrain:
 
 @configuration
 class FurtherArm:
-    """One more arm of a comparison: PPO from the same clones, treated otherwise at the start."""
+    """One more arm of a comparison: the same task, seeds, budget and evaluation, trained in another way."""
 
     warm_start: WarmStart
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.loading import to_data
-from pipeline.config.stages import Finetune, TrainExpert
-from pipeline.config.training import WarmStart
+from pipeline.config.stages import Finetune, FurtherArm, TrainExpert
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job
 from pipeline.names import CONTROLS, Arm
@@ -66,13 +65,14 @@ def arm_jobs(
     """
     task.refuse_holdouts(config.training.scenario_set, "training")
     warm = initial_policies is not None
-    arms: dict[str, WarmStart | None] = {Arm.PRETRAINED: config.warm_start} if warm else {Arm.SCRATCH: None}
+    shipped = FurtherArm(warm_start=config.warm_start) if warm else None
+    arms = {Arm.PRETRAINED if warm else Arm.SCRATCH: shipped}
     if config.control_timesteps:
-        arms |= {Arm.PRETRAINED_LR0: config.warm_start} if warm else {Arm.SCRATCH_LR0: None}
+        arms[Arm.PRETRAINED_LR0 if warm else Arm.SCRATCH_LR0] = shipped
     if warm:
-        arms |= {name: further.warm_start for name, further in config.arms.items()}
+        arms |= config.arms
     jobs = []
-    for arm, warm_start in arms.items():
+    for arm, settings in arms.items():
         control = arm in CONTROLS
         for seed in config.seeds:
             start = None if initial_policies is None else initial_policies[seed]
@@ -91,7 +91,7 @@ def arm_jobs(
                 initial_digest=None if start is None else start.digest,
                 return_scale=start.return_scale if start is not None and config.training.normalize_reward else None,
                 scaling=scaling,
-                warm_start=warm_start,
+                warm_start=None if settings is None else settings.warm_start,
                 learning_rate_zero=control,
                 total_timesteps=config.control_timesteps if control else None,
                 final_episodes=config.final_episodes,
