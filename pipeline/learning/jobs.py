@@ -28,6 +28,7 @@ class TrainingJob:
     scaling: Scaling | None = None  # of fresh weights; None: by the spaces' bounds; an initial policy has its own
     return_scale: float | None = None  # fixed divisor of normalised rewards, and of the initial policy's values
     warm_start: WarmStart | None = None  # only with initial_policy
+    residual: bool = False  # the initial policy does not learn: a correction of it does, and the critic
     learning_rate_zero: bool = False  # control: no weight may change, checked at the end
     total_timesteps: int | None = None  # budget of a control; None: that of `training`
     final_episodes: int = 200  # fresh episodes that the best checkpoint is measured on at the end

@@ -45,6 +45,7 @@ from pipeline.policies import (
     scaling_of,
     weights_digest,
 )
+from pipeline.policies.networks import ResidualPolicy
 from pipeline.policies.transfer import Transfer, transfer
 from pipeline.tasks import Task
 from pipeline.tasks.user_code import call_with_user_arguments
@@ -178,6 +179,8 @@ def check_job(job: TrainingJob) -> None:
     """Refuse a job that contradicts itself. Raises BadInput."""
     if (job.initial_policy is None) != (job.warm_start is None):
         raise BadInput("a training has both an initial policy and warm_start settings, or neither")
+    if job.residual and job.initial_policy is None:
+        raise BadInput("a residual training corrects a policy: it needs an initial one")
     n_steps, n_envs = job.training.ppo.get("n_steps", _default("n_steps")), job.training.n_envs
     if n_steps * n_envs < 2:
         raise BadInput(f"training.ppo.n_steps = {n_steps} with training.n_envs = {n_envs}: a rollout needs 2 steps")
@@ -212,11 +215,13 @@ def training_env(
 def fresh_policy(job: TrainingJob, task: Task) -> ActorCriticPolicy:
     """Weights from the seed; units of what it starts from, or those that are given, or by the bounds of the spaces."""
     spaces, network, scaling = (task.observation_space, task.action_space), job.training.network, job.scaling
+    residual = job.residual
     if job.initial_policy is not None:
-        scaling = scaling_of(load_trainable(job.initial_policy))
+        start = load_trainable(job.initial_policy)
+        scaling, residual = scaling_of(start), residual or isinstance(start, ResidualPolicy)
     elif scaling is None:
         scaling = scaling_by_bounds(*spaces, network)
-    return build_policy(*spaces, network, job.seed, scaling)
+    return build_policy(*spaces, network, job.seed, scaling, residual)
 
 
 def learning_rate_schedule(setting: LearningRate) -> Callable[[float], float]:
@@ -231,15 +236,15 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tupl
     All generators are seeded anew, for every part of the training in another way.
     """
     training, fresh = job.training, fresh_policy(job, task)
-    scaling = scaling_of(fresh)
+    scaling, residual = scaling_of(fresh), isinstance(fresh, ResidualPolicy)
     rate = LearningRate(initial=0.0) if job.learning_rate_zero else training.learning_rate
     model: WarmPPO = call_with_user_arguments(
         WarmPPO,
         "training.ppo",
-        policy=policy_class(task.observation_space, scaling),
+        policy=policy_class(task.observation_space, scaling, residual),
         env=env,
         learning_rate=learning_rate_schedule(rate),
-        policy_kwargs=policy_arguments(task.observation_space, training.network, scaling),
+        policy_kwargs=policy_arguments(task.observation_space, training.network, scaling, residual),
         seed=int(np.random.SeedSequence([job.seed, part]).generate_state(1)[0]) >> 1 if part else job.seed,
         device="cpu",
         **training.ppo,

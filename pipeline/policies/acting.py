@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.errors import BadInput
 from pipeline.files import compiled
 from pipeline.policies.frozen import FrozenActor
-from pipeline.policies.networks import images_in, scaling_of
+from pipeline.policies.networks import ResidualPolicy, images_in, scaling_of
 from pipeline.policies.units import Affine
 
 Observations = Any  # (n, *obs_shape) array, or a mapping of such arrays for Dict spaces
@@ -50,23 +50,31 @@ def act_function(policy: ActorCriticPolicy | FrozenActor, deterministic: bool = 
         # convolutions of different numbers of rows differ in their last bits
         return one_by_one if images_in(space) else predict
 
-    layers = [_kernel(layer) for layer in (*policy.mlp_extractor.policy_net, policy.action_net)]
+    layers: list[Any] = [(*policy.mlp_extractor.policy_net, policy.action_net)]
+    if isinstance(policy, ResidualPolicy):
+        hidden, last = policy.mlp_extractor, policy.action_net
+        layers = [(*hidden.clone_net, last.clone), (*hidden.policy_net, last.correction)]
+    networks = [[_kernel(layer) for layer in network] for network in layers]
     scaling = scaling_of(policy)
     decide = _decision(policy.action_space, scaling.actions)
 
     def act(observations: Observations) -> np.ndarray:
         if isinstance(space, spaces.Box):
-            output = np.ascontiguousarray(observations, np.float32).reshape(len(observations), -1)
+            features = np.ascontiguousarray(observations, np.float32).reshape(len(observations), -1)
             if scaling.observations is not None:
-                output = scaling.observations.inward(output)
+                features = scaling.observations.inward(features)
         else:
             with torch.inference_mode():
-                features = policy.extract_features(policy.obs_to_tensor(observations)[0], extractor)
-            assert isinstance(features, torch.Tensor)  # one extractor was named
-            output = features.numpy()
-        for layer in layers:
-            output = layer(output)
-        return decide(output)
+                extracted = policy.extract_features(policy.obs_to_tensor(observations)[0], extractor)
+            assert isinstance(extracted, torch.Tensor)  # one extractor was named
+            features = extracted.numpy()
+        outputs = []
+        for network in networks:
+            rows = features
+            for kernel in network:
+                rows = kernel(rows)
+            outputs.append(rows)
+        return decide(sum(outputs[1:], outputs[0]))
 
     return act
 

@@ -2,7 +2,8 @@
 
 Loading runs no code from the files: the JSON names spaces, network and action distribution, the network is built from
 them, and the tensors must fit it exactly, by name, shape and dtype, and be finite. Among them are the figures of what
-the policy scales, which the JSON names: `"scaled": ["observations", "actions"]`. Training is not decided here.
+the policy scales, which the JSON names: `"scaled": ["observations", "actions"]`; with `"residual": true` also those of
+the clone that a correction is added to. Training is not decided here.
 
     policy = build_policy(observation_space, action_space, Network(hidden=(64, 64)), seed=1)
     save_policy(policy, folder, {"run_id": "..."})
@@ -36,7 +37,14 @@ from pipeline.files import DAMAGE, digest, strict_json, write_folder
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
 from pipeline.policies.frozen import FrozenActor
 from pipeline.policies.layers import FrozenNetwork
-from pipeline.policies.networks import action_distribution, build_policy, images_in, network_of, scaling_of
+from pipeline.policies.networks import (
+    ResidualPolicy,
+    action_distribution,
+    build_policy,
+    images_in,
+    network_of,
+    scaling_of,
+)
 from pipeline.policies.units import blank_scaling
 
 FORMAT_VERSION: Final = 1
@@ -64,6 +72,7 @@ def save_policy(policy: Policy, folder: str | Path, provenance: Mapping[str, Any
         scaled = [name for name, affine in vars(scaling_of(policy)).items() if affine is not None]
     spec = {
         **({"scaled": scaled} if scaled else {}),
+        **({"residual": True} if isinstance(policy, ResidualPolicy) else {}),
         "format_version": FORMAT_VERSION,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
@@ -104,6 +113,7 @@ class PolicySpec(_Spec):
     network: Network
     action_distribution: str
     scaled: tuple[Scaled, ...] = ()
+    residual: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +160,8 @@ def read_spec(folder: str | Path) -> PolicySpec | FrozenSpec:
         inputs, outputs = (gym.spaces.utils.flatdim(space) for space in (spec.observation_space, spec.action_space))
     except (NotImplementedError, ValueError) as error:
         raise BadInput(f"{what}: its spaces cannot be flattened: {error}") from None
-    parameters = 2 * sum(before * after + after for before, after in pairwise((int(inputs), *hidden, int(outputs))))
-    # actor and critic
+    networks = 3 if spec.residual else 2  # actor and critic, and the clone
+    parameters = networks * sum(a * b + b for a, b in pairwise((int(inputs), *hidden, int(outputs))))
     _refuse_large(parameters + 2 * _picture_parameters(spec.observation_space, spec.network.image_features), what)
     return spec
 
@@ -181,7 +191,7 @@ def load_policy(folder: str | Path) -> Policy:
     else:
         refuse_hollow(spec.observation_space, spec.network, size, what)
         scaling = blank_scaling(spec.observation_space, spec.action_space, spec.network, spec.scaled)
-        policy = build_policy(spec.observation_space, spec.action_space, spec.network, 0, scaling)
+        policy = build_policy(spec.observation_space, spec.action_space, spec.network, 0, scaling, spec.residual)
     expected = tensors_of(policy)
     needed = sum(tensor.nbytes for tensor in expected.values())
     content = _read(path, min(MAX_WEIGHT_BYTES, needed + MAX_SPEC_BYTES))

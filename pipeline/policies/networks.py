@@ -1,8 +1,10 @@
 """Which network a policy has, by its spaces and our settings: SB3's own classes, actor and critic separate.
 
-What is scaled is SB3's as well, but for a layer without weights at either end.
+What is scaled is SB3's as well, but for a layer without weights at either end. A residual policy is a frozen clone and
+a correction of the same shape, whose outputs are added (Johannink et al. 2019, Silver et al. 2018).
 """
 
+import copy
 from dataclasses import replace
 from typing import Any, Final
 
@@ -12,7 +14,13 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+    NatureCNN,
+)
 from torch import nn
 
 from pipeline.config.training import Network
@@ -62,11 +70,72 @@ class GaussianInUnits(ActorCriticPolicy):
         return self.action_dist.proba_distribution(mean, self.log_std + self.action_scale.log())
 
 
-def policy_class(observation_space: gym.Space[Any], scaling: Scaling = UNSCALED) -> type[ActorCriticPolicy]:
-    """The policy class that reads such observations: mappings, images, or anything flat; SB3's, or a Gaussian in units.
+class ResidualExtractor(MlpExtractor):
+    """The hidden layers of a clone beside those of its correction; both read the same features."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.clone_net = copy.deepcopy(self.policy_net)
+        self.latent_dim_pi *= 2
+
+    def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.clone_net(features), self.policy_net(features)], dim=1)
+
+
+class ResidualOutput(nn.Module):
+    """What the clone says, and a correction of it that is zero at first."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.clone, self.correction = nn.Linear(inputs, outputs), nn.Linear(inputs, outputs)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+
+    def forward(self, latent_pi: torch.Tensor) -> torch.Tensor:
+        of_clone, own = latent_pi.chunk(2, dim=1)
+        return torch.as_tensor(self.clone(of_clone) + self.correction(own))
+
+
+class ResidualPolicy(ActorCriticPolicy):
+    """The actor is a clone that does not learn, its CNN included, plus a correction that does; the critic is one."""
+
+    mlp_extractor: ResidualExtractor
+    action_net: ResidualOutput
+
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = ResidualExtractor(
+            self.features_dim, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
+        )
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        whole: Any = self.action_net  # SB3's layer over both
+        self.action_net = ResidualOutput(whole.in_features // 2, int(whole.out_features))
+        for part in (self.pi_features_extractor, self.mlp_extractor.clone_net, self.action_net.clone):
+            part.requires_grad_(False)
+        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.optimizer = self.optimizer_class(learning, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+
+class ResidualInUnits(ResidualPolicy, GaussianInUnits):
+    """The same, of a clone that scales its actions: the correction is in the same units."""
+
+
+def name_in_residual(name: str) -> str:
+    """Where a residual policy has a tensor of its clone: `action_net.bias` -> `action_net.clone.bias`."""
+    inside = name.replace("mlp_extractor.policy_net.", "mlp_extractor.clone_net.")
+    return inside.replace("action_net.", "action_net.clone.")
+
+
+def policy_class(
+    observation_space: gym.Space[Any], scaling: Scaling = UNSCALED, residual: bool = False
+) -> type[ActorCriticPolicy]:
+    """The policy class that reads such observations: mappings, images, or anything flat; SB3's, or one of the above.
 
     `policy_arguments` belong to it.
     """
+    if residual:
+        return ResidualPolicy if scaling.actions is None else ResidualInUnits
     if scaling.actions is not None:
         return GaussianInUnits
     if isinstance(observation_space, spaces.Dict):
@@ -81,7 +150,7 @@ def images_in(space: gym.Space[Any]) -> list[gym.Space[Any]]:
 
 
 def policy_arguments(
-    observation_space: gym.Space[Any], network: Network, scaling: Scaling = UNSCALED
+    observation_space: gym.Space[Any], network: Network, scaling: Scaling = UNSCALED, residual: bool = False
 ) -> dict[str, Any]:
     """`policy_kwargs` of SB3 for our network settings: actor and critic are separate, of the same shape."""
     hidden, nested = list(network.hidden), isinstance(observation_space, spaces.Dict)
@@ -94,7 +163,7 @@ def policy_arguments(
     if scaling.observations is not None:
         extractor["units"] = scaling.observations
         arguments["features_extractor_class"] = ScaledCombined if nested else ScaledFlatten
-    elif scaling.actions is not None:
+    elif scaling.actions is not None or residual:
         flat = NatureCNN if is_image_space(observation_space) else FlattenExtractor
         arguments["features_extractor_class"] = CombinedExtractor if nested else flat
     if extractor:
@@ -147,14 +216,15 @@ def build_policy(
     network: Network,
     seed: int,
     scaling: Scaling = UNSCALED,
+    residual: bool = False,
 ) -> ActorCriticPolicy:
     """A fresh policy on the CPU whose weights follow from `seed` alone: the one that PPO with this seed starts from."""
     check_observation_space(observation_space)
     check_action_space(action_space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        arguments = policy_arguments(observation_space, network, scaling)
-        policy = policy_class(observation_space, scaling)(
+        arguments = policy_arguments(observation_space, network, scaling, residual)
+        policy = policy_class(observation_space, scaling, residual)(
             observation_space, action_space, lr_schedule=lambda _: 0.0, **arguments
         )
     policy.set_training_mode(False)

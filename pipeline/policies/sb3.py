@@ -6,7 +6,8 @@
 The network is rebuilt from the tensors and the settings of the zip; what these do not say for certain is refused by
 name. A PPO, A2C or TRPO whose network is one that PPO trains here becomes such a policy; any other actor becomes one
 that acts, passes the gate and demonstrates. Spaces are those of the task. The optimiser is not carried over.
-What a policy of ours scales is written into its first and last layers, so that `PPO.load` needs nothing of ours.
+What a policy of ours scales is written into its first and last layers, and a clone and its correction become one actor
+twice as wide, so that `PPO.load` needs nothing of ours.
 """
 
 import os
@@ -26,7 +27,14 @@ from pipeline.data.spaces import space_bounds
 from pipeline.errors import BadInput, shortened
 from pipeline.policies.artifact import Policy, build_frozen, load_tensors, refuse_hollow, refuse_misfit, tensors_of
 from pipeline.policies.layers import FrozenNetwork
-from pipeline.policies.networks import build_policy, network_of, policy_arguments, policy_class, scaling_of
+from pipeline.policies.networks import (
+    ResidualPolicy,
+    build_policy,
+    network_of,
+    policy_arguments,
+    policy_class,
+    scaling_of,
+)
 from pipeline.policies.sb3_actor import actor_of
 from pipeline.policies.sb3_zip import SB3Zip, read_sb3_zip
 
@@ -121,6 +129,8 @@ def as_ppo(policy: ActorCriticPolicy) -> PPO:
     It predicts at once; to train it further, give it an environment: `model.set_env(env)`.
     """
     arguments = policy_arguments(policy.observation_space, network_of(policy))
+    if isinstance(policy, ResidualPolicy):
+        arguments["net_arch"]["pi"] = [2 * width for width in network_of(policy).hidden]
     kind: Any = policy_class(policy.observation_space)
     model = PPO(kind, None, policy_kwargs=arguments, device="cpu", _init_setup_model=False)  # type: ignore[arg-type]
     # as PPO.load goes about it: the spaces are known without an environment
@@ -138,6 +148,8 @@ def folded(policy: ActorCriticPolicy, names: Iterable[str]) -> dict[str, torch.T
     """
     tensors = {name: tensor.double() for name, tensor in tensors_of(policy).items()}
     scaling, hidden = scaling_of(policy), network_of(policy).hidden
+    if isinstance(policy, ResidualPolicy):
+        tensors |= _side_by_side(tensors, len(hidden))
     observed, acted = scaling.observations, scaling.actions
     if observed is not None:
         far = np.abs(observed.offset / observed.scale)
@@ -157,3 +169,17 @@ def folded(policy: ActorCriticPolicy, names: Iterable[str]) -> dict[str, torch.T
         tensors["action_net.bias"] = offset + scale * tensors["action_net.bias"]
         tensors["log_std"] = tensors["log_std"] + scale.log()
     return {name: tensors[name].float() for name in names}
+
+
+def _side_by_side(tensors: Mapping[str, torch.Tensor], hidden: int) -> dict[str, torch.Tensor]:
+    """The actor of a residual policy as one network: both parts read the same, stay apart, and are added at the end."""
+    actor: dict[str, torch.Tensor] = {}
+    for i in range(0, 2 * hidden, 2):  # an activation stands between two layers
+        layers = [f"mlp_extractor.{net}.{i}" for net in ("clone_net", "policy_net")]
+        weights = [tensors[f"{layer}.weight"] for layer in layers]
+        actor[f"{layers[1]}.weight"] = torch.block_diag(*weights) if i else torch.cat(weights)
+        actor[f"{layers[1]}.bias"] = torch.cat([tensors[f"{layer}.bias"] for layer in layers])
+    last = [tensors[f"action_net.{part}.weight"] for part in ("clone", "correction")]
+    actor["action_net.weight"] = torch.cat(last, dim=1) if hidden else last[0] + last[1]
+    actor["action_net.bias"] = tensors["action_net.clone.bias"] + tensors["action_net.correction.bias"]
+    return actor

@@ -32,7 +32,7 @@ from pipeline.policies.artifact import (
     tensor_digests,
     tensors_of,
 )
-from pipeline.policies.networks import images_in, network_of, scaling_of
+from pipeline.policies.networks import ResidualPolicy, images_in, name_in_residual, network_of, scaling_of
 
 PROBE_COUNT: Final = 256
 
@@ -67,23 +67,25 @@ class Transfer:
         gamma: float | None = None,
         return_scale: float | None = None,
     ) -> "Transfer":
-        """Compare a policy in memory with the artifact in a folder.
+        """Compare a policy in memory, or the clone in a residual one, with the artifact in a folder.
 
         `explained_variance` is NaN when no critic was trained. Raises RuntimeError when the two are not the same: then
         neither must be used.
         """
         stored, probe = load_policy(folder), probe_batch(policy.observation_space)
-        digests = tensor_digests(stored)
+        digests, held = tensor_digests(stored), tensor_digests(policy)
+        if isinstance(policy, ResidualPolicy) and not isinstance(stored, ResidualPolicy):
+            held = {name: held[name_in_residual(name)] for name in digests}
         ours, theirs = act_function(policy)(probe), act_function(stored)(probe)
         distance = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
-        if digests != tensor_digests(policy) or distance != 0.0:
+        if digests != held or distance != 0.0:
             raise RuntimeError(f"the policy is not the one stored in {folder!r}: action distance {distance}")
         known = explained_variance is not None and isfinite(explained_variance)
         return cls(
             policy_digest=policy_digest(folder),
             tensors=digests,
             tensor_count=len(digests),
-            parameter_count=sum(tensor.numel() for tensor in policy.parameters()),
+            parameter_count=sum(tensor.numel() for tensor in stored.parameters()),
             probe_digest=batch_digest(probe),
             probe_count=PROBE_COUNT,
             action_distance=distance,
@@ -121,7 +123,8 @@ class Transfer:
 def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_std: float | None) -> Transfer:
     """Fill `policy` with the artifact's tensors, prove it, and then set the standard deviation of its actions.
 
-    Raises BadInput when the artifact's spaces, network or scaling are not those of the training.
+    Of a residual policy they become the clone, where the artifact is not residual itself. Raises BadInput when the
+    artifact's spaces, network or scaling are not those of the training.
     """
     source = load_trainable(folder)
     for what in ("observation_space", "action_space"):
@@ -138,7 +141,10 @@ def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_s
         )
     if scaling_of(policy).digest != scaling_of(source).digest:
         raise BadInput(f"initial policy {folder!r}: it was made with another scaling than this training; give both one")
-    load_tensors(policy, tensors_of(source))
+    tensors = tensors_of(source)
+    if isinstance(policy, ResidualPolicy) and not isinstance(source, ResidualPolicy):
+        tensors = {**tensors_of(policy), **{name_in_residual(name): tensor for name, tensor in tensors.items()}}
+    load_tensors(policy, tensors)
     proof = Transfer.between(policy, folder)
     if initial_std is not None and isinstance(policy.action_space, spaces.Box):
         with torch.no_grad():

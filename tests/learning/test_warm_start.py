@@ -2,17 +2,20 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from torch.distributions import Normal, kl_divergence
 
 from pipeline.config.training import ADAPTIVE_WARM_START, Network, WarmStart
+from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train, training_env
 from pipeline.learning.warm_start import WarmPPO
 from pipeline.policies import (
     build_policy,
+    load_policy,
     load_tensors,
     policy_arguments,
     probe_batch,
@@ -20,6 +23,7 @@ from pipeline.policies import (
     tensor_digests,
     weights_digest,
 )
+from pipeline.policies.networks import name_in_residual
 from pipeline.tasks import Task
 
 NETWORK = Network(hidden=(16,))
@@ -51,6 +55,34 @@ def test_a_training_starts_from_the_clone_and_keeps_the_proof(pendulum, clone, m
     assert warm.transferred.tensors == tensor_digests(clone[1]) and scratch.transferred is None
     control = train(replace(job, learning_rate_zero=True), ignore)
     assert control.last_weights == weights_digest(clone[1])
+
+
+def test_a_residual_training_corrects_its_clone_and_leaves_it_as_it_is(pendulum, clone, make_training, tmp_path):
+    job = TrainingJob(
+        pendulum,
+        make_training(),
+        1,
+        str(tmp_path / "residual"),
+        initial_policy=clone[0],
+        warm_start=PLAIN,
+        residual=True,
+    )
+    result = train(job, ignore)
+    assert result.transferred.tensors == tensor_digests(clone[1])
+    alone = replace(job, output=str(tmp_path / "control"), residual=False, learning_rate_zero=True)
+    control = train(alone, ignore)
+    first, alone = result.evaluations[0].records, control.evaluations[0].records
+    assert np.array_equal(first.metrics["return"], alone.metrics["return"])  # at step 0 it acts as its clone
+    last = load_policy(tmp_path / "residual" / "last")
+    held = tensor_digests(last)
+    frozen = {n: d for n, d in tensor_digests(clone[1]).items() if "policy_net" in n or "action_net" in n}
+    assert {name: held[name_in_residual(name)] for name in frozen} == frozen
+    assert last.action_net.correction.weight.abs().sum() > 0
+    # goes on with both parts
+    further = replace(job, initial_policy=str(tmp_path / "residual" / "last"), residual=False)
+    assert train(further, ignore).transferred.tensors == held
+    with pytest.raises(BadInput, match="it needs an initial one"):
+        train(replace(job, initial_policy=None, warm_start=None), ignore)
 
 
 # --- the update
