@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Bound, Count, LibraryArguments, Name, Positive, configuration
+from pipeline.config.base import Bound, Count, LibraryArguments, Name, Positive, Steps, configuration
 from pipeline.names import Metric
 
 MINIMISED: Final = (Metric.COLLISION_RATE, "comfort_exposure")  # in every task, whatever its file says
@@ -105,6 +105,9 @@ class TaskConfig:
     camera: Camera = Camera()
     horizon: Count | None = None
     """Steps after which an episode is truncated; None leaves it to the environment."""
+    environment_workers: Steps | Literal["auto"] = 0
+    """Processes that step the environments of a training, an evaluation or a recording, to the bits of one; 0: none but
+    the one that asks; auto: as many as there are cores where a step takes more than a millisecond, else 0."""
 
     def __post_init__(self) -> None:
         for set_name, shares in self.scenario_sets.items():

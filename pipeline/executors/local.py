@@ -21,13 +21,11 @@ from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any, Final
 
+from pipeline.envs.processes import fork_server, start
 from pipeline.errors import BadInput, Interrupted, disk_refusal
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
-from pipeline.names import THREAD_VARIABLES
 
-PRELOADED: Final = ["pipeline.executors.preloaded"]
 GRACE_SECONDS: Final = 5.0
-STARTING: Final = threading.Lock()  # the environment is that of all threads
 
 
 class TrainingCrashed(Exception):
@@ -56,21 +54,11 @@ class LocalProcesses:
 
     def submit(self, key: Hashable, job: TrainingJob) -> None:
         """Start a training. That no more than `at_once` run is up to the caller."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context = fork_server()
         pipe, sender = context.Pipe(duplex=False)
         # not a daemon: those may have no processes of their own, which environments do have
         process = context.Process(target=_train, args=(job, sender), name=f"training-seed-{job.seed}", daemon=False)
-        # the fork server takes its environment from us when it starts; libraries read these once, when they load
-        with STARTING:
-            before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-            os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-            try:
-                process.start()
-            finally:
-                for name in THREAD_VARIABLES:
-                    del os.environ[name]
-                os.environ.update({name: value for name, value in before.items() if value is not None})
+        start(process)
         sender.close()
         self._children[key] = job, process, pipe
 

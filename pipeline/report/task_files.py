@@ -17,6 +17,7 @@ from jinja2 import Template
 
 from pipeline.config.loading import to_data
 from pipeline.config.stages import NewTask
+from pipeline.envs.parallel import SLOW_STEP
 from pipeline.errors import printable
 from pipeline.play.probing import BATCH, LONGEST, ElementSpread, Probe
 from pipeline.report.text import environment
@@ -218,6 +219,7 @@ class Sizes:
     """Settings that a whole job of about ten minutes on two cores leaves room for, estimated from a probe."""
 
     horizon: int | None  # where nothing truncates an episode
+    slow: bool  # do steps take so long that processes of environments pay
     n_envs: int
     n_steps: int
     timesteps: int  # of every training, expert and arms alike
@@ -261,6 +263,7 @@ def sizes(probe: Probe) -> Sizes:
     films = DRAWN * longest * (probe.drawing + ENCODING) if probe.renders else 0.0
     return Sizes(
         horizon=horizon,
+        slow=speed * SLOW_STEP < 1,
         n_envs=8,
         n_steps=ROLLOUT // 8,
         timesteps=timesteps,

@@ -3,6 +3,7 @@
 Nothing here knows a task by name: everything comes from a `TaskConfig`. What a policy does in it is not decided here.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from functools import cached_property
@@ -18,6 +19,7 @@ from pipeline.envs.calling import RAISED, Called, Fresh, broken, left_as_found
 from pipeline.envs.camera import ChannelsFirst, turned
 from pipeline.envs.episodes import Episode, EpisodeStream, EpisodeVecEnv
 from pipeline.envs.measures import MEASURED, EpisodeMeasures, measured
+from pipeline.envs.parallel import SLOW_STEP, ParallelVecEnv, seconds_of_a_step
 from pipeline.envs.serial import SerialVecEnv
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import Metric
@@ -177,6 +179,17 @@ class Task:
             env = EpisodeMeasures(env, summed)
         return Called(env, self.config.name, scenario, max(LONGEST_EPISODE, self.config.horizon or 0, limit or 0))
 
+    @cached_property
+    def _workers(self) -> int:
+        if self.config.environment_workers != "auto":
+            return self.config.environment_workers
+        slow = seconds_of_a_step(self.make_env, next(iter(self.config.scenarios))) >= SLOW_STEP
+        return (os.cpu_count() or 1) if slow else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: not the environment that was looked at."""
+        return {name: value for name, value in vars(self).items() if name not in ("_spaces", "_example")}
+
     @property
     def batched(self) -> bool:
         """Are its vectorised environments rows of a batched one, rather than an object a slot."""
@@ -189,6 +202,10 @@ class Task:
         """
         batched = self.config.environment.batched
         if batched is None or not self.batched:
+            if (workers := min(self._workers, len(streams))) > 1:
+                first = next(iter(self.config.scenarios))
+                spaces = self.observation_space, self.action_space
+                return ParallelVecEnv(self.make_env, first, streams, *spaces, workers)
             return SerialVecEnv(self.make_env, streams)
         summed = any(m.over != "last" for m in self.config.metrics.values())
         if self.config.horizon is not None or summed or self.config.environment.wrappers:

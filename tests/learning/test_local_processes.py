@@ -13,8 +13,9 @@ import psutil
 import pytest
 import torch
 
+from pipeline.envs.processes import PRELOADED
 from pipeline.errors import BadInput
-from pipeline.executors.local import PRELOADED, TrainingCrashed, run_side_by_side
+from pipeline.executors.local import TrainingCrashed, run_side_by_side
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import train
 

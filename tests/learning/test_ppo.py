@@ -132,6 +132,13 @@ def test_the_bill_counts_every_step_of_training_and_evaluation(trained):
     assert result.wall_seconds.total > result.wall_seconds.evaluation > 0
 
 
+def test_environments_in_processes_of_their_own_change_no_bit(trained, tmp_path):
+    job, result, _ = trained
+    again = train(replace(job, task=replace(job.task, environment_workers=2), output=str(tmp_path)), ignore)
+    assert (again.last_weights, again.best_weights) == (result.last_weights, result.best_weights)
+    assert (again.final.metrics["return"] == result.final.metrics["return"]).all()
+
+
 def test_the_same_job_twice_gives_the_same_bits_and_another_seed_others(trained, tmp_path):
     job, result, _ = trained
     again = train(replace(job, output=str(tmp_path / "again")), ignore)
