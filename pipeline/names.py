@@ -217,6 +217,7 @@ class Metric:
     RATIO: Final = "sample_efficiency/ratio"
     ENVIRONMENT_STEPS: Final = "bill/environment_steps"
     EVALUATION_STEPS: Final = "bill/evaluation_steps"
+    GRADIENT_STEPS: Final = "bill/gradient_steps"
     WALL_SECONDS: Final = "bill/wall_seconds"
     OBJECTIVE: Final = "objective"  # what a trial of a sweep is worth
 

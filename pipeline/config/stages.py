@@ -30,6 +30,7 @@ from pipeline.config.training import (
     Judgement,
     Network,
     PPOTraining,
+    SACTraining,
     ScalingSettings,
     WarmStart,
 )
@@ -264,7 +265,31 @@ class Pretrain:
 class FurtherArm:
     """One more arm of a comparison: the same task, seeds, budget and evaluation, trained in another way."""
 
-    warm_start: WarmStart
+    algorithm: Literal["ppo", "sac"] = "ppo"
+    """ppo starts from the clones, as `warm_start` says; sac starts from fresh weights, in the units of the clones."""
+    warm_start: WarmStart | None = None
+    """Of ppo."""
+    sac: SACTraining | None = None
+    """Of sac; None: all defaults."""
+    demonstrations: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of every batch of sac that comes from the demonstrations behind the clones, as in RLPD; 0: plain SAC."""
+
+    def __post_init__(self) -> None:
+        sac = self.algorithm == "sac"
+        for name, given in (("sac", self.sac is not None), ("demonstrations", self.demonstrations > 0)):
+            if given and not sac:
+                raise ValueError(f"{name} is not for algorithm {self.algorithm!r}; remove it, or use algorithm 'sac'")
+        if sac and self.warm_start is not None:
+            raise ValueError("warm_start is not for algorithm 'sac', which starts from fresh weights; remove it")
+        if not sac and self.warm_start is None:
+            raise ValueError("algorithm 'ppo' needs warm_start; add it, for instance: warm_start: adaptive")
+        batch = (self.sac or SACTraining()).batch_size
+        count = round(self.demonstrations * batch)
+        if self.demonstrations and not 0 < count < batch:
+            raise ValueError(
+                f"demonstrations = {self.demonstrations} of a batch of {batch} are {count} transitions; at least one "
+                "must be a demonstration and one must not"
+            )
 
 
 def _not_taken(arms: dict[str, FurtherArm]) -> dict[str, FurtherArm]:

@@ -172,6 +172,33 @@ class Convergence:
     """End the training once converged."""
 
 
+@configuration
+class SACTraining:
+    """SAC of an arm, with the defaults of stable_baselines3.SAC; what all arms share stands in `training`."""
+
+    n_envs: Count = 1
+    network: Network = Network(hidden=(256, 256), activation="relu")
+    """Of the actor and of every critic; `training.network` is that of PPO."""
+    learning_rate: Positive = 3e-4
+    buffer_size: Count = 1_000_000
+    learning_starts: Steps = 100
+    """Environment steps of random actions before the first update."""
+    batch_size: Annotated[Count, Field(ge=2)] = 256
+    tau: Fraction = 0.005
+    gamma: Fraction = 0.99
+    train_freq: Count = 1
+    """Steps of every environment between updates."""
+    gradient_steps: Count = 1
+    """Of every update."""
+    ent_coef: NonNegative | Literal["auto"] = "auto"
+    target_update_interval: Count = 1
+    target_entropy: float | Literal["auto"] = "auto"
+    critics: Annotated[Count, Field(le=100)] = 2
+    """The smallest value that any of them gives is learnt from."""
+    critic_layer_norm: bool | None = None
+    """LayerNorm behind the hidden layers of the critics; None: exactly where demonstrations are in the batches."""
+
+
 ADAPTIVE: Final = "adaptive"
 Adaptive = Literal["adaptive"]
 

@@ -1,14 +1,18 @@
 """What stages train, as jobs: an expert, and the arms of a comparison, which differ in their initial weights alone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.loading import to_data
 from pipeline.config.stages import Finetune, FurtherArm, TrainExpert
+from pipeline.config.training import SACTraining
+from pipeline.data import Trajectories
+from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import check_job
+from pipeline.learning.ppo import check_job, rollout_steps
+from pipeline.learning.sac import check_sac
 from pipeline.names import CONTROLS, Arm
 from pipeline.policies import Scaling, load_trainable, scaling_by_bounds, scaling_of
 from pipeline.tasks import Task
@@ -44,6 +48,16 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Demonstrated:
+    """The dataset behind the clones, for batches of SAC."""
+
+    folder: Path
+    digest: str  # of its content
+    trajectories: Trajectories
+    recorded_otherwise: str | None  # how its environment differs from the training's, in one line
+
+
+@dataclass(frozen=True)
 class ArmJob:
     """A training and the arm it belongs to."""
 
@@ -57,11 +71,13 @@ def arm_jobs(
     folder: Path,
     initial_policies: Mapping[int, Start] | None,
     scalings: Mapping[int, Scaling] | None = None,
+    demonstrations: Demonstrated | None = None,
 ) -> list[ArmJob]:
     """For every seed one training, one of each further arm, and one control with learning rate 0 if so asked.
 
     `initial_policies` maps every seed to what it starts from; None: all from fresh weights, in the units of `scalings`,
-    or by the bounds of the task's spaces. Raises BadInput before the first step.
+    or by the bounds of the task's spaces. `demonstrations`: for arms that have a share of them in their batches. Raises
+    BadInput before the first step.
     """
     task.refuse_holdouts(config.training.scenario_set, "training")
     warm = initial_policies is not None
@@ -96,9 +112,40 @@ def arm_jobs(
                 total_timesteps=config.control_timesteps if control else None,
                 final_episodes=config.final_episodes,
             )
+            if settings is not None and settings.algorithm == "sac":
+                job = _of_sac(arm, job, settings, task, demonstrations)
             check_job(job)
             jobs.append(ArmJob(arm, job))
     return jobs
+
+
+def _of_sac(
+    arm: str, job: TrainingJob, settings: FurtherArm, task: Task, demonstrations: Demonstrated | None
+) -> TrainingJob:
+    """The job with SAC from fresh weights instead of PPO. Raises BadInput where SAC cannot do it."""
+    rollout = rollout_steps(job.training)
+    budget = -(-job.training.total_timesteps // rollout) * rollout  # PPO plays whole rollouts
+    job = replace(
+        job,
+        initial_policy=None,
+        initial_digest=None,
+        return_scale=None,
+        sac=settings.sac or SACTraining(),
+        total_timesteps=budget,
+    )
+    if settings.demonstrations:
+        if demonstrations is None:
+            raise BadInput(f"arm {arm!r} needs the demonstrations behind the clones, which are not at hand")
+        if demonstrations.recorded_otherwise is not None:
+            raise BadInput(f"arm {arm!r} learns from rewards of demonstrations; {demonstrations.recorded_otherwise}")
+        job = replace(
+            job,
+            demonstrations=str(demonstrations.folder),
+            demonstrations_digest=demonstrations.digest,
+            demonstrations_share=settings.demonstrations,
+        )
+    check_sac(arm, job, task, demonstrations.trajectories if demonstrations and settings.demonstrations else None)
+    return job
 
 
 def shared_settings(config: Finetune, task: Task) -> Mapping[str, Any]:

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from pipeline.errors import BadInput, did_you_mean
+from pipeline.learning.continued import Continued
 from pipeline.learning.jobs import Emit, EvaluationPoint, TrainingEvent, TrainingJob
 from pipeline.learning.schedule import converged_at, evaluation_episodes, next_evaluation, select_figure
-from pipeline.learning.warm_start import WarmPPO
 from pipeline.names import EVAL_PREFIX, Metric
 from pipeline.play.evaluation import (
     EpisodeRecords,
@@ -164,8 +163,8 @@ class EvaluationCallback(BaseCallback):
 
     def _evaluate(self) -> None:
         started, job = time.perf_counter(), self._job
-        policy, timestep = self.model.policy, self.model.num_timesteps
-        assert isinstance(policy, ActorCriticPolicy)
+        assert isinstance(self.model, Continued)
+        policy, timestep = self.model.acting_policy(), self.model.num_timesteps
         records = run_episodes(self._task, act_function(policy), self._episodes, env=self.env)
         figures = point_figures(records)
         for name in self._task.config.thresholds:
@@ -179,8 +178,7 @@ class EvaluationCallback(BaseCallback):
         self.points.append(EvaluationPoint(timestep, replace(records, action_histogram=None)))
         if value > self._best:
             self._best, self.best_timestep, self.best_tensors = value, timestep, tensors_of(policy)
-        if isinstance(self.model, WarmPPO):
-            self.model.on_evaluation(value)
+        self.model.on_evaluation(value)
         # every point costs; what nobody judges a training by gets its interval, and all of it quantiles, in the end
         watched = (*self._task.config.thresholds, "return_mean")
         summary = with_intervals(mean_intervals(records), of=watched)

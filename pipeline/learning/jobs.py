@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.config.task import TaskConfig
-from pipeline.config.training import Convergence, PPOTraining, WarmStart
+from pipeline.config.training import Convergence, PPOTraining, SACTraining, WarmStart
 from pipeline.learning.adaptive import Decision
 from pipeline.names import Metric
 from pipeline.play.evaluation import EpisodeRecords
@@ -15,7 +15,8 @@ from pipeline.policies.transfer import Transfer
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One PPO training of one seed. From scratch and from a clone differ in `initial_policy` and `warm_start` alone."""
+    """One training of one seed: PPO from scratch or from a clone, which differ in `initial_policy` and `warm_start`
+    alone, or SAC from scratch."""
 
     task: TaskConfig
     training: PPOTraining
@@ -29,6 +30,10 @@ class TrainingJob:
     return_scale: float | None = None  # fixed divisor of normalised rewards, and of the initial policy's values
     warm_start: WarmStart | None = None  # only with initial_policy
     residual: bool = False  # the initial policy does not learn: a correction of it does, and the critic
+    sac: SACTraining | None = None  # SAC instead of PPO
+    demonstrations: str | None = None  # folder of a dataset whose transitions are in SAC's batches
+    demonstrations_digest: str | None = None  # of its content
+    demonstrations_share: float = 0.0  # of a batch
     learning_rate_zero: bool = False  # control: no weight may change, checked at the end
     total_timesteps: int | None = None  # budget of a control; None: that of `training`
     final_episodes: int = 200  # fresh episodes that the best checkpoint is measured on at the end
@@ -87,6 +92,7 @@ class TrainingResult:
     best_weights: str  # weights_digest: equal weights give equal digests, whatever the provenance says
     last_weights: str
     environment_steps: int  # of training alone
+    gradient_steps: int  # of PPO's policy and critic, or of SAC's critics, each with one of its actor
     evaluation_steps: int  # of scheduled and final evaluations
     wall_seconds: WallSeconds
     transferred: Transfer | None  # from the initial policy, taken before the first step

@@ -1,4 +1,4 @@
-"""One PPO training: from scratch or from a clone, evaluated on a schedule, with the best and the last policy kept.
+"""One training, of PPO from scratch or from a clone, or of SAC: evaluated on a schedule, best and last policy kept.
 
     result = train(TrainingJob(task, training, seed=1, output=folder), emit=print)
 
@@ -28,6 +28,7 @@ from pipeline.learning.checkpoints import CheckpointFolder, State, from_bytes, t
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import Emit, TrainingEvent, TrainingJob, TrainingResult, WallSeconds
 from pipeline.learning.repeatability import repeats_itself
+from pipeline.learning.sac import ReplayingSAC, blank_actor, make_sac
 from pipeline.learning.schedule import final_episodes
 from pipeline.learning.warm_start import WarmPPO
 from pipeline.play.evaluation import run_episodes
@@ -45,6 +46,7 @@ from pipeline.policies import (
     scaling_of,
     weights_digest,
 )
+from pipeline.policies.artifact import Policy
 from pipeline.policies.networks import ResidualPolicy
 from pipeline.policies.transfer import Transfer, transfer
 from pipeline.tasks import Task
@@ -74,7 +76,7 @@ def train(job: TrainingJob, emit: Emit) -> TrainingResult:
             try:
                 state = _train_part(job, task, evaluation, emitter, state)
             except Diverged as error:
-                policy = fresh_policy(job, task)
+                policy = _blank_policy(job, task)
                 _save_best(job, task, evaluation, policy)
                 best = f"its best policy, of step {evaluation.best_timestep:,}, is kept"
                 raise Diverged(f"training of seed {job.seed} {error}; {best}") from None
@@ -97,8 +99,13 @@ def _train_part(
     """Train from a checkpoint, or from the beginning, to the next boundary or the end."""
     part = 0 if before is None else before["number"]
     writer = NumberWriter(lambda numbers, step: emitter(TrainingEvent("metrics", step, numbers)))
-    with closing(training_env(task, job.training, job.seed, part, job.return_scale)) as env:
-        model, proof = make_model(job, task, env, part)
+    with closing(_env_of(job, task, part)) as env:
+        model: WarmPPO | ReplayingSAC
+        proof = None
+        if job.sac is None:
+            model, proof = make_model(job, task, env, part)
+        else:
+            model = make_sac(job, task, env, _seed_of(job, part), rollout_steps(job.training))
         model.set_logger(Logger(folder=None, output_formats=[writer]))
         if before is None:
             asked = 0 < job.training.checkpoint_every < job.budget  # else there is no boundary
@@ -135,7 +142,7 @@ def _conclude(
 ) -> TrainingResult:
     """Save the last and the best policy, measure the best on fresh episodes, and put everything together."""
     training, origin, timestep = job.training, state["origin"], state["model"]["num_timesteps"]
-    policy = fresh_policy(job, task)
+    policy = _blank_policy(job, task)
     load_tensors(policy, state["model"]["policy"])
     last_weights = weights_digest(policy)
     if job.learning_rate_zero and origin["weights"] != last_weights:
@@ -156,16 +163,17 @@ def _conclude(
         best_weights=weights_digest(policy),
         last_weights=last_weights,
         environment_steps=timestep,
+        gradient_steps=state["model"]["optimizer_steps"],
         evaluation_steps=sum(point.records.steps for point in evaluation.points) + final.steps,
         wall_seconds=WallSeconds(now, evaluation.seconds, now - before_final, emitter.seconds),
         transferred=None if origin["transfer"] is None else Transfer(**origin["transfer"]),
         final=final,
-        decisions=tuple(Decision(**decision) for decision in state["model"]["decisions"]),
+        decisions=tuple(Decision(**decision) for decision in state["model"].get("decisions", ())),
         exact_resume=origin["repeats"],
     )
 
 
-def _save_best(job: TrainingJob, task: Task, evaluation: EvaluationCallback, policy: ActorCriticPolicy) -> str:
+def _save_best(job: TrainingJob, task: Task, evaluation: EvaluationCallback, policy: Policy) -> str:
     """Fill `policy` with the best checkpoint and save it; its digest."""
     load_tensors(policy, evaluation.best_tensors)
     return save_policy(policy, Path(job.output) / BEST_FOLDER, _provenance(job, task, evaluation.best_timestep))
@@ -181,9 +189,9 @@ def check_job(job: TrainingJob) -> None:
         raise BadInput("a training has both an initial policy and warm_start settings, or neither")
     if job.residual and job.initial_policy is None:
         raise BadInput("a residual training corrects a policy: it needs an initial one")
-    n_steps, n_envs = job.training.ppo.get("n_steps", _default("n_steps")), job.training.n_envs
-    if n_steps * n_envs < 2:
-        raise BadInput(f"training.ppo.n_steps = {n_steps} with training.n_envs = {n_envs}: a rollout needs 2 steps")
+    if rollout_steps(job.training) < 2:
+        raise BadInput("training.ppo.n_steps = 1 with training.n_envs = 1: a rollout needs 2 steps")
+    n_envs = job.training.n_envs
     if job.exact_budget and job.budget % n_envs:
         fitting = job.budget - job.budget % n_envs
         raise BadInput(
@@ -192,8 +200,20 @@ def check_job(job: TrainingJob) -> None:
         )
 
 
+def rollout_steps(training: PPOTraining) -> int:
+    """Environment steps between two updates of PPO."""
+    return int(training.ppo.get("n_steps", _default("n_steps"))) * training.n_envs
+
+
 def _default(argument: str) -> Any:
     return inspect.signature(PPO.__init__).parameters[argument].default
+
+
+def _env_of(job: TrainingJob, task: Task, part: int) -> VecEnv:
+    """The environment of a part of a training; SAC sees rewards as they are."""
+    if job.sac is None:
+        return training_env(task, job.training, job.seed, part, job.return_scale)
+    return task.make_vec_env(task.training_streams(job.training.scenario_set, job.seed, job.sac.n_envs, part))
 
 
 def training_env(
@@ -213,7 +233,7 @@ def training_env(
 
 
 def fresh_policy(job: TrainingJob, task: Task) -> ActorCriticPolicy:
-    """Weights from the seed; units of what it starts from, or those that are given, or by the bounds of the spaces."""
+    """Weights of PPO from the seed; units of what it starts from, or those given, or by the bounds of the spaces."""
     spaces, network, scaling = (task.observation_space, task.action_space), job.training.network, job.scaling
     residual = job.residual
     if job.initial_policy is not None:
@@ -224,10 +244,20 @@ def fresh_policy(job: TrainingJob, task: Task) -> ActorCriticPolicy:
     return build_policy(*spaces, network, job.seed, scaling, residual)
 
 
+def _blank_policy(job: TrainingJob, task: Task) -> Policy:
+    """What the tensors of the training's policy go into."""
+    return fresh_policy(job, task) if job.sac is None else blank_actor(task, job.sac, job.scaling)
+
+
 def learning_rate_schedule(setting: LearningRate) -> Callable[[float], float]:
     """SB3 asks with the share of the budget that remains: 1 -> `initial`, 0 -> `final`."""
     final = setting.initial if setting.final is None else setting.final
     return lambda remaining: final + (setting.initial - final) * max(0.0, remaining)
+
+
+def _seed_of(job: TrainingJob, part: int) -> int:
+    """Of all generators in a part of a training."""
+    return int(np.random.SeedSequence([job.seed, part]).generate_state(1)[0]) >> 1 if part else job.seed
 
 
 def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tuple[WarmPPO, Transfer | None]:
@@ -245,7 +275,7 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tupl
         env=env,
         learning_rate=learning_rate_schedule(rate),
         policy_kwargs=policy_arguments(task.observation_space, training.network, scaling, residual),
-        seed=int(np.random.SeedSequence([job.seed, part]).generate_state(1)[0]) >> 1 if part else job.seed,
+        seed=_seed_of(job, part),
         device="cpu",
         **training.ppo,
     )

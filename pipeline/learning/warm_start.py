@@ -5,7 +5,7 @@ decides, it decides by the rules of `adaptive`.
 """
 
 import copy
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -25,11 +25,12 @@ from torch.nn import functional
 from pipeline.config.training import ADAPTIVE, WarmStart
 from pipeline.errors import BadInput
 from pipeline.learning.adaptive import Anchor, BurnIn, Decision, exploring_std
+from pipeline.learning.continued import Continued, restore_optimizer
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.policies import load_tensors, tensors_of
 
 
-class WarmPPO(PPO):
+class WarmPPO(Continued, PPO):
     """SB3's PPO with a critic burn-in and a fading penalty KL(clone || policy); `begin_warm_start` arms them.
 
     Without burn-in and penalty every update is SB3's own, bit for bit.
@@ -39,12 +40,16 @@ class WarmPPO(PPO):
     warm_start: WarmStart | None = None
     critic_optimizer: torch.optim.Optimizer | None = None  # of the burn-in; None when there is none, or no more
     decisions: tuple[Decision, ...] = ()  # of an adaptive warm start
-    seconds_before: float = 0.0  # that the training took before this `learn`
     _reference: ActorCriticPolicy | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._burn_in, self._anchor = BurnIn(), Anchor()
         super().__init__(*args, **kwargs)
+        self.count(self.policy.optimizer)
+
+    def acting_policy(self) -> ActorCriticPolicy:
+        """The policy itself."""
+        return self.policy
 
     def begin_warm_start(self, settings: WarmStart) -> None:
         """Take the present policy as the clone to stay near to. Call once, before `learn`."""
@@ -65,6 +70,7 @@ class WarmPPO(PPO):
             parts = self.policy.vf_features_extractor, self.policy.mlp_extractor.value_net, self.policy.value_net
             critic = [parameter for part in parts for parameter in part.parameters()]
             self.critic_optimizer = torch.optim.Adam(critic, lr=settings.critic_burn_in_learning_rate)
+            self.count(self.critic_optimizer)
 
     def penalty_weight(self) -> float:
         """Weight of the penalty now; a fixed one falls linearly to 0 over `clone_penalty_fade_steps` after burn-in."""
@@ -119,42 +125,24 @@ class WarmPPO(PPO):
             "burn_in": asdict(self._burn_in),
             "anchor": asdict(self._anchor),
             "decisions": [asdict(decision) for decision in self.decisions],
-            "num_timesteps": self.num_timesteps,
-            "n_updates": self._n_updates,
-            "episode_infos": list(self.ep_info_buffer or ()),
-            "episode_successes": list(self.ep_success_buffer or ()),
             "reward_spread": spread and [float(spread.mean), float(spread.var), float(spread.count)],
-            "unlogged": {
-                name: [value, list(self.logger.name_to_excluded[name] or ())]
-                for name, value in self.logger.name_to_value.items()
-            },
+            **self.progress(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Be where a checkpoint was taken. The logger must be set."""
         load_tensors(self.policy, state["policy"])
-        _restore_optimizer(self.policy.optimizer, state["optimizer"])
+        restore_optimizer(self.policy.optimizer, state["optimizer"])
         if state["critic_optimizer"] is None:
             self.critic_optimizer = None
         elif self.critic_optimizer is not None:
-            _restore_optimizer(self.critic_optimizer, state["critic_optimizer"])
+            restore_optimizer(self.critic_optimizer, state["critic_optimizer"])
         self._burn_in, self._anchor = BurnIn(**state["burn_in"]), Anchor(**state["anchor"])
         self.decisions = tuple(Decision(**decision) for decision in state["decisions"])
-        self.num_timesteps, self._n_updates = state["num_timesteps"], state["n_updates"]
-        self.ep_info_buffer = deque(state["episode_infos"], maxlen=self._stats_window_size)
-        self.ep_success_buffer = deque(state["episode_successes"], maxlen=self._stats_window_size)
         if isinstance(env := self.get_env(), VecNormalize):
             mean, var, count = state["reward_spread"]
             env.ret_rms.mean, env.ret_rms.var, env.ret_rms.count = np.array(mean), np.array(var), count
-        for name, (value, excluded) in state["unlogged"].items():
-            self.logger.record(name, value, tuple(excluded))
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        """SB3 counts time and speed from here; a training that is continued counts them from its beginning."""
-        outcome = super()._setup_learn(*args, **kwargs)
-        self.start_time -= int(self.seconds_before * 1e9)
-        self._num_timesteps_at_start = 0
-        return outcome
+        self.restore_progress(state)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Log the rollout, counted from the beginning of the training."""
@@ -328,11 +316,6 @@ class WarmPPO(PPO):
             f"diverged at step {self.num_timesteps:,}: {broken or 'what it gives'} is not finite; lower "
             f"{setting} (now {rate:g}), or divide large rewards by their spread (training.normalize_reward)"
         )
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    moments = {int(index): values for index, values in state["state"].items()}
-    optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
 
 
 def _plain(distribution: Distribution) -> list[torch.distributions.Distribution]:

@@ -94,7 +94,7 @@ def _frozen_actions(actor: FrozenActor) -> ActFunction:
             return np.asarray(actor.extractor(preprocess_obs(tensors, space)).numpy(), np.float32)
 
     def act(observations: Observations) -> np.ndarray:
-        output = features(observations)
+        output = actor.in_units(features(observations))
         for layer in layers:
             output = layer(output)
         if network.quantiles is not None:

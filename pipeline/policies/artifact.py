@@ -62,14 +62,13 @@ Scaled = Literal["observations", "actions"]
 
 def save_policy(policy: Policy, folder: str | Path, provenance: Mapping[str, Any]) -> str:
     """Write the artifact, whole or not at all, replacing what was there; returns its `policy_digest`."""
-    scaled: list[str] = []
+    scaled = [name for name, affine in vars(scaling_of(policy)).items() if affine is not None]
     if isinstance(policy, FrozenActor):
         network, distribution = to_data(policy.network), DETERMINISTIC
     else:
         settings, distribution = network_of(policy), action_distribution(policy.action_space)
         images = {"image_features": settings.image_features} if images_in(policy.observation_space) else {}
         network = {"hidden": list(settings.hidden), "activation": settings.activation, **images}
-        scaled = [name for name, affine in vars(scaling_of(policy)).items() if affine is not None]
     spec = {
         **({"scaled": scaled} if scaled else {}),
         **({"residual": True} if isinstance(policy, ResidualPolicy) else {}),
@@ -122,6 +121,7 @@ class FrozenSpec(_Spec):
 
     network: FrozenNetwork
     action_distribution: Literal["deterministic"]
+    scaled: tuple[Literal["observations"], ...] = ()
 
 
 def read_spec(folder: str | Path) -> PolicySpec | FrozenSpec:
@@ -187,7 +187,7 @@ def load_policy(folder: str | Path) -> Policy:
     size = path.stat().st_size if path.is_file() else MAX_WEIGHT_BYTES
     policy: Policy
     if isinstance(spec, FrozenSpec):
-        policy = build_frozen(spec.observation_space, spec.action_space, spec.network, size, what)
+        policy = build_frozen(spec.observation_space, spec.action_space, spec.network, size, what, bool(spec.scaled))
     else:
         refuse_hollow(spec.observation_space, spec.network, size, what)
         scaling = blank_scaling(spec.observation_space, spec.action_space, spec.network, spec.scaled)
@@ -202,8 +202,7 @@ def load_policy(folder: str | Path) -> Policy:
     refuse_misfit(tensors, expected, what)
     load_tensors(policy, tensors)
     try:
-        if not isinstance(policy, FrozenActor):
-            scaling_of(policy)
+        scaling_of(policy)
     except BadInput as error:
         raise BadInput(f"{what}: {error}") from None
     return policy
@@ -221,13 +220,18 @@ def load_trainable(folder: str | Path) -> ActorCriticPolicy:
 
 
 def build_frozen(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any], network: FrozenNetwork, size: int, what: str
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    network: FrozenNetwork,
+    size: int,
+    what: str,
+    scaled: bool = False,
 ) -> FrozenActor:
     """An actor that `size` bytes of tensors could fill. Raises BadInput when its network does not fit the spaces."""
     if size + MAX_SPEC_BYTES < 4 * network.parameter_count:
         raise BadInput(f"{what} has {size} bytes, its {network.parameter_count} parameters need four each")
     try:
-        return FrozenActor(observation_space, action_space, network)
+        return FrozenActor(observation_space, action_space, network, scaled)
     except ValueError as error:
         raise BadInput(f"{what} does not fit: {error}") from None
 

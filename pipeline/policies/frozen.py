@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from pipeline.policies.layers import Activation, Dense, FrozenNetwork, Limit
 from pipeline.policies.networks import images_in
 
-ACTIVATION_LAYERS: Final[dict[str, type[nn.Module]]] = {
+ACTIVATION_LAYERS: Final[dict[Activation, type[nn.Module]]] = {
     "tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU,
 }  # fmt: skip
 
@@ -28,8 +29,16 @@ class FrozenActor(nn.Module):
 
     mean: torch.Tensor  # (*obs_shape,) float64, where observations are normalized
     variance: torch.Tensor
+    offset: torch.Tensor  # (features,) float32, where what the first layer reads is in units
+    scale: torch.Tensor
 
-    def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], network: FrozenNetwork) -> None:
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        network: FrozenNetwork,
+        scaled: bool = False,
+    ) -> None:
         super().__init__()
         self.observation_space, self.action_space, self.network = observation_space, action_space, network
         self.extractor = _extractor(observation_space, network.image_features)
@@ -47,7 +56,19 @@ class FrozenActor(nn.Module):
                 raise ValueError("only observations of a Box can be normalized")
             for name in ("mean", "variance"):
                 self.register_buffer(name, torch.zeros(observation_space.shape, dtype=torch.float64))
+        self.scaled = scaled
+        if scaled:
+            self.register_buffer("offset", torch.zeros(dense[0].inputs))
+            self.register_buffer("scale", torch.ones(dense[0].inputs))
         self.requires_grad_(False)
+
+    def in_units(self, features: Any) -> Any:
+        """(n, features) as the extractor gives them, array or tensor -> as the first layer reads them."""
+        if not self.scaled:
+            return features
+        tensors = isinstance(features, torch.Tensor)
+        offset, scale = (part if tensors else part.numpy() for part in (self.offset, self.scale))
+        return (features - offset) / scale
 
     def normalize(self, observations: np.ndarray) -> np.ndarray:
         """(n, *obs_shape) as the environment gives them -> float32 as the network was trained to read them."""
@@ -56,6 +77,26 @@ class FrozenActor(nn.Module):
             return np.asarray(observations, np.float32)
         scaled = (observations - self.mean.numpy()) / np.sqrt(self.variance.numpy() + settings.epsilon)
         return np.asarray(np.clip(scaled, -settings.clip, settings.clip), np.float32)
+
+
+def actor_of_sac(policy: SACPolicy) -> FrozenActor:
+    """The actor of an SB3 SAC: tanh of its mean, between the bounds. Tensors are copied, no generator is touched."""
+    modules = (*policy.actor.latent_pi, policy.actor.mu)
+    tensors = dict(policy.actor.features_extractor.named_buffers())  # offset and scale, where it has units
+    names = {kind: name for name, kind in ACTIVATION_LAYERS.items()}
+    layers: list[Dense | Limit | Activation] = [
+        Dense(inputs=module.in_features, outputs=module.out_features)
+        if isinstance(module, nn.Linear)
+        else names[type(module)]
+        for module in modules
+    ]
+    network = FrozenNetwork(layers=(*layers, "tanh"), rescaled=True)
+    with torch.random.fork_rng(devices=[]):  # layers are initialised before they are filled
+        actor = FrozenActor(policy.observation_space, policy.action_space, network, bool(tensors))
+    for number, module in enumerate(modules):
+        tensors |= {f"layers.{number}.{name}": tensor for name, tensor in module.state_dict().items()}
+    actor.load_state_dict(tensors, strict=True)
+    return actor
 
 
 def outputs_for(space: gym.Space[Any]) -> int:

@@ -173,18 +173,17 @@ def policy_arguments(
     return arguments
 
 
-def scaling_of(policy: ActorCriticPolicy) -> Scaling:
-    """The units that a policy has."""
+def scaling_of(policy: nn.Module) -> Scaling:
+    """The units that a policy has, one that learns or one that only acts."""
     tensors = dict(policy.named_buffers())
+    front = "" if "offset" in tensors else "features_extractor."
 
     def affine(offset: str, scale: str) -> Affine | None:
         if offset not in tensors:
             return None
         return Affine(tensors[offset].numpy().copy(), tensors[scale].numpy().copy())
 
-    return Scaling(
-        affine("features_extractor.offset", "features_extractor.scale"), affine("action_offset", "action_scale")
-    )
+    return Scaling(affine(f"{front}offset", f"{front}scale"), affine("action_offset", "action_scale"))
 
 
 def network_of(policy: ActorCriticPolicy) -> Network:

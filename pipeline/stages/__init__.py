@@ -138,6 +138,7 @@ def train(
         {
             Metric.ENVIRONMENT_STEPS: sum(result.environment_steps for result in results),
             Metric.EVALUATION_STEPS: sum(result.evaluation_steps for result in results),
+            Metric.GRADIENT_STEPS: sum(result.gradient_steps for result in results),
             Metric.WALL_SECONDS: sum(result.wall_seconds.total for result in results),
         }
     )

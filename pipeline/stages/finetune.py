@@ -49,10 +49,11 @@ def _read(
 def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
     starts, made_from, digests = _read(run, config, upstream)
-    arms = arm_jobs(config, task, run.folder, {seed: start.as_start() for seed, start in starts.items()})
+    demonstrations = fetch_dataset(get_run(run.client, made_from[lineage_run_tag("dataset")], "dataset run"))
+    clones = {seed: start.as_start() for seed, start in starts.items()}
+    arms = arm_jobs(config, task, run.folder, clones, demonstrations=demonstrations.in_batches(task))
     run.record_config(config, task.config, digests)
     run.tag(made_from)
-    demonstrations = fetch_dataset(get_run(run.client, made_from[lineage_run_tag("dataset")], "dataset run"))
     log_dataset_input(run, demonstrations.metadata, demonstrations.run_id, "imitated")
     shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
     tags = {seed: {**made_from, lineage_run_tag("policy"): start.run_id} for seed, start in starts.items()}

@@ -19,7 +19,7 @@ from pipeline.learning.clones import make_clone
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record
-from pipeline.policies import load_trainable, policy_digest, scaling_of
+from pipeline.policies import load_policy, policy_digest, scaling_of
 from pipeline.policies.artifact import between_policies
 from pipeline.report.progress import TrainingProgress
 from pipeline.stages import StageOutcome
@@ -105,8 +105,12 @@ def _training(run: StageRun, before: Run) -> Again:
             clone = find_policy(run.client, start, task.config.name, {})
             starts = {seed: starting_policies(run.client, clone, [seed])[seed].as_start()}
         arm = tag_of(before, Tag.ARM)
-        scalings = {seed: scaling_of(load_trainable(download_policy(before.info.run_id)))}
-        jobs = [made.job for made in arm_jobs(config, task, run.folder, starts, scalings) if made.arm == arm]
+        scalings = {seed: scaling_of(load_policy(download_policy(before.info.run_id)))}
+        recorded_by = tags.get(lineage_run_tag("dataset"))
+        dataset = None if recorded_by is None else fetch_dataset(get_run(run.client, recorded_by, "dataset run"))
+        demonstrations = None if dataset is None else dataset.in_batches(task)
+        made_jobs = arm_jobs(config, task, run.folder, starts, scalings, demonstrations)
+        jobs = [made.job for made in made_jobs if made.arm == arm]
         if not jobs:
             raise BadInput(f"run {before.info.run_id}: the config on record has no arm {arm!r}")
     (job,) = jobs

@@ -147,11 +147,13 @@ def training_key(job: TrainingJob) -> ContentKey:
     settings["budget"] = job.budget
     for elsewhere in (
         "task", "output", "checkpoints", "checkpoint_key", "initial_policy", "initial_digest", "total_timesteps",
-        "scaling",
+        "scaling", "demonstrations", "demonstrations_digest",
     ):  # fmt: skip
         del settings[elsewhere]
     start = job.initial_policy
     inputs = {} if start is None else {"initial policy": job.initial_digest or policy_digest(start)}
+    if job.demonstrations_digest is not None:
+        inputs["demonstrations"] = job.demonstrations_digest
     if start is None and job.scaling:
         inputs["scaling"] = job.scaling.digest
     return content_key(settings, job.task, inputs, threads=1)

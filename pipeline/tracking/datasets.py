@@ -20,6 +20,7 @@ from pipeline.data import (
     metadata_digest,
 )
 from pipeline.errors import BadInput, shortened
+from pipeline.learning.arms import Demonstrated
 from pipeline.names import Artifact, Quality, Tag, VersionTag, registered_model
 from pipeline.play.demonstrators import Demonstrator, scripted
 from pipeline.play.filming import view_again
@@ -46,6 +47,11 @@ class StoredDataset:
     @property
     def run_id(self) -> str:
         return str(self.run.info.run_id)
+
+    def in_batches(self, task: Task) -> Demonstrated:
+        """For SAC, in this task."""
+        otherwise = recorded_otherwise(self.metadata, task)
+        return Demonstrated(download_dataset(self.run), self.metadata.content_digest, self.trajectories, otherwise)
 
 
 def log_dataset_input(run: StageRun, metadata: DatasetMetadata, recorded_by: str, context: str) -> None:

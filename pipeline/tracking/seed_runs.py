@@ -61,14 +61,17 @@ class SeedRun:
         """What the run is, what came out, and where to look next."""
         job, success = self.job, summarise(result.final)[Metric.SUCCESS_RATE]
         start = "fresh weights"
+        if job.demonstrations_share:
+            start += f", with {job.demonstrations_share:.0%} demonstrations in every batch"
         if job.initial_policy is not None:
             start = "a clone" if self._clone is None else self.run.link(str(self._clone), "a clone")
         rate = "; learning rate 0, as a control" if job.learning_rate_zero else ""
         return (
-            f"**{self.name}**: PPO on task `{job.task.name}`, from {start}{rate}.\n\n"
+            f"**{self.name}**: {'PPO' if job.sac is None else 'SAC'} on task `{job.task.name}`, from {start}{rate}.\n\n"
             f"- success of the best checkpoint (step {result.best_timestep:,}) on {len(result.final.episodes)} fresh "
             f"episodes: {success.value:.3f} [{success.low:.3f}, {success.high:.3f}]\n"
-            f"- {result.environment_steps:,} steps of training in {result.wall_seconds.total:.0f} s\n\n"
+            f"- {result.environment_steps:,} steps of training and {result.gradient_steps:,} gradient steps in "
+            f"{result.wall_seconds.total:.0f} s\n\n"
             f"Policy: artifact `{Artifact.POLICY}`, every evaluation: `{Artifact.EVALUATIONS}`; "
             f"all seeds: {self.run.link(self._stage_run, 'the run of its stage')}."
         )
@@ -169,6 +172,7 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
         {
             Metric.ENVIRONMENT_STEPS: result.environment_steps,
             Metric.EVALUATION_STEPS: result.evaluation_steps,
+            Metric.GRADIENT_STEPS: result.gradient_steps,
             Metric.WALL_SECONDS: result.wall_seconds.total,
             "bill/evaluation_seconds": result.wall_seconds.evaluation,
             "best_timestep": result.best_timestep,
