@@ -85,7 +85,7 @@ def actor_of_sac(policy: SACPolicy) -> FrozenActor:
     tensors = dict(policy.actor.features_extractor.named_buffers())  # offset and scale, where it has units
     names = {kind: name for name, kind in ACTIVATION_LAYERS.items()}
     layers: list[Dense | Limit | Activation] = [
-        Dense(inputs=module.in_features, outputs=module.out_features)
+        Dense(inputs=int(module.in_features), outputs=int(module.out_features))  # NumPy's, of some spaces
         if isinstance(module, nn.Linear)
         else names[type(module)]
         for module in modules

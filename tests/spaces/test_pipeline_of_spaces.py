@@ -9,7 +9,7 @@ from odd_environments import ACTIONS, KINDS, Odd, Reader
 
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
-from pipeline.config.training import Cloning, Network, PPOTraining, WarmStart
+from pipeline.config.training import Cloning, Network, PPOTraining, SACTraining, WarmStart
 from pipeline.data import UNAPPROVED, DatasetMetadata, Trajectories, content_digest, load_dataset, save_dataset
 from pipeline.data.formats.minari import export_minari
 from pipeline.data.observations import check_action_space, check_observation_space, flat_rows, from_rows
@@ -94,6 +94,23 @@ def test_demonstrations_are_cloned_replayed_and_fine_tuned(observes, acts, tmp_p
     result = train(job, lambda event: None)
     assert result.transferred is not None
     assert result.evaluations[0].records.metrics["success"].mean() > 0.9  # it starts where the clone ended
+
+
+@pytest.mark.parametrize("observes", ["dict", "multi_discrete"])
+def test_sac_learns_from_demonstrations_of_every_kind(observes, tmp_path):
+    """With checkpoints: what it reads goes through the buffer, its state and the policy that is kept."""
+    task = odd(observes, "bounded")
+    recorded = record_episodes(task, script("bounded"), task.episodes("train", 1, 40, Purpose.RECORD), 0.2, 5, 7)
+    save_dataset(tmp_path / "data", recorded, described(task, recorded))
+    sac = SACTraining(network=Network(hidden=(32,), activation="relu"), learning_rate=1e-2, batch_size=64)
+    training = PPOTraining(total_timesteps=300, n_envs=4, ppo={"n_steps": 15}, checkpoint_every=200)
+    job = TrainingJob(task.config, training, 1, str(tmp_path / "out"), sac=sac, demonstrations=str(tmp_path / "data"),
+                      demonstrations_digest=content_digest(recorded), demonstrations_share=0.5,
+                      final_episodes=40)  # fmt: skip
+    result = train(job, lambda event: None)
+    assert result.environment_steps == 300
+    success = [point.records.metrics["success"].mean() for point in result.evaluations]
+    assert success[-1] > max(0.6, success[0])
 
 
 @pytest.mark.parametrize("observes", sorted(KINDS))
