@@ -113,6 +113,8 @@ class VersionTag:
     REPLACED: Final = "gate.replaced"  # the version that this approval replaced
     REPLACED_BY: Final = "gate.replaced_by"
     TAINT: Final = "taint"
+    APPROVED_BY: Final = "approval.by"  # the user who signed, where the task names approvers
+    SIGNATURE: Final = "approval.signature"  # Ed25519, base64
 
 
 class Gate:

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from pipeline.config.loading import load_task
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import SEED_STAGES, STAGES, SWEEP_FRESH, SWEEP_TRIAL, Tag, VersionTag, registered_model
 from pipeline.tracking.lineage import Lineage, trace
 from pipeline.tracking.references import Reference
 from pipeline.tracking.registry import require_approved
 from pipeline.tracking.runs import metric_history, recorded_metadata, search, tag_value
+from pipeline.tracking.signatures import require_signature
 from pipeline.tracking.store import connect, pages
 
 if TYPE_CHECKING:
@@ -214,7 +216,8 @@ def export_dataset(reference: str, folder: str) -> str:
 def export_policy(reference: str, file: str) -> str:
     """Write a policy that the store holds to a new file; returns a line for people.
 
-    `.zip`: for `PPO.load` of SB3; `.pt`: TorchScript; `.onnx`: ONNX. A registered version must be approved.
+    `.zip`: for `PPO.load` of SB3; `.pt`: TorchScript; `.onnx`: ONNX. A registered version must be approved, and signed
+    where its task's file in configs/tasks names approvers.
     Raises BadInput.
     """
     from pipeline.policies import load_policy as load
@@ -225,6 +228,9 @@ def export_policy(reference: str, file: str) -> str:
     policy = _policy(reference)
     if policy.version is not None:
         require_approved(policy.version, "export_policy")
+        task_file = Path("configs/tasks") / f"{policy.version.name.removesuffix(registered_model(''))}.yaml"
+        if task_file.is_file() and (approvers := load_task(str(task_file)).approvers) is not None:
+            require_signature(connect(), policy.version, approvers, "export_policy")
     written = f"policy {policy.reference} ({policy.digest}) written to {file}"
     if Path(file).suffix in FORMATS:
         export_network(load(policy.folder), file)

@@ -82,7 +82,13 @@ class Promote:
     """Episodes per evaluation seed and scenario set."""
     training_seeds: bool = True
     """Also hold every seed of a multi-seed training to the rules, not only the candidate itself."""
-    action: Literal["approve", "roll_back"] = "approve"
+    action: Literal["approve", "sign", "roll_back"] = "approve"
+    key: str | None = None
+    """File of the private OpenSSH key of who signs (`action: sign`)."""
+
+    def __post_init__(self) -> None:
+        if (self.action == "sign") != (self.key is not None):
+            raise ValueError("action 'sign' and key, the file of a private key, go together; give both or neither")
 
 
 FORMATS: Final = (

@@ -105,6 +105,9 @@ class TaskConfig:
     camera: Camera = Camera()
     horizon: Count | None = None
     """Steps after which an episode is truncated; None leaves it to the environment."""
+    approvers: str | None = None
+    """File of the users who may approve an expert, and their public keys; with it nobody records from an expert that
+    none of them signed (docs/team.md). None: the gate alone approves."""
     environment_workers: Steps | Literal["auto"] = 0
     """Processes that step the environments of a training, an evaluation or a recording, to the bits of one; 0: none but
     the one that asks; auto: as many as there are cores where a step takes more than a millisecond, else 0."""

@@ -67,6 +67,7 @@ from pipeline.tracking.models import StoredPolicy, expert_to_ask, fetch_version,
 from pipeline.tracking.references import Reference
 from pipeline.tracking.registry import moment_of_use, require_approved
 from pipeline.tracking.runs import get_run
+from pipeline.tracking.signatures import require_signature
 from pipeline.tracking.stage_run import StageRun
 from pipeline.validation.facts import Context, Refusal
 from pipeline.validation.findings import PASSED
@@ -211,6 +212,8 @@ def _recorded(run: StageRun, config: Collect, task: Task, reference: str) -> Dem
 def _approved(run: StageRun, task: Task, reference: str) -> StoredPolicy:
     version = find_version(run.client, reference, task.config.name, Alias.APPROVED)
     require_approved(version, "collect")
+    if task.config.approvers is not None:
+        require_signature(run.client, version, task.config.approvers, "collect")
     return fetch_version(version)
 
 

@@ -168,6 +168,8 @@ class _Main:
         if policy is None and not self._config.skip_pretrain:
             cloned = self._clone()
             policy = cloned.outputs.get("policy")
+            if policy is None and cloned.verdict is None:  # the gate waits for a person
+                return StageOutcome(("main: stopped there; after the signature the same command goes on",))
             if cloned.verdict is False and (policy is None or not self._config.finetune_failed_clones):
                 line = "main: stopped there; nothing after it was run"
                 if policy is not None:
@@ -210,7 +212,7 @@ class _Main:
         expert = self._upstream.get("expert")
         if expert is not None and expert.lower().endswith(".zip"):  # somebody else trained it: it goes through the gate
             gate = self._stage("promote", self._stages.promote, {"expert": expert})
-            if gate.verdict is False:
+            if not gate.verdict:
                 return gate
             expert = gate.outputs["expert"]
         elif expert is None and self._stages.train_expert is not None:
@@ -220,7 +222,7 @@ class _Main:
                     "main: the candidate waits for the store: python -m pipeline sync, then the same command again"
                 )
             gate = self._stage("promote", self._stages.promote, {"expert": trained})
-            if gate.verdict is False:
+            if not gate.verdict:
                 return gate
             expert = gate.outputs["expert"]
             if expert != trained:  # an earlier version of the same bytes

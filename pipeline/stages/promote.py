@@ -1,10 +1,12 @@
 """`promote`: the gate. Plays the candidate itself, decides, and moves the alias `approved` or leaves all as it is.
 
-The candidate is a registered version, the policy of a run, or the SB3 `.zip` of somebody else.
+The candidate is a registered version, the policy of a run, or the SB3 `.zip` of somebody else. Where the task names
+approvers, one of them signs before the alias moves.
 """
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +14,7 @@ from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
 from pipeline.errors import BadInput
 from pipeline.gate import GateDecision, PlayedEpisodes, decide
-from pipeline.names import Alias, Artifact, Metric, Tag, lineage_run_tag
+from pipeline.names import Alias, Artifact, Metric, Tag, VersionTag, lineage_run_tag
 from pipeline.play.demonstrators import as_policy_sees, policy_actions
 from pipeline.play.evaluation import run_episodes
 from pipeline.policies import WRAPPERS, save_policy
@@ -29,6 +31,7 @@ from pipeline.tracking.models import (
 )
 from pipeline.tracking.references import Reference
 from pipeline.tracking.runs import get_run
+from pipeline.tracking.signatures import SIGN, require_signature, sign
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("expert",)
@@ -51,6 +54,8 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     reference = upstream.get("expert", "latest")
     if config.action == "roll_back":
         return _roll_back(run, config, task, reference)
+    if config.action == "sign":
+        return _sign(run, config, task, reference)
     candidate = _candidate(run, task, reference)
     lineage.refuse_tainted(run.client, candidate, "the gate")
     subjects = _subjects(run, config, candidate)
@@ -65,7 +70,7 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
                 episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)
                 measured.append(PlayedEpisodes(subject, scenario_set, seed, run_episodes(seen, act, episodes)))
     run.metrics({Metric.EVALUATION_STEPS: sum(m.records.steps for m in measured)})
-    return _conclude(run, candidate, decide(config.rules, measured))
+    return _conclude(run, candidate, decide(config.rules, measured), task.config.approvers)
 
 
 def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
@@ -141,7 +146,7 @@ def _lineage(run: StageRun, candidate: StoredPolicy) -> dict[str, str | None]:
     }
 
 
-def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) -> StageOutcome:
+def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision, approvers: str | None) -> StageOutcome:
     """Log the evidence first, then change the registry: an approval never lacks its evidence."""
     version = candidate.version
     assert version is not None
@@ -170,12 +175,41 @@ def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision) ->
             failed=True,
         )
     reason = f"all {checked} checks hold"
+    if approvers is not None:
+        registry.wait(run.client, version, run.run_id, f"{reason}; waits for the signature of an approver")
+        return StageOutcome(
+            (
+                f"promote: {candidate.reference}: {reason}; it waits for the signature of one of {approvers}:",
+                f"  {SIGN}{version.version}",
+            ),
+            outputs={"expert": f"models:/{version.name}/{version.version}"},
+        )
     approval = registry.approve(run.client, version, run.run_id, reason)
     replaced = f", replaces version {approval.replaced}" if approval.replaced else ""
     if approval.version != str(version.version):
         replaced = f"; it has the bytes of version {approval.version}, which stays the approved one"
     return StageOutcome(
         (f"promote: {candidate.reference} approved: {reason}{replaced}",),
+        verdict=True,
+        outputs={"expert": f"models:/{version.name}/{approval.version}"},
+    )
+
+
+def _sign(run: StageRun, config: Promote, task: Task, reference: str) -> StageOutcome:
+    """Approve a version that passed the gate, in the name of whose key it is."""
+    if task.config.approvers is None or config.key is None:
+        raise BadInput(f"action 'sign': task {task.config.name!r} names no approvers; set `approvers` in its file")
+    version = find_version(run.client, reference, task.config.name, Alias.CANDIDATE)
+    signed = fetch_version(version)  # the bytes are those on record
+    run.record_config(replace(config, key="given"), task.config, {"expert": signed.digest})
+    run.tag(_lineage(run, signed))
+    signature = sign(run.client, version, task.config.approvers, config.key)
+    gate, user = version.tags[VersionTag.GATE_RUN_ID], signature[VersionTag.APPROVED_BY]
+    approval = registry.approve(run.client, version, gate, f"signed by {user} in run {run.run_id}", signature)
+    run.client.set_tag(gate, Tag.VERDICT, "yes")  # the run of the gate stands for an approval from now on
+    replaced = f", replaces version {approval.replaced}" if approval.replaced else ""
+    return StageOutcome(
+        (f"promote: {signed.reference} approved: signed by {user}{replaced}",),
         verdict=True,
         outputs={"expert": f"models:/{version.name}/{approval.version}"},
     )
@@ -196,7 +230,11 @@ def _roll_back(run: StageRun, config: Promote, task: Task, reference: str) -> St
             raise BadInput(
                 f"roll back to {target.reference}: it came from {given_up}, which is given up; name another one"
             )
-    approval = registry.roll_back(run.client, version, run.run_id, f"rolled back by run {run.run_id}")
+    judge = run.run_id
+    if task.config.approvers is not None:  # what was signed names the run of the gate, which stays on record
+        require_signature(run.client, version, task.config.approvers, "a roll back")
+        judge = version.tags[VersionTag.GATE_RUN_ID]
+    approval = registry.roll_back(run.client, version, judge, f"rolled back by run {run.run_id}")
     lines = [f"promote: rolled back to {target.reference}; version {approval.replaced} is superseded"]
     if approval.replaced is not None:
         abandoned = f"{version.name}/{approval.replaced}"

@@ -113,7 +113,7 @@ def content_key(
     `threads`: None takes this process's. Raises BadInput for a SNQI file that cannot be read.
     """
     described = {**to_data(task), "snqi": None}
-    described.pop("environment_workers")  # as any `workers`
+    del described["environment_workers"], described["approvers"]  # how fast, and who may say yes
     texts = json.dumps([settings, described], ensure_ascii=False)
     references = [found[1] for found in re.finditer(f'"({REFERENCE.pattern})"', texts)]
     if ":" in (environment := task.environment.id):  # `module:Id-v0` names the module that registers it

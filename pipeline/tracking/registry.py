@@ -9,6 +9,7 @@ told in one line to whoever asks for that version, and concerns no other.
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -107,7 +108,9 @@ def moment_of_use(client: MlflowClient, version: ModelVersion, doing: str) -> st
         return _now()
 
 
-def approve(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> Moved:
+def approve(
+    client: MlflowClient, version: ModelVersion, run_id: str, reason: str, signature: Mapping[str, str] | None = None
+) -> Moved:
     """Move the alias `approved` to this version; the one that held it becomes `superseded`, on record in both.
 
     When the approved version has the same bytes, it is approved anew instead, and this one gives way to it: two that
@@ -115,7 +118,9 @@ def approve(client: MlflowClient, version: ModelVersion, run_id: str, reason: st
     """
     with exclusive("registry"):
         holder = _holder(client, version.name)
-        if holder is None or not _equal_and_sound(holder, version):
+        if signature is not None:  # it is of this version, whoever has the same bytes
+            _tag(client, version, dict(signature))
+        if signature is not None or holder is None or not _equal_and_sound(holder, version):
             return _move_approval(client, version, run_id, reason)
         moved = _move_approval(client, holder, run_id, reason)
         _give_way(client, version, moved.version)
@@ -145,6 +150,16 @@ def _equal_and_sound(holder: ModelVersion, version: ModelVersion) -> bool:
         return False
     digests = [v.tags.get(VersionTag.POLICY_DIGEST) for v in (holder, version)]
     return str(holder.version) != str(version.version) and digests[0] == digests[1]
+
+
+def wait(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> None:
+    """Record that the gate passed a version, which now waits for a signature; no alias moves, no older one stays."""
+    with exclusive("registry"):
+        current = client.get_model_version(version.name, version.version)
+        tags = {VersionTag.GATE: Gate.PENDING, VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id}
+        if VersionTag.APPROVED_AT in current.tags:
+            tags |= _ended(current, _now())
+        _tag(client, current, tags)
 
 
 def refuse(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> bool:
