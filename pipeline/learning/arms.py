@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.loading import to_data
+from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Finetune, FurtherArm, TrainExpert
-from pipeline.config.training import SACTraining
+from pipeline.config.training import PPOTraining, SACTraining
 from pipeline.data import Trajectories
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
@@ -123,16 +123,10 @@ def _of_sac(
     arm: str, job: TrainingJob, settings: FurtherArm, task: Task, demonstrations: Demonstrated | None
 ) -> TrainingJob:
     """The job with SAC from fresh weights instead of PPO. Raises BadInput where SAC cannot do it."""
-    rollout = rollout_steps(job.training)
-    budget = -(-job.training.total_timesteps // rollout) * rollout  # PPO plays whole rollouts
-    job = replace(
-        job,
-        initial_policy=None,
-        initial_digest=None,
-        return_scale=None,
-        sac=settings.sac or SACTraining(),
-        total_timesteps=budget,
-    )
+    sac, budget = settings.sac or SACTraining(), whole_rollouts(job.training)
+    data = None if demonstrations is None or not settings.demonstrations else demonstrations.trajectories
+    check_sac(arm, sac, budget, task, data)
+    job = replace(job, initial_policy=None, initial_digest=None, return_scale=None, sac=sac, total_timesteps=budget)
     if settings.demonstrations:
         if demonstrations is None:
             raise BadInput(f"arm {arm!r} needs the demonstrations behind the clones, which are not at hand")
@@ -144,8 +138,22 @@ def _of_sac(
             demonstrations_digest=demonstrations.digest,
             demonstrations_share=settings.demonstrations,
         )
-    check_sac(arm, job, task, demonstrations.trajectories if demonstrations and settings.demonstrations else None)
     return job
+
+
+def whole_rollouts(training: PPOTraining) -> int:
+    """Environment steps that PPO trains, and every arm with it: the budget, rounded up to whole rollouts."""
+    rollout = rollout_steps(training)
+    return -(-training.total_timesteps // rollout) * rollout
+
+
+def check_arms(config: Finetune) -> None:
+    """Raise BadInput for arms that their task rules out; for whoever has much to do before they are trained."""
+    training, arms = config.training, {name: arm for name, arm in config.arms.items() if arm.algorithm == "sac"}
+    if arms:
+        task = Task(load_task(config.task), training.environment, training.use_camera)
+        for name, arm in arms.items():
+            check_sac(name, arm.sac or SACTraining(), whole_rollouts(training), task)
 
 
 def shared_settings(config: Finetune, task: Task) -> Mapping[str, Any]:

@@ -151,13 +151,8 @@ def _arrays(observations: Any) -> list[np.ndarray]:
 # --- a job of it -----------------------------------------------------------------------------------------------------
 
 
-def check_sac(arm: str, job: TrainingJob, task: Task, data: Trajectories | None) -> None:
-    """Refuse a job that SAC cannot do, before the first step; `data`: the demonstrations of its batches.
-
-    Raises BadInput.
-    """
-    settings = job.sac
-    assert settings is not None
+def check_sac(arm: str, settings: SACTraining, budget: int, task: Task, data: Trajectories | None = None) -> None:
+    """Raise BadInput, before the first step, for what SAC cannot do; `data`: the demonstrations of its batches."""
     if not isinstance(task.action_space, spaces.Box):
         raise BadInput(
             f"arm {arm!r}: algorithm 'sac' takes continuous actions alone, task {task.config.name!r} has "
@@ -169,15 +164,15 @@ def check_sac(arm: str, job: TrainingJob, task: Task, data: Trajectories | None)
             "or use algorithm 'ppo'"
         )
     together = settings.n_envs * settings.train_freq
-    if job.budget % together:
+    if budget % together:
         raise BadInput(
-            f"arm {arm!r}: sac.n_envs * sac.train_freq = {together} does not divide the {job.budget:,} steps of every "
+            f"arm {arm!r}: sac.n_envs * sac.train_freq = {together} does not divide the {budget:,} steps of every "
             "arm; choose others"
         )
-    if settings.learning_starts >= job.budget:
+    if settings.learning_starts >= budget:
         raise BadInput(
             f"arm {arm!r}: sac.learning_starts = {settings.learning_starts} leaves nothing of a budget of "
-            f"{job.budget} steps to learn in; lower it"
+            f"{budget} steps to learn in; lower it"
         )
     for part in (REWARDS, ENDS):
         if data is not None and part in data.missing:

@@ -21,6 +21,7 @@ from pipeline.config.stages import (
     TrainExpert,
 )
 from pipeline.errors import BadInput, say
+from pipeline.learning.arms import check_arms
 from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
 from pipeline.stages import StageOutcome, command_digest, conclude, do, report_link, stage_module
 from pipeline.tracking import registry
@@ -135,6 +136,7 @@ def _from_knobs(config: Main, stage: str, seeds: tuple[int, ...]) -> dict[str, s
 
 def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcome:
     stages = plan(config)
+    check_arms(stages.finetune)
     if "expert" in upstream and stages.train_expert is None:
         source = f"{config.stages.collect} takes its demonstrations from {stages.collect.source}"
         raise BadInput(f"expert {upstream['expert']!r} has no use: {source}; leave it out")

@@ -10,6 +10,7 @@ import yaml
 from gymnasium.envs.box2d.lunar_lander import heuristic as gymnasium_heuristic
 
 from pipeline import query
+from pipeline.cli import stage_main
 from pipeline.config.loading import load
 from pipeline.config.stages import Main
 from pipeline.data import UNAPPROVED
@@ -109,3 +110,11 @@ def test_an_expert_is_trained_exactly_when_collect_records_from_one(tmp_path):
 def test_an_expert_that_nobody_would_ask_is_refused(store):
     with pytest.raises(BadInput, match=r"expert 'models:/x/1' has no use: .*scripted"):
         run_stage("main", SMOKE, {"expert": "models:/x/1"}, {})
+
+
+def test_sac_on_discrete_actions_is_refused_by_name_before_anything_is_done(store, capfd):
+    arms = '{"finetune.arms": "{rlpd: {algorithm: sac, demonstrations: 0.5}}"}'
+    assert stage_main("main", ["--config", SMOKE, "--overrides", arms]) == 2
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("error"))
+    assert "arm 'rlpd': algorithm 'sac' takes continuous actions alone" in line and "Discrete(4)" in line
+    assert {run.data.tags[Tag.STAGE] for run in search(connect(), {}, status=None)} == {"main"}

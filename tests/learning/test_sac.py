@@ -348,12 +348,12 @@ def test_units_are_those_of_all_arms_and_reach_the_policy_that_is_kept(job, tmp_
 )
 def test_what_does_not_fit_the_budget_is_refused(job, change, words):
     with pytest.raises(BadInput, match=words):
-        check_sac("s", replace(job, sac=replace(job.sac, **change)), Task(job.task), None)
+        check_sac("s", replace(job.sac, **change), 640, Task(job.task))
 
 
 def test_discrete_actions_are_refused_by_name(job, cartpole):
     with pytest.raises(BadInput, match=r"arm 's': algorithm 'sac' takes continuous actions alone, .*Discrete\(2\)"):
-        check_sac("s", replace(job, task=cartpole), Task(cartpole), None)
+        check_sac("s", job.sac, 640, Task(cartpole))
 
 
 @pytest.mark.parametrize("part", ["rewards", "ends"])
@@ -361,7 +361,7 @@ def test_demonstrations_without_rewards_or_ends_are_refused(job, part):
     changes = {"rewards": {"rewards": np.full(4, np.nan, np.float32)}, "ends": {"terminations": np.zeros(4, bool)}}
     data = replace(recorded([2, 2], terminated=[0, 1]), **changes[part])
     with pytest.raises(BadInput, match=f"arm 's' learns from the {part} of demonstrations, which were not recorded"):
-        check_sac("s", job, Task(job.task), data)
+        check_sac("s", job.sac, 640, Task(job.task), data)
 
 
 def test_demonstrations_that_changed_since_are_not_learnt_from(demonstrated, tmp_path):
