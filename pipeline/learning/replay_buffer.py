@@ -13,6 +13,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
 from pipeline.data import Trajectories
 from pipeline.data.observations import from_rows
+from pipeline.errors import BadInput
 
 STORED = ("actions", "rewards", "dones", "timeouts")  # arrays of a buffer beside its observations
 
@@ -57,10 +58,13 @@ def transitions(observation_space: Any, action_space: spaces.Box, data: Trajecto
     """Demonstrations as SB3 keeps what it played: actions that were executed, from -1 to 1 between their bounds.
 
     The last step of an episode that did not terminate is left out where nobody recorded what came of it.
+    Raises BadInput when no step is left.
     """
     ends = np.zeros(data.steps, bool)
     ends[data.step_offsets[1:] - 1] = True
     known = ~ends | data.terminations | (data.truncations & bool(data.final_rows))
+    if not known.any():
+        raise BadInput("demonstrations: of none of their steps is it known what came of it; record longer episodes")
     before = data.step_rows[known]
     # subtle: without a row after its end a terminated episode has its last one twice, and nothing is learnt from it
     after = before + (~ends[known] | bool(data.final_rows))

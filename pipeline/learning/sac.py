@@ -118,9 +118,14 @@ class ReplayingSAC(Continued, SAC):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """One update. Raises Diverged unless actor and critics still compute with numbers afterwards."""
         super().train(gradient_steps, batch_size)
-        losses = [self.logger.name_to_value[f"train/{part}_loss"] for part in ("actor", "critic")]
-        if not_finite(self.actor) or not np.isfinite(losses).all():
+        if not_finite(self.actor) or not self._losses_are_finite():
             self._refuse_what_is_not_finite()
+
+    def _losses_are_finite(self) -> bool:
+        """Those of the last update, which tell of critics that are not, at no cost."""
+        return bool(
+            np.isfinite([self.logger.name_to_value[f"train/{part}_loss"] for part in ("actor", "critic")]).all()
+        )
 
     @torch.no_grad()
     def _refuse_what_is_not_finite(self) -> None:
@@ -135,8 +140,7 @@ class ReplayingSAC(Continued, SAC):
         broken = not_finite(self.policy)
         if broken is None:  # finite weights may still be too large to compute with
             mean, log_std, _ = self.actor.get_action_dist_params(self.policy.obs_to_tensor(self._last_obs)[0])
-            losses = [self.logger.name_to_value[f"train/{part}_loss"] for part in ("actor", "critic")]
-            if torch.isfinite(mean).all() and torch.isfinite(log_std).all() and np.isfinite(losses).all():
+            if torch.isfinite(mean).all() and torch.isfinite(log_std).all() and self._losses_are_finite():
                 return
         raise Diverged(
             f"diverged at step {self.num_timesteps:,}: {broken or 'what it gives'} is not finite; lower "

@@ -217,6 +217,8 @@ def test_of_an_end_that_nobody_recorded_nothing_is_learnt():
     assert buffer.dones[:, 0].tolist() == [0, 1, 0]
     unknown = replace(recorded([2, 2], terminated=[0]), terminations=np.zeros(4, bool), truncations=np.zeros(4, bool))
     assert transitions(OBSERVATIONS, ACTIONS, unknown).size() == 2
+    with pytest.raises(BadInput, match="of none of their steps is it known"):
+        transitions(OBSERVATIONS, ACTIONS, recorded([1, 1], final=False))
 
 
 def test_transitions_of_a_dict_have_all_its_keys():
