@@ -15,7 +15,7 @@ from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
 from pipeline.config.training import Segment
 from pipeline.learning.jobs import TrainingEvent, TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 
 CONFIG = "configs/social_nav/finetune.yaml"
 STEPS = 200_000

@@ -27,7 +27,7 @@ from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
 from pipeline.learning.checkpoints import STATE
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 from pipeline.tracking.host import machine, processor_kind
 
 ROOT = Path(__file__).resolve().parents[1]

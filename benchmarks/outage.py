@@ -31,7 +31,7 @@ from local_server import LocalServer
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 from pipeline.names import EVAL_PREFIX, Tag
 from pipeline.play.evaluation import point_figures
 from pipeline.tracking.operations import Batch, measured

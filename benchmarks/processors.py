@@ -93,7 +93,7 @@ def product(folder: Path) -> dict[str, str]:
     from pipeline.data import Trajectories, content_digest
     from pipeline.learning.cloning import clone
     from pipeline.learning.jobs import TrainingJob
-    from pipeline.learning.ppo import train
+    from pipeline.learning.train import train
     from pipeline.play.demonstrators import scripted
     from pipeline.play.evaluation import record, run_episodes
     from pipeline.policies import act_function, build_policy, load_policy, save_policy, weights_digest

@@ -24,7 +24,7 @@ import torch
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
 from pipeline.learning.jobs import TrainingEvent, TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 from pipeline.names import Tag
 from pipeline.tracking.content_key import training_key
 from pipeline.tracking.seed_runs import seed_runs

@@ -29,7 +29,7 @@ from pipeline.executors.local import run_side_by_side
 from pipeline.learning.arms import arm_jobs, expert_jobs
 from pipeline.learning.clones import make_clone
 from pipeline.learning.jobs import TrainingJob, TrainingResult
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 from pipeline.play.demonstrators import Actor, policy_actions, scripted
 from pipeline.play.evaluation import point_figures, record
 from pipeline.policies import Observations, policy_digest

@@ -150,7 +150,7 @@ def _train(job: TrainingJob, pipe: connection.Connection) -> None:
         import torch
 
         torch.set_num_threads(1)  # two trainings of two threads each are several times slower than of one
-        from pipeline.learning.ppo import train
+        from pipeline.learning.train import train
 
         last: Any = train(job, pipe.send)
     except BadInput as error:

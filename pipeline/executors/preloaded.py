@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 import torch._dynamo  # noqa: F401
 
-import pipeline.learning.ppo  # noqa: F401
+import pipeline.learning.train  # noqa: F401
 from pipeline.policies.acting import dense, tanh
 
 with suppress(OSError, RuntimeError):  # a disk that keeps no cache: whoever needs the functions says so

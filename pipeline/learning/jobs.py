@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Convergence, PPOTraining, SACTraining, WarmStart
 from pipeline.learning.adaptive import Decision
@@ -45,6 +47,10 @@ class TrainingJob:
     def budget(self) -> int:
         """Environment steps asked for; SB3 rounds up to whole rollouts unless `exact_budget`."""
         return self.training.total_timesteps if self.total_timesteps is None else self.total_timesteps
+
+    def seed_of(self, part: int) -> int:
+        """Of all generators in a part of it, from one checkpoint to the next."""
+        return int(np.random.SeedSequence([self.seed, part]).generate_state(1)[0]) >> 1 if part else self.seed
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pipeline.config.training import Cloning, Network, PPOTraining, WarmStart
 from pipeline.errors import BadInput
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 from pipeline.names import POLICY_SPEC_FILE
 from pipeline.play.demonstrators import policy_actions
 from pipeline.play.evaluation import point_figures, run_episodes

@@ -17,8 +17,8 @@ from pipeline.learning import adaptive, checkpoints
 from pipeline.learning.adaptive import Anchor, BurnIn
 from pipeline.learning.checkpoints import CheckpointFolder, from_bytes, to_bytes
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
 from pipeline.learning.repeatability import repeats_itself
+from pipeline.learning.train import train
 from pipeline.policies import build_policy, save_policy
 from pipeline.tasks import Task
 

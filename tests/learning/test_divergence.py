@@ -15,7 +15,7 @@ from pipeline.learning.cloning import clone
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.learning.imitators import imitate
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.policies import act_function, build_policy, load_policy, save_policy, weights_digest

@@ -17,7 +17,7 @@ from pipeline.envs.processes import PRELOADED
 from pipeline.errors import BadInput
 from pipeline.executors.local import TrainingCrashed, run_side_by_side
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 
 
 @pytest.fixture

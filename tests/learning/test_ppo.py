@@ -22,7 +22,7 @@ from pipeline.config.training import (
 )
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import check_job, learning_rate_schedule, train
+from pipeline.learning.ppo import check_job, learning_rate_schedule
 from pipeline.learning.schedule import (
     converged_at,
     evaluation_episodes,
@@ -30,6 +30,7 @@ from pipeline.learning.schedule import (
     next_evaluation,
     select_figure,
 )
+from pipeline.learning.train import train
 from pipeline.play.evaluation import point_figures, run_episodes
 from pipeline.policies import act_function, build_policy, load_policy, policy_digest, weights_digest
 from pipeline.stages.train_expert import best_result

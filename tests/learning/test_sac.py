@@ -24,10 +24,10 @@ from pipeline.executors.local import run_side_by_side
 from pipeline.learning.checkpoints import CheckpointFolder, from_bytes, to_bytes
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
 from pipeline.learning.replay_buffer import buffer_state, restore_buffer, transitions
 from pipeline.learning.sac import LayerNormPolicy, ReplayingSAC, check_sac, make_sac
 from pipeline.learning.schedule import final_episodes
+from pipeline.learning.train import train
 from pipeline.play.evaluation import run_episodes
 from pipeline.policies import Affine, Scaling, act_function, load_policy, probe_batch, save_policy, scaling_of
 from pipeline.policies.exports import export_network

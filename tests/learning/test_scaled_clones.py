@@ -16,7 +16,8 @@ from pipeline.errors import BadInput
 from pipeline.learning.clones import return_scale, untrained_clone
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import make_model, train, training_env
+from pipeline.learning.ppo import make_model, training_env
+from pipeline.learning.train import train
 from pipeline.policies import act_function, build_policy, load_policy, save_policy, scaling_of, weights_digest
 from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Task

@@ -11,7 +11,8 @@ from torch.distributions import Normal, kl_divergence
 from pipeline.config.training import ADAPTIVE_WARM_START, Network, WarmStart
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train, training_env
+from pipeline.learning.ppo import training_env
+from pipeline.learning.train import train
 from pipeline.learning.warm_start import WarmPPO
 from pipeline.policies import (
     build_policy,

@@ -26,7 +26,7 @@ from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.executors.local import LocalProcesses, TrainingCrashed, run_side_by_side
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 from pipeline.names import Artifact, Tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record_episodes, run_episodes

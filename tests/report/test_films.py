@@ -12,7 +12,7 @@ from pipeline.config.task import TaskConfig
 from pipeline.config.training import EvaluationSchedule, Network, PPOTraining, Segment
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 from pipeline.play.filming import film
 from pipeline.play.rollouts import from_actor
 from pipeline.report.progress import TrainingProgress

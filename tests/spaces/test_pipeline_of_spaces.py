@@ -18,7 +18,7 @@ from pipeline.envs.limits import LimitAction
 from pipeline.errors import BadInput
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 from pipeline.play.demonstrators import Script
 from pipeline.play.evaluation import record_episodes, run_episodes
 from pipeline.policies import (

@@ -8,7 +8,7 @@ from pipeline.config.loading import load_task, validate
 from pipeline.config.training import PPOTraining
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 
 
 def job(files, n_steps, budget=240, exact=True):

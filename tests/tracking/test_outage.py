@@ -13,7 +13,7 @@ from pipeline.cli import DONE, ask, stage_main
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import train
+from pipeline.learning.train import train
 from pipeline.names import Tag
 from pipeline.report.progress import TrainingProgress
 from pipeline.tracking import stage_run
