@@ -30,6 +30,9 @@ class Tag:
     CODE_DIRTY: Final = "code.dirty"
     CODE_COMMIT: Final = "code.commit"
     CONTENT_KEY: Final = "content.key"  # equal for two runs that come to the same (pipeline/tracking/content_key.py)
+    KEY_BUT_BUDGET: Final = "content.key_but_budget"  # equal for two trainings that differ in their budget alone
+    CHECKPOINT: Final = "checkpoint"  # of a finished training: the file that a longer one goes on from
+    EXTENDS: Final = "extends"  # the shorter training whose last checkpoint this one began with
     COMMAND: Final = "command.digest"  # of what a run was asked to do, and of the code: the same goes on with it
     CONTINUES: Final = "continues"  # the run that goes on in place of this one
     PROCESS: Final = "process"  # machine, number and start of the process behind a run that has not ended in order
@@ -97,6 +100,11 @@ def lineage_run_tag(role: str) -> str:
     if role not in LINEAGE_ROLES:
         raise ValueError(f"unknown lineage role {role!r}")
     return f"{LINEAGE_PREFIX}{role}_run_id"
+
+
+def arm_policy_tag(run_id: str) -> str:
+    """Of a run that has several policies to start from: one for every further one, by the run that made it."""
+    return f"{lineage_run_tag('policy')}.{run_id}"
 
 
 class VersionTag:
@@ -184,6 +192,7 @@ class Artifact:
     DIAGNOSTICS_MD: Final = "diagnostics.md"
     SHIFT: Final = "distribution_shift.json"
     IMITATION: Final = "imitation.json"  # the verdict on a clone, its yardsticks and reasons
+    CHECKPOINT: Final = "checkpoint"
     CERTIFICATE: Final = "transfer_certificate.json"
     WARM_START: Final = "warm_start.json"  # what an adaptive warm start decided, when and why
     EVALUATIONS: Final = "evaluations.json"  # every evaluation of a training, episode by episode

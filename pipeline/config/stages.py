@@ -1,9 +1,10 @@
 """One dataclass a stage: what its YAML may say. The default of every setting stands here and nowhere else."""
 
-from dataclasses import field
+from collections.abc import Mapping
+from dataclasses import field, replace
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from pipeline.config.base import (
     Bound,
@@ -21,6 +22,7 @@ from pipeline.config.base import (
 from pipeline.config.sweep import Sweep
 from pipeline.config.task import Wrapper
 from pipeline.config.training import (
+    ADAPTIVE,
     ADAPTIVE_WARM_START,
     AdversarialTraining,
     Cloning,
@@ -34,6 +36,7 @@ from pipeline.config.training import (
     ScalingSettings,
     WarmStart,
 )
+from pipeline.errors import did_you_mean, shortened
 from pipeline.names import ARMS
 
 
@@ -44,6 +47,7 @@ class TrainExpert:
     task: str
     seeds: Seeds = (1, 2, 3)
     training: PPOTraining = PPOTraining()
+    scaling: ScalingSettings = ScalingSettings()
     convergence: Convergence = Convergence()
     best_metric: str = "eval_episode_return"
     final_episodes: Count = 200
@@ -234,6 +238,8 @@ class Pretrain:
     """bc learns from the dataset alone; the others also play in the environment, and need their section."""
     seeds: Seeds = (1,)
     """Fine-tuning of seed s starts from the clone of seed s, so that matched seeds do not share one lucky clone."""
+    episodes: Count | None = None
+    """So many of the dataset's episodes, drawn once for all seeds, a smaller number out of a larger; None: all."""
     use_camera: bool = False
     """Clones see pictures: the demonstrations are simulated again in front of the task's `camera`."""
     network: Network = Network()
@@ -273,8 +279,18 @@ class FurtherArm:
 
     algorithm: Literal["ppo", "sac"] = "ppo"
     """ppo starts from the clones, as `warm_start` says; sac starts from fresh weights, in the units of the clones."""
+    weights: Literal["fresh", "clone", "residual"] | None = None
+    """Where they come from; residual: the clone does not learn, but a correction that is added to what it says, and the
+    critic; None: the clone for ppo, fresh for sac."""
     warm_start: WarmStart | None = None
     """Of ppo."""
+    policy: str | None = None
+    """Another policy for ppo to start from, named as the reference `policy` of `finetune` is."""
+    dataset: str | None = None
+    """Clones of another dataset, by its id or the run that recorded it."""
+    episodes: Count | None = None
+    """Clones of so many episodes of the dataset. Those of another dataset or size come from a `pretrain` with the
+    settings of the other arms' clones; `main` runs it."""
     sac: SACTraining | None = None
     """Of sac; None: all defaults."""
     demonstrations: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -285,10 +301,17 @@ class FurtherArm:
         for name, given in (("sac", self.sac is not None), ("demonstrations", self.demonstrations > 0)):
             if given and not sac:
                 raise ValueError(f"{name} is not for algorithm {self.algorithm!r}; remove it, or use algorithm 'sac'")
-        if sac and self.warm_start is not None:
-            raise ValueError("warm_start is not for algorithm 'sac', which starts from fresh weights; remove it")
+        for name in ("warm_start", "policy", "dataset", "episodes"):
+            if sac and getattr(self, name) is not None:
+                raise ValueError(f"{name} is not for algorithm 'sac', which starts from fresh weights; remove it")
+        if sac and self.weights not in (None, "fresh"):
+            raise ValueError(f"weights = {self.weights!r} is not for algorithm 'sac', which starts from fresh ones")
+        if not sac and self.weights == "fresh":
+            raise ValueError("ppo from fresh weights is the arm 'scratch', which every comparison has; remove this one")
         if not sac and self.warm_start is None:
             raise ValueError("algorithm 'ppo' needs warm_start; add it, for instance: warm_start: adaptive")
+        if self.policy is not None and (self.dataset is not None or self.episodes is not None):
+            raise ValueError("policy excludes dataset and episodes, which say what clones are made of; give one")
         batch = (self.sac or SACTraining()).batch_size
         count = round(self.demonstrations * batch)
         if self.demonstrations and not 0 < count < batch:
@@ -296,6 +319,41 @@ class FurtherArm:
                 f"demonstrations = {self.demonstrations} of a batch of {batch} are {count} transitions; at least one "
                 "must be a demonstration and one must not"
             )
+
+    def cloning(self, shared: Pretrain) -> Pretrain:
+        """The config of the `pretrain` that makes its clones, from that of the other arms' clones."""
+        return replace(shared, episodes=self.episodes or shared.episodes)
+
+
+SHIPPED_ARMS: Final[Mapping[str, Mapping[str, Any]]] = {  # what most comparisons ask for, by name alone
+    "clone": {"warm_start": {"initial_action_std": None, "learning_rate_factor": 0.0}},
+    "naive": {"warm_start": {"initial_action_std": None}},
+    # burn-in of the critic first, as Silver et al. (2018) do
+    "residual": {
+        "weights": "residual",
+        "warm_start": {"critic_burn_in_steps": ADAPTIVE, "initial_action_std": ADAPTIVE},
+    },
+    "sac": {"algorithm": "sac"},
+    "sac_demos": {"algorithm": "sac", "demonstrations": 0.5},  # RLPD: Ball et al. (2023)
+}
+
+
+def _shipped(arms: Any) -> Any:
+    """`[naive, clone]`, or entries of a mapping that say nothing: what ships under these names."""
+    if isinstance(arms, list) and all(isinstance(name, str) for name in arms):
+        twice = [name for name in arms if arms.count(name) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is named twice")
+        arms = dict.fromkeys(arms)
+    if not isinstance(arms, dict):
+        return arms
+    for name, settings in arms.items():
+        if settings is None and name not in SHIPPED_ARMS:
+            raise ValueError(
+                f"{shortened(name)} is no arm that ships.{did_you_mean(name, SHIPPED_ARMS)} There are: "
+                f"{', '.join(SHIPPED_ARMS)}; say what any other is: {{{name}: {{warm_start: adaptive}}}}"
+            )
+    return {name: SHIPPED_ARMS[name] if settings is None else settings for name, settings in arms.items()}
 
 
 def _not_taken(arms: dict[str, FurtherArm]) -> dict[str, FurtherArm]:
@@ -313,7 +371,9 @@ class Finetune:
     seeds: Seeds = (1, 2, 3, 4, 5)
     training: PPOTraining = PPOTraining()
     warm_start: WarmStart = ADAPTIVE_WARM_START
-    arms: Annotated[dict[Name, FurtherArm], AfterValidator(_not_taken)] = field(default_factory=dict)
+    arms: Annotated[dict[Name, FurtherArm], BeforeValidator(_shipped), AfterValidator(_not_taken)] = field(
+        default_factory=dict
+    )
     """Further arms beside `scratch` and `pretrained`, by their names; `finetune` trains them, `compare` ranks them."""
     control_timesteps: Steps = 32_768
     """Budget of the learning-rate-0 controls (their weights cannot change); 0 leaves them out."""

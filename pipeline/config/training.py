@@ -105,11 +105,15 @@ class LearningRate:
     final: NonNegative | None = None
 
 
+# subtle: below a setting that is looked at before it is validated, as arms are, an array is a list, and no tuple
+Widths = Annotated[tuple[Count, ...], BeforeValidator(lambda given: tuple(given) if type(given) is list else given)]
+
+
 @configuration
 class Network:
     """The actor and the critic: separate multilayer perceptrons of the same shape, behind a CNN each for pictures."""
 
-    hidden: tuple[Count, ...] = (128, 128)
+    hidden: Widths = (128, 128)
     activation: Literal["tanh", "relu"] = "tanh"
     image_features: Count = 128
     """Width of what the CNN hands on; without effect on observations that are no pictures."""
@@ -133,7 +137,8 @@ class ScalingSettings:
     """The units that policies compute in: `{observations: {all: {offset: 256, scale: 256}}}`."""
 
     measured: bool = True
-    """What is not given is measured on the demonstrations; false leaves it as it is."""
+    """What is not given is measured on the demonstrations, or read off large bounds where there are none; false leaves
+    it as it is."""
     observations: dict[str, AffineFigures] = field(default_factory=dict)
     """By key of a Dict; of an observation without keys as `all`."""
     actions: AffineFigures | None = None
@@ -219,8 +224,9 @@ class WarmStart:
     """Weight of KL(clone || policy) added to the PPO loss; adaptive: while the policy is no better than the clone."""
     clone_penalty_fade_steps: Steps = 0
     """A fixed penalty fades linearly to 0 over these environment steps."""
-    learning_rate_factor: Positive | Adaptive = 1.0
-    """Of training.learning_rate; adaptive: smaller while the policy is no better than the clone, then 1."""
+    learning_rate_factor: NonNegative | Adaptive = 1.0
+    """Of training.learning_rate; adaptive: smaller while the policy is no better than the clone, then 1; 0: the clone
+    stays as it is, to the last bit."""
 
     @model_validator(mode="before")
     @classmethod
@@ -228,6 +234,11 @@ class WarmStart:
         if isinstance(data, str) and data != ADAPTIVE:
             raise ValueError("input should be 'adaptive', or a mapping of settings")
         return asdict(ADAPTIVE_WARM_START) if data == ADAPTIVE else data
+
+    def __post_init__(self) -> None:
+        for name in ("critic_burn_in_steps", "clone_penalty"):
+            if self.learning_rate_factor == 0 and getattr(self, name) != 0:
+                raise ValueError(f"{name} is of no use where learning_rate_factor is 0: nothing is learnt; remove one")
 
 
 ADAPTIVE_WARM_START: Final = WarmStart(

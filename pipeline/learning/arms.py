@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.config.loading import load_task, to_data
@@ -15,18 +16,22 @@ from pipeline.learning.ppo import check_job, rollout_steps
 from pipeline.learning.sac import check_sac
 from pipeline.names import CONTROLS, Arm
 from pipeline.policies import Scaling, load_trainable, scaling_by_bounds, scaling_of
+from pipeline.policies.networks import ResidualPolicy
 from pipeline.tasks import Task
 
 
 def expert_jobs(config: TrainExpert, task: Task, folder: Path) -> list[TrainingJob]:
     """One job a seed, checked before the first step. Raises BadInput."""
     task.refuse_holdouts(config.training.scenario_set, "training")
+    spaces, network = (task.observation_space, task.action_space), config.training.network
+    scaling = scaling_by_bounds(*spaces, network, config.scaling)
     jobs = [
         TrainingJob(
             task=task.config,
             training=config.training,
             seed=seed,
             output=str(folder / f"seed-{seed}"),
+            scaling=scaling,
             convergence=config.convergence,
             best_metric=config.best_metric,
             final_episodes=config.final_episodes,
@@ -72,12 +77,13 @@ def arm_jobs(
     initial_policies: Mapping[int, Start] | None,
     scalings: Mapping[int, Scaling] | None = None,
     demonstrations: Demonstrated | None = None,
+    own_policies: Mapping[str, Mapping[int, Start]] = MappingProxyType({}),
 ) -> list[ArmJob]:
     """For every seed one training, one of each further arm, and one control with learning rate 0 if so asked.
 
-    `initial_policies` maps every seed to what it starts from; None: all from fresh weights, in the units of `scalings`,
-    or by the bounds of the task's spaces. `demonstrations`: for arms that have a share of them in their batches. Raises
-    BadInput before the first step.
+    `initial_policies` maps every seed to what it starts from, but those of arms that have `own_policies`; None: all
+    from fresh weights, in the units of `scalings`, or by the bounds of the task's spaces. `demonstrations`: for arms
+    that have a share of them in their batches. Raises BadInput before the first step.
     """
     task.refuse_holdouts(config.training.scenario_set, "training")
     warm = initial_policies is not None
@@ -91,9 +97,17 @@ def arm_jobs(
     for arm, settings in arms.items():
         control = arm in CONTROLS
         for seed in config.seeds:
-            start = None if initial_policies is None else initial_policies[seed]
+            start = None if initial_policies is None else own_policies.get(arm, initial_policies)[seed]
+            warm_start = None if settings is None else settings.warm_start
+            residual = settings is not None and settings.weights == "residual"
             if start is not None:
-                scaling = scaling_of(load_trainable(start.folder))
+                policy = load_trainable(start.folder)
+                scaling = scaling_of(policy)
+                if residual and isinstance(policy, ResidualPolicy):
+                    raise BadInput(
+                        f"arm {arm!r}: what seed {seed} starts from is residual itself; with weights 'clone' its "
+                        "correction learns on"
+                    )
             elif scalings is not None:
                 scaling = scalings[seed]
             else:
@@ -107,8 +121,9 @@ def arm_jobs(
                 initial_digest=None if start is None else start.digest,
                 return_scale=start.return_scale if start is not None and config.training.normalize_reward else None,
                 scaling=scaling,
-                warm_start=None if settings is None else settings.warm_start,
-                learning_rate_zero=control,
+                warm_start=warm_start,
+                residual=residual,
+                learning_rate_zero=control or (warm_start is not None and warm_start.learning_rate_factor == 0),
                 total_timesteps=config.control_timesteps if control else None,
                 final_episodes=config.final_episodes,
             )

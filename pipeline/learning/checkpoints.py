@@ -102,6 +102,11 @@ class CheckpointFolder:
                 self.damaged.append(path.name)
         return None
 
+    def before_end(self) -> Path | None:
+        """The last checkpoint of a training that ended, from which a longer one goes on; None when it took none."""
+        files = self._files()
+        return files[1][0] if len(files) > 1 else None
+
     def _files(self) -> list[tuple[Path, int]]:
         """Checkpoint files and their numbers, newest first."""
         if not self._folder.is_dir():

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.config.task import TaskConfig
-from pipeline.config.training import Convergence, PPOTraining, SACTraining, WarmStart
+from pipeline.config.training import ADAPTIVE, Convergence, PPOTraining, SACTraining, WarmStart
 from pipeline.learning.adaptive import Decision
 from pipeline.names import Metric
 from pipeline.play.evaluation import EpisodeRecords
@@ -40,7 +40,7 @@ class TrainingJob:
     total_timesteps: int | None = None  # budget of a control; None: that of `training`
     final_episodes: int = 200  # fresh episodes that the best checkpoint is measured on at the end
     checkpoints: str | None = None  # folder that a killed training goes on from; None: none are kept
-    checkpoint_key: str = ""  # digest of the training's content key: a checkpoint of another training is not taken
+    checkpoint_key: str = ""  # digest of what is trained: a checkpoint of another training is not taken
     exact_budget: bool = False  # cut the last rollout so that exactly `budget` steps are trained, whatever n_steps is
 
     @property
@@ -51,6 +51,21 @@ class TrainingJob:
     def seed_of(self, part: int) -> int:
         """Of all generators in a part of it, from one checkpoint to the next."""
         return int(np.random.SeedSequence([self.seed, part]).generate_state(1)[0]) >> 1 if part else self.seed
+
+    @property
+    def bound_to_budget(self) -> str | None:
+        """Why no part of it is a part of a longer training, which could go on from there; None: it is."""
+        if self.sac is not None:
+            return "its replay buffer was not kept"
+        rate, warm_start = self.training.learning_rate, self.warm_start
+        if self.learning_rate_zero:
+            return None
+        if rate.final not in (None, rate.initial):
+            return "training.learning_rate falls over the whole budget"
+        for setting in ("critic_burn_in_steps", "clone_penalty", "learning_rate_factor"):
+            if warm_start is not None and getattr(warm_start, setting) == ADAPTIVE:
+                return f"warm_start.{setting} = {ADAPTIVE} goes by shares of the whole budget"
+        return None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ USED_SPAN: Final = 0.5  # share of the range between its bounds that demonstrati
 WIDEST_DEVIATION: Final = 10.0  # of a demonstrated number, in units of its scale
 CONSTANT: Final = 1e-6  # range of a number, as a share of itself, that float32 does not tell from none
 LARGEST_ACTION: Final = 10.0  # bound that Gaussian noise of standard deviation 1 still explores
+NOTHING_GIVEN: Final = ScalingSettings()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,20 +96,12 @@ def measured_scaling(
     none, by itself and 1. A Box within [-1, 1] stays as it is.
     Raises BadInput, naming the setting, for given figures that do not fit the spaces.
     """
-    given = {f"observations.{key}": one for key, one in settings.observations.items()}
-    if settings.actions is not None:
-        given["actions"] = settings.actions
     chosen = np.zeros(len(data), bool)
     chosen[episodes] = True
 
     def figures(key: str | None, space: spaces.Box) -> Figures:
-        setting = "actions" if key is None else f"observations.{key or 'all'}"
-        one: AffineFigures | None = given.pop(setting, None)
-        if one is not None:
-            where = f"scaling.{setting}"
-            return _in_shape(f"{where}.offset", one.offset, space), _in_shape(f"{where}.scale", one.scale, space)
         low, high, span = _bounds(space)
-        if not settings.measured or ((low >= -1).all() and (high <= 1).all()):
+        if (low >= -1).all() and (high <= 1).all():
             return np.zeros(len(low)), np.ones(len(low))
         if key is None:
             rows = data.actions[np.repeat(chosen, data.lengths)]
@@ -124,11 +117,7 @@ def measured_scaling(
         by_bounds = np.where(constant, span <= WIDEST_SPAN, largest - smallest >= USED_SPAN * span)
         return _by_bounds(by_bounds, low, high, (np.where(constant, smallest, mean), np.where(constant, 1.0, std)))
 
-    scaling = _assembled(observation_space, action_space, network, figures)
-    for setting in given:
-        space = action_space if setting == "actions" else observation_space
-        raise BadInput(f"scaling.{setting} is of no numbers of {shortened(space)}; remove it, or name another key")
-    return scaling
+    return _assembled(observation_space, action_space, network, settings, figures)
 
 
 def _in_shape(setting: str, figures: tuple[float, ...], space: spaces.Box) -> np.ndarray:
@@ -142,10 +131,16 @@ def _in_shape(setting: str, figures: tuple[float, ...], space: spaces.Box) -> np
     return np.full(size, figures, np.float64)
 
 
-def scaling_by_bounds(observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network) -> Scaling:
-    """Without demonstrations: where bounds say that numbers are large, by these; all else as it is.
+def scaling_by_bounds(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    network: Network,
+    settings: ScalingSettings = NOTHING_GIVEN,
+) -> Scaling:
+    """Without demonstrations: the figures that are given, for the rest bounds that say that numbers are large.
 
-    Large are whole numbers beyond 10, other ones beyond 100, and actions beyond 10.
+    Large are whole numbers beyond 10, other ones beyond 100, and actions beyond 10; all else stays as it is. Raises
+    BadInput as `measured_scaling` does.
     """
 
     def where_large(key: str | None, space: spaces.Box) -> Figures:
@@ -154,7 +149,7 @@ def scaling_by_bounds(observation_space: gym.Space[Any], action_space: gym.Space
         large = np.maximum(np.abs(low), np.abs(high)) > (LARGEST_ACTION if key is None else limit)
         return _by_bounds(large & (span <= WIDEST_SPAN), low, high, (np.zeros(len(low)), np.ones(len(low))))
 
-    return _assembled(observation_space, action_space, network, where_large)
+    return _assembled(observation_space, action_space, network, settings, where_large)
 
 
 def blank_scaling(
@@ -196,14 +191,36 @@ def _features(space: gym.Space[Any], network: Network, source: Source) -> Figure
 
 
 def _assembled(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network, source: Source
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    network: Network,
+    settings: ScalingSettings,
+    source: Source,
 ) -> Scaling:
+    """Figures that are given, and those of the source, unless what is not given stays as it is."""
+    given = {f"observations.{key}": one for key, one in settings.observations.items()}
+    if settings.actions is not None:
+        given["actions"] = settings.actions
+
+    def chosen(key: str | None, space: spaces.Box) -> Figures:
+        setting = "actions" if key is None else f"observations.{key or 'all'}"
+        one: AffineFigures | None = given.pop(setting, None)
+        if one is not None:
+            where = f"scaling.{setting}"
+            return _in_shape(f"{where}.offset", one.offset, space), _in_shape(f"{where}.scale", one.scale, space)
+        size = int(np.prod(space.shape))
+        return source(key, space) if settings.measured else (np.zeros(size), np.ones(size))
+
     def affine(figures: Figures) -> Affine | None:
         with np.errstate(over="ignore"):
             made = Affine(*(part.astype(np.float32) for part in figures))
         return made if made.offset.any() or (made.scale != 1).any() else None
 
-    return Scaling(
-        affine(_features(observation_space, network, source)),
-        affine(source(None, action_space)) if isinstance(action_space, spaces.Box) else None,
+    scaling = Scaling(
+        affine(_features(observation_space, network, chosen)),
+        affine(chosen(None, action_space)) if isinstance(action_space, spaces.Box) else None,
     )
+    for setting in given:
+        space = action_space if setting == "actions" else observation_space
+        raise BadInput(f"scaling.{setting} is of no numbers of {shortened(space)}; remove it, or name another key")
+    return scaling

@@ -24,7 +24,6 @@ from pipeline.report.text import environment
 
 SUCCESS_KEYS: Final = ("is_success", "success", "reached_goal", "goal_reached")
 COLLISION_KEYS: Final = ("collision", "is_collision", "collided", "crash", "crashed")
-SCALER: Final = "pipeline.envs.scaling:ScaleObservation"
 LEAST_RETURN: Final = 1e-3  # any reward, where most episodes have none
 COLLISIONS: Final = 0.05
 SHOWN_SHARE: Final = 0.1  # of the demonstrator's episodes are below what is guessed to solve the task
@@ -38,7 +37,7 @@ def task_files(config: NewTask, probe: Probe) -> dict[str, str]:
     """Path below the folder of configs -> text: `tasks/<name>.yaml` and `<name>/<stage>.yaml`."""
     expert = [] if config.demonstrator else ["train_expert", "promote"]
     collision = _first_of(probe, COLLISION_KEYS)
-    success, scaler = success_of(config, probe), _scaler(probe.spreads)
+    success = success_of(config, probe)
     taken = (success.get("info"), collision)
     text = _template(
         "task_files"
@@ -49,8 +48,7 @@ def task_files(config: NewTask, probe: Probe) -> dict[str, str]:
         wrappers=[to_data(wrapper) for wrapper in config.wrappers],
         probe=probe,
         sizes=sizes(probe),
-        scaler=scaler,
-        scale=scaler["needed"] and not config.demonstrator,  # clones of a script scale by what it shows
+        scaling=None if config.demonstrator else _scaling(probe.spreads),  # clones of a script scale by what it shows
         success=success,
         target=target_of(config, probe, success),
         collision=collision,
@@ -157,16 +155,15 @@ def _sure(yes: np.ndarray) -> str:
     return f"{yes.sum()} of {len(yes)} episodes (95 % interval {100 * ends.low:.0f} % to {100 * ends.high:.0f} %)"
 
 
-def _scaler(spreads: Mapping[str, ElementSpread]) -> dict[str, Any]:
-    """The wrapper that scales observations by what was measured (None: there is nothing to scale); is it needed."""
-    if not spreads:
-        return {"wrapper": None, "needed": False}
-    mean = {key: [_rounded(value) for value in spread.mean] for key, spread in spreads.items()}
-    std = {key: [_rounded(max(value, LEAST_STD)) for value in spread.std] for key, spread in spreads.items()}
-    figures = {"mean": mean[""], "std": std[""]} if "" in spreads else {"mean": mean, "std": std}
+def _scaling(spreads: Mapping[str, ElementSpread]) -> dict[str, Any]:
+    """Key of the observation -> the figures that scale it by what was measured, where it is large."""
     return {
-        "wrapper": {"name": SCALER, "kwargs": {**figures, "clip": 10.0}},
-        "needed": any((np.abs(spread.mean) + 2 * spread.std > LARGE).any() for spread in spreads.values()),
+        key or "all": {
+            "offset": [_rounded(value) for value in spread.mean],
+            "scale": [_rounded(max(value, LEAST_STD)) for value in spread.std],
+        }
+        for key, spread in spreads.items()
+        if (np.abs(spread.mean) + 2 * spread.std > LARGE).any()
     }
 
 

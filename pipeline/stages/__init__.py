@@ -21,7 +21,7 @@ from pipeline.config.stages import STAGE_CONFIGS, Finetune
 from pipeline.errors import BadInput, printable, say
 from pipeline.learning.arms import ArmJob, shared_settings
 from pipeline.learning.jobs import TrainingJob, TrainingResult
-from pipeline.names import OUTPUT_PREFIX, Artifact, Metric, Tag
+from pipeline.names import ARMS, OUTPUT_PREFIX, Artifact, Metric, Tag
 from pipeline.report.progress import TrainingProgress, trainings_summary
 from pipeline.report.text import one_line
 from pipeline.tasks import Task
@@ -152,14 +152,15 @@ def run_arms(
     task: Task,
     arms: Sequence[ArmJob],
     group: str | None,
-    tags: Mapping[int, Mapping[str, Any]],
+    tags: Mapping[tuple[str, int], Mapping[str, Any]],
 ) -> StageOutcome:
-    """Train an arm of a comparison and its control, but for what the store has already; `tags`: more of a seed's run.
+    """Train arms of a comparison, but for what the store has already; `tags`: more of the run of an arm and a seed.
 
     Without a group the run begins one of its own.
     """
     group = group or run.run_id
-    scalings = {str(arm.job.seed): arm.job.scaling.digest for arm in arms if arm.job.scaling}
+    # that an arm with clones of its own has their units is a part of what it is
+    scalings = {str(a.job.seed): a.job.scaling.digest for a in arms if a.job.scaling and a.arm in ARMS}
     run.tag(
         {
             Tag.GROUP: group,
@@ -167,8 +168,13 @@ def run_arms(
             Tag.SCALING: digest_of(scalings) if scalings else None,
         }
     )
-    todo = [arms[i] for i in left_to_train(run, arms, f"{stage}_seed", config.reuse)]
-    about = [{**tags.get(a.job.seed, {}), Tag.GROUP: group, Tag.STAGE: f"{stage}_seed", Tag.ARM: a.arm} for a in todo]
+    left = left_to_train(run, arms, f"{stage}_seed", config.reuse)
+    todo = [arms[index] for index in left]
+    shared = {Tag.GROUP: group, Tag.STAGE: f"{stage}_seed"}
+    about = [
+        {**tags.get((a.arm, a.job.seed), {}), **shared, Tag.ARM: a.arm, Tag.EXTENDS: shorter}
+        for a, shorter in zip(todo, left.values(), strict=True)
+    ]
     results = train(run, stage, [arm.job for arm in todo], about, config.workers)
     reused = [f"{arm.arm} seed {arm.job.seed}" for arm in arms if arm not in todo]
     summary = trainings_summary(stage, [arm.arm for arm in todo], results, reused)

@@ -25,7 +25,7 @@ from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
 from pipeline.tracking.content_key import report_code
 from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dataset, log_dataset_input
-from pipeline.tracking.groups import Group, find_group, policy_of, upfront_cost
+from pipeline.tracking.groups import Group, find_group, policy_of, started_from, upfront_cost
 from pipeline.tracking.host import environment_record
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.reuse import report_digest
@@ -82,7 +82,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     taints = lineage.inherit_taint(run)
     dataset = fetch_dataset(get_run(run.client, tag_of(group.finetune, lineage_run_tag("dataset")), "dataset run"))
     log_dataset_input(run, dataset.metadata, dataset.run_id, "imitated")
-    shared = tag_of(group.finetune, lineage_run_tag("pretrain"))
+    shared = started_from(group.finetune)
     started = [member.run.data.tags.get(lineage_run_tag("policy"), shared) for member in group.arms[Arm.PRETRAINED]]
     clones = {run_id: find_policy(run.client, run_id, task.name, {}) for run_id in dict.fromkeys(started)}
     evidence = Evidence(group, trained, seen, dataset, tuple(clones[run_id] for run_id in started))
@@ -198,8 +198,8 @@ def report_context(
     # settings of training cannot differ, or the group would have been refused
     scratch, pretrained = group.baseline.data.params, group.finetune.data.params
     keys = sorted(key for key in scratch.keys() | pretrained.keys() if scratch.get(key) != pretrained.get(key))
-    policy = tag_of(group.finetune, lineage_run_tag("pretrain"))
-    weights = SettingDifference("initial weights", "fresh, from the seed", f"clone of run {policy}")
+    policy = started_from(group.finetune)
+    weights = SettingDifference("initial weights", "fresh, from the seed", f"policy of run {policy}")
     chain = lineage.trace(run.client, run.run_id, up=True)
     parents: dict[str, tuple[str, ...]] = {}
     for source, target in chain.edges:

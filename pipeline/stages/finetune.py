@@ -1,22 +1,32 @@
-"""`finetune`: PPO from a certified clone, several seeds side by side, with controls of learning rate 0."""
+"""`finetune`: PPO from clones, or any other policy, several seeds side by side, with controls of learning rate 0."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.config.loading import load_task, to_data
-from pipeline.config.stages import Finetune
+from pipeline.config.stages import Finetune, FurtherArm, Pretrain
+from pipeline.config.task import TaskConfig
 from pipeline.data.observations import flat_rows
 from pipeline.errors import BadInput
-from pipeline.learning.arms import arm_jobs
-from pipeline.names import Artifact, Tag, lineage_run_tag
+from pipeline.learning.arms import Start, arm_jobs
+from pipeline.names import Artifact, Tag, arm_policy_tag, lineage_run_tag
 from pipeline.play.evaluation import record_episodes
 from pipeline.stages import StageOutcome, run_arms
 from pipeline.statistics.shift import Shift, measure_shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
-from pipeline.tracking.datasets import demonstrator_of, fetch_dataset, log_dataset_input
-from pipeline.tracking.models import StoredPolicy, find_policy, starting_policies
-from pipeline.tracking.runs import get_run
+from pipeline.tracking.content_key import cloning_inputs, content_key
+from pipeline.tracking.datasets import (
+    demonstrator_of,
+    fetch_dataset,
+    fetch_for_training,
+    log_dataset_input,
+    part_of,
+)
+from pipeline.tracking.models import StoredPolicy, find_policy, made_by_pretrain, starting_policies
+from pipeline.tracking.reuse import find_finished
+from pipeline.tracking.runs import Run, get_run, read_config, stage_run_of, tag_of
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("policy", "group")
@@ -28,35 +38,94 @@ def inputs(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> dict
     return _read(run, config, upstream)[-1]
 
 
+@dataclass(frozen=True)
+class Starts:
+    """What the seeds of an arm start from."""
+
+    policies: dict[int, StoredPolicy]  # by seed
+    lineage: dict[str, str]  # tags of what starts from them
+    maker: Run  # of the policy that was named
+
+    def for_trainings(self) -> dict[int, Start]:
+        """By seed."""
+        return {seed: policy.as_start() for seed, policy in self.policies.items()}
+
+    def tags_of(self, seed: int) -> dict[str, Any]:
+        """Lineage of the training of a seed."""
+        return {**self.lineage, lineage_run_tag("policy"): self.policies[seed].run_id}
+
+
 def _read(
     run: StageRun, config: Finetune, upstream: Mapping[str, str]
-) -> tuple[dict[int, StoredPolicy], dict[str, str], dict[str, str]]:
-    """Seed -> the clone it starts from; the lineage of what starts from them; role -> digest of all that is read."""
-    policy = find_policy(
-        run.client, upstream.get("policy", "latest"), load_task(config.task).name, {Tag.STAGE: "pretrain"}
-    )
-    lineage.refuse_tainted(run.client, policy, "finetune")
-    starts = starting_policies(run.client, policy, config.seeds)
-    maker = get_run(run.client, str(policy.run_id), "policy")
-    made_from = lineage.from_policy(policy, "pretrain", maker.data.tags)
-    if lineage_run_tag("dataset") not in made_from:
-        raise BadInput(f"policy {policy.reference} was not made from demonstrations; give a run of pretrain")
+) -> tuple[Starts, dict[str, Starts], dict[str, str]]:
+    """What the arms start from; those by name that start from something else; role -> digest of all that is read."""
+    task = load_task(config.task)
+
+    def starts_of(reference: str) -> Starts:
+        policy = find_policy(run.client, reference, task.name, {Tag.STAGE: "pretrain"})
+        lineage.refuse_tainted(run.client, policy, "finetune")
+        policies = starting_policies(run.client, policy, config.seeds)
+        maker = get_run(run.client, str(policy.run_id), "policy")
+        role = "pretrain" if made_by_pretrain(maker) else "policy"
+        return Starts(policies, lineage.from_policy(policy, role, maker.data.tags), maker)
+
+    starts = starts_of(upstream.get("policy", "latest"))
+    if lineage_run_tag("dataset") not in starts.lineage:
+        raise BadInput(
+            f"policy of run {starts.maker.info.run_id} does not come from demonstrations; give a run of pretrain, or "
+            "that of one seed of finetune"
+        )
     # the clones, and what the shift of distribution is measured against
-    digests = {f"policy of seed {seed}": start.digest for seed, start in starts.items()}
-    return starts, made_from, {**digests, **lineage.digests_behind(maker)}
+    digests = {f"policy of seed {seed}": start.digest for seed, start in starts.policies.items()}
+    own: dict[str, Starts] = {}
+    for name, arm in config.arms.items():
+        if arm.policy is not None:
+            own[name] = starts_of(arm.policy)
+        elif arm.dataset is not None or arm.episodes is not None:
+            own[name] = starts_of(_clones_for(run, task, name, arm, starts))
+        if name in own:
+            digests |= {f"policy of arm {name}, seed {seed}": p.digest for seed, p in own[name].policies.items()}
+    return starts, own, {**digests, **lineage.digests_behind(starts.maker)}
+
+
+def _clones_for(run: StageRun, task: TaskConfig, name: str, arm: FurtherArm, shared: Starts) -> str:
+    """Id of the finished `pretrain` that made the clones which an arm asks for. Raises BadInput when there is none."""
+    made = get_run(run.client, shared.lineage[lineage_run_tag("pretrain")], "pretrain run")
+    if tag_of(made, Tag.STAGE) == "pretrain_seed":
+        made = stage_run_of(run.client, made)
+    cloning = arm.cloning(read_config(run.client, made, Pretrain))
+    reference = arm.dataset or shared.lineage[lineage_run_tag("dataset")]
+    dataset = part_of(fetch_for_training(run.client, reference, task.name), cloning.episodes)
+    key = content_key(to_data(cloning), task, cloning_inputs(cloning, dataset.metadata))
+    found = find_finished(run.client, "pretrain", task.name, key)
+    if found.run is None:
+        asked = f"-P dataset={dataset.metadata.dataset_id}"
+        asked += "" if cloning.episodes is None else f" -P episodes={cloning.episodes}"
+        raise BadInput(
+            f"arm {name!r}: no pretrain with the settings of run {made.info.run_id} has made its clones "
+            f"({found.words}); do that first, with {asked}, or use main"
+        )
+    return str(found.run.info.run_id)
 
 
 def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
-    starts, made_from, digests = _read(run, config, upstream)
+    starts, own, digests = _read(run, config, upstream)
+    made_from = starts.lineage
     demonstrations = fetch_dataset(get_run(run.client, made_from[lineage_run_tag("dataset")], "dataset run"))
-    clones = {seed: start.as_start() for seed, start in starts.items()}
-    arms = arm_jobs(config, task, run.folder, clones, demonstrations=demonstrations.in_batches(task))
+    arms = arm_jobs(
+        config,
+        task,
+        run.folder,
+        starts.for_trainings(),
+        demonstrations=demonstrations.in_batches(task),
+        own_policies={arm: its.for_trainings() for arm, its in own.items()},
+    )
     run.record_config(config, task.config, digests)
-    run.tag(made_from)
+    run.tag({**made_from, **{arm_policy_tag(its.maker.info.run_id): its.maker.info.run_id for its in own.values()}})
     log_dataset_input(run, demonstrations.metadata, demonstrations.run_id, "imitated")
     shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
-    tags = {seed: {**made_from, lineage_run_tag("policy"): start.run_id} for seed, start in starts.items()}
+    tags = {(arm.arm, arm.job.seed): own.get(arm.arm, starts).tags_of(arm.job.seed) for arm in arms}
     trained = run_arms(run, "finetune", config, task, arms, upstream.get("group"), tags)
     lines = trained.summary
     if shift is None:

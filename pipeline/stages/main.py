@@ -26,6 +26,7 @@ from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
 from pipeline.stages import StageOutcome, command_digest, conclude, do, report_link, stage_module
 from pipeline.tracking import registry
 from pipeline.tracking.content_key import content_key, digest_of
+from pipeline.tracking.datasets import fetch_for_training, part_of
 from pipeline.tracking.groups import common_group
 from pipeline.tracking.models import find_version
 from pipeline.tracking.reuse import Found, find_finished
@@ -235,7 +236,24 @@ class _Main:
         dataset = self._stage("collect", self._stages.collect, {"expert": expert} if expert else {})
         if dataset.verdict is False:
             return dataset
-        return self._stage("pretrain", self._stages.pretrain, {"dataset": dataset.outputs["dataset"]})
+        return self._clones(dataset.outputs["dataset"])
+
+    def _clones(self, dataset: str) -> StageOutcome:
+        """Clones for all arms; of those for one arm alone only the outcome that ends `main` is told."""
+        config, client = self._stages.pretrain, self._parent.client
+        asked = {"pretrain": (dataset, config)}
+        for arm in self._stages.finetune.arms.values():
+            if arm.dataset is not None or arm.episodes is not None:
+                parts = ("pretrain", arm.dataset, arm.episodes and f"{arm.episodes} episodes")
+                asked[" ".join(part for part in parts if part)] = arm.dataset or dataset, arm.cloning(config)
+        for reference, cloning in asked.values():  # a dataset that is too small is refused before anything is cloned
+            part_of(fetch_for_training(client, reference, load_task(cloning.task).name), cloning.episodes)
+        outcomes = []
+        for name, (reference, cloning) in asked.items():
+            outcomes.append(self._stage("pretrain", cloning, {"dataset": reference}, name=name))
+            if outcomes[-1].verdict is False and not self._config.finetune_failed_clones:
+                return outcomes[-1]
+        return outcomes[0]
 
     def _arms(self, policy: str) -> str:
         """Both arms, and the name of their group: both are reused as one comparison, or both get a run in this one's.
@@ -263,11 +281,16 @@ class _Main:
         key = content_key(to_data(config), task, stage_module(stage).inputs(self._parent, config, upstream))
         return find_finished(self._parent.client, stage, task.name, key)
 
-    def _stage(self, stage: str, config: Any, upstream: Mapping[str, str], found: Found | None = None) -> StageOutcome:
-        """Take a finished stage over, or run it nested in main's run; show what it came to as soon as it stands."""
-        started = time.monotonic()
+    def _stage(
+        self, stage: str, config: Any, upstream: Mapping[str, str], found: Found | None = None, name: str | None = None
+    ) -> StageOutcome:
+        """Take a finished stage over, or run it nested in main's run; show what it came to as soon as it stands.
+
+        `name`: what to call it, where a stage is run more than once.
+        """
+        started, name = time.monotonic(), name or stage
         found = self._finished(stage, config, upstream) if found is None else found
-        say(f"--- {stage}: {found.words}")
+        say(f"--- {name}: {found.words}")
         if found.run is None:
             if "group" in stage_module(stage).UPSTREAM:
                 upstream = {"group": self._group, **upstream}
@@ -275,7 +298,7 @@ class _Main:
             outcome = do(stage, config, upstream, command, self._group)
         else:  # what it came to is on its record
             run_id, tags = found.run.info.run_id, found.run.data.tags
-            self._parent.tag({f"{REUSED_PREFIX}{stage}": run_id})
+            self._parent.tag({f"{REUSED_PREFIX}{name}": run_id})
             outcome = StageOutcome(
                 tuple((read_text_artifact(self._parent.client, run_id, Artifact.SUMMARY) or "").splitlines()),
                 verdict={"yes": True, "no": False}.get(tags.get(Tag.VERDICT, "")),
@@ -286,5 +309,5 @@ class _Main:
             say(line)
         seconds = time.monotonic() - started
         say(f"    ({seconds:.0f} s)")
-        self._done[stage] = outcome, seconds
+        self._done[name] = outcome, seconds
         return outcome

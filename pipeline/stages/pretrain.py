@@ -30,6 +30,7 @@ from pipeline.tracking.datasets import (
     demonstrator_of,
     fetch_for_training,
     log_dataset_input,
+    part_of,
     recorded_otherwise,
     through_camera,
 )
@@ -48,12 +49,13 @@ BEST = {
 
 def inputs(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> dict[str, str]:
     dataset = fetch_for_training(run.client, upstream.get("dataset", "latest"), load_task(config.task).name)
-    return cloning_inputs(config, dataset.metadata)
+    return cloning_inputs(config, part_of(dataset, config.episodes).metadata)
 
 
 def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task))
     dataset = fetch_for_training(run.client, upstream.get("dataset", "latest"), task.config.name)
+    dataset = part_of(dataset, config.episodes)
     metadata = dataset.metadata
     task.refuse_other_wrappers(metadata.environment.get("wrappers", []), f"dataset {metadata.dataset_id}")
     task.refuse_holdouts(config.scenario_set, "evaluating a training")
@@ -118,10 +120,11 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     lines = _log_verdict(run, pooled, dict(zip(config.seeds, verdicts, strict=True)), clones, data)
     success = [of_clone[Metric.SUCCESS_RATE] for of_clone in figures]
     otherwise = recorded_otherwise(metadata, task)
+    some = "" if config.episodes is None else f"{config.episodes} episodes of "
     how = "" if config.algorithm == "bc" else f" by {config.algorithm}, {steps:,} environment steps"
     return StageOutcome(
         (
-            f"pretrain: {len(clones)} clones of {metadata.dataset_id}{how}: success on fresh episodes "
+            f"pretrain: {len(clones)} clones of {some}{metadata.dataset_id}{how}: success on fresh episodes "
             f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); "
             f"{_critics([clone.result.critic_explained_variance for clone in clones])}",
             *lines,

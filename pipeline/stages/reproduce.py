@@ -25,7 +25,7 @@ from pipeline.report.progress import TrainingProgress
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking.content_key import ContentKey, clone_key, content_key, training_key
-from pipeline.tracking.datasets import answering, fetch_dataset, through_camera
+from pipeline.tracking.datasets import answering, fetch_dataset, part_of, through_camera
 from pipeline.tracking.groups import evaluations_record, read_evaluations
 from pipeline.tracking.models import download_policy, fetch_version, find_policy, find_version, starting_policies
 from pipeline.tracking.reuse import read_key
@@ -105,6 +105,7 @@ def _training(run: StageRun, before: Run) -> Again:
             clone = find_policy(run.client, start, task.config.name, {})
             starts = {seed: starting_policies(run.client, clone, [seed])[seed].as_start()}
         arm = tag_of(before, Tag.ARM)
+        config = replace(config, arms={name: its for name, its in config.arms.items() if name == arm})
         scalings = {seed: scaling_of(load_policy(download_policy(before.info.run_id)))}
         recorded_by = tags.get(lineage_run_tag("dataset"))
         dataset = None if recorded_by is None else fetch_dataset(get_run(run.client, recorded_by, "dataset run"))
@@ -132,6 +133,7 @@ def _cloning(run: StageRun, before: Run) -> Again:
     seed, stage_run = seed_of(before), stage_run_of(run.client, before)
     config, task = read_config(run.client, stage_run, Pretrain), Task(read_task(run.client, stage_run, run.folder))
     dataset = fetch_dataset(get_run(run.client, tag_of(before, lineage_run_tag("dataset")), "dataset run"))
+    dataset = part_of(dataset, config.episodes)
     key = clone_key(config, task.config, dataset.metadata, seed)
     demonstrator = answering(run.client, config, dataset.metadata, task)
     if config.use_camera:

@@ -17,6 +17,7 @@ from pipeline.learning.ppo import check_job
 from pipeline.learning.schedule import next_evaluation, select_figure
 from pipeline.names import Metric
 from pipeline.play.evaluation import point_figures
+from pipeline.policies import scaling_by_bounds
 from pipeline.sweep.objectives import (
     Evaluation,
     check_measurable,
@@ -94,6 +95,7 @@ class TrialPlan:
         if fresh:
             evaluation = replace(training.evaluation, seed=(training.evaluation.seed + 1) % 2**31)
             training = replace(training, evaluation=evaluation)
+        task = Task(self.task, training.environment, training.use_camera)
         job = TrainingJob(
             task=self.task,
             training=training,
@@ -101,6 +103,7 @@ class TrialPlan:
             output=str(folder),
             convergence=None,  # every trial uses its whole budget
             best_metric=config.best_metric,
+            scaling=scaling_by_bounds(task.observation_space, task.action_space, training.network, config.scaling),
             final_episodes=config.final_episodes,
             exact_budget=True,
         )

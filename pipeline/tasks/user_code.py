@@ -110,8 +110,8 @@ def make_environment(
 
 
 REFUSED_WRAPPERS: Final[Mapping[str, str]] = {
-    "NormalizeObservation": "its figures change while it plays, so no policy could be played alone later; use "
-    "pipeline.envs.scaling:ScaleObservation with a fixed mean and std (new_task measures them)",
+    "NormalizeObservation": "its figures change while it plays, so no policy could be played alone later; policies "
+    "scale what they see themselves (scaling); fixed figures are pipeline.envs.scaling:ScaleObservation's",
     "NormalizeReward": "its figures change while it plays; use training.normalize_reward",
     "Autoreset": "an episode must end where it ends",
 }

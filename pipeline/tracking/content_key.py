@@ -81,6 +81,17 @@ class ContentKey:
         """`processor_kind` of the machine in it."""
         return processor_kind(self.ingredients.get("machine", {}))
 
+    @property
+    def budget(self) -> int:
+        """Environment steps of a training."""
+        return int(self.ingredients["config"]["budget"])
+
+    @property
+    def but_budget(self) -> str:
+        """Digest of all but the budget of a training."""
+        config = {name: value for name, value in self.ingredients["config"].items() if name != "budget"}
+        return digest_of({**self.ingredients, "config": config})
+
     def to_json(self) -> str:
         """For people and for `from_json`."""
         return json.dumps(self.ingredients, indent=2, sort_keys=True) + "\n"

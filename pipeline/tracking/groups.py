@@ -23,7 +23,7 @@ from pipeline.tracking.runs import get_run, latest_run, recorded, search, seed_o
 
 GROUP_NAME_LIMIT = 200
 # what was done before the first fine-tuning; a repaired dataset states the steps of the one it replaces as its own
-UPSTREAM_ROLES = ("expert", "gate", "dataset", "pretrain")
+UPSTREAM_ROLES = ("expert", "gate", "dataset", "pretrain", "policy")
 NO_EXPERT = ("promote", "collect", "pretrain")  # stages that spend steps on something else than an expert
 
 
@@ -78,10 +78,10 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
             f"{where}{values}; train both arms with one config"
         )
     if ours.tags.get(Tag.SCALING) != theirs.tags.get(Tag.SCALING):
-        clones = theirs.tags.get(lineage_run_tag("pretrain"))
         raise BadInput(
             f"group {reference!r}: its arms differ in more than initial weights: the policies of baseline and finetune "
-            f"scale observations or actions differently; run baseline with those of the clones: -P policy={clones}"
+            "scale observations or actions differently; run baseline with those of the clones: "
+            f"-P policy={started_from(stages['finetune'])}"
         )
     for run in runs:
         if run.info.status != "FINISHED":
@@ -96,6 +96,11 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
         for arm in dict.fromkeys((*ARMS, *sorted(tag_of(run, Tag.ARM) for run in runs)))
     }
     return Group(reference, {arm: members for arm, members in arms.items() if members}, **stages)
+
+
+def started_from(finetune: Run) -> str:
+    """Id of the run whose policies, clones as a rule, its seeds started from."""
+    return finetune.data.tags.get(lineage_run_tag("policy")) or tag_of(finetune, lineage_run_tag("pretrain"))
 
 
 def common_group(client: MlflowClient, stage_runs: Sequence[Run | None]) -> str | None:

@@ -16,7 +16,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.errors import BadInput, printable, shortened
-from pipeline.names import LINEAGE_PREFIX, LINEAGE_ROLES, SEED_STAGES, Quality, Tag, VersionTag, lineage_run_tag
+from pipeline.names import (
+    LINEAGE_PREFIX,
+    LINEAGE_ROLES,
+    SEED_STAGES,
+    Quality,
+    Tag,
+    VersionTag,
+    arm_policy_tag,
+    lineage_run_tag,
+)
 from pipeline.tracking import registry
 from pipeline.tracking.references import Reference
 from pipeline.tracking.runs import experiment_ids, get_run, search, tag_of
@@ -137,10 +146,7 @@ def trace(client: MlflowClient, reference: str, up: bool = False, down: bool = F
     if up:
         runs = _walk_up(client, runs.values(), RUN_TAGS)
     ordered = sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_id))
-    direct = {
-        run.info.run_id: {run.data.tags[t] for t in RUN_TAGS if run.data.tags.get(t) in runs} - {run.info.run_id}
-        for run in ordered
-    }
+    direct = {run.info.run_id: (_named_by(run, RUN_TAGS) & runs.keys()) - {run.info.run_id} for run in ordered}
 
     def behind(run_id: str) -> set[str]:
         found: set[str] = set()
@@ -194,7 +200,7 @@ def _walk_up(client: MlflowClient, start: Iterable[Run], tags: Sequence[str]) ->
     known = {run.info.run_id: run for run in start}
     frontier = list(known.values())
     while frontier:
-        ids = {run.data.tags[tag] for run in frontier for tag in tags if tag in run.data.tags} - known.keys()
+        ids = {run_id for run in frontier for run_id in _named_by(run, tags)} - known.keys()
         frontier = [get_run(client, run_id, "upstream run") for run_id in sorted(ids)]
         known.update({run.info.run_id: run for run in frontier})
     return known
@@ -221,12 +227,19 @@ def _walk_down(client: MlflowClient, start: Iterable[Run], reference: str, tags:
     return known
 
 
+def _named_by(run: Run, tags: Sequence[str]) -> set[str]:
+    """Ids of the runs that a run names in these lineage tags, those that a further arm starts from among them."""
+    roles = tuple(f"{tag}." for tag in tags)  # `arm_policy_tag` begins with that of its role
+    return {value for key, value in run.data.tags.items() if f"{key}.".startswith(roles)}
+
+
 def _roles_of(run: Run, tags: Sequence[str]) -> Sequence[str]:
     """Those of the lineage tags in which other runs may name this one; all, when its stage is none we know."""
     stage = run.data.tags.get(Tag.STAGE, "")
     if stage in NOTHING_COMES_FROM:
         return ()
-    return [tag for tag in tags if tag in POLICY_TAGS] if stage in SEED_STAGES else tags
+    own = [arm_policy_tag(run.info.run_id)] if lineage_run_tag("policy") in tags else []
+    return [*(tag for tag in tags if stage not in SEED_STAGES or tag in POLICY_TAGS), *own]
 
 
 def _node(run: Run) -> Node:

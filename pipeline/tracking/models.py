@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -27,7 +28,7 @@ from pipeline.policies import (
 from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Task
 from pipeline.tracking.references import Reference, fetched
-from pipeline.tracking.runs import get_kept_run, latest_run, read_text_artifact, search, seed_of
+from pipeline.tracking.runs import get_kept_run, get_run, latest_run, read_text_artifact, search, seed_of, tag_of
 from pipeline.tracking.store import refused_as
 
 
@@ -40,7 +41,7 @@ class StoredPolicy:
     reference: str  # how a person names it: `social_nav-expert/3`, `run 0a1b...`, a path
     run_id: str | None  # the run that made it
     version: ModelVersion | None = None
-    certificate: Transfer | None = None  # of a clone that may be fine-tuned
+    certificate: Transfer | None = None  # of a clone
 
     @property
     def name_and_version(self) -> str | None:
@@ -153,13 +154,15 @@ def seeds_of(client: MlflowClient, run_id: str | None, stage: str) -> dict[int, 
 
 
 def starting_policies(client: MlflowClient, policy: StoredPolicy, seeds: Sequence[int]) -> dict[int, StoredPolicy]:
-    """Seed -> the certified clone it starts from: of a pretrain run the clone of the same seed, where it has several.
+    """Seed -> the policy it starts from: of a pretrain run the clone of the same seed, where it has several.
 
-    A pretrain run with one clone, or the run of a single clone, starts every seed. Raises BadInput for a seed without
-    a clone, and for files that are not those of the certificate that `pretrain` left in their run.
+    A pretrain run with one clone, or the run of any single policy, starts every seed. Raises BadInput for a seed
+    without a clone, and for a clone without the certificate that `pretrain` left in its run, or with other files.
     """
     if policy.run_id is None:
-        raise BadInput(f"policy {policy.reference!r} has no transfer certificate; give the run id of a pretrain run")
+        raise BadInput(
+            f"policy {policy.reference!r} is of no run, so nothing says what it is; give the run that made it"
+        )
     clones = seeds_of(client, policy.run_id, "pretrain_seed")
     if len(clones) <= 1:
         starts = dict.fromkeys(seeds, next(iter(clones.values()), policy))
@@ -174,15 +177,21 @@ def starting_policies(client: MlflowClient, policy: StoredPolicy, seeds: Sequenc
     certified = {}
     for start in {start.run_id: start for start in starts.values()}.values():
         text = read_text_artifact(client, str(start.run_id), Artifact.CERTIFICATE)
-        if text is None:
+        certificate = None if text is None else Transfer.from_json(text)
+        if certificate is not None:
+            certificate.verify(str(start.folder))
+        elif made_by_pretrain(get_run(client, str(start.run_id), "policy")):
             raise BadInput(
-                f"policy of {start.reference} has no transfer certificate ({Artifact.CERTIFICATE}); only a policy that "
-                "pretrain certified can be fine-tuned: mlflow run . -e pretrain"
+                f"policy of {start.reference} has no transfer certificate ({Artifact.CERTIFICATE}), which every clone "
+                "comes with; clone again: mlflow run . -e pretrain"
             )
-        certificate = Transfer.from_json(text)
-        certificate.verify(str(start.folder))
         certified[start.run_id] = replace(start, certificate=certificate)
     return {seed: certified[start.run_id] for seed, start in starts.items()}
+
+
+def made_by_pretrain(run: Run) -> bool:
+    """Is its policy a clone, rather than what some training came to?"""
+    return tag_of(run, Tag.STAGE) in ("pretrain", "pretrain_seed")
 
 
 def _policy_of_run(client: MlflowClient, run_id: str) -> StoredPolicy:

@@ -1,5 +1,6 @@
 """Finished work that stands for new work: found by its content key, used only when nothing is known against it."""
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from mlflow.entities import Run
 
 from pipeline.config.loading import parse_json
 from pipeline.errors import BadInput
+from pipeline.learning.jobs import TrainingJob
 from pipeline.names import CONFIG_PARAM_PREFIX, LINEAGE_ROLES, OUTPUT_PREFIX, Alias, Artifact, Tag, VersionTag
 from pipeline.names import lineage_run_tag as lineage_tag
 from pipeline.tracking.content_key import ContentKey, digest_of
@@ -58,6 +60,19 @@ def find_finished(client: MlflowClient, stage: str, task: str, key: ContentKey) 
         return Found(None, "run: nothing like it in this store")
     more = f" and {len(different) - 1} more" if len(different) > 1 else ""
     return Found(None, f"run because {different[0].sentence()}{more} (closest: run {run_id})")
+
+
+def find_shorter(client: MlflowClient, stage: str, arm: str, job: TrainingJob, key: ContentKey) -> Run | None:
+    """Of the finished trainings that differ from this one in a smaller budget alone, the longest sound one."""
+    tags = {Tag.STAGE: stage, Tag.TASK: job.task.name, Tag.ARM: arm, Tag.KEY_BUT_BUDGET: key.but_budget}
+    shorter: dict[int, Run] = {}
+    for run in search(client, tags, limit=CANDIDATES):
+        its_key = read_key(client, run)
+        with contextlib.suppress(BadInput):
+            refuse_unsound(client, run)
+            if its_key is not None and its_key.budget < job.budget:
+                shorter[its_key.budget] = run
+    return shorter[max(shorter)] if shorter else None
 
 
 def read_key(client: MlflowClient, run: Run) -> ContentKey | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,13 +13,15 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipeline.errors import Interrupted, say
 from pipeline.executors.local import run_side_by_side
 from pipeline.learning.arms import ArmJob
+from pipeline.learning.checkpoints import CheckpointFolder
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Resume, Tag, lineage_run_tag, reused_tag
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.tracking.content_key import training_key
 from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.groups import evaluations_record
-from pipeline.tracking.reuse import find_finished
+from pipeline.tracking.references import downloaded
+from pipeline.tracking.reuse import find_finished, find_shorter
 from pipeline.tracking.runs import get_run, search, tag_of
 from pipeline.tracking.stage_run import StageRun, checkpoint_folder
 
@@ -28,7 +31,13 @@ class SeedRun:
 
     def __init__(self, forwarder: Forwarder, job: TrainingJob, more_tags: Mapping[str, Any]) -> None:
         stage_run, key = forwarder.stage_run, training_key(job)
-        about = {Tag.TASK: job.task.name, Tag.SEED: job.seed, Tag.COMMAND: key.digest, Tag.CONTENT_KEY: key.digest}
+        about = {
+            Tag.TASK: job.task.name,
+            Tag.SEED: job.seed,
+            Tag.COMMAND: key.digest,
+            Tag.CONTENT_KEY: key.digest,
+            Tag.KEY_BUT_BUDGET: key.but_budget,
+        }
         tags = {**about, **more_tags}
         stage, trial = str(tags.get(Tag.STAGE, "training")).removesuffix("_seed"), tags.get(Tag.TRIAL)
         named = (stage, tags.get(Tag.ARM), None if trial is None else f"trial {trial}", f"seed {job.seed}")
@@ -36,7 +45,15 @@ class SeedRun:
         self.run = forwarder.child(self.name, tags)
         self.run.text(key.to_json(), Artifact.CONTENT_KEY)
         place = checkpoint_folder(stage_run) / self.run.run_id
-        self.job = replace(job, checkpoints=str(place), checkpoint_key=key.digest)  # as it is to be trained
+        # a checkpoint is of every training that comes by it, whatever their budgets, where these decide nothing before
+        checkpoint_key = key.digest if job.bound_to_budget else key.but_budget
+        self.job = replace(job, checkpoints=str(place), checkpoint_key=checkpoint_key)  # as it is to be trained
+        extended = tags.get(Tag.EXTENDS)
+        if extended is not None and not place.exists():
+            name = tag_of(get_run(self.run.client, extended, "shorter training"), Tag.CHECKPOINT)
+            place.mkdir(parents=True)
+            with downloaded(f"runs:/{extended}/{Artifact.CHECKPOINT}/{name}", f"checkpoint of run {extended}") as copy:
+                shutil.copy(copy, place / name)
         # a finished one of an interrupted stage's only says again what it came to, and nothing of it is logged
         status = get_run(self.run.client, self.run.run_id, "training").info.status if stage_run.continued else ""
         self._open = status != "FINISHED"
@@ -53,6 +70,10 @@ class SeedRun:
         """Log what the training came to and close its run."""
         if self._open:
             log_result(self.run, self.job, result)
+            last = CheckpointFolder(Path(str(self.job.checkpoints)), self.job.checkpoint_key).before_end()
+            if last is not None and self.job.bound_to_budget is None:
+                self.run.file(last, Artifact.CHECKPOINT)
+                self.run.tag({Tag.CHECKPOINT: last.name})
             self.run.describe(self._described(result))
             self.run.close("FINISHED")
             self._open = False
@@ -64,7 +85,8 @@ class SeedRun:
         if job.demonstrations_share:
             start += f", with {job.demonstrations_share:.0%} demonstrations in every batch"
         if job.initial_policy is not None:
-            start = "a clone" if self._clone is None else self.run.link(str(self._clone), "a clone")
+            clone = "a clone" if self._clone is None else self.run.link(str(self._clone), "a clone")
+            start = f"a correction of {clone}" if job.residual else clone
         rate = "; learning rate 0, as a control" if job.learning_rate_zero else ""
         return (
             f"**{self.name}**: {'PPO' if job.sac is None else 'SAC'} on task `{job.task.name}`, from {start}{rate}.\n\n"
@@ -128,32 +150,45 @@ def train_logged(
         return run_side_by_side(jobs, workers, on_event, lambda index, result: seeds[index].finish(result))
 
 
-def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse: bool) -> list[int]:
+def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse: bool) -> dict[int, str | None]:
     """Indices of the trainings that the store does not have yet; `stage` is that of the runs they would get.
 
+    Each with the finished one of a smaller budget that it goes on from, if there is any that it can.
+
     A finished training with the same content key and arm stands for one, whichever group it was made for, unless
-    something is known against it. The stage run then names it in a tag; it is not touched. Says why for the first that
-    is missing.
+    something is known against it. The stage run then names it in a tag; it is not touched. Says why for the first of
+    an arm that is missing.
     A stage that goes on after an interruption goes on with the trainings that it had begun.
     """
     if not reuse:
-        return list(range(len(arms)))
+        return dict.fromkeys(range(len(arms)))
     own = {MLFLOW_PARENT_RUN_ID: stage_run.run_id}
     begun = search(stage_run.client, own, status=None) if stage_run.continued else []
     keys_begun = {run.data.tags.get(Tag.CONTENT_KEY) for run in begun}
-    todo: list[int] = []
+    todo: dict[int, str | None] = {}
     for index, arm in enumerate(arms):
         key = training_key(arm.job)
         if key.digest in keys_begun:
-            todo.append(index)
+            todo[index] = None
             continue
         found = find_finished(stage_run.client, stage, arm.job.task.name, key)
         if found.run is not None and tag_of(found.run, Tag.ARM) == arm.arm:
             stage_run.tag({reused_tag(arm.arm, arm.job.seed): found.run.info.run_id})
             continue
-        if not todo:
-            say(f"{arm.arm} seed {arm.job.seed}: {found.words}")
-        todo.append(index)
+        words, first = found.words, arm.arm not in {arms[other].arm for other in todo}
+        shorter = find_shorter(stage_run.client, stage, arm.arm, arm.job, key)
+        todo[index] = None
+        if shorter is not None:
+            reason = arm.job.bound_to_budget
+            if reason is None and Tag.CHECKPOINT not in shorter.data.tags:
+                reason = "it took no checkpoint before its end (training.checkpoint_every)"
+            if reason is None:
+                todo[index] = shorter.info.run_id
+                words = f"goes on from the last checkpoint of run {shorter.info.run_id}, whose budget was smaller"
+            else:
+                words = f"begins anew, though run {shorter.info.run_id} differs in a smaller budget alone: {reason}"
+        if first:
+            say(f"{arm.arm} seed {arm.job.seed}: {words}")
     return todo
 
 

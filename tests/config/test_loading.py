@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.loading import MAX_CONFIG_BYTES, flatten, load, load_task, parse_yaml, to_data, to_yaml, validate
-from pipeline.config.stages import STAGE_CONFIGS, Collect, Compare, Main, Promote, TrainExpert
+from pipeline.config.stages import SHIPPED_ARMS, STAGE_CONFIGS, Collect, Compare, Finetune, Main, Promote, TrainExpert
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput
 
@@ -304,6 +304,50 @@ def test_a_fault_is_one_line_with_key_value_and_what_is_allowed(tmp_path, cls, t
     message = refusal(tmp_path, cls, text)
     assert "faulty.yaml" in message
     assert all(part in message for part in parts), message
+
+
+ARM = "task: t.yaml\narms: "
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[naive, clone, naive]", ["arms", "'naive' is named twice"]),
+        ("{naive: , naive: }", ["key 'naive' is given twice"]),
+        ("[residul]", ["'residul' is no arm that ships", "Did you mean 'residual'?", "sac_demos"]),
+        ("{mine: }", ["'mine' is no arm that ships", "{mine: {warm_start: adaptive}}"]),
+        ("{mine: {}}", ["arms.mine", "algorithm 'ppo' needs warm_start"]),
+        ("{mine: {algorithm: a2c}}", ["arms.mine.algorithm = 'a2c'", "'ppo' or 'sac'"]),
+        ("{mine: {weights: frozen, warm_start: adaptive}}", ["arms.mine.weights = 'frozen'", "'residual'"]),
+        ("{mine: {weights: fresh, warm_start: adaptive}}", ["arms.mine", "the arm 'scratch'"]),
+        ("{mine: {algorithm: sac, weights: residual}}", ["weights = 'residual' is not for algorithm 'sac'"]),
+        ("{mine: {algorithm: sac, episodes: 3}}", ["episodes is not for algorithm 'sac'"]),
+        ("{mine: {algorithm: sac, dataset: d}}", ["dataset is not for algorithm 'sac'"]),
+        ("{mine: {algorithm: sac, policy: p}}", ["policy is not for algorithm 'sac'"]),
+        ("{mine: {warm_start: adaptive, policy: p, episodes: 3}}", ["policy excludes dataset and episodes"]),
+        ("{mine: {warm_start: adaptive, episodes: 0}}", ["arms.mine.episodes = 0", "equal to 1"]),
+        ("{mine: {warm_start: {learning_rate_factor: 0, clone_penalty: 1}}}", ["clone_penalty is of no use"]),
+        (
+            "{mine: {warm_start: {learning_rate_factor: 0, critic_burn_in_steps: adaptive}}}",
+            ["critic_burn_in_steps is"],
+        ),
+    ],
+)
+def test_a_fault_of_an_arm_is_told_by_its_name(tmp_path, text, parts):
+    message = refusal(tmp_path, Finetune, ARM + text)
+    assert all(part in message for part in parts), message
+
+
+def test_arms_that_ship_are_named_alone_and_written_out_whole(tmp_path):
+    listed, mapped = (
+        validate(Finetune, {"task": "t", "arms": arms}, "c") for arms in ([*SHIPPED_ARMS], dict.fromkeys(SHIPPED_ARMS))
+    )
+    assert listed == mapped
+    assert list(listed.arms) == ["clone", "naive", "residual", "sac", "sac_demos"]
+    assert listed.arms["residual"].weights == "residual"
+    assert listed.arms["clone"].warm_start.learning_rate_factor == 0
+    (tmp_path / "written.yaml").write_text(to_yaml(listed))
+    assert load(Finetune, tmp_path / "written.yaml") == listed
 
 
 def test_several_faults_are_counted(tmp_path):

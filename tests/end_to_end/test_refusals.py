@@ -201,12 +201,12 @@ def test_a_dataset_whose_bytes_changed_is_never_trained_on(projects, refused, re
     refused("pretrain")
 
 
-def test_a_policy_that_pretrain_did_not_certify_is_not_fine_tuned(refused, projects):
+def test_a_policy_of_which_nothing_says_that_it_comes_from_demonstrations_is_not_fine_tuned(refused, projects):
     line = refused("finetune", "--policy", finished("train_expert"))
-    assert "no transfer certificate" in line
+    assert "does not come from demonstrations" in line
     assert "pretrain" in line
     (folder,) = projects[0].folder.glob(f"mlartifacts/**/{finished('pretrain')}/artifacts/policy")
-    assert "no transfer certificate" in refused("finetune", "--policy", str(folder))
+    assert "is of no run" in refused("finetune", "--policy", str(folder))
 
 
 def clone_of_seed(projects, seed: int, file: str):

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.config.training import ADAPTIVE_WARM_START, WarmStart
+from pipeline.config.training import ADAPTIVE, ADAPTIVE_WARM_START, LearningRate, SACTraining, WarmStart
 from pipeline.learning import adaptive, checkpoints
 from pipeline.learning.adaptive import Anchor, BurnIn
 from pipeline.learning.checkpoints import CheckpointFolder, from_bytes, to_bytes
@@ -144,6 +144,31 @@ def test_an_adaptive_warm_start_decides_the_same_after_a_kill_and_says_what(job,
     for piece, number, nothing in forgotten:
         omit = changed("model", **{piece: lambda _, nothing=nothing: nothing})
         assert resumed(job, tmp_path / piece, omit(taken[number - 1])) != reached, piece
+
+
+def test_a_longer_training_goes_on_from_the_last_checkpoint_of_a_shorter_one(job, whole, tmp_path):
+    """To the bits of one that was trained at once, unless something in it goes by the whole budget."""
+
+    def longer(shorter):
+        return replace(shorter, training=replace(shorter.training, total_timesteps=1024))
+
+    _, taken = whole
+    assert job.bound_to_budget is None
+    folder = CheckpointFolder(tmp_path / "kept", job.checkpoint_key)
+    assert folder.before_end() is None
+    for checkpoint in taken:
+        folder.save(checkpoint["number"], to_bytes(checkpoint, job.checkpoint_key))
+    assert folder.before_end().name.startswith("000004")  # the fifth is its end
+    assert resumed(longer(job), tmp_path / "longer", taken[3]) == outcome(longer(job))
+    falling = replace(job, training=replace(job.training, learning_rate=LearningRate(initial=1e-3, final=0.0)))
+    assert falling.bound_to_budget == "training.learning_rate falls over the whole budget"
+    _, taken = reached_and_taken(falling, tmp_path / "falling")
+    assert resumed(longer(falling), tmp_path / "no", taken[3])[0] != outcome(longer(falling))[0]
+    for name in ("critic_burn_in_steps", "clone_penalty", "learning_rate_factor"):
+        adapting = replace(job, warm_start=WarmStart(**{name: ADAPTIVE}))
+        assert f"warm_start.{name} = adaptive" in adapting.bound_to_budget
+    assert replace(job, warm_start=WarmStart(initial_action_std=ADAPTIVE)).bound_to_budget is None
+    assert replace(job, sac=SACTraining()).bound_to_budget == "its replay buffer was not kept"
 
 
 def zeroed(tensors):

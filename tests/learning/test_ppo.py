@@ -11,6 +11,7 @@ from stable_baselines3 import PPO
 
 from pipeline.config.base import Bound
 from pipeline.config.loading import validate
+from pipeline.config.stages import TrainExpert
 from pipeline.config.task import MeasureInfo
 from pipeline.config.training import (
     OWNED_ARGUMENTS,
@@ -21,8 +22,9 @@ from pipeline.config.training import (
     PPOTraining,
 )
 from pipeline.errors import BadInput
+from pipeline.learning.arms import expert_jobs
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import check_job, learning_rate_schedule
+from pipeline.learning.ppo import check_job, fresh_policy, learning_rate_schedule
 from pipeline.learning.schedule import (
     converged_at,
     evaluation_episodes,
@@ -32,9 +34,10 @@ from pipeline.learning.schedule import (
 )
 from pipeline.learning.train import train
 from pipeline.play.evaluation import point_figures, run_episodes
-from pipeline.policies import act_function, build_policy, load_policy, policy_digest, weights_digest
+from pipeline.policies import act_function, build_policy, load_policy, policy_digest, scaling_of, weights_digest
 from pipeline.stages.train_expert import best_result
 from pipeline.tasks import Purpose, Task
+from pipeline.tracking.content_key import training_key
 
 
 def ignore(event):
@@ -309,6 +312,14 @@ def test_a_threshold_that_nobody_measures_is_refused_by_name(cartpole, make_trai
     task = replace(cartpole, thresholds={"collision_rate": Bound(max=0.1)})
     with pytest.raises(BadInput, match="threshold 'collision_rate' is not a measured figure"):
         train(TrainingJob(task, make_training(), 1, str(tmp_path)), ignore)
+
+
+def test_an_expert_computes_in_the_units_that_its_config_gives(cartpole, tmp_path):
+    given = {"task": "t", "seeds": [1], "scaling": {"observations": {"all": {"offset": 1.0, "scale": 4.0}}}}
+    (job,) = expert_jobs(validate(TrainExpert, given, "test"), Task(cartpole), tmp_path)
+    policy = fresh_policy(job, Task(cartpole))
+    assert scaling_of(policy).observations.scale.tolist() == [4, 4, 4, 4]
+    assert training_key(job).ingredients["input"] == {"scaling": job.scaling.digest}
 
 
 def test_rollouts_of_one_step_are_refused(cartpole, make_training, tmp_path):

@@ -11,8 +11,9 @@ from gymnasium import spaces
 
 from pipeline.cli import stage_main
 from pipeline.config.loading import load, load_task, parse_yaml, validate
-from pipeline.config.stages import STAGE_CONFIGS, NewTask
+from pipeline.config.stages import STAGE_CONFIGS, NewTask, TrainExpert
 from pipeline.config.task import TaskConfig
+from pipeline.config.training import AffineFigures
 from pipeline.errors import BadInput
 from pipeline.names import Tag
 from pipeline.play.demonstrators import scripted
@@ -180,10 +181,7 @@ def test_pictures_that_are_declared_but_cannot_be_drawn_are_told_and_asked_for_n
 
 
 def test_numbers_of_any_kind_are_scaled_where_they_are_large():
-    text = written(probed("strange_environments:Bytes"))["tasks/known.yaml"]
-    task = validate(TaskConfig, parse_yaml(text, "task"), "task")
-    (wrapper,) = task.environment.wrappers
-    assert wrapper.name == "pipeline.envs.scaling:ScaleObservation"
+    assert list(scaling_of_the_expert(probed("strange_environments:Bytes")).observations) == ["all"]
     shown = probed("strange_environments:Bytes", "still")
     config = NewTask(env=KNOWN, name="known", demonstrator="strange_environments:still")
     told = " ".join(summary(config, shown, ["a"]))
@@ -385,19 +383,19 @@ def test_where_only_ends_are_rewarded_any_reward_is_success():
     assert success_of(config, never)["return_at_least"] > 0  # nothing at all is no success
 
 
-def test_large_observations_are_scaled_by_what_was_measured_and_small_ones_only_shown():
-    large = validate(TaskConfig, parse_yaml(written(probed())["tasks/known.yaml"], "task"), "task")
-    (wrapper,) = large.environment.wrappers
-    assert wrapper.name == "pipeline.envs.scaling:ScaleObservation"
-    assert wrapper.kwargs == {"mean": [101.6], "std": [1.96], "clip": 10.0}
-    read_as_it_is = written(probed(), demonstrator="module:function")["tasks/known.yaml"]
-    assert "scale" not in read_as_it_is  # clones are, by what the demonstrator shows
-    assert validate(TaskConfig, parse_yaml(read_as_it_is, "task"), "task").environment.wrappers == ()
-    text = written(probed("CartPole-v1"))["tasks/known.yaml"]
-    assert validate(TaskConfig, parse_yaml(text, "task"), "task").environment.wrappers == ()
-    shown = text.replace("  # wrappers:", "  wrappers:").replace("  #   - {", "    - {")
-    (wrapper,) = validate(TaskConfig, parse_yaml(shown, "task"), "task").environment.wrappers
-    assert len(wrapper.kwargs["mean"]) == 4
+def scaling_of_the_expert(probe):
+    """That the written config of train_expert gives; no wrapper does it."""
+    files = written(probe)
+    assert validate(TaskConfig, parse_yaml(files["tasks/known.yaml"], "task"), "task").environment.wrappers == ()
+    return validate(TrainExpert, parse_yaml(files["known/train_expert.yaml"], "expert"), "expert").scaling
+
+
+def test_an_expert_scales_large_observations_by_what_was_measured_and_leaves_small_ones():
+    figures = scaling_of_the_expert(probed()).observations
+    assert figures == {"all": AffineFigures(offset=(101.6,), scale=(1.96,))}
+    assert scaling_of_the_expert(probed("CartPole-v1")).observations == {}
+    by_a_script = written(probed(), demonstrator="module:function")
+    assert not any("scaling:" in text for text in by_a_script.values())  # clones scale, by what the demonstrator shows
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
@@ -463,7 +461,7 @@ def test_bounds_that_are_given_are_in_the_task(folder, capfd):
     code, _, errors = new_task(capfd, *arguments)
     assert code == 0, errors
     task = load_task(folder / "configs/tasks/held.yaml")
-    assert [w.name.rpartition(":")[2] for w in task.environment.wrappers] == ["LimitAction", "ScaleObservation"]
+    assert [w.name.rpartition(":")[2] for w in task.environment.wrappers] == ["LimitAction"]
     assert float(Task(task).action_space.high[0]) == 1.0
 
 

@@ -127,6 +127,11 @@ def test_without_demonstrations_only_what_is_large_is_scaled_and_by_its_bounds()
     assert found.observations.scale.tolist() == [256, 1, 1, 1]
     assert found.actions is None
     assert scaling_by_bounds(TABLE, PUSH, NETWORK).actions.scale.tolist() == [256, 256]
+    figures = validate(ScalingSettings, {"observations": {"all": {"offset": 7.0}}}, "test")
+    by_hand = scaling_by_bounds(TABLE, PUSH, NETWORK, figures)  # what is not given is as it was
+    assert by_hand.observations.offset.tolist() == [7, 7, 7]
+    assert by_hand.actions.scale.tolist() == [256, 256]
+    assert not scaling_by_bounds(TABLE, PUSH, NETWORK, ScalingSettings(measured=False))
     bytes_ = spaces.Box(0, 255, (4,), np.uint8)
     assert scaling_by_bounds(bytes_, spaces.Discrete(2), NETWORK).observations.scale.tolist() == [127.5] * 4
 
