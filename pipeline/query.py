@@ -14,6 +14,7 @@ The store is the one that MLFLOW_TRACKING_URI names. Nothing here changes it.
 """
 
 from collections.abc import Sequence
+from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +222,7 @@ def export_policy(reference: str, file: str) -> str:
     Raises BadInput.
     """
     from pipeline.policies import load_policy as load
-    from pipeline.policies import load_trainable
+    from pipeline.policies import load_trainable, scaling_of
     from pipeline.policies.exports import FORMATS, export_network
     from pipeline.policies.sb3 import export_sb3_zip
 
@@ -237,8 +238,11 @@ def export_policy(reference: str, file: str) -> str:
         return f"{written}; what it answers is in {Path(file).with_suffix('.expected.npz')}"
     if Path(file).suffix != ".zip":
         raise BadInput(f"file {file!r}: its ending says the format: .zip (SB3), {' or '.join(FORMATS)}")
-    export_sb3_zip(load_trainable(policy.folder), file)
-    return f"{written}; whoever loads an SB3 zip trusts it"
+    trainable = load_trainable(policy.folder)
+    export_sb3_zip(trainable, file)
+    units = scaling_of(trainable).observations
+    uncut = "" if units is None or isinf(units.clip) else f"; it no longer cuts observations at {units.clip:g} units"
+    return f"{written}{uncut}; whoever loads an SB3 zip trusts it"
 
 
 def fit_snqi_baseline(reference: str, file: str) -> str:

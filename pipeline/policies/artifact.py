@@ -15,14 +15,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
@@ -62,7 +62,10 @@ Scaled = Literal["observations", "actions"]
 
 def save_policy(policy: Policy, folder: str | Path, provenance: Mapping[str, Any]) -> str:
     """Write the artifact, whole or not at all, replacing what was there; returns its `policy_digest`."""
-    scaled = [name for name, affine in vars(scaling_of(policy)).items() if affine is not None]
+    scaling = scaling_of(policy)
+    units: dict[str, Any] = {"scaled": [name for name, affine in vars(scaling).items() if affine is not None]}
+    if scaling.observations is not None and isfinite(scaling.observations.clip):
+        units["clip"] = scaling.observations.clip
     if isinstance(policy, FrozenActor):
         network, distribution = to_data(policy.network), DETERMINISTIC
     else:
@@ -70,7 +73,7 @@ def save_policy(policy: Policy, folder: str | Path, provenance: Mapping[str, Any
         images = {"image_features": settings.image_features} if images_in(policy.observation_space) else {}
         network = {"hidden": list(settings.hidden), "activation": settings.activation, **images}
     spec = {
-        **({"scaled": scaled} if scaled else {}),
+        **(units if scaling else {}),
         **({"residual": True} if isinstance(policy, ResidualPolicy) else {}),
         "format_version": FORMAT_VERSION,
         "observation_space": space_to_json(policy.observation_space),
@@ -113,6 +116,7 @@ class PolicySpec(_Spec):
     action_distribution: str
     scaled: tuple[Scaled, ...] = ()
     residual: bool = False
+    clip: Annotated[float, Field(gt=0)] | None = None  # of scaled observations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +156,8 @@ def read_spec(folder: str | Path) -> PolicySpec | FrozenSpec:
         "actions" in spec.scaled and not isinstance(spec.action_space, gym.spaces.Box)
     ):
         raise BadInput(f"{what}: scaled = {list(spec.scaled)} does not belong to its spaces; only numbers are scaled")
+    if spec.clip is not None and "observations" not in spec.scaled:
+        raise BadInput(f"{what}: clip = {spec.clip} is of scaled observations; remove it")
     # the memory that building the network takes is bounded before it is built
     hidden = spec.network.hidden
     if len(hidden) > MAX_LAYERS:
@@ -190,7 +196,7 @@ def load_policy(folder: str | Path) -> Policy:
         policy = build_frozen(spec.observation_space, spec.action_space, spec.network, size, what, bool(spec.scaled))
     else:
         refuse_hollow(spec.observation_space, spec.network, size, what)
-        scaling = blank_scaling(spec.observation_space, spec.action_space, spec.network, spec.scaled)
+        scaling = blank_scaling(spec.observation_space, spec.action_space, spec.network, spec.scaled, spec.clip)
         policy = build_policy(spec.observation_space, spec.action_space, spec.network, 0, scaling, spec.residual)
     expected = tensors_of(policy)
     needed = sum(tensor.nbytes for tensor in expected.values())

@@ -6,6 +6,7 @@ a correction of the same shape, whose outputs are added (Johannink et al. 2019, 
 
 import copy
 from dataclasses import replace
+from math import inf, isfinite
 from typing import Any, Final
 
 import gymnasium as gym
@@ -40,9 +41,11 @@ class _Scaled(BaseFeaturesExtractor):
         super().__init__(observation_space, **arguments)
         self.register_buffer("offset", torch.tensor(units.offset))
         self.register_buffer("scale", torch.tensor(units.scale))
+        self.clip = units.clip
 
     def forward(self, observations: Any) -> torch.Tensor:
-        return (super().forward(observations) - self.offset) / self.scale
+        numbers = (super().forward(observations) - self.offset) / self.scale
+        return numbers.clamp(-self.clip, self.clip) if isfinite(self.clip) else numbers
 
 
 class ScaledFlatten(_Scaled, FlattenExtractor):
@@ -178,12 +181,13 @@ def scaling_of(policy: nn.Module) -> Scaling:
     tensors = dict(policy.named_buffers())
     front = "" if "offset" in tensors else "features_extractor."
 
-    def affine(offset: str, scale: str) -> Affine | None:
+    def affine(offset: str, scale: str, clip: float = inf) -> Affine | None:
         if offset not in tensors:
             return None
-        return Affine(tensors[offset].numpy().copy(), tensors[scale].numpy().copy())
+        return Affine(tensors[offset].numpy().copy(), tensors[scale].numpy().copy(), clip)
 
-    return Scaling(affine(f"{front}offset", f"{front}scale"), affine("action_offset", "action_scale"))
+    clip = getattr(getattr(policy, "features_extractor", None), "clip", inf)
+    return Scaling(affine(f"{front}offset", f"{front}scale", clip), affine("action_offset", "action_scale"))
 
 
 def network_of(policy: ActorCriticPolicy) -> Network:

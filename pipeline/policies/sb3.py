@@ -65,7 +65,9 @@ def import_sb3_zip(
         policy = build_frozen(observation_space, action_space, actor.network, size, what)
     else:
         refuse_hollow(observation_space, actor.network, size, what)
-        policy = build_policy(observation_space, action_space, actor.network, seed=0)
+        policy = build_policy(observation_space, action_space, actor.network, seed=0, scaling=actor.scaling)
+        units = {name: tensor for name, tensor in tensors_of(policy).items() if "features_extractor." in name}
+        tensors = {**units, **tensors}
     refuse_misfit(tensors, tensors_of(policy), what, REMEDY)
     load_tensors(policy, tensors)
     return policy
@@ -142,6 +144,8 @@ def as_ppo(policy: ActorCriticPolicy) -> PPO:
 
 def folded(policy: ActorCriticPolicy, names: Iterable[str]) -> dict[str, torch.Tensor]:
     """The tensors of these names of a policy that does the same in raw units and scales nothing, up to rounding.
+
+    But for what a bound on its observations cuts: such a policy has none.
 
     With x' = (x - o) / s in front of a layer: W x' + b = (W / s) x + (b - (W / s) o); and a + t (W x + b) behind one is
     (t W) x + (a + t b). Raises BadInput where float32 cannot hold that: an offset of many scales.

@@ -20,6 +20,7 @@ from pipeline.errors import BadInput, shortened
 from pipeline.policies.inert_pickle import Named
 from pipeline.policies.layers import Activation, Dense, FrozenNetwork, Limit, Normalized
 from pipeline.policies.sb3_zip import SB3Zip, read_sb3_zip
+from pipeline.policies.units import UNSCALED, Affine, Scaling
 
 ON_POLICY: Final = ("PPO", "A2C", "TRPO")
 SQUASHED: Final = ("SAC", "TQC", "TD3", "DDPG")  # their actions end in a tanh
@@ -75,6 +76,7 @@ class SB3Actor:
 
     network: Network | FrozenNetwork
     tensors: Mapping[str, np.ndarray]
+    scaling: Scaling = UNSCALED  # of a network that PPO trains
 
 
 def actor_of(held: SB3Zip) -> SB3Actor:
@@ -92,7 +94,11 @@ def actor_of(held: SB3Zip) -> SB3Actor:
     named = {key: _plain(value) for key, value in held.policy_arguments.items()}
     arguments = validate(_PolicyArguments, named, f"{what}: policy_kwargs")
     if (network := _trainable(held, arguments)) is not None:
-        return SB3Actor(network, held.tensors)
+        if (statistics := held.normalisation) is None:
+            return SB3Actor(network, held.tensors)
+        scale = np.sqrt(statistics.variance + statistics.epsilon)
+        offset, scale = (figures.ravel().astype(np.float32) for figures in (statistics.mean, scale))
+        return SB3Actor(network, held.tensors, Scaling(Affine(offset, scale, statistics.clip)))
     return SB3Actor(*_frozen(held, arguments, what))
 
 
@@ -140,12 +146,11 @@ def _plain(value: Any) -> Any:
 
 
 def _trainable(held: SB3Zip, arguments: _PolicyArguments) -> Network | None:
-    """The network that PPO trains here, when the policy has just such a one and reads what the environment gives."""
+    """The network that PPO trains here, when the policy has just such a one."""
     actor, critic = (_widths(held.tensors, f"mlp_extractor.{side}_net") for side in ("policy", "value"))
     activation = arguments.activation_fn or "tanh"
     if (
         held.algorithm not in ON_POLICY
-        or held.normalisation is not None
         or held.uses_sde
         or arguments.use_sde
         or arguments.squash_output

@@ -36,6 +36,7 @@ class Affine:
 
     offset: np.ndarray  # (n,) float32
     scale: np.ndarray  # (n,) float32, above 0
+    clip: float = np.inf  # of observations: numbers inside go no further than this, as behind a `VecNormalize`
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.offset).all() and np.isfinite(self.scale).all() and (self.scale > 0).all()):
@@ -43,10 +44,11 @@ class Affine:
 
     def inward(self, raw: np.ndarray) -> np.ndarray:
         """(rows, n) float32 in the units of the task -> of unit size."""
-        return np.asarray((raw - self.offset) / self.scale)
+        numbers = np.asarray((raw - self.offset) / self.scale)
+        return np.clip(numbers, -self.clip, self.clip, dtype=numbers.dtype) if np.isfinite(self.clip) else numbers
 
     def outward(self, numbers: np.ndarray) -> np.ndarray:
-        """The inverse of `inward`."""
+        """The inverse of `inward`, where that cuts nothing."""
         return np.asarray(self.offset + self.scale * numbers)
 
 
@@ -64,12 +66,17 @@ class Scaling:
     def digest(self) -> str:
         """36 hex characters over all figures: equal exactly when these are."""
         both = (self.observations, self.actions)
-        return digest(*(b"none;" if a is None else a.offset.tobytes() + a.scale.tobytes() + b";" for a in both))
+        parts = [b"none;" if a is None else a.offset.tobytes() + a.scale.tobytes() + b";" for a in both]
+        return digest(*parts, *(f"clip {a.clip}" for a in both if a is not None and np.isfinite(a.clip)))
 
-    def to_json(self) -> dict[str, dict[str, list[float]]]:
+    def to_json(self) -> dict[str, dict[str, Any]]:
         """Its figures, for people: `{"actions": {"offset": [256.0], "scale": [256.0]}}`."""
         return {
-            name: {figure: values.tolist() for figure, values in vars(affine).items()}
+            name: {
+                "offset": affine.offset.tolist(),
+                "scale": affine.scale.tolist(),
+                **({"clip": affine.clip} if np.isfinite(affine.clip) else {}),
+            }
             for name, affine in vars(self).items()
             if affine is not None
         }
@@ -153,16 +160,20 @@ def scaling_by_bounds(
 
 
 def blank_scaling(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any], network: Network, scaled: tuple[str, ...]
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    network: Network,
+    scaled: tuple[str, ...],
+    clip: float | None = None,
 ) -> Scaling:
     """With room for the figures of an artifact whose `scaled` names `observations` or `actions`, or both."""
 
-    def room(size: int) -> Affine:
-        return Affine(np.zeros(size, np.float32), np.ones(size, np.float32))
+    def room(size: int, clip: float | None = None) -> Affine:
+        return Affine(np.zeros(size, np.float32), np.ones(size, np.float32), np.inf if clip is None else clip)
 
     offsets, _ = _features(observation_space, network, lambda _, box: (np.zeros(box.shape).ravel(),) * 2)
     return Scaling(
-        room(len(offsets)) if "observations" in scaled else None,
+        room(len(offsets), clip) if "observations" in scaled else None,
         room(int(np.prod(action_space.shape or ()))) if "actions" in scaled else None,
     )
 

@@ -23,8 +23,10 @@ from pipeline.policies import (
     build_policy,
     load_policy,
     load_trainable,
+    network_of,
     probe_batch,
     save_policy,
+    scaling_of,
     tensor_digests,
 )
 from pipeline.policies.frozen import FrozenActor
@@ -32,6 +34,7 @@ from pipeline.policies.layers import Dense, FrozenNetwork
 from pipeline.policies.sb3 import export_sb3_zip, import_sb3_zip
 from pipeline.policies.sb3_actor import inspect_sb3_zip
 from pipeline.policies.sb3_zip import read_sb3_zip
+from pipeline.policies.transfer import transfer
 
 OBSERVATIONS, ACTIONS = spaces.Box(-1, 1, (4,)), spaces.Box(-2, 2, (2,))
 
@@ -263,7 +266,7 @@ def test_any_actor_of_sb3_acts_as_it_does_there(case, tmp_path):
         act_function(stored, deterministic=False)
 
 
-def test_the_actor_of_a_trained_vecnormalize_reads_what_the_environment_gives(tmp_path):
+def test_ppo_trained_behind_vecnormalize_reads_what_the_environment_gives_and_is_trained_further(tmp_path):
     env = VecNormalize(DummyVecEnv([Moving]), clip_obs=1.5, epsilon=1e-4)
     model = PPO("MlpPolicy", env, n_steps=16, batch_size=16, policy_kwargs={"net_arch": [8]}, device="cpu", seed=1)
     model.learn(64)
@@ -274,6 +277,23 @@ def test_the_actor_of_a_trained_vecnormalize_reads_what_the_environment_gives(tm
     observations = np.random.default_rng(0).uniform(-1, 1, (64, 4)).astype(np.float32)
     theirs, _ = model.predict(env.normalize_obs(observations), deterministic=True)
     np.testing.assert_allclose(act_function(policy)(observations), theirs, atol=5e-6)
+    # its statistics are the units of a policy that PPO trains, the bound of what it reads with them
+    save_policy(policy, tmp_path / "ours", {})
+    stored = load_trainable(tmp_path / "ours")
+    units = scaling_of(stored).observations
+    assert (units.clip, scaling_of(stored).digest) == (1.5, scaling_of(policy).digest)
+    np.testing.assert_allclose(units.offset, env.obs_rms.mean, rtol=1e-6)
+    assert (abs(units.inward(observations)) == 1.5).any(), "nothing was cut: this shows nothing"
+    np.testing.assert_array_equal(act_function(stored)(observations), act_function(policy)(observations))
+    values = model.policy.predict_values(torch.as_tensor(env.normalize_obs(observations).astype(np.float32)))
+    torch.testing.assert_close(stored.predict_values(torch.as_tensor(observations)), values, rtol=0, atol=5e-6)
+    fresh = build_policy(OBSERVATIONS, ACTIONS, network_of(stored), 2, scaling_of(stored))
+    assert transfer(fresh, str(tmp_path / "ours"), network_of(stored), None).action_distance == 0
+    # a zip for `PPO.load` cuts nothing, and acts the same within the bound
+    export_sb3_zip(stored, tmp_path / "away.zip")
+    inside = units.outward(np.random.default_rng(1).uniform(-1.4, 1.4, (64, 4)).astype(np.float32))
+    away, _ = PPO.load(tmp_path / "away.zip", device="cpu").predict(inside, deterministic=True)
+    np.testing.assert_allclose(away, act_function(policy)(inside), atol=5e-6)
     assert inspect_sb3_zip(tmp_path / "theirs.zip")["normalized"] == {"shape": [4], "clip": 1.5, "epsilon": 1e-4}
     (tmp_path / "vecnormalize.pkl").unlink()
     with pytest.raises(BadInput, match=r"put its vecnormalize\.pkl beside it"):
