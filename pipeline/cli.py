@@ -136,6 +136,8 @@ def ask(arguments: Sequence[str] | None = None) -> int:
         verb = verbs.add_parser(export, help=f"write from a {what} to a new {target}")
         verb.add_argument("reference", metavar=what)
         verb.add_argument("target", metavar=target)
+        if export == "export_dataset":
+            verb.add_argument("--format", help="minari, lerobot or npz; without it the target's ending decides")
     verb = verbs.add_parser(
         "inspect", help="what an SB3 zip of somebody else holds, executing nothing; code 1: refused"
     )
@@ -199,7 +201,8 @@ def _answer(known: argparse.Namespace) -> str:
         chain = getattr(query, known.verb)(known.reference)
         return json.dumps(chain.to_json(), indent=2) if known.json else chain.to_text()
     if known.verb in EXPORTS:
-        return str(getattr(query, known.verb)(known.reference, known.target))
+        options = {"format": known.format} if known.verb == "export_dataset" else {}
+        return str(getattr(query, known.verb)(known.reference, known.target, **options))
     frame = getattr(query, known.verb)(task=known.task)
     if known.json:
         return str(frame.to_json(orient="records", date_format="iso", indent=2))

@@ -92,6 +92,8 @@ def write_folder(
 ) -> None:
     """A folder of these files, down to the disk, as a whole or not at all; with `replace` in the place of an old one.
 
+    Names may lead into folders below it.
+
     A failure leaves the old one, a crash one of the two, as `.<name>.old-<process>` at worst. Raises OSError, also for
     a folder that holds anything and is not to be replaced.
     """
@@ -102,13 +104,15 @@ def write_folder(
     try:
         fresh.mkdir()
         for name, content in files.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             with open(fresh / name, "wb") as file:
                 if isinstance(content, bytes):
                     file.write(content)
                 else:
                     content(file)
                 sync(file)
-        sync_folder(fresh)
+        for made in (*{(fresh / name).parent for name in files}, fresh):
+            sync_folder(made)
         if replace and folder.exists():
             folder.rename(stale)
         fresh.rename(folder)

@@ -200,18 +200,30 @@ def load_demonstrations(reference: str) -> "StoredDataset":
     return fetch_for_training(connect(), reference, None)
 
 
-def export_dataset(reference: str, folder: str) -> str:
-    """Write a validated dataset to a new folder, as Minari's HDF5, or to a new `.npz`; returns a line for people."""
+def export_dataset(reference: str, path: str, format: str | None = None) -> str:
+    """Write a validated dataset to a new folder or file; returns a line for people.
+
+    `format`: `minari`, `lerobot` or `npz`; by its ending a `.npz`, and Minari otherwise. Raises BadInput.
+    """
     stored = load_demonstrations(reference)
-    if folder.endswith(".npz"):
+    format = format or ("npz" if path.endswith(".npz") else "minari")
+    written = f"dataset {stored.metadata.dataset_id}: {stored.metadata.episodes} episodes written to {path} ({format})"
+    if format == "npz":
         from pipeline.data.formats.npz import export_plain_npz
 
-        export_plain_npz(stored.trajectories, folder)
-        return f"dataset {stored.metadata.dataset_id}: {stored.metadata.episodes} episodes written to {folder}"
+        export_plain_npz(stored.trajectories, path)
+        return written
+    if format == "lerobot":
+        from pipeline.data.formats.lerobot import export_lerobot
+
+        export_lerobot(stored.trajectories, stored.metadata, path)
+        return f"{written}; without last observations, ends, seeds and scenarios, for which the format has no room"
+    if format != "minari":
+        raise BadInput(f"format {shortened(format)} is unknown; datasets are written as minari, lerobot and npz")
     from pipeline.data.formats.minari import export_minari
 
-    export_minari(stored.trajectories, stored.metadata, folder)
-    return f"dataset {stored.metadata.dataset_id}: {stored.metadata.episodes} episodes written to {folder} (Minari)"
+    export_minari(stored.trajectories, stored.metadata, path)
+    return written
 
 
 def export_policy(reference: str, file: str) -> str:

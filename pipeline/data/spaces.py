@@ -70,6 +70,11 @@ def space_from_json(data: Any) -> spaces.Space:
         raise BadInput(f"space {shortened(data)} is not valid: {error}") from None
 
 
+def keys_of(space: spaces.Space) -> tuple[str, ...]:
+    """Those of a Dict, none of any other space."""
+    return tuple(space.spaces) if isinstance(space, spaces.Dict) else ()
+
+
 def space_bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
     """Smallest and largest allowed value per feature (flat), both inclusive; of a Dict by the names of its keys."""
     if isinstance(space, spaces.Dict):

@@ -32,7 +32,7 @@ from pipeline.data import (
 )
 from pipeline.data.foreign import ImportTarget, kept_episodes, take_in
 from pipeline.data.formats import read_foreign
-from pipeline.data.spaces import space_to_json
+from pipeline.data.spaces import keys_of, space_to_json
 from pipeline.errors import BadInput, shortened
 from pipeline.names import (
     EVAL_PREFIX,
@@ -241,7 +241,7 @@ def _counted(run: StageRun, task: str, trajectories: Trajectories) -> dict[str, 
 
 
 def _read(config: Collect, task: Task, source: Foreign) -> tuple[Trajectories, DatasetMetadata]:
-    found = read_foreign(source.path, config.source)
+    found = read_foreign(source.path, config.source, keys_of(task.observation_space))
     target = None if source.scenario is None else ImportTarget(task, source.scenario, config.scenario_set)
     if target is None and found.own_metadata is None:
         raise BadInput(

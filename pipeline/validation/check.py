@@ -21,7 +21,7 @@ from pipeline.data import DatasetMetadata, Trajectories, load_dataset, told_of_s
 from pipeline.data.foreign import ImportTarget, take_in
 from pipeline.data.formats import read_foreign
 from pipeline.data.observations import flat_rows
-from pipeline.data.spaces import space_bounds, space_from_json
+from pipeline.data.spaces import keys_of, space_bounds, space_from_json
 from pipeline.errors import BadInput
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 from pipeline.statistics.suspicions import unexplained_share
@@ -69,7 +69,9 @@ def check(path: str | Path, task_file: str | None = None, scenario: str | None =
             sets = task.config.scenario_sets
             scenario_set = next((name for name in sets if scenario is None or scenario in sets[name]), next(iter(sets)))
             target = ImportTarget(task, scenario or next(iter(sets[scenario_set])), scenario_set)
-        source = data = take_in(read_foreign(folder), target)
+        source = data = take_in(
+            read_foreign(folder, keys=() if task is None else keys_of(task.observation_space)), target
+        )
     if task is None:
         report = validate(source, Context())
     else:

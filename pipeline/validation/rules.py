@@ -547,6 +547,9 @@ def execution_noise(dataset: Dataset, context: Context) -> Findings:
     clean, executed = (flat_rows(dataset.arrays[name]) for name in ("actions", "executed_actions"))
     replaced = (clean != executed).any(axis=1)
     low, high = space_bounds(space)
+    of_others = dataset.metadata["demonstrator"]["kind"] == "imported" and not dataset.metadata["seeds"]
+    if std == 0 and of_others and replaced.any():
+        raise NotAsked("it was recorded elsewhere, and nobody says with what noise")
     if std == 0:
         for row in np.flatnonzero(replaced):
             message = "the executed action is not the label, and no noise is declared"

@@ -1,13 +1,17 @@
 """One module a file format of recorded data, and which of them a path of others is in."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data.foreign import ForeignSet
 from pipeline.errors import BadInput
 
 
-def read_foreign(path: str | Path, format: str | None = None) -> ForeignSet:
-    """Demonstrations of others in a format by name, or in the one that the path looks like. Raises BadInput."""
+def read_foreign(path: str | Path, format: str | None = None, keys: Sequence[str] = ()) -> ForeignSet:
+    """Demonstrations of others in a format by name, or in the one that the path looks like. Raises BadInput.
+
+    `keys`: those of the observations that are wanted, where they are a Dict and the format leaves a choice.
+    """
     if format is None:
         format = _format_of(Path(path))
     if not Path(path).exists():
@@ -24,9 +28,13 @@ def read_foreign(path: str | Path, format: str | None = None) -> ForeignSet:
         from pipeline.data.formats.npz import read_plain_npz
 
         return read_plain_npz(path)
-    from pipeline.data.formats.arrow import read_imitation, read_lerobot
+    if format == "lerobot":
+        from pipeline.data.formats.lerobot import read_lerobot
 
-    return read_lerobot(path) if format == "lerobot" else read_imitation(path)
+        return read_lerobot(path, keys)
+    from pipeline.data.formats.arrow import read_imitation
+
+    return read_imitation(path)
 
 
 def _format_of(path: Path) -> str:

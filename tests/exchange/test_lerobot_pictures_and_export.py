@@ -1,0 +1,232 @@
+"""LeRobot: what its package wrote is read, videos frame by frame; what we write is read again, with what it lacks."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from gymnasium import spaces
+
+from pipeline.config.loading import validate as validate_config
+from pipeline.config.task import TaskConfig
+from pipeline.data import Trajectories
+from pipeline.data.foreign import ForeignEpisode, ForeignSet, ImportTarget, take_in
+from pipeline.data.formats import read_foreign
+from pipeline.data.formats.lerobot import export_lerobot
+from pipeline.data.metadata import DatasetMetadata
+from pipeline.errors import BadInput
+from pipeline.validation.facts import Context
+from pipeline.validation.rules import validate
+
+THEIRS = Path(__file__).with_name("written_by_lerobot")  # by benchmarks/lerobot_exchange.py, lerobot 0.4.4
+KEYS = ("state", "top")
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(BadInput) as caught:
+        read_foreign(folder, keys=KEYS)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def joined(found: ForeignSet, part: str) -> np.ndarray:
+    return np.concatenate([getattr(episode, part) for episode in found.episodes])
+
+
+def test_what_lerobot_wrote_is_read_with_its_video():
+    given = np.load(THEIRS.with_suffix(".npz"))
+    found = read_foreign(THEIRS, keys=KEYS)
+    assert [len(episode.actions) for episode in found.episodes] == given["lengths"].tolist()
+    assert np.array_equal(joined(found, "actions"), given["actions"])
+    assert np.array_equal(joined(found, "rewards"), given["rewards"][:, 0])
+    seen = joined(found, "observations")
+    assert np.array_equal(seen["state"], given["states"])
+    assert seen["top"].shape == (21, 64, 96, 3) and seen["top"].dtype == np.uint8
+    # AV1 of one colour a frame: each is that of its own row, but for what the codec rounds
+    assert np.abs(seen["top"].astype(int) - given["pictures"][:, None, None, :]).max() <= 3
+    assert found.ignored == ("next.done", "timestamp", "index", "task_index")
+    assert "observation.images.top" in read_foreign(THEIRS).ignored
+
+
+def filmed(folder: Path, version: str, lengths=(4, 2, 3), size=(16, 32), fps=10, video_fps=10, more=0) -> np.ndarray:
+    """A set of one colour a frame, coded without loss; its frames (S, height, width, 3)."""
+    steps = sum(lengths)
+    colours = np.random.default_rng(1).integers(0, 256, (steps + abs(more), 1, 1, 3), dtype=np.uint8)
+    frames = np.broadcast_to(colours, (steps + abs(more), *size, 3))
+    shapes = {"observation.state": [1], "action": [1], "episode_index": [1], "frame_index": [1]}
+    features = {name: {"dtype": "float32", "shape": shape} for name, shape in shapes.items()}
+    features["observation.images.top"] = {"dtype": "video", "shape": [*size, 3]}
+    info = {
+        "codebase_version": version, "fps": fps, "features": features, "total_episodes": len(lengths),
+        "total_frames": steps, "chunks_size": 1000,
+    }  # fmt: skip
+    columns = {
+        "observation.state": np.arange(steps, dtype=np.float32),
+        "action": np.arange(steps, dtype=np.float32),
+        "episode_index": np.repeat(np.arange(len(lengths)), lengths),
+        "frame_index": np.concatenate([np.arange(length) for length in lengths]),
+    }
+    begins = np.cumsum(lengths) - lengths
+    name = "observation.images.top"
+    if version == "v3.0":
+        told = {
+            "episode_index": np.arange(len(lengths)), f"videos/{name}/chunk_index": np.zeros(len(lengths), int),
+            f"videos/{name}/file_index": np.zeros(len(lengths), int), f"videos/{name}/from_timestamp": begins / fps,
+        }  # fmt: skip
+        films = {f"videos/{name}/chunk-000/file-000.mp4": frames[: steps + more]}
+        (folder / "meta" / "episodes").mkdir(parents=True)
+        pq.write_table(pa.table(told), folder / "meta" / "episodes" / "a.parquet")
+    else:
+        ends = [*np.cumsum(lengths)[:-1], steps + more]
+        films = {
+            f"videos/chunk-000/{name}/episode_{number:06d}.mp4": frames[begin:end]
+            for number, (begin, end) in enumerate(zip(begins, ends, strict=True))
+        }
+        (folder / "meta").mkdir(parents=True)
+    (folder / "data").mkdir()
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    pq.write_table(pa.table(columns), folder / "data" / "a.parquet")
+    for path, film in films.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        coded = {"codec": "libx264rgb", "pixelformat": "rgb24", "output_params": ["-crf", "0"], "macro_block_size": 1}
+        imageio.mimwrite(folder / path, list(film), fps=video_fps, **coded)
+    return frames[:steps]
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_each_row_has_the_frame_of_its_own_episode_and_step(version, tmp_path):
+    frames = filmed(tmp_path / "set", version)
+    seen = joined(read_foreign(tmp_path / "set", keys=KEYS), "observations")
+    assert np.array_equal(seen["top"], frames)
+    assert seen["state"].ravel().tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"more": 1}, r"has more frames than its \d rows"),
+        ({"more": -1}, r"has \d frames, its rows are \d"),
+        ({"video_fps": 20}, r"is 32 x 16 at 20 frames a second, info.json says 32 x 16 at 10"),
+    ],
+)
+def test_a_video_that_is_not_that_of_its_rows_is_refused(version, changes, words, tmp_path):
+    filmed(tmp_path / "set", version, **changes)
+    assert re.search(words, refusal(tmp_path / "set"))
+    assert len(read_foreign(tmp_path / "set").episodes) == 3, "who does not ask for the pictures needs none"
+
+
+def test_what_is_no_video_leads_nowhere(tmp_path):
+    filmed(tmp_path / "set", "v3.0")
+    (film,) = (tmp_path / "set").rglob("*.mp4")
+    other = tmp_path / "other.mp4"
+    shutil.copy(film, other)
+    film.write_text(f"ffconcat version 1.0\nfile '{other}'\n")  # ffmpeg would follow it
+    assert "is no mp4" in refusal(tmp_path / "set")
+    film.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{other}\n#EXT-X-ENDLIST\n")
+    assert "is no mp4" in refusal(tmp_path / "set")
+    film.write_bytes(other.read_bytes()[:200])
+    assert refusal(tmp_path / "set")
+    film.unlink()
+    assert "there is no videos/observation.images.top/chunk-000/file-000.mp4" in refusal(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda info: info["features"]["observation.images.top"].update(shape=[1 << 14, 1 << 14, 3]), "allowed are"),
+        (lambda info: info["features"]["observation.images.top"].update(shape=[16, 32, 1]), "3 channels"),
+        (lambda info: info["features"]["observation.images.top"].update(shape=[32, 16, 3]), "info.json says 16 x 32"),
+        (lambda info: info["features"].pop("observation.images.top"), "there is no 'observation.top'"),
+        (lambda info: info.update(fps="fast"), "cannot be read"),
+    ],
+)
+def test_pictures_of_another_kind_than_described_are_refused(change, words, tmp_path):
+    filmed(tmp_path / "set", "v3.0")
+    path = tmp_path / "set" / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    change(info)
+    path.write_text(json.dumps(info))
+    assert words in refusal(tmp_path / "set")
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+LENGTHS = np.array([6, 4, 5] * 8)
+SEEN = {"array": spaces.Box(-1, 1, (3,), np.float32), "keyed": spaces.Dict(
+    a=spaces.Box(-1, 1, (2,), np.float64), b=spaces.Box(-1, 1, (3,), np.float32))}  # fmt: skip
+
+
+def recorded(observed: str, acts: spaces.Space, noisy: bool) -> tuple[Trajectories, DatasetMetadata]:
+    """24 episodes that a plain .npz might have held."""
+    rng, episodes = np.random.default_rng(0), []
+    for length in LENGTHS:
+        if observed == "keyed":
+            rows = np.empty(length + 1, [("a", np.float64, (2,)), ("b", np.float32, (3,))])
+            rows["a"], rows["b"] = rng.uniform(-1, 1, (length + 1, 2)), rng.uniform(-1, 1, (length + 1, 3))
+        else:
+            rows = rng.uniform(-1, 1, (length + 1, 3)).astype(np.float32)
+        continuous = isinstance(acts, spaces.Box)
+        actions = rng.uniform(-1, 1, (length, 2)).astype(np.float32) if continuous else rng.integers(0, 3, length)
+        labels = np.roll(actions, 1, axis=0) if noisy else None
+        ends = np.arange(length) == length - 1
+        episodes.append(ForeignEpisode(rows, actions, labels, rng.normal(size=length), ends, seed=len(episodes)))
+    return take_in(ForeignSet("npz", tuple(episodes), "made", "1", "0" * 36), None)
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("acts", [spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3)])
+@pytest.mark.parametrize("observed", list(SEEN))
+def test_what_is_written_for_lerobot_is_read_again_less_what_it_has_no_room_for(observed, acts, noisy, tmp_path):
+    data, metadata = recorded(observed, acts, noisy)
+    export_lerobot(data, metadata, tmp_path / "away")
+    again, said = take_in(read_foreign(tmp_path / "away", keys=("a", "b") if observed == "keyed" else ()), None)
+    before = np.ones(len(data.observations), bool)
+    before[np.cumsum(data.lengths + 1) - 1] = False
+    assert again.observations.tobytes() == data.observations[before].tobytes()
+    for part in ("actions", "executed_actions", "rewards", "lengths"):
+        assert np.array_equal(getattr(again, part).ravel(), getattr(data, part).ravel()), part
+    assert set(said.missing) == {"final_observations", "ends", "seeds", "spaces"}
+    assert validate((again, said), Context()).passed
+    with pytest.raises(BadInput, match="exists; give a new one"):
+        export_lerobot(data, metadata, tmp_path / "away")
+
+
+def test_pictures_are_not_written_for_lerobot(tmp_path):
+    data, metadata = recorded("array", spaces.Discrete(3), False)
+    pictures = np.zeros((len(data.observations), 4, 4, 3), np.uint8)
+    with pytest.raises(BadInput, match=r"observation\.state is no row of numbers"):
+        export_lerobot(replace(data, observations=pictures), metadata, tmp_path / "away")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_with_a_dict_takes_the_keys_it_observes(tmp_path):
+    frames = filmed(tmp_path / "set", "v3.0", lengths=(4, 2, 3) * 3)
+    task = validate_config(
+        TaskConfig,
+        {
+            "name": "seen", "environment": {"id": "told"}, "success": {"return_at_least": 0.0}, "thresholds": {},
+            "scenarios": {"normal": {}}, "scenario_sets": {"train": {"normal": 1.0}},
+        },
+        "test",
+    )  # fmt: skip
+
+    class Told:
+        config, environment_kwargs = task, {}
+        observation_space = spaces.Dict(
+            state=spaces.Box(-np.inf, np.inf, (1,), np.float32), top=spaces.Box(0, 255, (16, 32, 3), np.uint8)
+        )
+        action_space = spaces.Box(-100, 100, (1,), np.float32)
+
+        def figures(self, infos, rewards, length):
+            return {"length": float(length)}
+
+    data, metadata = take_in(read_foreign(tmp_path / "set", keys=KEYS), ImportTarget(Told(), "normal"))
+    assert np.array_equal(data.observations["top"], frames)
+    assert "final_observations" in metadata.missing
