@@ -3,10 +3,12 @@
 Everything follows from the `random.Random` that is given.
 """
 
+import base64
 import json
 import os
 import random
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,14 @@ import yaml
 LONG = 7_000  # characters
 DEEP = 3_000  # levels
 CANARY = "hostile_canary"  # a module that nobody has: whoever tries to import it took its name from data
+POISON = (  # pickles that call, name or build something when they are loaded
+    b"cos\nsystem\n(S'touch hostile'\ntR.",
+    b'cbuiltins\neval\n(S\'__import__("os").system("touch hostile")\'\ntR.',
+    f"c{CANARY}\nThing\n.".encode(),
+    f"(i{CANARY}\nThing\n.".encode(),
+    b"\x80\x04" + b"(" * 3_000 + b".",
+    b"\x80\x04]\x94(h\x00h\x00h\x00e.",  # a list in itself
+)
 
 TEXTS = (
     "", " ", "\n", "a\nerror: b", "a\r\nb\u2028c", "\t", "'", '"', "';--", "\\", "`id`", "$(id)", "${HOME}",
@@ -32,6 +42,7 @@ TEXTS = (
     "gymnasium:Env", "gymnasium:make", "numpy:load", "torch:load", "yaml:unsafe_load", "CartPole-v1",
     "NoSuch-v99", "!!python/object/apply:os.system ['touch hostile']",
     "__import__('os').system('touch hostile')", "__class__", "__init__", "x" * LONG, "../" * 2_000, "é" * LONG,
+    *(base64.b64encode(pickle).decode() for pickle in POISON),  # as SB3 keeps them in JSON
     "a b " * 1_750, "\n" * LONG, "a." * 3_500,
 )  # fmt: skip
 NUMBERS = (
@@ -83,9 +94,11 @@ def damage(rng: random.Random, folder: Path, files: list[str]) -> str:
     """Damage one file of a folder in one way; returns the way."""
     name = rng.choice(files)
     path = folder / name
-    structured = path.suffix in (".json", ".yaml")
+    structured = path.suffix in (".json", ".yaml", ".yml")
     ways: list[Callable[[random.Random, Path], None]] = [*BYTES, *([*STRUCTURE] * 4 if structured else [*BYTES] * 2)]
     # tricks with the file itself are the same few for every file
+    if path.suffix in (".pth", ".pkl"):
+        ways += [_poison] * len(ways)
     way = rng.choice(TRICKS) if rng.random() < 0.06 else rng.choice(ways)
     way(rng, path)
     return f"{way.__name__.strip('_')} {name}"
@@ -140,6 +153,20 @@ def _number(rng: random.Random, path: Path) -> None:
         start, end = rng.choice(found)
         content = content[:start] + str(rng.choice(NUMBERS)).encode() + content[end:]
     path.write_bytes(content)
+
+
+def _poison(rng: random.Random, path: Path) -> None:
+    """A pickle that would do something, alone, in front of what was there, or as the pickle inside a torch file."""
+    pickle, content = rng.choice(POISON), path.read_bytes()
+    kind = rng.randrange(3)
+    if kind == 2 and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, part in parts.items():
+                archive.writestr(name, pickle if name.endswith("data.pkl") else part)
+    else:
+        path.write_bytes(pickle if kind else pickle + content)
 
 
 BYTES = (_flip, _cut, _insert, _repeat, _blank, _number)

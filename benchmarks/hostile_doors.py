@@ -16,12 +16,16 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
+import pyarrow as pa
 import torch
 import yaml
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 
 from pipeline.cli import ask, parse, stage_main
 from pipeline.config.loading import load, load_task, parse_yaml, to_data, to_yaml, validate
@@ -37,7 +41,11 @@ from pipeline.data import (
     save_dataset,
 )
 from pipeline.data.first_difference import between_evaluations
-from pipeline.data.formats.minari import ImportTarget, export_minari, import_minari
+from pipeline.data.foreign import ImportTarget, take_in
+from pipeline.data.formats import read_foreign
+from pipeline.data.formats.lerobot import export_lerobot
+from pipeline.data.formats.minari import export_minari, import_minari
+from pipeline.data.formats.npz import export_plain_npz
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
 from pipeline.learning.checkpoints import CheckpointFolder, to_bytes
@@ -46,6 +54,7 @@ from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record_episodes
 from pipeline.policies import build_policy, load_policy, policy_digest, read_spec, save_policy
 from pipeline.policies.sb3 import as_ppo, import_sb3_zip
+from pipeline.policies.sb3_actor import inspect_sb3_zip
 from pipeline.policies.transfer import Transfer
 from pipeline.report.stage_pages import validation_markdown
 from pipeline.stages import compare
@@ -78,6 +87,12 @@ PENDULUM = {
     "horizon": 6,
 }
 JOB = "what is trained"
+PARTS = {  # of an SB3 zip, by the names of the files that they are damaged as
+    "data.json": "data",
+    "policy.pth": "policy.pth",
+    "optimizer.pth": "policy.optimizer.pth",
+    "variables.pth": "pytorch_variables.pth",
+}
 
 
 class Broken(Exception):
@@ -112,7 +127,8 @@ def doors(root: Path) -> tuple[Door, ...]:
         Door("sweep", read_sweep, (sweeps(root / "sweep" / "0"),), 6),
         Door("dataset", read_dataset, (dataset(root / "dataset" / "0"),), 12, seal=seal_dataset),
         Door("policy", read_policy, policies(root / "policy"), 10),
-        Door("SB3 zip", read_sb3_zip, (sb3_zip(root / "sb3_zip" / "0"),), 8, seal=pack_sb3_zip),
+        Door("SB3 zip", read_sb3_zip, (sb3_zip(root / "sb3_zip" / "0"),), 12, seal=pack_sb3_zip),
+        Door("others' demonstrations", read_others, others(root / "others"), 12),
         Door("Minari set", read_minari, minari_sets(root / "minari"), 10),
         Door("record of a run", store.read_record, (store.record(root / "record" / "0"),), 10),
         Door("checkpoint", read_checkpoint, (checkpoints(root / "checkpoint" / "0"),), 3),
@@ -404,26 +420,63 @@ def read_policy(folder: Path) -> None:
 
 
 def sb3_zip(folder: Path) -> Path:
-    """The zip, and its settings beside it: those are damaged as JSON, and packed in again."""
+    """The zip with its parts beside it, which are damaged alone and packed in again, and what lies beside a zip."""
     as_ppo(build_policy(OBSERVATIONS, ACTIONS, Network(hidden=(8, 4)), seed=1)).save(_fresh(folder) / "theirs.zip")
     with zipfile.ZipFile(folder / "theirs.zip") as archive:
-        (folder / "data.json").write_bytes(archive.read("data"))
-        (folder / "policy.pth").write_bytes(archive.read("policy.pth"))
+        for file, part in PARTS.items():
+            (folder / file).write_bytes(archive.read(part))
+    still = SimpleNamespace(observation_space=OBSERVATIONS, action_space=ACTIONS, num_envs=1, render_mode=None)
+    VecNormalize(still).save(str(folder / "vecnormalize.pkl"))
+    (folder / "config.yml").write_text("normalize: true\n")
     return folder
 
 
 def pack_sb3_zip(folder: Path) -> None:
-    if any((folder / name).is_symlink() or not (folder / name).is_file() for name in ("data.json", "policy.pth")):
+    if any((folder / name).is_symlink() or not (folder / name).is_file() for name in PARTS):
         return  # a link to /dev/zero would be packed for ever
     with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
         with zipfile.ZipFile(folder / "packed.zip", "w") as archive:
-            archive.write(folder / "data.json", "data")
-            archive.write(folder / "policy.pth", "policy.pth")
+            for file, part in PARTS.items():
+                archive.write(folder / file, part)
         os.replace(folder / "packed.zip", folder / "theirs.zip")
 
 
 def read_sb3_zip(folder: Path) -> None:
+    inspect_sb3_zip(folder / "theirs.zip")
     import_sb3_zip(folder / "theirs.zip", OBSERVATIONS, ACTIONS)
+
+
+def others(root: Path) -> tuple[Path, ...]:
+    """Demonstrations in the formats of others, each under a name that tells it; videos are decoded by a process."""
+    push, metadata = _recorded()
+    export_plain_npz(push, _fresh(root / "npz") / "a.npz")
+    export_lerobot(push, metadata, root / "lerobot")
+    episodes = [push.episode(index) for index in range(len(push))]
+    with h5py.File(_fresh(root / "robomimic") / "a.hdf5", "w") as file:
+        for number, episode in enumerate(episodes):
+            demo = file.create_group(f"data/demo_{number}")
+            demo["actions"], demo["rewards"] = episode.executed_actions, episode.rewards
+            demo["obs/state"], demo["next_obs/state"] = episode.observations[:-1], episode.observations[1:]
+    table = pa.table(
+        {
+            "obs": [episode.observations.tolist() for episode in episodes],
+            "acts": [episode.executed_actions.tolist() for episode in episodes],
+            "rews": [episode.rewards.tolist() for episode in episodes],
+            "terminal": [False] * len(episodes),
+        }
+    )
+    stream = _fresh(root / "imitation") / "data.arrow"
+    with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    return tuple(sorted(root.iterdir()))
+
+
+def read_others(folder: Path) -> None:
+    """By `check`, which finds out the format, and for a task, which has spaces of its own."""
+    path = next((file for name in ("a.npz", "a.hdf5") if (file := folder / name).exists()), folder)
+    found = read_foreign(path)
+    validate_dataset(take_in(found, None), Context(min_episodes=2))
+    take_in(found, ImportTarget(Task(validate(TaskConfig, PENDULUM, "pendulum")), "normal"))
 
 
 def minari_sets(root: Path) -> tuple[Path, ...]:
@@ -575,4 +628,6 @@ def damaged_files(door: Door, sample: Path) -> list[str]:
     """Names of the files of a sample that are damaged."""
     if door.name == "Minari set":
         return ["data/metadata.json", "data/main_data.hdf5"]
+    if door.name == "others' demonstrations":
+        return sorted(str(path.relative_to(sample)) for path in sample.rglob("*") if path.is_file())
     return sorted(path.name for path in sample.iterdir() if path.is_file() and path.name != "stage")

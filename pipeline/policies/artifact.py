@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite, prod
+from math import inf, isfinite, prod
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -106,6 +106,12 @@ class _Spec:
     observation_space: Space
     action_space: Space
     provenance: dict[str, Any]
+    scaled: tuple[Scaled, ...] = ()
+    clip: Annotated[float, Field(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and "observations" not in self.scaled:
+            raise ValueError(f"clip = {self.clip} is of scaled observations, and none are; remove it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +120,7 @@ class PolicySpec(_Spec):
 
     network: Network
     action_distribution: str
-    scaled: tuple[Scaled, ...] = ()
     residual: bool = False
-    clip: Annotated[float, Field(gt=0)] | None = None  # of scaled observations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +160,6 @@ def read_spec(folder: str | Path) -> PolicySpec | FrozenSpec:
         "actions" in spec.scaled and not isinstance(spec.action_space, gym.spaces.Box)
     ):
         raise BadInput(f"{what}: scaled = {list(spec.scaled)} does not belong to its spaces; only numbers are scaled")
-    if spec.clip is not None and "observations" not in spec.scaled:
-        raise BadInput(f"{what}: clip = {spec.clip} is of scaled observations; remove it")
     # the memory that building the network takes is bounded before it is built
     hidden = spec.network.hidden
     if len(hidden) > MAX_LAYERS:
@@ -193,7 +195,8 @@ def load_policy(folder: str | Path) -> Policy:
     size = path.stat().st_size if path.is_file() else MAX_WEIGHT_BYTES
     policy: Policy
     if isinstance(spec, FrozenSpec):
-        policy = build_frozen(spec.observation_space, spec.action_space, spec.network, size, what, bool(spec.scaled))
+        blank = (bool(spec.scaled), inf if spec.clip is None else spec.clip)
+        policy = build_frozen(spec.observation_space, spec.action_space, spec.network, size, what, blank)
     else:
         refuse_hollow(spec.observation_space, spec.network, size, what)
         scaling = blank_scaling(spec.observation_space, spec.action_space, spec.network, spec.scaled, spec.clip)
@@ -231,13 +234,13 @@ def build_frozen(
     network: FrozenNetwork,
     size: int,
     what: str,
-    scaled: bool = False,
+    units: tuple[bool, float] = (False, inf),
 ) -> FrozenActor:
     """An actor that `size` bytes of tensors could fill. Raises BadInput when its network does not fit the spaces."""
     if size + MAX_SPEC_BYTES < 4 * network.parameter_count:
         raise BadInput(f"{what} has {size} bytes, its {network.parameter_count} parameters need four each")
     try:
-        return FrozenActor(observation_space, action_space, network, scaled)
+        return FrozenActor(observation_space, action_space, network, *units)
     except ValueError as error:
         raise BadInput(f"{what} does not fit: {error}") from None
 

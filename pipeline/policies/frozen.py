@@ -6,6 +6,7 @@ The layers are a list, the tensors are named after it, and no file names a class
 from the observation space: SB3's own flattening, or its convolutions where observations are pictures.
 """
 
+from math import inf, isfinite
 from typing import Any, Final
 
 import gymnasium as gym
@@ -38,6 +39,7 @@ class FrozenActor(nn.Module):
         action_space: gym.Space[Any],
         network: FrozenNetwork,
         scaled: bool = False,
+        clip: float = inf,
     ) -> None:
         super().__init__()
         self.observation_space, self.action_space, self.network = observation_space, action_space, network
@@ -56,7 +58,7 @@ class FrozenActor(nn.Module):
                 raise ValueError("only observations of a Box can be normalized")
             for name in ("mean", "variance"):
                 self.register_buffer(name, torch.zeros(observation_space.shape, dtype=torch.float64))
-        self.scaled = scaled
+        self.scaled, self.clip = scaled, clip
         if scaled:
             self.register_buffer("offset", torch.zeros(dense[0].inputs))
             self.register_buffer("scale", torch.ones(dense[0].inputs))
@@ -68,7 +70,8 @@ class FrozenActor(nn.Module):
             return features
         tensors = isinstance(features, torch.Tensor)
         offset, scale = (part if tensors else part.numpy() for part in (self.offset, self.scale))
-        return (features - offset) / scale
+        numbers = (features - offset) / scale
+        return numbers.clip(-self.clip, self.clip) if isfinite(self.clip) else numbers
 
     def normalize(self, observations: np.ndarray) -> np.ndarray:
         """(n, *obs_shape) as the environment gives them -> float32 as the network was trained to read them."""
@@ -82,7 +85,8 @@ class FrozenActor(nn.Module):
 def actor_of_sac(policy: SACPolicy) -> FrozenActor:
     """The actor of an SB3 SAC: tanh of its mean, between the bounds. Tensors are copied, no generator is touched."""
     modules = (*policy.actor.latent_pi, policy.actor.mu)
-    tensors = dict(policy.actor.features_extractor.named_buffers())  # offset and scale, where it has units
+    extractor = policy.actor.features_extractor
+    tensors, clip = dict(extractor.named_buffers()), getattr(extractor, "clip", inf)  # where it has units
     names = {kind: name for name, kind in ACTIVATION_LAYERS.items()}
     layers: list[Dense | Limit | Activation] = [
         Dense(inputs=int(module.in_features), outputs=int(module.out_features))  # NumPy's, of some spaces
@@ -92,7 +96,7 @@ def actor_of_sac(policy: SACPolicy) -> FrozenActor:
     ]
     network = FrozenNetwork(layers=(*layers, "tanh"), rescaled=True)
     with torch.random.fork_rng(devices=[]):  # layers are initialised before they are filled
-        actor = FrozenActor(policy.observation_space, policy.action_space, network, bool(tensors))
+        actor = FrozenActor(policy.observation_space, policy.action_space, network, bool(tensors), clip)
     for number, module in enumerate(modules):
         tensors |= {f"layers.{number}.{name}": tensor for name, tensor in module.state_dict().items()}
     actor.load_state_dict(tensors, strict=True)

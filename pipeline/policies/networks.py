@@ -186,7 +186,7 @@ def scaling_of(policy: nn.Module) -> Scaling:
             return None
         return Affine(tensors[offset].numpy().copy(), tensors[scale].numpy().copy(), clip)
 
-    clip = getattr(getattr(policy, "features_extractor", None), "clip", inf)
+    clip = getattr(getattr(policy, front.removesuffix(".")) if front else policy, "clip", inf)
     return Scaling(affine(f"{front}offset", f"{front}scale", clip), affine("action_offset", "action_scale"))
 
 

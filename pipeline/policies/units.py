@@ -224,7 +224,7 @@ def _assembled(
 
     def affine(figures: Figures) -> Affine | None:
         with np.errstate(over="ignore"):
-            made = Affine(*(part.astype(np.float32) for part in figures))
+            made = Affine(figures[0].astype(np.float32), figures[1].astype(np.float32))
         return made if made.offset.any() or (made.scale != 1).any() else None
 
     scaling = Scaling(

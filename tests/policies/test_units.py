@@ -288,6 +288,7 @@ def test_a_start_of_other_units_is_refused(tmp_path):
 LOADED_ELSEWHERE = """
 import sys
 sys.modules["pipeline"] = None  # not to be had
+import gymnasium as gym
 import numpy as np
 from stable_baselines3 import PPO
 model = PPO.load(sys.argv[1], device="cpu")
@@ -297,12 +298,23 @@ rows = keyed.get("rows", keyed)
 values = model.policy.predict_values(model.policy.obs_to_tensor(rows)[0]).detach().numpy()
 np.savez(sys.argv[3], actions=model.predict(rows, deterministic=True)[0], values=values,
          std=model.policy.log_std.exp().detach().numpy())
+
+class Still(gym.Env):  # it goes on learning, too
+    observation_space, action_space = model.observation_space, model.action_space
+    def reset(self, **_):
+        return self.observation_space.sample(), {}
+    def step(self, action):
+        return self.observation_space.sample(), float(action.sum()), False, True, {}
+
+longer = PPO.load(sys.argv[1], env=Still(), device="cpu", n_steps=64)
+longer.learn(64)
+assert not longer.policy.action_net.weight.equal(model.policy.action_net.weight)
 """
 
 
 @pytest.mark.parametrize("hidden", [(16, 8), ()])
 @pytest.mark.parametrize("observed", [TABLE, KEYED])
-def test_an_exported_zip_acts_the_same_in_raw_units_where_this_package_is_not(hidden, observed, tmp_path):
+def test_an_exported_zip_acts_the_same_in_raw_units_and_learns_on_where_this_package_is_not(hidden, observed, tmp_path):
     network = Network(hidden=hidden, image_features=4)
     key = "place" if observed is KEYED else "all"
     figures = {"observations": {key: {"offset": 256.0, "scale": 256.0}}, "actions": {"offset": 99.0, "scale": 7.0}}

@@ -10,8 +10,9 @@ that a recording ended, not whether the environment ended it. What a reader pass
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -264,7 +265,7 @@ def export_lerobot(trajectories: Trajectories, metadata: DatasetMetadata, folder
     columns = {name: array.reshape(len(array), -1) for name, array in columns.items()}
 
     def statistics(part: slice) -> dict[str, dict[str, list[float]]]:
-        figures = {"min": np.min, "max": np.max, "mean": np.mean, "std": np.std}
+        figures: dict[str, Callable[..., Any]] = {"min": np.min, "max": np.max, "mean": np.mean, "std": np.std}
         return {
             name: {
                 **{
@@ -331,7 +332,7 @@ def export_lerobot(trajectories: Trajectories, metadata: DatasetMetadata, folder
     write_folder(
         root,
         {
-            **{name: lambda file, one=one: pq.write_table(one, file) for name, one in files.items()},
+            **{name: partial(pq.write_table, one) for name, one in files.items()},
             **{name: json.dumps(one, indent=1, allow_nan=False).encode() for name, one in texts.items()},
         },
     )
