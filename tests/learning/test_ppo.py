@@ -134,6 +134,7 @@ def test_the_bill_counts_every_step_of_training_and_evaluation(trained):
     played = sum(int(point.records.metrics["length"].sum()) for point in result.evaluations)
     assert result.evaluation_steps == played + int(result.final.metrics["length"].sum())
     assert result.wall_seconds.total > result.wall_seconds.evaluation > 0
+    assert result.gradient_steps == 4 * 2 * 4  # rollouts of 256, each learnt from twice in batches of 64
 
 
 def test_environments_in_processes_of_their_own_change_no_bit(trained, tmp_path):

@@ -16,6 +16,8 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
+from pipeline.config.loading import validate
+from pipeline.config.stages import FurtherArm
 from pipeline.config.training import SACTraining
 from pipeline.data import Trajectories, content_digest
 from pipeline.data.formats.npz import write_archive
@@ -339,6 +341,25 @@ def test_units_are_those_of_all_arms_and_reach_the_policy_that_is_kept(job, tmp_
 
 
 # --- what it cannot do -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ({"warm_start": "adaptive", "sac": {}}, "sac is not for algorithm 'ppo'"),
+        ({"warm_start": "adaptive", "demonstrations": 0.5}, "demonstrations is not for algorithm 'ppo'"),
+        ({"algorithm": "sac", "warm_start": "adaptive"}, "warm_start is not for algorithm 'sac'"),
+        ({}, "algorithm 'ppo' needs warm_start"),
+        ({"algorithm": "sac", "demonstrations": 0.001}, "0.001 of a batch of 256 are 0 transitions; at least one must"),
+        ({"algorithm": "sac", "demonstrations": 0.5, "sac": {"batch_size": 2, "tau": 2}}, "tau = 2"),
+        ({"algorithm": "sac", "demonstrations": 1.0}, "demonstrations = 1.0"),
+        ({"algorithm": "td3"}, "algorithm = 'td3'.*'ppo' or 'sac'"),
+        ({"algorithm": "sac", "sac": {"n_steps": 4}}, "unknown key 'sac.n_steps'"),
+    ],
+)
+def test_an_arm_that_contradicts_itself_is_refused_by_name(arm, words):
+    with pytest.raises(BadInput, match=words):
+        validate(FurtherArm, arm, "an arm")
 
 
 @pytest.mark.parametrize(
