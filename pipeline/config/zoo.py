@@ -12,6 +12,7 @@ from typing import Any, Final
 import yaml
 
 from pipeline.errors import BadInput, shortened
+from pipeline.files import DAMAGE
 
 MAX_BYTES: Final = 1_000_000
 
@@ -65,7 +66,7 @@ def read_zoo_config(path: Path) -> ZooConfig:
         listed = settings.get("env_wrapper") or []
         wrappers = [next(iter(one)) if isinstance(one, dict) else one for one in _listed(listed)]
         return ZooConfig(bool(normalize), tuple(map(str, wrappers)), int(settings.get("frame_stack") or 1))
-    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, SyntaxError) as error:
+    except (*DAMAGE, yaml.YAMLError, SyntaxError) as error:
         raise BadInput(f"{what} cannot be read: {shortened(' '.join(str(error).split()))}") from None
 
 

@@ -269,14 +269,15 @@ def _assemble(
             if episode.truncations is None and episode.terminations is not None and not ended[-1:].any():
                 cut = np.arange(length) == length - 1
             seed = UNKNOWN_SEED if episode.seed is None or episode.seed > MAX_SEED else episode.seed
+            rewards = np.full(length, np.nan) if episode.rewards is None else episode.rewards
+            with np.errstate(over="ignore"):  # beyond float32 it is infinite, which the rules say
+                rewards = rewards.astype(np.float32)
             parts.append(
                 Trajectories(
                     observations=episode.observations,
                     actions=labels,
                     executed_actions=actions,
-                    rewards=np.full(length, np.nan, np.float32)
-                    if episode.rewards is None
-                    else episode.rewards.astype(np.float32),
+                    rewards=rewards,
                     terminations=ended.astype(np.bool_),
                     truncations=cut.astype(np.bool_),
                     lengths=np.array([length], np.int64),
