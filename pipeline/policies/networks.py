@@ -186,7 +186,7 @@ def scaling_of(policy: nn.Module) -> Scaling:
             return None
         return Affine(tensors[offset].numpy().copy(), tensors[scale].numpy().copy(), clip)
 
-    clip = getattr(getattr(policy, front.removesuffix(".")) if front else policy, "clip", inf)
+    clip = float(getattr(getattr(policy, "features_extractor", policy), "clip", inf))  # only acting, it has it itself
     return Scaling(affine(f"{front}offset", f"{front}scale", clip), affine("action_offset", "action_scale"))
 
 
