@@ -52,6 +52,8 @@ def test_main_needs_no_expert_and_every_stage_says_that_nobody_approved_one(stor
     assert stored.metadata.demonstrator["approval"] == UNAPPROVED
     assert UNAPPROVED in read_text_artifact(client, collect.info.run_id, Artifact.VALIDATION_MD)
     report = json.loads(read_text_artifact(client, outcome.outputs["report"], f"{Artifact.REPORT}/report.json"))
+    ranked = {one["arm"] for one in report["comparison"]["ranking"]}
+    assert ranked == {"pretrained", "clone", "naive", "residual"}  # against scratch; sac takes no discrete actions
     assert "script that demonstrated" in json.dumps(report) and UNAPPROVED in json.dumps(report)
     (finetune,) = search(client, {Tag.STAGE: "finetune"})
     assert finetune.data.tags[Tag.SHIFT] == ("shifted" if finetune.data.metrics["shift/p_value"] <= 0.01 else "alike")
