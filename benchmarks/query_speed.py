@@ -33,7 +33,8 @@ from pipeline import query
 from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
 from pipeline.names import CONTROLS, Arm, Artifact, Tag, lineage_run_tag
-from pipeline.statistics.comparison import Comparison, ComparisonSettings, compare
+from pipeline.statistics.comparison import Comparison, compare
+from pipeline.statistics.matched import ComparisonSettings, RunData
 from pipeline.tracking.groups import find_group, upfront_cost
 from pipeline.tracking.store import connect, experiment_id
 
@@ -149,7 +150,16 @@ def compare_group() -> Comparison:
     config = load(Finetune, FINETUNE)
     group = find_group(client, GROUP, TASK)
     runs = {
-        arm: [m.data(16_000 if arm in CONTROLS else 384_000, {config.training.scenario_set: m.final}) for m in members]
+        arm: [
+            RunData(
+                m.seed,
+                m.steps,
+                m.figures,
+                {config.training.scenario_set: m.final},
+                16_000 if arm in CONTROLS else 384_000,
+            )
+            for m in members
+        ]
         for arm, members in group.arms.items()
     }
     settings = ComparisonSettings(

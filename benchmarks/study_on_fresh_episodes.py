@@ -21,26 +21,22 @@ from pipeline.config.stages import Finetune
 from pipeline.names import Arm, Metric, Tag, lineage_run_tag
 from pipeline.play.evaluation import point_figures, run_episodes
 from pipeline.policies import act_function, load_policy
-from pipeline.report.text import aligned, interval, signed
-from pipeline.statistics.comparison import met_target
-from pipeline.statistics.efficiency import (
-    matched_pair,
-    restricted_mean_ratio,
-    timesteps_to_target,
-)
-from pipeline.statistics.estimate import Estimate, bootstrap
+from pipeline.report.text import aligned, change, interval
+from pipeline.statistics.efficiency import matched_pair, restricted_mean_ratio, timesteps_to_target
+from pipeline.statistics.estimate import Estimate, MeanOverSeeds
+from pipeline.statistics.matched import RunData, met_target
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.groups import ArmRun, find_group, policy_of
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.store import connect
 
-PATIENCE, RESAMPLES, FRESH = 3, 10_000, 4242
+PATIENCE, FRESH = 3, 4242
 Figures = Mapping[str, Mapping[str, float]]  # scenario set -> figure -> mean over episodes
 
 
 def over_seeds(values: np.ndarray) -> Estimate:
-    """Mean of (n,) values, one a seed, with its bootstrap interval over seeds."""
-    return bootstrap(np.mean, values, seed=0, resamples=RESAMPLES)
+    """Mean of (n,) values, one a seed, with its interval over seeds."""
+    return MeanOverSeeds.of(values).estimate
 
 
 def main() -> None:
@@ -81,12 +77,16 @@ def print_ratio(arms: Mapping[str, Mapping[int, ArmRun]], seeds: list[int], task
     for seed in seeds:
         before, after = (
             timesteps_to_target(
-                run.steps, met_target(run.data(config.training.total_timesteps, {}), task.config.thresholds), PATIENCE
+                run.steps,
+                met_target(
+                    RunData(seed, run.steps, run.figures, {}, config.training.total_timesteps), task.config.thresholds
+                ),
+                PATIENCE,
             )
             for run in (arms[Arm.SCRATCH][seed], arms[Arm.PRETRAINED][seed])
         )
-        pairs.append(matched_pair(seed, before, after, int(arms[Arm.SCRATCH][seed].steps[1])))
-    ratio = restricted_mean_ratio(pairs, 0, RESAMPLES)
+        pairs.append(matched_pair(seed, before, after))
+    ratio = restricted_mean_ratio(pairs)
     print(f"ratio of timesteps to target over {len(pairs)} matched seeds: {interval(ratio)}")
     print("steps from scratch:", ", ".join(f"{pair.baseline.steps:,}" for pair in pairs))
     print("steps pre-trained: ", ", ".join(f"{pair.pretrained.steps:,}" for pair in pairs), "\n")
@@ -105,7 +105,7 @@ def print_table(played: Mapping[str, list[Figures]], sets: tuple[str, ...]) -> N
         for who in played:
             difference = over_seeds(tuned - values[who, Metric.SUCCESS_RATE])
             shown = [interval(over_seeds(values[who, f])) for f in (Metric.SUCCESS_RATE, Metric.COLLISION_RATE)]
-            rows.append((scenario_set, who, *shown, "" if who == "fine-tuned" else signed(difference)))
+            rows.append((scenario_set, who, *shown, "" if who == "fine-tuned" else change(difference)))
     print(aligned("\n".join(f"| {' | '.join(row)} |" for row in rows)))
 
 

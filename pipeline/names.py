@@ -43,7 +43,9 @@ class Tag:
     REPORT_DIGEST: Final = "report.digest"
     PROMOTABLE: Final = "promotable"
     VERDICT: Final = "verdict"
-    COMPARISON: Final = "comparison"  # its verdict: `faster`, `slower` or `not shown`
+    COMPARISON: Final = (
+        "comparison"  # its verdict: `faster`, `slower`, `no difference found`, `not decided`; may end `, with costs`
+    )
     SHIFT: Final = "distribution_shift"  # `shifted` or `alike`: fine-tuning against demonstrations
     REGRESSION: Final = "regression"  # figure that fine-tuning elsewhere made worse on the demonstrated scenarios
     POLICY_DIGEST: Final = "policy.digest"
@@ -170,6 +172,7 @@ class Arm:
 
 
 CONTROLS: Final = (Arm.SCRATCH_LR0, Arm.PRETRAINED_LR0)
+CLONE: Final = "clone"  # shown beside the arms: what the seeds of `pretrained` started from
 ARMS: Final = (Arm.SCRATCH, Arm.PRETRAINED, Arm.SCRATCH_LR0, Arm.PRETRAINED_LR0)
 
 
@@ -221,6 +224,7 @@ class Metric:
     LENGTH: Final = "length"
     SUCCESS_RATE: Final = "success_rate"
     COLLISION_RATE: Final = "collision_rate"
+    RETURN_MEAN: Final = "return_mean"
     LENGTH_MEAN: Final = "length_mean"  # steps; longer is worse where a goal is reached, better where one balances
     EPISODE_RETURN: Final = "eval_episode_return"
     TIMESTEPS_TO_TARGET: Final = "timesteps_to_target"

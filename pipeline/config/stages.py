@@ -37,7 +37,7 @@ from pipeline.config.training import (
     WarmStart,
 )
 from pipeline.errors import did_you_mean, shortened
-from pipeline.names import ARMS
+from pipeline.names import ARMS, CLONE
 
 
 @configuration
@@ -358,7 +358,7 @@ def _shipped(arms: Any) -> Any:
 
 def _not_taken(arms: dict[str, FurtherArm]) -> dict[str, FurtherArm]:
     for name in arms:
-        if name in ARMS:
+        if name in (*ARMS, CLONE):
             raise ValueError(f"{name!r} is an arm of every comparison; give this one another name")
     return arms
 
@@ -413,8 +413,9 @@ class Compare:
     ratio_target: Positive = 0.70
     resamples: Count = 10_000
     seed: Seed = 0
-    playback_episodes: Steps = 2
-    """Episodes shown side by side under baseline, clone and fine-tuned policy."""
+    playback_episodes: Steps = 4
+    """Episodes shown side by side, at most: of the fine-tuned policy one of median return, its worst, a failure, and
+    one of the hold-out scenarios."""
 
 
 @configuration

@@ -9,6 +9,12 @@ from pipeline.config.base import Bound, Count, LibraryArguments, Name, Positive,
 from pipeline.names import Metric
 
 MINIMISED: Final = (Metric.COLLISION_RATE, "comfort_exposure")  # in every task, whatever its file says
+JUDGED: Final = (
+    "primary",
+    "meanings",
+    "smallest_difference",
+)  # what a comparison alone reads: no training depends on it
+SMALLEST_DIFFERENCE: Final = {Metric.SUCCESS_RATE: 0.02, Metric.COLLISION_RATE: 0.02}
 
 
 @configuration
@@ -102,6 +108,13 @@ class TaskConfig:
     events: dict[str, str] = field(default_factory=dict)
     """What playbacks mark: event name -> key of the info that counts it, step by step."""
     snqi: Snqi | None = None
+    primary: tuple[str, ...] = ()
+    """Figures of the final evaluation that a comparison gives a verdict on; none: success, collision and return, where
+    the task measures them."""
+    meanings: dict[str, str] = field(default_factory=dict)
+    """Figure -> what it is, with its unit, for the glossary of a report."""
+    smallest_difference: dict[str, Positive] = field(default_factory=lambda: {**SMALLEST_DIFFERENCE})
+    """Figure -> what is too little to matter: a difference that certainly is smaller counts as none."""
     camera: Camera = Camera()
     horizon: Count | None = None
     """Steps after which an episode is truncated; None leaves it to the environment."""
@@ -127,6 +140,12 @@ class TaskConfig:
     def minimised(self) -> frozenset[str]:
         """Figures of an evaluation of which less is better: whoever ranks or compares asks here."""
         return frozenset({*MINIMISED, *(name for name, measure in self.metrics.items() if measure.lower_is_better)})
+
+    @property
+    def primary_figures(self) -> tuple[str, ...]:
+        """What a comparison gives a verdict on."""
+        collision = () if self.collision is None else (Metric.COLLISION_RATE,)
+        return self.primary or (Metric.SUCCESS_RATE, *collision, Metric.RETURN_MEAN)
 
     def holdout_scenarios(self) -> frozenset[str]:
         """Every scenario of a hold-out set."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Finetune, FurtherArm, TrainExpert
+from pipeline.config.task import JUDGED
 from pipeline.config.training import PPOTraining, SACTraining
 from pipeline.data import Trajectories
 from pipeline.errors import BadInput
@@ -175,7 +176,7 @@ def shared_settings(config: Finetune, task: Task) -> Mapping[str, Any]:
     """Everything that two arms must have in common: the task, the training and how its end is measured."""
     data = to_data(config)
     return {
-        "task": to_data(task.config),
+        "task": {key: value for key, value in to_data(task.config).items() if key not in JUDGED},
         "training": data["training"],
         "control_timesteps": data["control_timesteps"],
         "final_episodes": data["final_episodes"],

@@ -188,6 +188,11 @@ def concatenate_records(parts: Sequence[EpisodeRecords]) -> EpisodeRecords:
     )
 
 
+def episode_figures(metrics: Mapping[str, Sequence[float] | np.ndarray]) -> dict[str, np.ndarray]:
+    """The figures of `summarise` that are means or rates, before the mean is taken: figure -> (E,) float64."""
+    return {MEANS.get(name, name): np.asarray(values, np.float64) for name, values in metrics.items()}
+
+
 def point_figures(records: EpisodeRecords) -> dict[str, float]:
     """The figures of `summarise` that are means or rates, without intervals: what thresholds are held against."""
     means = column_means(np.stack(list(records.metrics.values()), axis=1))

@@ -145,6 +145,20 @@ def to_mp4(frames: Iterable[np.ndarray], frames_per_second: float) -> bytes:
         return path.read_bytes()
 
 
+def with_poster(frames: Iterable[np.ndarray], frames_per_second: float) -> tuple[bytes, bytes]:
+    """The H.264 video, and its last frame as a PNG: what a reader sees who does not play it, or prints the page."""
+    last = list[np.ndarray]()
+
+    def seen() -> Iterator[np.ndarray]:
+        for frame in frames:
+            last[:] = [frame]
+            yield frame
+
+    video, file = to_mp4(seen(), frames_per_second), io.BytesIO()
+    Image.fromarray(last[0]).quantize(MOST_GIF_COLOURS).save(file, "PNG", optimize=True)
+    return video, file.getvalue()
+
+
 @dataclass(frozen=True)
 class _Layout:
     """What stands around the picture, wrapped to its width once for all frames."""

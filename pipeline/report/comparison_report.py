@@ -17,13 +17,13 @@ from pipeline.report.drawings import lineage_rails, ratio_gauge
 from pipeline.report.html_page import blocks, html_page, markdown_link
 from pipeline.report.palette import ARM_LABELS, for_file
 from pipeline.report.text import markdown_page
-from pipeline.statistics.comparison import Comparison, FinalVerdict, Verdict
+from pipeline.statistics.comparison import Comparison
+from pipeline.statistics.matched import Verdict
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MOST_REFERENCE_FIGURES: Final = 5
 
-_MOODS: Final = {Verdict.FASTER: "good", Verdict.NOT_SHOWN: "open", Verdict.SLOWER: "bad"}
-_FINAL_MOODS: Final = {FinalVerdict.BETTER: "final-good", FinalVerdict.WORSE: "final-bad"}
+_MOODS: Final = {Verdict.FASTER: "good", Verdict.SLOWER: "bad"}
 
 
 def build_report(comparison: Comparison, context: ReportContext) -> dict[str, bytes]:
@@ -33,19 +33,24 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
     """
     c, x = comparison, context
     pictures = {
-        "gauge": str(blocks().gauge(ratio_gauge(c.ratio, c.settings.ratio_target), c.settings.ratio_target)),
+        "gauge": str(
+            blocks().gauge(ratio_gauge(c.ratio, c.ratio_kind, c.settings.ratio_target), c.settings.ratio_target)
+        ),
         "playback": blocks().playback(x.animations or ()),
         "lineage": blocks().lineage(lineage_rails(x.lineage or ())),
     }
     common = [f for f in c.arms[Arm.SCRATCH].curves if f in c.arms[Arm.PRETRAINED].curves]
     shown = dict.fromkeys([*c.settings.target, *(f for f in common if f in ("return_mean", "snqi"))])
     curves = [figure for figure in shown if figure in common]
+    forests = [f.figure for f in c.finals[c.settings.training_set] if f.primary]
+    expert = next((f for f in c.settings.target if x.experts and all(f in run.figures for run in x.experts)), None)
     made = {
+        **{f"forest-{figure}": figures.forest(c.finals, i, x.references or ()) for i, figure in enumerate(forests)},
+        "sensitivity": figures.sensitivity_rows(c),
         **{f"curve-{figure}": figures.learning_curve(c, figure) for figure in curves},
-        "reached-by": figures.reached_by(c),
         "time-to-target": figures.time_to_target(c),
         "profile": figures.performance_profile(c),
-        "outcomes": figures.outcome_bars(c.finals),
+        "expert": None if expert is None else figures.expert_curve(x.experts or (), expert),
         "bill": None if c.bill is None else figures.bill_lines(c.bill),
         "shift": None if x.shift is None else figures.shift_bars(x.shift),
     }
@@ -64,13 +69,14 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
             x=x,
             figures=drawn,
             curves=curves,
+            forests=forests,
             labels=ARM_LABELS,
             reference_figures=(compared or sorted(measured))[:MOST_REFERENCE_FIGURES],
             parents=lambda node: ", ".join(titles.get(parent, parent) for parent in node.parents),
             linked=markdown_link if page else lambda text, url: text,
         )
 
-    page = html_page(said(page=True), pictures, f"{_MOODS[c.verdict]} {_FINAL_MOODS.get(c.final_verdict, '')}")
+    page = html_page(said(page=True), pictures, "costs" if c.costs else _MOODS.get(c.verdict, "open"))
     data = json.dumps(report_data(c, x), indent=1, allow_nan=False, ensure_ascii=False)
     return {
         "report.html": page.encode(),

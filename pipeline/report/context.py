@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.statistics.comparison import Regression
+from pipeline.statistics.comparison import RunCurve
 from pipeline.statistics.estimate import Estimate
+from pipeline.statistics.finals import Regression
 from pipeline.statistics.shift import Shift
 
 
@@ -28,6 +29,7 @@ class Animation:
     caption: str
     media_type: str  # "image/gif", "image/png" or "video/mp4"
     data: bytes
+    poster: bytes | None = None  # PNG
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class ReferencePolicy:
 
 
 @dataclass(frozen=True)
+class Term:
+    """A figure in words."""
+
+    figure: str
+    meaning: str  # with its unit
+    direction: str  # "more is better", "less is better", "neither"
+    smallest_difference: float | None
+
+
+@dataclass(frozen=True)
 class ReportContext:
     """Everything but the numbers of the comparison."""
 
@@ -72,6 +84,10 @@ class ReportContext:
     references: tuple[ReferencePolicy, ...] | None = None
     animations: tuple[Animation, ...] | None = None
     shift: Shift | None = None
+    holdout_shifts: Mapping[str, Shift] | None = None  # hold-out set -> the same for rollouts there
+    experts: tuple[RunCurve, ...] | None = None  # the training of the expert, seed by seed
+    target_origin: str | None = None  # where the target stands, and since when, as a sentence
+    glossary: tuple[Term, ...] | None = None
     shift_samples: tuple[str, str] = ("demonstrations", "fine-tuning rollouts")  # what was compared
     regressions: tuple[Regression, ...] | None = None
     lineage: tuple[LineageNode, ...] | None = None

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import log
 
 from pipeline.report.context import LineageNode
+from pipeline.statistics.efficiency import RatioKind
 from pipeline.statistics.estimate import Estimate
 
 ROW_HEIGHT = 64  # pixels of one lineage row, as in page.css and pictures.html
@@ -16,6 +16,7 @@ class Gauge:
     """Marks on a line from 14 to 426 pixels."""
 
     ratio: Estimate
+    sign: str  # of a bound
     low: float
     value: float
     high: float
@@ -34,14 +35,15 @@ class Rail:
     paths: tuple[str, ...]  # SVG path data of the lines through the row
 
 
-def ratio_gauge(ratio: Estimate, target: float) -> Gauge:
-    """The interval of the ratio on a logarithmic scale against "as fast" (1) and the target."""
-    low, high = max(1e-4, min(ratio.low, target, 0.1) / 1.3), max(ratio.high, 1.0) * 1.6
+def ratio_gauge(ratio: Estimate, kind: RatioKind, target: float) -> Gauge:
+    """The interval of the ratio against 0, "as fast" (1) and the target; what is beyond three times ends the line."""
+    end = min(max(ratio.high, target, 1.0) * 1.15, max(3.0, 1.15 * target, 1.15 * ratio.value))
 
     def x(value: float) -> float:
-        return 14 + 412 * log(max(value, low) / low) / log(high / low)
+        return 14 + 412 * min(max(value, 0.0), end) / end
 
-    return Gauge(ratio, x(ratio.low), x(ratio.value), x(ratio.high), x(1.0), x(target))
+    sign = {"upper bound": "≤ ", "lower bound": "≥ "}.get(kind, "")
+    return Gauge(ratio, sign, x(ratio.low), x(ratio.value), x(ratio.high), x(1.0), x(target))
 
 
 def lineage_rails(nodes: Sequence[LineageNode]) -> tuple[Rail, ...]:

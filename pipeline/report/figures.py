@@ -6,7 +6,7 @@ differ by line style and label as well as by colour. matplotlib is imported when
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pipeline.errors import printable
-from pipeline.names import CONTROLS, Arm, Metric
+from pipeline.names import ARMS, CLONE, CONTROLS, Arm, Metric
+from pipeline.report.context import ReferencePolicy
 from pipeline.report.palette import (
     ARM_COLOURS,
     ARM_LABELS,
@@ -29,7 +30,9 @@ from pipeline.report.palette import (
     TARGET,
 )
 from pipeline.report.text import words
-from pipeline.statistics.comparison import Bill, Comparison, FinalFigure
+from pipeline.statistics.comparison import Bill, Comparison, RunCurve
+from pipeline.statistics.estimate import Estimate
+from pipeline.statistics.finals import Contrast, Finals
 from pipeline.statistics.shift import Shift
 
 if TYPE_CHECKING:
@@ -75,19 +78,25 @@ _SETTINGS: Final[Any] = {
 class Canvas:
     """The figure under construction; `svg` holds the result after the `with` block."""
 
-    axes: "Axes"
+    axes: "Axes"  # the first of `panels`
+    panels: Sequence["Axes"]
     svg: str = ""
 
 
 @contextmanager
-def canvas(name: str, title: str, height: float = HEIGHT) -> Iterator[Canvas]:
-    """An axes to draw on; afterwards `canvas.svg` is `<svg ...>` without a fixed size, whose ids start with `name`."""
+def canvas(name: str, title: str, height: float = HEIGHT, heights: Sequence[float] = (1,)) -> Iterator[Canvas]:
+    """Axes to draw on, below each other with these relative heights; only the first has the title.
+
+    Afterwards `canvas.svg` is `<svg ...>` without a fixed size, whose ids start with `name`.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(WIDTH, height))
-        drawn = Canvas(figure.add_subplot(title=title))
+        panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        panels[0].set_title(title)
+        drawn = Canvas(panels[0], list(panels))
         yield drawn
         handles, labels = drawn.axes.get_legend_handles_labels()
         if handles:
@@ -102,8 +111,10 @@ def canvas(name: str, title: str, height: float = HEIGHT) -> Iterator[Canvas]:
 
 
 def learning_curve(comparison: Comparison, figure: str) -> str:
-    """Mean over seeds with its 95 % interval, every seed as a thin line, the target as a line."""
-    with canvas(f"curve-{figure}", words(figure)) as drawn:
+    """Mean over seeds with its 95 % interval, every seed as a thin line, the target as a line; zoomed to the target."""
+    bound = comparison.settings.target.get(figure)
+    title = words(figure) if bound is None else f"{words(figure)}, target {bound}"
+    with canvas(f"curve-{figure}", title[0].upper() + title[1:]) as drawn:
         axes = drawn.axes
         for arm, summary in comparison.arms.items():
             if figure not in summary.curves:
@@ -119,14 +130,19 @@ def learning_curve(comparison: Comparison, figure: str) -> str:
             axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
             for run in summary.runs:
                 axes.plot(run.steps, run.figures[figure], color=colour, linewidth=0.6, alpha=0.45)
-        bound = comparison.settings.target.get(figure)
         for limit, sign in () if bound is None else ((bound.min, "≥"), (bound.max, "≤")):
             if limit is not None:
                 axes.axhline(
                     limit, color=TARGET, linewidth=1.3, linestyle=(0, (2, 2)), label=f"target {sign} {limit:g}"
                 )
         if figure in (Metric.SUCCESS_RATE, Metric.COLLISION_RATE):
-            axes.set_ylim(-0.03, 1.03)
+            low, high = 0.0, 1.0
+            if bound is not None and bound.min is not None:
+                low = max(0.0, 1 - 3 * (1 - bound.min))
+            if bound is not None and bound.max is not None:
+                high = min(1.0, max(2 * bound.max, 0.02))
+            axes.set_ylim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+            axes.yaxis.set_major_formatter(PERCENT)
         _steps_axis(axes, "environment steps of training")
     return drawn.svg
 
@@ -151,6 +167,9 @@ def time_to_target(comparison: Comparison) -> str:
                     arrow = {"arrowstyle": "<|-", "color": colour, "linewidth": 1.6}
                     end: dict[str, Any] = {"xytext": (26, 0), "textcoords": "offset points", "zorder": 2}
                     axes.annotate("", (time.steps, row), arrowprops=arrow, **end)
+        floors = [t.steps for pair in pairs for t in (pair.baseline, pair.pretrained) if t.at_floor]
+        if floors:
+            axes.axvspan(0, max(floors), color=GRID, alpha=0.6, linewidth=0, label="before the first update")
         times = [t.steps for pair in pairs for t in (pair.baseline, pair.pretrained)]
         if max(times) > 8 * min(times):
             axes.set_xscale("log")
@@ -161,23 +180,6 @@ def time_to_target(comparison: Comparison) -> str:
         axes.set_ylim(len(pairs) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         _steps_axis(axes, "environment steps (arrow: not within the budget)")
-    return drawn.svg
-
-
-def reached_by(comparison: Comparison) -> str:
-    """Share of runs that had met the target by each timestep."""
-    with canvas("reached-by", "Share of runs that met the target") as drawn:
-        axes = drawn.axes
-        for arm in DRAWN_ARMS:
-            times = [pair.baseline if arm == Arm.SCRATCH else pair.pretrained for pair in comparison.pairs]
-            reached = sorted(t.steps for t in times if not t.censored)
-            end = max(comparison.arms[arm].budget, *(t.steps for t in times))
-            x = [0, *reached, end]
-            y = [0.0, *(np.arange(1, len(reached) + 1) / len(times)), len(reached) / len(times)]
-            axes.step(x, y, where="post", linewidth=2, **_style(arm))
-        axes.set_ylim(-0.03, 1.05)
-        axes.yaxis.set_major_formatter(PERCENT)
-        _steps_axis(axes, "environment steps of training")
     return drawn.svg
 
 
@@ -197,18 +199,93 @@ def performance_profile(comparison: Comparison) -> str:
     return drawn.svg
 
 
-def outcome_bars(finals: Mapping[str, Sequence[FinalFigure]]) -> str | None:
-    """Success, collision and neither of the final policies by scenario set and arm; None when not measured."""
-    bars: list[tuple[str, float, float | None]] = []
-    for scenario_set, figures in finals.items():
-        by_name = {f.figure: f for f in figures}
-        if Metric.SUCCESS_RATE not in by_name:
-            continue
-        collision = by_name.get(Metric.COLLISION_RATE)
-        for arm, mean in by_name[Metric.SUCCESS_RATE].means.items():
-            hit = None if collision is None or arm not in collision.means else collision.means[arm].value
-            bars.append((f"{scenario_set}\n{ARM_LABELS.get(arm, arm)}", mean.value, hit))
-    return _bars("outcomes", "How final episodes end", bars, 1.1 + 0.42 * len(bars)) if bars else None
+def forest(finals: Finals, index: int, references: Sequence[ReferencePolicy]) -> str:
+    """One primary figure: every policy's seeds and mean above, the paired differences of the pre-trained ones below.
+
+    `index`: its place among the figures of every scenario set, which all begin with the same primary ones.
+    """
+    figures = {name: of_set[index] for name, of_set in finals.items() if index < len(of_set) and of_set[index].primary}
+    first = next(iter(figures.values()))
+    levels, changes = list[tuple[str, str, Estimate, Sequence[float]]](), list[tuple[str, Contrast]]()
+    for name, f in figures.items():
+        for arm in (Arm.SCRATCH, CLONE, Arm.PRETRAINED, *(a for a in f.means if a not in (*ARMS, CLONE))):
+            if arm in f.means:
+                levels.append((f"{ARM_LABELS.get(arm, arm)}, {name}", arm, f.means[arm], f.values[arm]))
+        levels += [
+            (f"{policy.name}, {name}", "", policy.figures[f.figure], ())
+            for policy in references
+            if policy.scenario_set == name and f.figure in policy.figures
+        ]
+        changes += [(f"minus {ARM_LABELS[r]}, {name}", contrast) for r, contrast in f.contrasts.items()]
+    rows, room = (len(levels), len(changes)), 0.24 * (len(levels) + len(changes)) + 1.5
+    title = f"Final {words(first.figure)}{' (less is better)' if first.minimised else ''}"
+    with canvas(f"forest-{first.figure}", title, room, [row + 0.6 for row in rows]) as drawn:
+        upper, lower = drawn.panels
+        for row, (_, arm, mean, seeds) in enumerate(levels):
+            colour = ARM_COLOURS.get(arm, OTHER)
+            upper.plot([mean.low, mean.high], [row, row], color=colour, linewidth=2)
+            upper.plot(seeds, [row] * len(seeds), color=colour, linestyle="", marker="o", markersize=3, alpha=0.55)
+            upper.plot(mean.value, row, color=colour, marker="|", markersize=11, markeredgewidth=2)
+        upper.set_yticks(range(rows[0]), [_cut(label) for label, *_ in levels], fontsize=8.5)
+        if first.smallest_difference is not None:
+            lower.axvspan(-first.smallest_difference, first.smallest_difference, color=GRID, alpha=0.6, linewidth=0)
+        lower.axvline(0, color=INK, linewidth=1)
+        for row, (_, contrast) in enumerate(changes):
+            for interval, width in ((contrast.difference, 1.4), (contrast.over_seeds, 4.5)):
+                lower.plot([interval.low, interval.high], [row, row], color=PRETRAINED, linewidth=width)
+            lower.plot(contrast.difference.value, row, color=PRETRAINED, marker="o", markersize=6)
+        lower.set_yticks(range(rows[1]), [_cut(label) for label, _ in changes], fontsize=8.5)
+        lower.set_xlabel(f"pre-trained minus the other, {'more' if first.minimised else 'less'} is worse")
+        for axes, count in zip((upper, lower), rows, strict=True):
+            axes.set_ylim(count - 0.5, -0.5)
+            axes.grid(axis="y", visible=False)
+            if first.figure.endswith("_rate"):
+                axes.xaxis.set_major_formatter("{x:.3g}")
+    return drawn.svg
+
+
+def sensitivity_rows(comparison: Comparison) -> str:
+    """The ratio with one thing changed, one row a level; what lies beyond the axis ends in an arrow."""
+    rows = comparison.sensitivity
+    target = comparison.settings.ratio_target
+    most = 1.15 * max(1.0, target, *(row.ratio.value for row in rows if row.ratio.value < 2))
+    labels, at, place = [], [], -1.0
+    for index, row in enumerate(rows):  # a gap where another thing is varied
+        place += 1.0 if index and row.varied == rows[index - 1].varied else 1.6
+        at.append(place)
+        labels.append(f"{words(row.varied)} {row.sign} {row.level:g}".replace("  ", " "))
+    with canvas("sensitivity", "Ratio of timesteps if judged otherwise", 0.19 * place + 1.3) as drawn:
+        axes = drawn.axes
+        axes.axvline(1, color=INK, linewidth=1)
+        axes.axvline(target, color=TARGET, linewidth=1.3, linestyle=(0, (2, 2)), label=f"target {target:g}")
+        for y, row in zip(at, rows, strict=True):
+            low, value, high = (min(max(v, 0.0), most) for v in (row.ratio.low, row.ratio.value, row.ratio.high))
+            axes.plot([low, high], [y, y], color=PRETRAINED, linewidth=1.6)
+            filled = "none" if row.chosen else PRETRAINED
+            axes.plot(value, y, color=PRETRAINED, marker="o", markersize=6, markerfacecolor=filled, markeredgewidth=1.6)
+            if row.ratio.high > most:
+                axes.plot(most, y, color=PRETRAINED, marker=">", markersize=5, clip_on=False)
+        axes.set_xlim(0, most)
+        axes.set_yticks(at, labels, fontsize=8)
+        axes.set_ylim(place + 0.6, -0.1)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("pre-trained / from scratch; 1 is equal")
+    return drawn.svg
+
+
+def expert_curve(experts: Sequence[RunCurve], figure: str) -> str:
+    """One line a seed of the expert's training."""
+    with canvas("expert", f"The expert's {words(figure)} in training", 2.4) as drawn:
+        axes = drawn.axes
+        for run in experts:
+            axes.plot(run.steps, run.figures[figure], color=OTHER, linewidth=1.4)
+            axes.annotate(
+                f"seed {run.seed}", (run.steps[-1], run.figures[figure][-1]), xytext=(3, 0),
+                textcoords="offset points", fontsize=8, va="center",
+            )  # fmt: skip
+        axes.margins(x=0.1)
+        _steps_axis(axes, "environment steps of training")
+    return drawn.svg
 
 
 def scenario_bars(outcomes: Sequence[tuple[str, float, float | None]]) -> str:
@@ -246,24 +323,27 @@ def _bars(name: str, title: str, bars: Sequence[tuple[str, float, float | None]]
     return drawn.svg
 
 
-def bill_lines(bill: Bill, most_uses: int = 40) -> str:
-    """Total environment steps over the number of trainings that reuse the dataset, with and without pre-training."""
-    crossing = bill.break_even.reuses
-    uses = np.arange(0, max(4, min(most_uses, 2 * (crossing or 5))) + 1)
-    with canvas("bill", "Environment steps in all") as drawn:
+def bill_lines(bill: Bill) -> str:
+    """Total environment steps over the number of trainings that reuse the dataset, past where they are paid back."""
+    even = bill.break_even
+    last = max(4, *(round(1.4 * x) for x in (even.reuses, even.high, even.low) if x is not None)) if even.reuses else 10
+    last = min(last, 3 * (even.reuses or 5))  # an end of the interval that is far away would hide the crossing
+    uses = np.linspace(0, last, 50)
+    title = f"Paid back after {even.reuses:,} trainings" if even.reuses is not None else "Never paid back"
+    with canvas("bill", title) as drawn:
         axes = drawn.axes
         axes.plot(
             uses, uses * bill.baseline_steps.value, color=BASELINE, linestyle="--", linewidth=2, label="from scratch"
         )
         total = bill.upfront.steps + uses * bill.pretrained_steps.value
         axes.plot(uses, total, color=PRETRAINED, linewidth=2, label="pre-trained, with expert and demonstrations")
-        if crossing is not None and crossing <= uses[-1]:
-            axes.axvline(crossing, color=TARGET, linewidth=1.2, linestyle=(0, (2, 2)))
-            axes.annotate(
-                f"paid back at {crossing}", (crossing, 0.04), xycoords=("data", "axes fraction"), xytext=(4, 0),
-                textcoords="offset points", color=TARGET, fontsize=9,
-            )  # fmt: skip
+        if even.reuses is not None:
+            axes.axvline(even.reuses, color=TARGET, linewidth=1.2, linestyle=(0, (2, 2)))
+            high = min(last, even.high or last)
+            axes.axvspan(min(even.low or 0, high), high, color=TARGET, alpha=0.13, linewidth=0, label="95 % interval")
+        axes.set_xlim(0, last)
         axes.set_xlabel("trainings that reuse the same demonstrations")
+        axes.set_ylabel("environment steps in all")
         axes.locator_params(axis="x", integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: short_steps(value))
         axes.set_ylim(bottom=0)

@@ -65,6 +65,8 @@ def _body(html: str) -> Markup:
     html = html.replace("</table>", "</table></div>").replace(' style="text-align:right"', ' class="n"')
     html = html.replace("<blockquote>", '<blockquote role="alert">')
     html = re.sub(r"<tr>\n<td>(.*?)</td>", r'<tr>\n<th scope="row">\1</th>', html)
+    for mark, mood in (("▲", "up"), ("▼", "down")):
+        html = re.sub(f'<td(?: class="(n)")?>{mark}', rf'<td class="\1 {mood}">{mark}', html)
     return Markup(re.sub(r"<p>(<(?:figure|div|ol) .*?)</p>", r'<div class="figures">\1</div>', html, flags=re.DOTALL))
 
 
@@ -75,6 +77,7 @@ def _templates() -> Environment:
         drawing=lambda svg: Markup(for_page(svg)),  # drawn by our own code, from values it escaped
         web_address=lambda url: url if url and _WEB_ADDRESS.fullmatch(url) else None,
         data_uri=_data_uri,
+        poster_uri=lambda animation: f"data:image/png;base64,{b64encode(animation.poster).decode()}",
         number=number,
         px="{:.1f}".format,
     )

@@ -7,7 +7,7 @@ serves light, dark and print; in a file of its own they become the light colours
 from collections.abc import Mapping
 from typing import Final
 
-from pipeline.names import Arm
+from pipeline.names import CLONE, Arm
 
 INK: Final = "#010101"  # text and axes
 MUTED: Final = "#020202"  # secondary text
@@ -42,6 +42,7 @@ DARK: Final[Mapping[str, str]] = {
 }  # fmt: skip
 
 ARM_COLOURS: Final = {
+    CLONE: PRETRAINED_CONTROL,
     Arm.SCRATCH: BASELINE,
     Arm.PRETRAINED: PRETRAINED,
     Arm.SCRATCH_LR0: BASELINE_CONTROL,
@@ -49,6 +50,7 @@ ARM_COLOURS: Final = {
 }
 ARM_LABELS: Final = {
     Arm.SCRATCH: "from scratch",
+    CLONE: "clone",
     Arm.PRETRAINED: "pre-trained",
     Arm.SCRATCH_LR0: "from scratch, learning rate 0",
     Arm.PRETRAINED_LR0: "pre-trained, learning rate 0",

@@ -18,6 +18,7 @@ from pipeline.errors import printable
 from pipeline.statistics.estimate import Estimate
 
 NOT_MEASURED: Final = "–"
+MINUS: Final = "\u2212"
 # tags and autolinks, links, entities, escapes, code, emphasis (but no snake_case), cells
 _MARKS: Final = re.compile(r"<(?=[A-Za-z/!?])|\](?=[(\[:])|&(?=#?\w+;)|[\\`*|]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -34,7 +35,10 @@ def _templates() -> Environment:
     found = environment(
         autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else Markup(one_line(value))
     )
-    found.filters.update({f.__name__: f for f in (number, interval, signed, percent, duration, words)})
+    found.filters["decimals"] = decimals_of
+    found.filters.update(
+        {f.__name__: f for f in (number, fixed, spread, change, p_value, interval, percent, duration, words)}
+    )
     return found
 
 
@@ -71,13 +75,44 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or value != value:
         return NOT_MEASURED
     if not isfinite(value):
-        return "∞" if value > 0 else "-∞"
-    if value == int(value):
-        return f"{int(value):,}"
-    if abs(value) >= 1_000:
-        return f"{value:,.0f}"
+        return "∞" if value > 0 else "−∞"
+    if value == int(value) or abs(value) >= 1_000:
+        return fixed(value, 0)
     text = f"{value:.{digits}g}" if abs(value) < 1 else f"{value:.{max(0, digits - len(str(int(abs(value)))))}f}"
-    return f"{value:.1e}" if "e" in text else text
+    return (f"{value:.1e}" if "e" in text else text).replace("-", MINUS)
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """`-0.0125, 3` -> `−0.013`: the same number of digits all over a column."""
+    if value is None or not isfinite(value):
+        return number(value)
+    text = f"{value:,.{decimals}f}"
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text.replace("-", MINUS)
+
+
+def spread(estimate: Estimate | None, decimals: int | None = None) -> str:
+    """`Estimate(0.9, 0.85, 0.94)` -> `0.900 [0.850, 0.940]`; None: fewer decimals for larger figures."""
+    if estimate is None or estimate.value != estimate.value:
+        return NOT_MEASURED
+    decimals = decimals_of(estimate) if decimals is None else decimals
+    low, high = fixed(estimate.low, decimals), fixed(estimate.high, decimals)
+    return f"{fixed(estimate.value, decimals)} [{low}, {high}]"
+
+
+def decimals_of(estimate: Estimate) -> int:
+    """Fewer for larger figures."""
+    largest = max((abs(end) for end in (estimate.value, estimate.low, estimate.high) if isfinite(end)), default=0)
+    return 3 if largest < 10 else 1 if largest < 1_000 else 0
+
+
+def change(difference: Estimate | None, decimals: int | None = None) -> str:
+    """`Estimate(0.02, -0.01, 0.05)` -> `+0.020 [−0.010, 0.050]`."""
+    return f"{'+' if difference is not None and difference.value > 0 else ''}{spread(difference, decimals)}"
+
+
+def p_value(p: float | None) -> str:
+    """`0.00021` -> `< 0.001`."""
+    return NOT_MEASURED if p is None else "< 0.001" if p < 0.001 else fixed(p, 3)
 
 
 def interval(estimate: Estimate | None) -> str:
@@ -87,11 +122,6 @@ def interval(estimate: Estimate | None) -> str:
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
-def signed(estimate: Estimate) -> str:
-    """`Estimate(0.02, -0.01, 0.05)` -> `+0.02 [-0.01, 0.05]`."""
-    return f"{'+' if estimate.value > 0 else ''}{interval(estimate)}"
-
-
 def percent(share: float, digits: int = 1) -> str:
     """`0.061` -> `6.1 %`, with a space that does not break."""
     return f"{share * 100:.{digits}f}\u00a0%"
@@ -99,6 +129,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 def duration(seconds: float) -> str:
     """`98.3` -> `1 min 38 s`, `6.1` -> `6.1 s`."""
+    if not isfinite(seconds):
+        return NOT_MEASURED
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 

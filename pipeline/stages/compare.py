@@ -1,35 +1,60 @@
 """`compare`: both arms of a group over matched seeds: statistics, verdict, report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pipeline.config.loading import flatten, load_task, parse_json, to_data, validate
+import numpy as np
+
+from pipeline.config.base import Bound
+from pipeline.config.loading import flatten, load_task, parse_json, parse_yaml, to_data, validate
 from pipeline.config.stages import Compare, Finetune
+from pipeline.config.task import JUDGED, TaskConfig
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.learning.schedule import final_episodes
-from pipeline.names import CONTROLS, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
+from pipeline.names import CLONE, CONTROLS, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.play.demonstrators import Actor, as_policy_sees
-from pipeline.play.evaluation import point_figures, run_episodes, summarise, with_intervals
+from pipeline.play.evaluation import RATES, episode_figures, run_episodes, summarise, with_intervals
 from pipeline.play.filming import film
 from pipeline.play.rollouts import from_actor
-from pipeline.report.clips import Clip, side_by_side, to_mp4
+from pipeline.play.scenario_shift import scenario_shift
+from pipeline.report.clips import Clip, side_by_side, with_poster
 from pipeline.report.comparison_report import build_report
-from pipeline.report.context import Animation, LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
+from pipeline.report.context import (
+    Animation,
+    LineageNode,
+    ReferencePolicy,
+    ReportContext,
+    RunLink,
+    SettingDifference,
+    Term,
+)
+from pipeline.report.palette import ARM_LABELS
+from pipeline.report.text import words
 from pipeline.stages import StageOutcome, report_link
-from pipeline.statistics.comparison import Comparison, ComparisonSettings, Regression, RunData, measure_regression
+from pipeline.statistics.comparison import Comparison, RunCurve
 from pipeline.statistics.comparison import compare as compare_arms
+from pipeline.statistics.finals import Regression, measure_regression
+from pipeline.statistics.matched import ComparisonSettings, RunData
 from pipeline.statistics.shift import Shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
 from pipeline.tracking.content_key import report_code
 from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dataset, log_dataset_input
-from pipeline.tracking.groups import Group, find_group, policy_of, started_from, upfront_cost
+from pipeline.tracking.groups import (
+    Group,
+    find_group,
+    policy_of,
+    read_evaluations,
+    started_from,
+    trainings,
+    upfront_cost,
+)
 from pipeline.tracking.host import environment_record
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.reuse import report_digest
-from pipeline.tracking.runs import get_run, read_config, read_text_artifact, tag_of
+from pipeline.tracking.runs import get_run, read_config, read_text_artifact, seed_of, tag_of
 from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import run_address
 
@@ -49,6 +74,7 @@ class Evidence:
     task: Task  # as both arms saw it
     dataset: StoredDataset
     clones: tuple[StoredPolicy, ...]  # what every pre-trained seed started from: a clone of its own, or one for all
+    played: dict[tuple[str, str], dict[str, np.ndarray]]  # (digest of a policy, scenario set) -> its figures
 
     def episodes(self, scenario_set: str) -> tuple[Episode, ...]:
         """On which policies are measured here: for the training set those that the arms were measured on at the end."""
@@ -57,19 +83,24 @@ class Evidence:
             return final_episodes(self.task, scenario_set, training.evaluation, count)
         return self.task.episodes(scenario_set, 0, count, Purpose.EVALUATE)
 
-    def figures(self, policy: StoredPolicy, scenario_set: str) -> dict[str, float]:
-        """Means and rates of a policy that sees what the arms see."""
-        return point_figures(run_episodes(self.task, policy.acts(), self.episodes(scenario_set)))
+    def figures(self, policy: StoredPolicy, scenario_set: str) -> dict[str, np.ndarray]:
+        """Figure -> (E,) of a policy that sees what the arms see; played once, whoever asks again."""
+        if (policy.digest, scenario_set) not in self.played:
+            records = run_episodes(self.task, policy.acts(), self.episodes(scenario_set))
+            self.played[policy.digest, scenario_set] = episode_figures(records.metrics)
+        return self.played[policy.digest, scenario_set]
 
 
 def inputs(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> dict[str, str]:
-    return _inputs(find_group(run.client, upstream.get("group", "latest"), load_task(config.task).name))
+    task = load_task(config.task)
+    return _inputs(find_group(run.client, upstream.get("group", "latest"), task.name), task)
 
 
-def _inputs(group: Group) -> dict[str, str]:
-    """What every training came to, what came before them all, and the code that makes a report of it."""
+def _inputs(group: Group, task: TaskConfig) -> dict[str, str]:
+    """What every training came to, what came before them all, what is judged, and the code that makes the report."""
+    judged = repr([to_data(task)[key] for key in JUDGED])
     trained = {f"{arm} seed {m.seed}": m.content for arm, members in group.arms.items() for m in members}
-    return {**trained, **lineage.digests_behind(group.finetune), "report": report_code()}
+    return {**trained, **lineage.digests_behind(group.finetune), "report": report_code(), "judged": judged}
 
 
 def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOutcome:
@@ -77,7 +108,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     group = find_group(run.client, upstream.get("group", "latest"), task.name)
     trained = read_config(run.client, group.finetune, Finetune)
     seen = Task(task, trained.training.environment, trained.training.use_camera)
-    run.record_config(config, task, _inputs(group))
+    run.record_config(config, task, _inputs(group, task))
     run.tag({Tag.GROUP: group.name, **lineage.from_runs({"baseline": group.baseline, "finetune": group.finetune})})
     taints = lineage.inherit_taint(run)
     dataset = fetch_dataset(get_run(run.client, tag_of(group.finetune, lineage_run_tag("dataset")), "dataset run"))
@@ -85,7 +116,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     shared = started_from(group.finetune)
     started = [member.run.data.tags.get(lineage_run_tag("policy"), shared) for member in group.arms[Arm.PRETRAINED]]
     clones = {run_id: find_policy(run.client, run_id, task.name, {}) for run_id in dict.fromkeys(started)}
-    evidence = Evidence(group, trained, seen, dataset, tuple(clones[run_id] for run_id in started))
+    evidence = Evidence(group, trained, seen, dataset, tuple(clones[run_id] for run_id in started), {})
     steps = group.arms[Arm.SCRATCH][0].steps
     if len(steps) < 2:
         raise BadInput(f"group {group.name!r}: its trainings were evaluated once only; nothing can be compared")
@@ -100,19 +131,27 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
         training_set=trained.training.scenario_set,
         minimised=tuple(sorted(task.minimised)),
         undirected=(Metric.LENGTH_MEAN,),
+        primary=task.primary_figures,
+        smallest_difference=task.smallest_difference,
+        evaluation_episodes=trained.training.evaluation.episodes,
     )
-    comparison = compare_arms(arm_data(run, evidence), settings, upfront_cost(run.client, group))
+    sets = (trained.training.scenario_set, *seen.config.holdout_sets)
+    played = [{name: evidence.figures(clone, name) for name in sets} for clone in evidence.clones]
+    different = len({clone.digest for clone in evidence.clones})
+    runs = arm_data(run, evidence)
+    comparison = compare_arms(runs, settings, upfront_cost(run.client, group), played, different)
     regressions = find_regressions(run, evidence, settings)
-    animations = side_by_side_animations(run, evidence, config.playback_episodes) if seen.renders else None
-    report = build_report(comparison, report_context(run, evidence, taints, regressions, animations))
+    animations = side_by_side_animations(run, evidence, runs, config.playback_episodes) if seen.renders else None
+    context = report_context(run, evidence, taints, regressions, animations, comparison)
+    report = build_report(comparison, context)
     _log(run, comparison, report)
     known = "is not known, since no run met the target,"
     if not comparison.unanswered:
-        ratio = comparison.ratio
-        known = f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+        ratio, bound = comparison.ratio, {"upper bound": "at most ", "lower bound": "at least "}
+        known = f"{bound.get(comparison.ratio_kind, '')}{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
     return StageOutcome(
         (
-            f"compare: {comparison.verdict}: ratio of timesteps to target {known} "
+            f"compare: {comparison.badge}: ratio of timesteps to target {known} "
             f"over {len(comparison.pairs)} matched seeds; "
             f"target {config.ratio_target:g} {'met' if comparison.target_met else 'NOT met'}",
             *(f"  {reason}" for reason in comparison.reasons),
@@ -140,7 +179,15 @@ def arm_data(run: StageRun, evidence: Evidence) -> dict[str, list[RunData]]:
             if arm not in CONTROLS:
                 policy = policy_of(run.client, member.run)
                 final |= {name: evidence.figures(policy, name) for name in evidence.task.config.holdout_sets}
-            data.setdefault(arm, []).append(RunData(member.seed, member.steps, member.figures, final, budget))
+            spent = member.run.data.metrics
+            data.setdefault(arm, []).append(
+                RunData(
+                    member.seed, member.steps, member.figures, final, budget,
+                    evaluation_steps=int(spent.get(Metric.EVALUATION_STEPS, 0)),
+                    wall_seconds=spent.get(Metric.WALL_SECONDS, np.nan),
+                    gradient_steps=spent.get(Metric.GRADIENT_STEPS, np.nan),
+                )
+            )  # fmt: skip
     return data
 
 
@@ -149,39 +196,69 @@ def find_regressions(run: StageRun, evidence: Evidence, settings: ComparisonSett
     demonstrated, figure = evidence.dataset.metadata.scenario_set, Metric.SUCCESS_RATE
     if demonstrated == evidence.trained.training.scenario_set:
         return ()
-    played = {clone.digest: clone for clone in evidence.clones}  # often one for all seeds
-    success = {digest: evidence.figures(clone, demonstrated)[figure] for digest, clone in played.items()}
-    before = [success[clone.digest] for clone in evidence.clones]
+    before = [evidence.figures(clone, demonstrated)[figure] for clone in evidence.clones]
     tuned = [policy_of(run.client, member.run) for member in evidence.group.arms[Arm.PRETRAINED]]
     after = [evidence.figures(policy, demonstrated)[figure] for policy in tuned]
-    found = measure_regression(demonstrated, figure, before, after, len(played), settings)
+    found = measure_regression(
+        demonstrated, figure, before, after, len({clone.digest for clone in evidence.clones}), settings
+    )
     if found.regressed:
         run.tag({Tag.REGRESSION: f"{found.figure} on {demonstrated}: {found.before:.3f} to {found.after.value:.3f}"})
     return (found,)
 
 
-def side_by_side_animations(run: StageRun, evidence: Evidence, count: int) -> tuple[Animation, ...]:
-    """The same episodes under the policy from scratch, the clone and the fine-tuned policy of the first seed."""
+def side_by_side_animations(
+    run: StageRun, evidence: Evidence, runs: Mapping[str, Sequence[RunData]], count: int
+) -> tuple[Animation, ...]:
+    """The same episodes under the policy from scratch, the clone and the pre-trained policy of the median seed.
+
+    Which episodes is a rule, in this order up to `count`: of the episodes that the pre-trained policy is measured on at
+    its end the one of median return, that of the least, its first failure, and in each hold-out set that of median
+    return. The median seed is that of median final success among the pre-trained ones.
+    """
     if not count:
         return ()
-    scratch, pretrained = (evidence.group.arms[arm][0] for arm in (Arm.SCRATCH, Arm.PRETRAINED))
-    acts = {
-        "from scratch": policy_of(run.client, scratch.run).acts(),
-        "clone": evidence.clones[0].acts(),
-        "fine-tuned": policy_of(run.client, pretrained.run).acts(),
+    training_set, holdouts = evidence.trained.training.scenario_set, evidence.task.config.holdout_sets
+    finals = [data.final for data in runs[Arm.PRETRAINED]]
+    success = [float(final[training_set][Metric.SUCCESS_RATE].mean()) for final in finals]
+    seed = sorted(range(len(success)), key=lambda index: success[index])[(len(success) - 1) // 2]
+    chosen = list[tuple[str, str, int]]()  # why, scenario set, number of the episode
+    for scenario_set in (training_set, *holdouts):
+        figures = finals[seed][scenario_set]
+        by_return = np.argsort(figures[Metric.RETURN_MEAN], kind="stable")
+        chosen.append(("median return", scenario_set, int(by_return[(len(by_return) - 1) // 2])))
+        if scenario_set == training_set:
+            chosen.append(("least return", scenario_set, int(by_return[0])))
+            failed = np.flatnonzero(figures[Metric.SUCCESS_RATE] == 0)
+            chosen += [("first failure", scenario_set, int(failed[0]))] if len(failed) else []
+    # one episode is shown once, under the first of its reasons; a hold-out has its place whatever comes before it
+    distinct = {(scenario_set, number): why for why, scenario_set, number in reversed(chosen)}
+    shown = [(why, *where) for where, why in reversed(distinct.items())]
+    trained = {arm: policy_of(run.client, evidence.group.arms[arm][seed].run) for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
+    policies = {
+        ARM_LABELS[Arm.SCRATCH]: trained[Arm.SCRATCH],
+        ARM_LABELS[CLONE]: evidence.clones[seed],
+        ARM_LABELS[Arm.PRETRAINED]: trained[Arm.PRETRAINED],
     }
-    animations = []
-    training_set = evidence.trained.training.scenario_set
-    for episode in evidence.task.episodes(training_set, PLAYBACK_SEED, count, Purpose.EVALUATE):
-        clips = []
-        for name, act in acts.items():
-            choose = from_actor(act, evidence.task.action_space)
-            seen = film(evidence.task, episode, choose, MOST_FRAMES, MOST_PIXELS)
+    animations, number = [], runs[Arm.PRETRAINED][seed].seed
+    for why, scenario_set, index in shown[:count]:
+        episode, clips, ends = evidence.episodes(scenario_set)[index], list[Clip](), list[str]()
+        for name, policy in policies.items():
+            seen = film(
+                evidence.task, episode, from_actor(policy.acts(), evidence.task.action_space), MOST_FRAMES, MOST_PIXELS
+            )
             statistics = {"return": f"{seen.episode_return:.2f}"}
             clips.append(Clip(name, seen.frames, statistics, seen.events, steps=seen.steps))
-        caption = f"scenario {episode.scenario}, episode seed {episode.seed}, policies of seed {scratch.seed}"
-        video = to_mp4(side_by_side(clips), PLAYBACK_FPS)
-        animations.append(Animation(f"One episode of {episode.scenario}", caption, "video/mp4", video))
+            figures = evidence.figures(policy, scenario_set)
+            end = next(
+                (outcome for outcome, rate in RATES.items() if rate in figures and figures[rate][index]), "no success"
+            )
+            ends.append(f"{name}: {end} after {len(seen.rewards)} steps")
+        title = f"{why[0].upper()}{why[1:]} of the pre-trained policy on {scenario_set}"
+        caption = (
+            f"{'; '.join(ends)}. Scenario {episode.scenario}, episode seed {episode.seed}, policies of seed {number}."
+        )
+        animations.append(Animation(title, caption, "video/mp4", *with_poster(side_by_side(clips), PLAYBACK_FPS)))
     return tuple(animations)
 
 
@@ -191,9 +268,11 @@ def report_context(
     taints: tuple[str, ...],
     regressions: tuple[Regression, ...],
     animations: tuple[Animation, ...] | None,
+    comparison: Comparison,
 ) -> ReportContext:
     """Everything the report shows besides the numbers of the comparison."""
-    group, trained = evidence.group, evidence.trained
+    group, trained, target = evidence.group, evidence.trained, comparison.settings.target
+    figures = [f.figure for f in comparison.finals[comparison.settings.training_set]]
     members = [(arm, member) for arm, of_arm in group.arms.items() for member in of_arm]
     # settings of training cannot differ, or the group would have been refused
     scratch, pretrained = group.baseline.data.params, group.finetune.data.params
@@ -202,8 +281,8 @@ def report_context(
     weights = SettingDifference("initial weights", "fresh, from the seed", f"policy of run {policy}")
     chain = lineage.trace(run.client, run.run_id, up=True)
     parents: dict[str, tuple[str, ...]] = {}
-    for source, target in chain.edges:
-        parents[target] = (*parents.get(target, ()), source)
+    for source, below in chain.edges:
+        parents[below] = (*parents.get(below, ()), source)
     metadata = evidence.dataset.metadata
     resumed = {member.run.data.tags.get(Tag.RESUME) for _, member in members}
     record = environment_record()
@@ -223,6 +302,10 @@ def report_context(
         shared_settings=flatten(to_data(trained)["training"]),
         references=_references(run, evidence),
         shift=_shift(run, group),
+        holdout_shifts=_holdout_shifts(run, evidence),
+        experts=_experts(run, group),
+        target_origin=_target_origin(run, evidence, target),
+        glossary=_glossary(evidence.task.config, figures),
         dataset={
             "dataset": metadata.dataset_id,
             "episodes": f"{metadata.episodes:,}",
@@ -263,7 +346,7 @@ def report_context(
 
 
 def _references(run: StageRun, evidence: Evidence) -> tuple[ReferencePolicy, ...]:
-    """Who demonstrated and the clone, on the very episodes that the arms are measured on at their end."""
+    """Who demonstrated, on the very episodes that the arms are measured on at their end."""
     task, tags = evidence.task, evidence.group.finetune.data.tags
     # demonstrators see numbers also where clones see pictures
     without_camera = Task(task.config, task.environment_kwargs)
@@ -275,8 +358,6 @@ def _references(run: StageRun, evidence: Evidence) -> tuple[ReferencePolicy, ...
     if Tag.LINEAGE_EXPERT in tags:
         expert = find_policy(run.client, tags[Tag.LINEAGE_EXPERT], task.config.name, {})
         actors["expert"] = as_policy_sees(without_camera, expert.folder), expert.acts()
-    first = evidence.group.arms[Arm.PRETRAINED][0].seed
-    actors[f"clone (seed {first})"] = task, evidence.clones[0].acts()
     sets = dict.fromkeys((evidence.trained.training.scenario_set, *task.config.holdout_sets))
     episodes = {name: evidence.episodes(name) for name in sets}
     return tuple(
@@ -295,6 +376,74 @@ def _shift(run: StageRun, group: Group) -> Shift | None:
     return validate(Shift, parse_json(text, source), source)
 
 
+def _holdout_shifts(run: StageRun, evidence: Evidence) -> dict[str, Shift] | None:
+    """Are the hold-out scenarios like the demonstrations; None when nobody can play them as those were."""
+    dataset = evidence.dataset
+    task = Task(evidence.task.config, evidence.task.environment_kwargs)  # demonstrators see numbers
+    demonstrator = demonstrator_of(run.client, dataset.metadata, task)
+    if demonstrator is None:
+        return None
+    found = {
+        name: scenario_shift(task, dataset.trajectories, dataset.metadata, demonstrator.actor, name)
+        for name in task.config.holdout_sets
+    }
+    return {name: shift for name, shift in found.items() if shift is not None}
+
+
+def _experts(run: StageRun, group: Group) -> tuple[RunCurve, ...] | None:
+    """The evaluations of the expert's seeds while they were trained; None where this store did not train it."""
+    made_by = group.finetune.data.tags.get(lineage_run_tag("expert"))
+    if made_by is None or tag_of(expert := get_run(run.client, made_by, "expert"), Tag.STAGE) != "train_expert":
+        return None
+    curves = []
+    for training in trainings(run.client, expert):
+        points = read_evaluations(run.client, training)["evaluations"]
+        steps = tuple(int(point["timestep"]) for point in points)
+        shared = set[str].intersection(*(set(point["figures"]) for point in points))
+        figures = {figure: tuple(float(point["figures"][figure]) for point in points) for figure in sorted(shared)}
+        curves.append(RunCurve(seed_of(training), steps, figures))
+    return tuple(sorted(curves, key=lambda curve: curve.seed)) or None
+
+
+def _target_origin(run: StageRun, evidence: Evidence, target: Mapping[str, Bound]) -> str:
+    """Where the target stands, and whether it stood there when the first training of the group began."""
+    first = min((m.run for of_arm in evidence.group.arms.values() for m in of_arm), key=lambda r: r.info.start_time)
+    began = datetime.fromtimestamp(first.info.start_time / 1_000, UTC).isoformat(" ", "minutes").removesuffix("+00:00")
+    limits = ", ".join(f"{figure.replace('_', ' ')} {bound}" for figure, bound in target.items())
+    if evidence.task.config.thresholds != target:
+        return f"{limits}, given to this comparison alone (setting target), not by the task file."
+    recorded = read_text_artifact(run.client, first.info.run_id, Artifact.TASK)
+    then = None if recorded is None else parse_yaml(recorded, Artifact.TASK).get("thresholds")
+    where = f"{limits}, the thresholds of the task file of '{evidence.task.config.name}'"
+    if then is None or {figure: to_data(bound) for figure, bound in target.items()} != {
+        figure: to_data(validate(Bound, bound, Artifact.TASK)) for figure, bound in then.items()
+    }:
+        return f"{where}; not the ones recorded when the first training began ({began} UTC)."
+    return (
+        f"{where}, recorded in {Artifact.TASK} of run {first.info.run_id} when the first training began, {began} UTC."
+    )
+
+
+def _glossary(task: TaskConfig, figures: Sequence[str]) -> tuple[Term, ...]:
+    known = {
+        Metric.SUCCESS_RATE: "share of episodes that succeed",
+        Metric.COLLISION_RATE: "share of episodes that end in a collision",
+        Metric.RETURN_MEAN: "sum of the rewards of an episode",
+        Metric.LENGTH_MEAN: "steps of an episode",
+        **{name: f"{m.over} of the environment's `{m.info}` in an episode" for name, m in task.metrics.items()},
+        **task.meanings,
+    }
+    return tuple(
+        Term(
+            figure, known.get(figure, words(figure)),
+            "neither" if figure == Metric.LENGTH_MEAN else "less is better" if figure in task.minimised else
+            "more is better",
+            task.smallest_difference.get(figure),
+        )
+        for figure in figures
+    )  # fmt: skip
+
+
 def _log(run: StageRun, comparison: Comparison, report: Mapping[str, bytes]) -> None:
     folder = run.folder / Artifact.REPORT
     for name, content in report.items():
@@ -302,7 +451,7 @@ def _log(run: StageRun, comparison: Comparison, report: Mapping[str, bytes]) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     run.file(folder, Artifact.REPORT)
-    run.tag({Tag.REPORT_DIGEST: report_digest(folder), Tag.COMPARISON: str(comparison.verdict)})
+    run.tag({Tag.REPORT_DIGEST: report_digest(folder), Tag.COMPARISON: comparison.badge})
     metrics = {"sample_efficiency/matched_seeds": float(len(comparison.pairs))}
     if not comparison.unanswered:
         metrics |= with_intervals({Metric.RATIO: comparison.ratio})
@@ -323,13 +472,15 @@ def _log(run: StageRun, comparison: Comparison, report: Mapping[str, bytes]) -> 
         }
         if bill.break_even.reuses is not None:  # otherwise nothing is ever paid back
             metrics["bill/break_even_reuses"] = bill.break_even.reuses
-    for scenario_set, of_set in comparison.finals.items():  # of the best checkpoints, pre-trained minus scratch
-        metrics |= with_intervals({f"final/{scenario_set}/{f.figure}_difference": f.difference for f in of_set})
+    for scenario_set, of_set in comparison.finals.items():  # of the best checkpoints, pre-trained minus the others
         for f in of_set:
+            for reference, contrast in f.contrasts.items():
+                name = "difference" if reference == Arm.SCRATCH else "over_clone"
+                metrics |= with_intervals({f"final/{scenario_set}/{f.figure}_{name}": contrast.difference})
             if f.figure == comparison.settings.final_figure:
                 both = {arm: f.means[arm] for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
                 metrics |= with_intervals({f"final/{scenario_set}/{f.figure}_{arm}": m for arm, m in both.items()})
-    run.metrics(metrics)
+    run.metrics({name: value for name, value in metrics.items() if np.isfinite(value)})
     for pair in comparison.pairs:
         arms = {"scratch": pair.baseline.steps, "pretrained": pair.pretrained.steps}
         run.metrics({f"{Metric.TIMESTEPS_TO_TARGET}/{arm}": steps for arm, steps in arms.items()}, step=pair.seed)

@@ -7,14 +7,13 @@ from typing import Any
 from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Finetune, FurtherArm, Pretrain
 from pipeline.config.task import TaskConfig
-from pipeline.data.observations import flat_rows
 from pipeline.errors import BadInput
 from pipeline.learning.arms import Start, arm_jobs
 from pipeline.names import Artifact, Tag, arm_policy_tag, lineage_run_tag
-from pipeline.play.evaluation import record_episodes
+from pipeline.play.scenario_shift import scenario_shift
 from pipeline.stages import StageOutcome, run_arms
-from pipeline.statistics.shift import Shift, measure_shift
-from pipeline.tasks import Purpose, Task
+from pipeline.statistics.shift import Shift
+from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.content_key import cloning_inputs, content_key
 from pipeline.tracking.datasets import (
@@ -30,8 +29,6 @@ from pipeline.tracking.runs import Run, get_run, read_config, stage_run_of, tag_
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("policy", "group")
-SHIFT_EPISODES = 100  # that the demonstrator plays in the fine-tuning scenarios
-SHIFT_SEED = 999
 
 
 def inputs(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> dict[str, str]:
@@ -149,16 +146,11 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     demonstrator = demonstrator_of(run.client, dataset.metadata, task)
     if demonstrator is None:
         return None
-    count = min(SHIFT_EPISODES, len(dataset.trajectories))
-    episodes = task.episodes(config.training.scenario_set, SHIFT_SEED, count, Purpose.EVALUATE)
-    rollouts = record_episodes(task, demonstrator.actor, episodes, dataset.metadata.noise_std, SHIFT_SEED)
-    rollouts = rollouts.select(rollouts.passing(**dataset.metadata.filter))
-    if not len(rollouts):
+    shift = scenario_shift(
+        task, dataset.trajectories, dataset.metadata, demonstrator.actor, config.training.scenario_set
+    )
+    if shift is None:
         return None
-    reference = [flat_rows(dataset.trajectories.episode(i).observations) for i in range(len(dataset.trajectories))]
-    played = [flat_rows(rollouts.episode(i).observations) for i in range(len(rollouts))]
-    scenarios = ([str(name) for name in dataset.trajectories.scenarios], [str(name) for name in rollouts.scenarios])
-    shift = measure_shift(reference, played, task.feature_names, scenarios=scenarios)
     run.json(to_data(shift), Artifact.SHIFT)
     run.metrics({"shift/distance": shift.distance, "shift/p_value": shift.p_value})
     run.tag({Tag.SHIFT: "shifted" if shift.shifted else "alike"})

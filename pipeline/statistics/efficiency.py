@@ -1,18 +1,20 @@
 """Sample efficiency: timesteps to target, their ratio over matched seeds with censoring, and the bill.
 
-A run is *censored* at its budget when it never met the target: its time is then only known to be longer. Nothing
-censored is dropped. The unit of all resampling is the matched pair of seeds; episodes are never counted as seeds.
+A run is *censored* at its budget when it never met the target: its time is then only known to be longer. A run that
+meets the target before its first update is at the *floor*: its time is only known to be at most one evaluation
+interval. Any other time is known to lie between two evaluations. Nothing is dropped. The sample is the matched pair of
+seeds.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil, exp, inf
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy import stats
 
-from pipeline.statistics.estimate import Estimate, bootstrap
+from pipeline.statistics.estimate import Estimate, MeanOverSeeds, bootstrap, log_ratio_of_means
 
 RESAMPLES = 10_000
 RatioKind = Literal["exact", "upper bound", "lower bound", "undetermined"]
@@ -27,10 +29,12 @@ KINDS: dict[tuple[bool, bool], RatioKind] = {
 
 @dataclass(frozen=True)
 class TimeToTarget:
-    """When a run met the target."""
+    """When a run met the target: after `after`, and no later than `steps`."""
 
     steps: int  # environment steps of training; when censored, the steps after which it still had not
     censored: bool
+    after: int = 0  # the evaluation before, at which it had not; of a censored run `steps`, of one at the floor 0
+    at_floor: bool = False  # met before the first update, and counted as one evaluation interval
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class SeedPair:
     baseline: TimeToTarget
     pretrained: TimeToTarget
     ratio: float  # pre-trained / baseline of the steps as counted, see `kind`
-    kind: RatioKind  # of the ratio: exact, or the side on which the true one lies
+    kind: RatioKind  # of the ratio: exact up to the grid of evaluations, or the side on which the true one lies
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,11 @@ class MedianRatio:
 
 @dataclass(frozen=True)
 class SignTest:
-    """How many pairs were faster, and how likely that many or more are when neither arm is."""
+    """How many pairs were faster, and how likely so many on either side are when neither arm is."""
 
     faster: int  # pairs whose pre-trained run certainly met the target first
     decided: int  # pairs in which one arm certainly was first
-    p_value: float  # one-sided, exact binomial
+    p_value: float  # two-sided, exact binomial
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,9 @@ def timesteps_to_target(
 ) -> TimeToTarget:
     """First evaluated timestep from which the target holds for `patience` consecutive evaluations.
 
-        steps 0 10 20 30 40, held no yes no yes yes, patience 2  ->  TimeToTarget(30, censored=False)
-        steps 0 10 20 30 40, held no yes no no  yes, patience 2  ->  TimeToTarget(40, censored=True)
+        steps 0 10 20 30 40, held no yes no yes yes, patience 2  ->  30, after 20
+        steps 0 10 20 30 40, held no yes no no  yes, patience 2  ->  40, censored
+        steps 0 10 20 30 40, held yes yes no no no,  patience 2  ->  10, after 0, at the floor
 
     `steps` (n,) are environment steps, increasing; `held` (n,) says whether the evaluation met the target.
     Raises ValueError for no evaluations, unequal lengths, steps that do not increase or patience below 1.
@@ -90,46 +95,66 @@ def timesteps_to_target(
     for index, met in enumerate(good):
         run = run + 1 if met else 0
         if run == patience:
-            return TimeToTarget(int(at[index - patience + 1]), censored=False)
-    return TimeToTarget(int(at[-1]), censored=True)
+            first = index - patience + 1
+            if first == 0:
+                return TimeToTarget(int(at[min(1, len(at) - 1)]), censored=False, at_floor=True)
+            return TimeToTarget(int(at[first]), censored=False, after=int(at[first - 1]))
+    return TimeToTarget(int(at[-1]), censored=True, after=int(at[-1]))
 
 
-def matched_pair(seed: int, baseline: TimeToTarget, pretrained: TimeToTarget, evaluation_interval: int) -> SeedPair:
+def matched_pair(seed: int, baseline: TimeToTarget, pretrained: TimeToTarget) -> SeedPair:
     """The ratio pre-trained / baseline of one seed.
 
-    A run that meets the target at step 0 counts as one evaluation interval: earlier cannot be seen. A censored baseline
-    makes the ratio an upper bound, a censored pre-trained run a lower bound, both together leave it undetermined.
+    A censored baseline or a pre-trained run at the floor makes the ratio an upper bound, a censored pre-trained run or
+    a baseline at the floor a lower bound, one of each leaves it undetermined.
     """
-    baseline, pretrained = (
-        TimeToTarget(time.steps or evaluation_interval, time.censored) for time in (baseline, pretrained)
-    )
-    kind = KINDS[baseline.censored, pretrained.censored]
+    kind = KINDS[baseline.censored or pretrained.at_floor, pretrained.censored or baseline.at_floor]
     return SeedPair(seed, baseline, pretrained, pretrained.steps / baseline.steps, kind)
 
 
 def never_met(pairs: Sequence[SeedPair]) -> bool:
     """No run of either arm met the target: the ratio of their times is that of the budgets, and says nothing."""
-    return all(pair.kind == "undetermined" for pair in pairs)
+    return all(pair.baseline.censored and pair.pretrained.censored for pair in pairs)
 
 
-def restricted_mean(times: Sequence[TimeToTarget], seed: int, resamples: int = RESAMPLES) -> Estimate:
+def ratio_kind(pairs: Sequence[SeedPair]) -> RatioKind:
+    """Of the ratio of means: a bound on the sides on which any of the pairs is one."""
+    smaller = any(pair.kind in ("upper bound", "undetermined") for pair in pairs)
+    return KINDS[smaller, any(pair.kind in ("lower bound", "undetermined") for pair in pairs)]
+
+
+def restricted_mean(times: Sequence[TimeToTarget]) -> Estimate:
     """Mean of the times, censored ones counted at the budget (restricted mean, Royston and Parmar 2013), over seeds."""
-    return bootstrap(np.mean, np.array([float(t.steps) for t in times]), seed=seed, resamples=resamples)
+    return MeanOverSeeds.of(np.array([float(t.steps) for t in times])).estimate
 
 
-def restricted_mean_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLES) -> Estimate:
-    """Ratio of the restricted mean times to target, percentile bootstrap over matched pairs."""
+def restricted_mean_ratio(pairs: Sequence[SeedPair]) -> Estimate:
+    """Ratio of the restricted mean times to target: 95 % over matched pairs, and over where between two evaluations.
 
-    def ratio(baseline: np.ndarray, pretrained: np.ndarray, axis: int) -> np.ndarray:
-        return np.asarray(pretrained.sum(axis) / baseline.sum(axis))
-
-    return bootstrap(ratio, *paired_steps(pairs), seed=seed, resamples=resamples)
-
-
-def mean_saving(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLES) -> Estimate:
-    """Environment steps saved per run: difference of restricted means, percentile bootstrap over matched pairs."""
+    Student's t of the logarithm. The lower end counts the pre-trained times at the evaluation before, the upper end
+    those of the baseline, so that it holds wherever within the grid of evaluations the target was met: an interval of
+    runs that all are at the floor begins at 0.
+    """
     baseline, pretrained = paired_steps(pairs)
-    return bootstrap(np.mean, baseline - pretrained, seed=seed, resamples=resamples)
+    value, error = log_ratio_of_means(pretrained, baseline)
+    if error == inf:
+        return Estimate(exp(value), 0.0, inf)
+    reach = exp(stats.t.ppf(0.975, len(pairs) - 1) * error) if error else 1.0
+    ratio, (least, most) = float(pretrained.mean() / baseline.mean()), grid_factors(pairs)
+    return Estimate(ratio, ratio / reach * least, ratio * reach * most)
+
+
+def grid_factors(pairs: Sequence[SeedPair]) -> tuple[float, float]:
+    """By how much the ratio is smaller and larger at most, given that times lie between two evaluations."""
+    later = sum(pair.baseline.after for pair in pairs)
+    least = sum(pair.pretrained.after for pair in pairs) / sum(pair.pretrained.steps for pair in pairs)
+    return least, sum(pair.baseline.steps for pair in pairs) / later if later else inf
+
+
+def mean_saving(pairs: Sequence[SeedPair]) -> Estimate:
+    """Environment steps saved per run: difference of restricted means over matched pairs."""
+    baseline, pretrained = paired_steps(pairs)
+    return MeanOverSeeds.of(baseline - pretrained).estimate
 
 
 def median_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLES) -> MedianRatio:
@@ -144,14 +169,14 @@ def median_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLE
 
 
 def sign_test(pairs: Sequence[SeedPair]) -> SignTest:
-    """Exact one-sided sign test over pairs: 5 of 5 faster -> p = 1/32. Needs no model of the times.
+    """Exact two-sided sign test over pairs: 5 of 5 faster -> p = 2/32. Needs no model of the times.
 
     A pair counts when it is certain which arm was first: a bound still decides when it lies on its side of 1.
     """
     faster = sum((p.ratio < 1 and p.kind == "exact") or (p.ratio <= 1 and p.kind == "upper bound") for p in pairs)
     slower = sum((p.ratio > 1 and p.kind == "exact") or (p.ratio >= 1 and p.kind == "lower bound") for p in pairs)
     decided = faster + slower
-    p_value = float(binomtest(faster, decided, alternative="greater").pvalue) if decided else 1.0
+    p_value = float(stats.binomtest(faster, decided).pvalue) if decided else 1.0
     return SignTest(faster, decided, p_value)
 
 

@@ -1,6 +1,8 @@
 """A figure with its confidence interval: mean, quantiles and rates over episodes, any statistic over paired samples.
 
-Percentile bootstrap (Efron and Tibshirani 1993, chapter 13) and the Wilson score interval (Wilson 1927).
+Over episodes: percentile bootstrap (Efron and Tibshirani 1993, chapter 13) and the Wilson score interval (Wilson 1927).
+Over seeds, of which there are few: Student's t, which holds the truth in 95 % of studies where a bootstrap of six seeds
+holds it in 84 %.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy import stats
 
 RESAMPLES = 1_000
 
@@ -39,6 +41,74 @@ def bootstrap(
     indices = resample_indices(len(samples[0]), resamples, seed)
     resampled = statistic(*(sample[indices] for sample in samples), axis=-1)
     return percentile_interval(float(statistic(*samples, axis=-1)), resampled)
+
+
+@dataclass(frozen=True)
+class MeanOverSeeds:
+    """A mean over seeds that all played the same episodes, and how far it may be from that of other seeds and episodes.
+
+        over = MeanOverSeeds.of(table)          # (seeds, episodes) or (seeds,)
+        over.estimate, over.p_value             # 95 % interval; two-sided, of a mean of 0
+
+    Seeds and episodes are crossed random effects (Searle, Casella and McCulloch 1992, chapter 4): the variance of the
+    mean is that of the seeds' means over their number, and what the episodes' means vary by beyond it. Degrees of
+    freedom after Satterthwaite 1946. One seed says nothing of others: its interval is without ends.
+    """
+
+    mean: float
+    error: float  # standard error
+    freedom: float  # degrees of freedom
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> "MeanOverSeeds":
+        """Of (seeds, episodes), or of (seeds,) means, where what other episodes would give is left out."""
+        values = np.asarray(table, np.float64).reshape(len(table), -1)
+        seeds, episodes = values.shape
+        means = column_means(values.T)
+        mean = float(column_means(means[:, None])[0])
+        if seeds < 2:
+            return cls(mean, np.inf, 1.0)
+        of_seeds = float(np.var(means, ddof=1)) / seeds
+        of_episodes = 0.0
+        if episodes > 1:
+            by_episode = values.mean(axis=0)
+            rest = values - means[:, None] - by_episode + mean
+            beyond = np.var(by_episode, ddof=1) - np.sum(rest**2) / ((seeds - 1) * (episodes - 1)) / seeds
+            of_episodes = max(0.0, float(beyond)) / episodes
+        variance = of_seeds + of_episodes
+        if variance < 1e-24:  # all alike; what is left is rounding
+            return cls(mean, 0.0, seeds - 1.0)
+        freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_episodes**2 / max(1, episodes - 1))
+        return cls(mean, variance**0.5, freedom)
+
+    @property
+    def estimate(self) -> Estimate:
+        if self.error == np.inf:
+            return Estimate(self.mean, -np.inf, np.inf)
+        reach = float(stats.t.ppf(0.975, self.freedom)) * self.error
+        return Estimate(self.mean, self.mean - reach, self.mean + reach)
+
+    @property
+    def p_value(self) -> float:
+        if self.error in (0.0, np.inf):
+            return float(self.mean == 0 or self.error > 0)
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+
+
+def log_ratio_of_means(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log(mean(above) / mean(below)) of positive pairs (..., n), and its standard error by leaving out each pair.
+
+    The jackknife (Efron and Tibshirani 1993, chapter 11). With Student's t and n - 1 degrees of freedom it covers 93
+    to 95 % of log-normal times of 5, 6 and 10 pairs; a test simulates it. A single pair has an infinite error.
+    """
+    value = np.log(above.mean(axis=-1) / below.mean(axis=-1))
+    n = above.shape[-1]
+    if n < 2:
+        return value, np.full_like(value, np.inf)
+    rest = (part.sum(axis=-1, keepdims=True) - part for part in (above, below))
+    without = np.log(next(rest)) - np.log(next(rest))
+    error = np.sqrt((n - 1) / n * np.sum((without - without.mean(axis=-1, keepdims=True)) ** 2, axis=-1))
+    return value, np.where(error < 1e-12, 0.0, error)
 
 
 def resample_indices(count: int, resamples: int, seed: int) -> np.ndarray:
@@ -129,7 +199,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Es
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"need 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
-    low, high = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    low, high = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return Estimate(successes / trials, float(low), float(high))
 
 

@@ -24,7 +24,7 @@ import torch
 
 from pipeline.config.loading import flatten, parse_json, to_data, validate
 from pipeline.config.stages import FORMATS, Pretrain
-from pipeline.config.task import TaskConfig
+from pipeline.config.task import JUDGED, TaskConfig
 from pipeline.data import DatasetMetadata
 from pipeline.errors import printable
 from pipeline.files import digest
@@ -124,7 +124,8 @@ def content_key(
     `threads`: None takes this process's. Raises BadInput for a SNQI file that cannot be read.
     """
     described = {**to_data(task), "snqi": None}
-    del described["environment_workers"], described["approvers"]  # how fast, and who may say yes
+    for elsewhere in ("environment_workers", "approvers", *JUDGED):  # how fast, who may say yes, what is claimed
+        del described[elsewhere]
     texts = json.dumps([settings, described], ensure_ascii=False)
     references = [found[1] for found in re.finditer(f'"({REFERENCE.pattern})"', texts)]
     if ":" in (environment := task.environment.id):  # `module:Id-v0` names the module that registers it

@@ -14,7 +14,7 @@ from pipeline.config.loading import parse_json, validate
 from pipeline.errors import BadInput, shortened
 from pipeline.learning.jobs import TrainingResult
 from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag, lineage_run_tag
-from pipeline.play.evaluation import EpisodeRecords, point_figures
+from pipeline.play.evaluation import EpisodeRecords, episode_figures, point_figures
 from pipeline.statistics.comparison import UpfrontCost
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.lineage import sources
@@ -36,12 +36,13 @@ class ArmRun:
     seed: int
     steps: np.ndarray  # (n,) int64 environment steps of the evaluations
     figures: dict[str, np.ndarray]  # figure -> (n,) float64
-    final: dict[str, float]  # figure -> mean over fresh episodes of the training set
+    final: dict[str, np.ndarray]  # figure -> (E,) float64: fresh episodes of the training set
 
     @property
     def content(self) -> str:
         """A digest of what the training came to."""
-        measured = [self.steps.tolist(), {name: values.tolist() for name, values in self.figures.items()}, self.final]
+        curves, final = ({n: v.tolist() for n, v in of.items()} for of in (self.figures, self.final))
+        measured = [self.steps.tolist(), curves, final]
         return digest_of([tag_of(self.run, Tag.POLICY_DIGEST), repr(measured)])
 
 
@@ -238,9 +239,11 @@ def read_training(client: MlflowClient, run: Run) -> ArmRun:
             for figure in points[0]["figures"]
         }
         steps = np.array([point["timestep"] for point in points], np.int64)
-    except (LookupError, OverflowError) as error:
+        final = episode_figures(data["final"]["metrics"])
+        if not final or {values.shape for values in final.values()} != {(len(data["final"]["seed"]),)}:
+            raise LookupError("final episodes")
+    except (LookupError, OverflowError, TypeError, ValueError) as error:
         raise BadInput(
             f"{Artifact.EVALUATIONS} of run {run.info.run_id} holds no curve: {shortened(str(error))}; train it again"
         ) from None
-    final = {figure: float(value) for figure, value in data["final_figures"].items()}
     return ArmRun(run, tag_of(run, Tag.ARM), seed_of(run), steps, figures, final)

@@ -51,7 +51,7 @@ def test_hold_outs_references_regressions_and_the_four_arms_are_in_it(report):
     run, data = report
     assert list(data["comparison"]["finals"]) == ["train_small", "holdout"]
     assert set(data["comparison"]["arms"]) == {"scratch", "pretrained", "scratch_lr0", "pretrained_lr0"}
-    assert {r["name"] for r in data["context"]["references"]} == {"expert", "clone (seed 1)"}
+    assert {r["name"] for r in data["context"]["references"]} == {"expert"}
     assert data["context"]["dataset"]["imitation"] == "failed"  # of an expert that does nothing yet
     assert data["context"]["regressions"] == []  # fine-tuned where it was demonstrated
     assert "final/holdout/success_rate_difference_ci_low" in run.data.metrics

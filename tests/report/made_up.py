@@ -12,16 +12,12 @@ from pipeline.report.context import (
     ReportContext,
     RunLink,
     SettingDifference,
+    Term,
 )
-from pipeline.statistics.comparison import (
-    Comparison,
-    ComparisonSettings,
-    RunData,
-    UpfrontCost,
-    compare,
-    measure_regression,
-)
+from pipeline.statistics.comparison import Comparison, RunCurve, UpfrontCost, compare
 from pipeline.statistics.estimate import Estimate
+from pipeline.statistics.finals import measure_regression
+from pipeline.statistics.matched import ComparisonSettings, RunData
 from pipeline.statistics.shift import measure_shift
 from pipeline.validation.inspection import (
     Distribution,
@@ -43,6 +39,9 @@ SETTINGS = ComparisonSettings(
     final_figure="success_rate",
     training_set="train_small",
     minimised=("collision_rate", "comfort_exposure"),
+    primary=("success_rate", "collision_rate", "return_mean"),
+    smallest_difference={"success_rate": 0.02, "collision_rate": 0.02},
+    evaluation_episodes=100,
 )
 
 
@@ -59,7 +58,9 @@ def training(
     final |= {"return_mean": 12 * final["success_rate"] - 4, "comfort_exposure": 0.1 * final["collision_rate"] + 0.01}
     holdout = {"success_rate": max(0.0, final["success_rate"] - 0.07), "collision_rate": final["collision_rate"] + 0.05}
     figures = {"success_rate": success, "collision_rate": collision, "return_mean": 12 * success - 4}
-    return RunData(seed, steps, figures, {"train_small": final, "holdout": holdout}, budget)
+    sets = {"train_small": final, "holdout": holdout}
+    played = {name: {f: np.array([value]) for f, value in of_set.items()} for name, of_set in sets.items()}
+    return RunData(seed, steps, figures, played, budget, 5_000, 60.0 + seed)
 
 
 def runs(kind: str) -> dict[str, list[RunData]]:
@@ -93,7 +94,14 @@ def made_up_comparison(kind: str = "faster") -> Comparison:
         evaluation_steps=310_000,
         wall_seconds={"train_expert": 98.3, "promote": 6.1, "collect": 2.2, "pretrain": 14.8, "finetune": 71.5},
     )
-    return compare(runs(kind), SETTINGS, cost)
+    arms = runs(kind)
+    clones = [run.final for run in training_clones(len(arms["scratch"]))]
+    return compare(arms, SETTINGS, cost, clones, len(clones))
+
+
+def training_clones(count: int) -> list[RunData]:
+    generator = np.random.default_rng(9)
+    return [training(generator, s, 0.82, 1e9, 0.82, 32_768) for s in range(1, count + 1)]
 
 
 def picture(width: int = 480, height: int = 200) -> bytes:
@@ -169,8 +177,13 @@ def made_up_context() -> ReportContext:
         ),
         animations=(
             Animation("Episode 0, frontal_approach_medium, seed 1842", "10 frames per second.", "image/gif", picture()),
+            Animation("Worst episode", "pre-trained: collision.", "video/mp4", b"film", picture()),
         ),
         shift=measure_shift(demonstrations, rollouts, names, permutations=199),
+        holdout_shifts={"holdout": measure_shift(demonstrations, rollouts, names, permutations=19)},
+        experts=(RunCurve(1, (0, 50_000), {"success_rate": (0.1, 0.95), "collision_rate": (0.5, 0.03)}),),
+        target_origin="success rate >= 0.9, the thresholds of the task file.",
+        glossary=(Term("success_rate", "share of episodes that succeed", "more is better", 0.02),),
         regressions=(measure_regression("train_small", "success_rate", [0.82] * len(after), after, 1, SETTINGS),),
         lineage=lineage(),
         runs=tuple(links),

@@ -1,8 +1,10 @@
 import html
 import json
 import re
+import runpy
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from made_up import SETTINGS, made_up_comparison, runs
@@ -41,9 +43,11 @@ def test_the_first_screen_holds_the_verdict_with_its_confidence(
     first = first_screen(files["report.html"])
     assert "<strong>FASTER</strong>" in first
     assert "6.1\u00a0% of the timesteps" in first
-    assert "4.3\u00a0% to 8.4\u00a0%" in first
+    assert f"{100 * comparison.ratio.low:.1f}\u00a0% to {100 * comparison.ratio.high:.1f}\u00a0%" in first
     assert "5 matched seeds" in first
-    assert "held the truth in 84\u00a0%" in first
+    for name in ("train_small", "holdout"):  # what it is worth there, and what fine-tuning added
+        for reference in ("from scratch", "clone"):
+            assert f"success rate on {name}: pre-trained minus {reference}" in first
     assert comparison.ratio.value == pytest.approx(0.0609, abs=1e-4)
 
 
@@ -73,7 +77,7 @@ def test_markdown_and_page_say_the_same(files: dict[str, bytes]) -> None:
     titles = re.findall("^## (.+)$", lines, re.MULTILINE)
     assert len(titles) == 12
     assert titles == re.findall("<h2>(.*)</h2>", page)
-    assert page.count("<details><summary>") == lines.count("\n### ") == 4
+    assert page.count("<details><summary>") == lines.count("\n### ") == 10
     shown = re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]*>", " ", page)))
     rows = [line for line in lines.splitlines() if line.startswith("| ")]
     cells = {cell.strip() for row in rows for cell in row.split("|") if not re.fullmatch(r"\s*-+:?\s*", cell)}
@@ -137,9 +141,10 @@ def test_what_is_not_known_is_said_and_nothing_is_invented() -> None:
 
 def test_an_open_verdict_says_how_many_seeds_would_decide(context: ReportContext) -> None:
     first = first_screen(build_report(made_up_comparison("open"), context)["report.html"])
-    assert "<strong>NOT SHOWN</strong>" in first
-    assert "more matched seeds" in first
-    assert "more seeds like these would not help" in first
+    assert "<strong>NO DIFFERENCE FOUND</strong>" in first
+    page = build_report(made_up_comparison("open"), context)["report.md"].decode()
+    assert "more matched seeds" in page
+    assert "more seeds like these would not help" in page
 
 
 def test_the_json_holds_the_documented_keys_and_the_numbers_of_the_comparison(
@@ -147,11 +152,10 @@ def test_the_json_holds_the_documented_keys_and_the_numbers_of_the_comparison(
 ) -> None:
     data = json.loads(files["report.json"])
     assert data == json.loads(json.dumps(report_data(comparison, context)))
-    assert (data["schema"], data["schema_version"]) == ("comparison_report", 1)
+    assert (data["schema"], data["schema_version"]) == ("comparison_report", 2)
     assert data["comparison"]["ratio"]["value"] == comparison.ratio.value
     assert [p["ratio"] for p in data["comparison"]["pairs"]] == [p.ratio for p in comparison.pairs]
     assert data["context"]["animations"][0]["bytes"] > 1_000
-    from pathlib import Path
 
     documented = (Path(__file__).parents[2] / "docs/report-schema.md").read_text(encoding="utf-8")
     for part in ("comparison", "context"):
@@ -169,3 +173,13 @@ def test_an_animation_that_browsers_do_not_play_is_refused(comparison: Compariso
     context = replace(BARE, animations=(Animation("x", "", "text/html", b"<b>"),))
     with pytest.raises(ValueError, match="media type 'text/html'"):
         build_report(comparison, context)
+
+
+def test_the_sensitivity_table_is_what_an_independent_script_makes_of_the_evaluations(context: ReportContext) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/recompute_sensitivity.py"))
+    for kind in ("faster", "open", "slower"):
+        report = json.loads(build_report(made_up_comparison(kind), context)["report.json"])
+        assert len(report["comparison"]["sensitivity"]) > 15
+        assert script["differences"](report) == []
+    report["comparison"]["sensitivity"][3]["ratio"]["high"] *= 1.001
+    assert len(script["differences"](report)) == 1

@@ -7,7 +7,7 @@ import pytest
 from made_up import made_up_comparison
 
 from pipeline.report import figures
-from pipeline.report.context import LineageNode
+from pipeline.report.context import LineageNode, ReferencePolicy
 from pipeline.report.drawings import grouped, lineage_rails, ratio_gauge
 from pipeline.report.html_page import blocks
 from pipeline.report.palette import VARIABLES, for_file, for_page
@@ -35,9 +35,10 @@ def test_every_figure_uses_marker_colours_alone_so_that_it_follows_the_page(comp
     drawn = [
         figures.learning_curve(comparison, "success_rate"),
         figures.time_to_target(comparison),
-        figures.reached_by(comparison),
+        figures.sensitivity_rows(comparison),
+        figures.expert_curve(comparison.arms["scratch"].runs, "success_rate"),
         figures.performance_profile(comparison),
-        figures.outcome_bars(comparison.finals) or "",
+        figures.forest(comparison.finals, 0, ()),
         figures.bill_lines(comparison.bill) if comparison.bill else "",
         figures.histogram("h", [0, 1, 2], [3, 4], "t", "l", "steps", [1.5]),
         figures.ranges("r", ["a", "b"], np.array([[0, 1, 2, 3, 4.0]] * 2), [(0, 5), (None, None)]),
@@ -58,16 +59,20 @@ def test_a_dollar_sign_in_a_name_is_text_and_no_formula(comparison: Comparison) 
     assert "price in $x_1$ <b>" in texts(svg)
 
 
-def test_outcomes_that_were_not_measured_give_no_figure(comparison: Comparison) -> None:
-    returns = {name: tuple(f for f in fs if f.figure == "return_mean") for name, fs in comparison.finals.items()}
-    assert figures.outcome_bars(returns) is None
+def test_a_forest_shows_every_policy_and_difference_on_every_scenario_set(comparison: Comparison) -> None:
+    expert = ReferencePolicy("expert", "holdout", {"success_rate": Estimate(0.9, 0.8, 0.95)}, 200)
+    found = texts(figures.forest(comparison.finals, 0, (expert,)))
+    for name in ("train_small", "holdout"):
+        assert {f"from scratch, {name}", f"clone, {name}", f"pre-trained, {name}"} <= set(found)
+        assert {f"minus from scratch, {name}", f"minus clone, {name}"} <= set(found)
+    assert "expert, holdout" in found and "expert, train_small" not in found
 
 
 def test_a_bill_that_is_never_paid_back_is_drawn_without_a_crossing() -> None:
     bill = made_up_comparison("slower").bill
     assert bill is not None
     assert bill.break_even.reuses is None
-    assert not [text for text in texts(figures.bill_lines(bill)) if "paid back" in text]
+    assert "Never paid back" in texts(figures.bill_lines(bill))
 
 
 @pytest.mark.parametrize(("steps", "text"), [(0, "0"), (950, "950"), (250_000, "250k"), (1_500_000, "1.5M")])
@@ -79,7 +84,7 @@ def test_steps_are_written_short(steps: float, text: str) -> None:
     "ratio", [Estimate(0.05, 0.01, 0.1), Estimate(1, 1, 1), Estimate(9, 3, 40), Estimate(1e-6, 0, 1)]
 )
 def test_the_gauge_keeps_every_mark_inside_its_picture(ratio: Estimate) -> None:
-    svg = blocks().gauge(ratio_gauge(ratio, 0.7), 0.7)
+    svg = blocks().gauge(ratio_gauge(ratio, "exact", 0.7), 0.7)
     ElementTree.fromstring(svg)
     for x in re.findall(r'(?:x|x1|x2|cx)="([0-9.-]+)"', svg):
         assert 0 <= float(x) <= 440

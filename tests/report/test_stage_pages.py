@@ -9,7 +9,7 @@ from pipeline.gate import GateDecision, GateRow
 from pipeline.learning.diagnosis import Diagnosis, Shortfall
 from pipeline.play.evaluation import ActionHistogram, EpisodeRecords
 from pipeline.report.stage_pages import diagnosis_markdown, gate_markdown, inspection_files, statistics_table
-from pipeline.report.text import aligned, interval, number, one_line, percent, signed
+from pipeline.report.text import aligned, change, interval, number, one_line, percent
 from pipeline.statistics.estimate import Estimate
 from pipeline.validation.inspection import Outlier
 
@@ -17,8 +17,8 @@ from pipeline.validation.inspection import Outlier
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.93333, "0.933"), (1.0, "1"), (12.345, "12.3"), (-3.25, "-3.25"), (1234567.0, "1,234,567"), (1234.6, "1,235"),
-        (0.0, "0"), (-0.0, "0"), (None, "–"), (float("nan"), "–"), (float("inf"), "∞"), (0.000012, "1.2e-05"),
+        (0.93333, "0.933"), (1.0, "1"), (12.345, "12.3"), (-3.25, "−3.25"), (1234567.0, "1,234,567"), (1234.6, "1,235"),
+        (0.0, "0"), (-0.0, "0"), (None, "–"), (float("nan"), "–"), (float("inf"), "∞"), (0.000012, "1.2e−05"),
     ],
 )  # fmt: skip
 def test_numbers_are_written_to_three_digits_and_missing_ones_as_a_dash(value: float | None, text: str) -> None:
@@ -28,8 +28,8 @@ def test_numbers_are_written_to_three_digits_and_missing_ones_as_a_dash(value: f
 def test_intervals_signs_and_shares_are_written_alike() -> None:
     assert interval(Estimate(0.9, 0.85, 0.94)) == "0.9 [0.85, 0.94]"
     assert interval(None) == interval(Estimate(float("nan"), 0, 1)) == "–"
-    assert signed(Estimate(0.02, -0.01, 0.05)) == "+0.02 [-0.01, 0.05]"
-    assert signed(Estimate(-0.02, -0.1, 0.05)).startswith("-0.02")
+    assert change(Estimate(0.02, -0.01, 0.05)) == "+0.020 [−0.010, 0.050]"
+    assert change(Estimate(-0.02, -0.1, 0.05)).startswith("−0.020")
     assert percent(0.061) == "6.1\u00a0%"
 
 

@@ -7,19 +7,13 @@ import pytest
 from pipeline.config.base import Bound
 from pipeline.config.loading import to_data
 from pipeline.errors import BadInput
-from pipeline.statistics.comparison import (
-    ComparisonSettings,
-    FinalVerdict,
-    RunData,
-    UpfrontCost,
-    Verdict,
-    compare,
-    decide,
-    decide_final,
-    measure_regression,
-    met_target,
-)
+from pipeline.names import CLONE
+from pipeline.statistics.comparison import UpfrontCost, compare
+from pipeline.statistics.efficiency import TimeToTarget, matched_pair
 from pipeline.statistics.estimate import Estimate
+from pipeline.statistics.finals import FinalVerdict, decide_final, measure_regression
+from pipeline.statistics.matched import ComparisonSettings, RunData, Verdict, decide, met_target
+from pipeline.statistics.planning import seeds_needed
 
 BUDGET, INTERVAL = 100_000, 10_000
 SETTINGS = ComparisonSettings(
@@ -32,7 +26,16 @@ SETTINGS = ComparisonSettings(
     final_figure="success_rate",
     training_set="train",
     minimised=("collision_rate",),
+    primary=("success_rate", "collision_rate"),
 )
+
+
+def finals(success: float) -> dict[str, dict[str, np.ndarray]]:
+    """Of one episode, whose share of success is given."""
+    return {
+        name: {"success_rate": np.array([success - less]), "collision_rate": np.array([1 - success + less])}
+        for name, less in (("train", 0.0), ("holdout", 0.1))
+    }
 
 
 def run(seed: int, solved_at: int | None, final: float = 0.95, budget: int = BUDGET) -> RunData:
@@ -43,14 +46,12 @@ def run(seed: int, solved_at: int | None, final: float = 0.95, budget: int = BUD
         seed=seed,
         steps=steps,
         figures={"success_rate": np.where(good, 0.95, 0.2), "collision_rate": np.where(good, 0.01, 0.6)},
-        final={
-            "train": {"success_rate": final, "collision_rate": 1 - final},
-            "holdout": {"success_rate": final - 0.1, "collision_rate": 1.1 - final},
-        },
+        final=finals(final),
         budget=budget,
     )
 
 
+PAIRS = [matched_pair(s, TimeToTarget(50, False, 40), TimeToTarget(20, False, 10)) for s in range(5)]
 SCRATCH = [run(s, at, f) for s, at, f in ((1, 50_000, 0.90), (2, 60_000, 0.92), (3, 70_000, 0.91), (4, 60_000, 0.93))]
 PRETRAINED = [run(s, at, f) for s, at, f in ((1, 0, 0.97), (2, 10_000, 0.98), (3, 20_000, 0.96), (4, 10_000, 0.98))]
 
@@ -58,12 +59,14 @@ PRETRAINED = [run(s, at, f) for s, at, f in ((1, 0, 0.97), (2, 10_000, 0.98), (3
 def test_a_comparison_worked_by_hand() -> None:
     result = compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS)
     assert [p.ratio for p in result.pairs] == [1 / 5, 1 / 6, 2 / 7, 1 / 6]
+    assert [p.kind for p in result.pairs] == ["upper bound", "exact", "exact", "exact"]
+    assert result.ratio_kind == "upper bound"
     assert result.ratio.value == 50_000 / 240_000  # step 0 counts as one interval
     assert result.median.estimate.value == pytest.approx((1 / 5 + 1 / 6) / 2)
     assert result.reduction.value == pytest.approx(1 - 50 / 240)
     assert result.reduction.low < result.reduction.value < result.reduction.high
     assert (result.verdict, result.target_met) == (Verdict.FASTER, True)
-    assert (result.sign_test.faster, result.sign_test.p_value) == (4, 1 / 16)
+    assert (result.sign_test.faster, result.sign_test.p_value) == (4, 2 / 16)
     assert result.seeds_for_verdict is None
     assert result.seeds_for_target is None
 
@@ -72,9 +75,11 @@ def test_final_performance_is_compared_by_figure_and_scenario_set_with_its_direc
     result = compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS)
     assert list(result.finals) == ["train", "holdout"]
     success, collision = result.finals["train"]
-    assert success.difference.value == pytest.approx((0.07 + 0.06 + 0.05 + 0.05) / 4)
-    assert (success.verdict, collision.verdict) == (FinalVerdict.BETTER, FinalVerdict.BETTER)
-    assert collision.difference.value == pytest.approx(-success.difference.value)
+    of_success, of_collision = success.contrasts["scratch"], collision.contrasts["scratch"]
+    assert of_success.difference.value == pytest.approx((0.07 + 0.06 + 0.05 + 0.05) / 4)
+    assert (of_success.verdict, of_collision.verdict) == (FinalVerdict.BETTER, FinalVerdict.BETTER)
+    assert of_collision.difference.value == pytest.approx(-of_success.difference.value)
+    assert of_success.corrected_p == pytest.approx(4 * of_success.p_value)  # two figures on two sets, all alike
     assert success.probability_of_improvement.value == 1.0
     assert collision.probability_of_improvement.value == 1.0  # fewer collisions are better
     assert result.final_verdict is FinalVerdict.BETTER
@@ -88,8 +93,9 @@ def test_exchanging_the_arms_turns_the_verdict_around() -> None:
 
 def test_the_same_runs_against_themselves_show_nothing() -> None:
     result = compare({"scratch": SCRATCH, "pretrained": SCRATCH}, SETTINGS)
-    assert result.ratio == Estimate(1.0, 1.0, 1.0)
-    assert (result.verdict, result.target_met, result.final_verdict) == ("not shown", False, "not shown")
+    assert result.ratio == Estimate(1.0, 200 / 240, 240 / 200)  # as far as the grid of evaluations can tell
+    assert (result.verdict, result.target_met) == ("no difference found", False)
+    assert result.final_verdict == "no difference found"
     assert all(f.probability_of_improvement.value == 0.5 for fs in result.finals.values() for f in fs)
     assert result.seeds_for_verdict is not None
     assert result.seeds_for_verdict.more is None
@@ -97,7 +103,7 @@ def test_the_same_runs_against_themselves_show_nothing() -> None:
 
 def test_two_seeds_decide_nothing_however_large_the_effect() -> None:
     result = compare({"scratch": SCRATCH[:2], "pretrained": PRETRAINED[:2]}, SETTINGS)
-    assert (result.verdict, result.target_met, result.final_verdict) == ("not shown", False, "not shown")
+    assert (result.verdict, result.target_met, result.final_verdict) == ("not decided", False, "not decided")
     assert "too few" in result.reasons[0]
     assert result.seeds_for_verdict is not None
     assert result.seeds_for_verdict.more == 1
@@ -113,7 +119,8 @@ def test_censored_runs_are_shown_as_bounds_and_never_dropped() -> None:
     scratch = [*SCRATCH[:3], run(4, None)]
     pretrained = [*PRETRAINED[:2], run(3, None), PRETRAINED[3]]
     result = compare({"scratch": scratch, "pretrained": pretrained}, SETTINGS)
-    assert [p.kind for p in result.pairs] == ["exact", "exact", "lower bound", "upper bound"]
+    assert [p.kind for p in result.pairs] == ["upper bound", "exact", "lower bound", "upper bound"]
+    assert result.ratio_kind == "undetermined"
     assert result.ratio.value == (10 + 10 + 100 + 10) / (50 + 60 + 70 + 100)
     assert (result.arms["scratch"].reached, result.arms["pretrained"].reached) == (3, 3)
     assert any("1 of 4 runs from scratch did not meet" in reason for reason in result.reasons)
@@ -123,7 +130,7 @@ def test_where_no_run_met_the_target_nothing_is_compared_and_no_target_is_met() 
     none = {arm: [run(seed, None) for seed in range(1, 5)] for arm in ("scratch", "pretrained")}
     result = compare(none, replace(SETTINGS, ratio_target=1.5))  # which the ratio of the budgets, 1, would meet
     assert result.unanswered
-    assert (result.verdict, result.target_met) == ("not shown", False)
+    assert (result.verdict, result.target_met) == ("not decided", False)
     assert result.reasons == (
         "no run of either arm met the target in 2 evaluations in a row within 100,000 steps, so their times cannot be "
         "compared",
@@ -135,34 +142,67 @@ def test_where_no_run_met_the_target_nothing_is_compared_and_no_target_is_met() 
 
 @pytest.mark.parametrize(("high", "met"), [(0.7, True), (0.7000001, False)])
 def test_exactly_at_the_ratio_target_it_is_met_and_just_above_not(high: float, met: bool) -> None:
-    assert decide(Estimate(0.5, 0.4, high), 5, 0.7) == (Verdict.FASTER, met)
+    assert decide(Estimate(0.5, 0.4, high), PAIRS, 0.7) == (Verdict.FASTER, met)
 
 
 def test_an_interval_that_touches_1_shows_nothing() -> None:
-    assert decide(Estimate(0.9, 0.8, 1.0), 5, 0.7)[0] is Verdict.NOT_SHOWN
-    assert decide(Estimate(1.1, 1.0, 1.2), 5, 0.7)[0] is Verdict.NOT_SHOWN
-    assert decide(Estimate(1.1, 1.01, 1.2), 5, 0.7)[0] is Verdict.SLOWER
+    assert decide(Estimate(0.9, 0.8, 1.0), PAIRS, 0.7)[0] is Verdict.NO_DIFFERENCE
+    assert decide(Estimate(1.1, 1.0, 1.2), PAIRS, 0.7)[0] is Verdict.NO_DIFFERENCE
+    assert decide(Estimate(1.1, 1.01, 1.2), PAIRS, 0.7)[0] is Verdict.SLOWER
 
 
-def test_a_final_difference_is_shown_only_when_its_interval_excludes_0() -> None:
-    more = Estimate(0.1, 0.01, 0.2)
-    assert decide_final(Estimate(0.1, 0.0, 0.2), 5, "success_rate", SETTINGS) is FinalVerdict.NOT_SHOWN
-    assert decide_final(more, 5, "success_rate", SETTINGS) is FinalVerdict.BETTER
-    assert decide_final(more, 5, "collision_rate", SETTINGS) is FinalVerdict.WORSE
-    assert decide_final(more, 2, "success_rate", SETTINGS) is FinalVerdict.NOT_SHOWN
+def test_a_difference_is_better_worse_equal_or_not_found() -> None:
+    more, settings = Estimate(0.1, 0.01, 0.2), replace(SETTINGS, smallest_difference={"success_rate": 0.02})
+    assert decide_final(more, 0.04, 5, "success_rate", settings) is FinalVerdict.BETTER
+    assert decide_final(more, 0.04, 5, "collision_rate", settings) is FinalVerdict.WORSE
+    assert decide_final(more, 0.06, 5, "success_rate", settings) is FinalVerdict.NO_DIFFERENCE
+    assert decide_final(more, 0.01, 2, "success_rate", settings) is FinalVerdict.UNDECIDED
+    little = Estimate(0.01, 0.005, 0.02)
+    assert (
+        decide_final(little, 0.01, 5, "success_rate", settings) is FinalVerdict.EQUAL
+    )  # certainly more, by too little
+    assert decide_final(little, 0.01, 5, "success_rate", SETTINGS) is FinalVerdict.BETTER  # nobody said what is little
+    assert decide_final(Estimate(0.01, -0.001, 0.021), 0.06, 5, "success_rate", settings) is FinalVerdict.NO_DIFFERENCE
 
 
-def test_longer_episodes_are_neither_better_nor_worse() -> None:
-    settings = replace(SETTINGS, undirected=("success_rate",))
-    assert decide_final(Estimate(0.1, 0.01, 0.2), 5, "success_rate", settings) is FinalVerdict.DIFFERS
-    assert decide_final(Estimate(-0.2, -0.3, -0.1), 5, "success_rate", settings) is FinalVerdict.DIFFERS
-    assert decide_final(Estimate(0.1, 0.0, 0.2), 5, "success_rate", settings) is FinalVerdict.NOT_SHOWN
-    (success,) = [
-        f
-        for f in compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, settings).finals["train"]
-        if f.figure == "success_rate"
-    ]
-    assert (success.verdict, success.probability_of_improvement) == (FinalVerdict.DIFFERS, None)
+def test_figures_that_are_not_primary_are_described_and_get_no_verdict() -> None:
+    settings = replace(SETTINGS, primary=(), undirected=("collision_rate",))
+    success, collision = compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, settings).finals["train"]
+    assert success.primary and not collision.primary  # the figure that decides always is
+    assert (collision.contrasts["scratch"].verdict, collision.probability_of_improvement) == (None, None)
+    assert collision.episodes == {} and success.episodes["scratch"][0] == (0.9,)
+    with pytest.raises(
+        BadInput, match=r"primary 'sucess_rate' is not measured in this task. Did you mean 'success_rate'"
+    ):
+        compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, replace(SETTINGS, primary=("sucess_rate",)))
+
+
+def test_what_fine_tuning_added_to_the_clones_is_a_contrast_of_its_own() -> None:
+    clones = [finals(success) for success in (0.87, 0.88, 0.86, 0.87)]  # 0.1, 0.1, 0.1 and 0.11 less than after
+    result = compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS, None, clones, 4)
+    contrast = result.finals["holdout"][0].contrasts[CLONE]
+    assert contrast.difference.value == pytest.approx(0.1025)
+    assert contrast.verdict is FinalVerdict.BETTER
+    assert result.clones == 4
+    assert CLONE not in compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS).finals["train"][0].contrasts
+
+
+def test_a_faster_arm_that_ends_worse_is_faster_with_costs() -> None:
+    worse = [replace(r, final=finals(0.7 + r.seed / 100)) for r in PRETRAINED]
+    result = compare({"scratch": SCRATCH, "pretrained": worse}, SETTINGS)
+    assert result.badge == "faster, with costs"
+    assert "success rate on train" in result.costs and "collision rate on holdout" in result.costs
+    assert compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS).badge == "faster"
+
+
+def test_later_violations_and_episodes_to_spare_are_counted() -> None:
+    lost = run(1, 50_000)
+    lost.figures["success_rate"][8] = 0.8  # at 80,000, when it had held for three evaluations
+    settings = replace(SETTINGS, evaluation_episodes=100)
+    arm = compare({"scratch": [lost, *SCRATCH[1:]], "pretrained": PRETRAINED}, settings).arms["scratch"]
+    # met at 50, 60, 70 and 60 thousand, held for two evaluations; up to 100 thousand there are 4, 3, 2 and 3 more
+    assert (arm.later_evaluations, arm.later_violations) == (12, 1)
+    assert arm.margins == {"success_rate": (5, 5, 5, 5), "collision_rate": (4, 4, 4, 4)}  # 0.95 and 0.01
 
 
 def test_a_figure_that_was_not_measured_meets_no_target() -> None:
@@ -185,6 +225,16 @@ def test_the_bill_worked_by_hand() -> None:
     assert (bill.baseline_steps.value, bill.pretrained_steps.value, bill.saving.value) == (60_000, 12_500, 47_500)
     assert bill.break_even.reuses == 7  # 320,000 / 47,500 = 6.7
     assert bill.total_ratio == (320_000 + 50_000) / 240_000
+    assert (bill.spent, bill.trainings) == (320_000 + 8 * BUDGET, 320_000 / BUDGET + 8)
+
+
+def test_evaluations_are_charged_to_neither_side_and_all_of_them_are_counted() -> None:
+    upfront = UpfrontCost(expert_steps=300_000, demonstration_steps=20_000, evaluation_steps=1_000_000)
+    runs = {"scratch": [replace(r, evaluation_steps=7) for r in SCRATCH], "pretrained": PRETRAINED}
+    result = compare(runs, SETTINGS, upfront)
+    assert result.bill is not None and result.bill.break_even.reuses == 7
+    assert result.arms["scratch"].evaluation_steps == 28
+    assert result.bill.spent == 320_000 + 8 * BUDGET + 1_000_000 + 28
 
 
 def test_curves_are_means_over_seeds_with_intervals() -> None:
@@ -228,15 +278,15 @@ def test_runs_that_cannot_be_compared_are_refused_by_name(
 
 
 def test_a_regression_is_measured_seed_by_seed_worked_by_hand() -> None:
-    # every seed loses 0.1, however different the clones are: every resample has the mean -0.1
+    # every seed loses 0.1, however different the clones are
     loses = measure_regression("train", "success_rate", [0.9, 0.5, 0.7], [0.8, 0.4, 0.6], 3, SETTINGS)
     assert (loses.difference.value, loses.difference.low, loses.difference.high) == pytest.approx((-0.1, -0.1, -0.1))
     assert (loses.before, loses.after.value, loses.regressed) == (pytest.approx(0.7), pytest.approx(0.6), True)
-    assert (loses.after.low, loses.after.high) == pytest.approx((0.4, 0.8))
     # all end alike, and the clones spread: -0.4, 0.1 and 0.0. That the ends agree says nothing
     spread = measure_regression("train", "success_rate", [1.0, 0.5, 0.6], [0.6, 0.6, 0.6], 3, SETTINGS)
     assert spread.difference.value == pytest.approx(-0.1) and not spread.regressed
-    assert (spread.difference.low, spread.difference.high) == pytest.approx((-0.4, 0.1))
+    # standard deviation 0.2646 of three: 4.303 standard errors of 0.1528
+    assert (spread.difference.low, spread.difference.high) == pytest.approx((-0.757, 0.557), abs=1e-3)
     assert (spread.after.low, spread.after.high) == pytest.approx((0.6, 0.6))
 
 
@@ -251,10 +301,10 @@ def test_the_same_comparison_twice_is_equal_and_fits_json() -> None:
 
 def test_more_seeds_are_said_to_help_when_the_spread_is_what_hides_the_effect() -> None:
     generator = np.random.default_rng(8)
-    scratch = [run(s, int(at)) for s, at in enumerate(generator.choice([20_000, 50_000, 80_000], 6))]
-    pretrained = [run(s, int(at)) for s, at in enumerate([10_000, 20_000, 70_000, 10_000, 80_000, 20_000])]
+    scratch = [run(s, int(at)) for s, at in enumerate(generator.choice([30_000, 60_000, 90_000], 6))]
+    pretrained = [run(s, int(at)) for s, at in enumerate([10_000, 10_000, 70_000, 10_000, 60_000, 10_000])]
     result = compare({"scratch": scratch, "pretrained": pretrained}, SETTINGS)
-    assert result.verdict is Verdict.NOT_SHOWN
+    assert result.verdict is Verdict.NO_DIFFERENCE
     needed = result.seeds_for_verdict
     assert needed is not None
     assert needed.more is not None
@@ -262,15 +312,19 @@ def test_more_seeds_are_said_to_help_when_the_spread_is_what_hides_the_effect() 
     assert needed.power >= 0.8
 
 
+def test_where_the_grid_of_evaluations_hides_the_difference_more_seeds_are_not_said_to_help() -> None:
+    runs = {"scratch": [run(s, 20_000) for s in range(4)], "pretrained": [run(s, 10_000) for s in range(4)]}
+    needed = compare(runs, SETTINGS).seeds_for_verdict  # 10,000 and 20,000 may both be just above 10,000
+    assert needed is not None and needed.more is None
+    assert "evaluate more often" in needed.explanation
+
+
 def test_the_number_of_seeds_needed_is_about_what_the_normal_approximation_says() -> None:
     """Baseline 100,000 always; the pre-trained arm 80,000 +- 30,000: the mean ratio 0.8 needs 1.96 + 0.84 standard
     errors to 1, so n = (2.8 * 0.3 / 0.2)^2 = 18 pairs in all."""
-    from pipeline.statistics.efficiency import TimeToTarget, matched_pair
-    from pipeline.statistics.planning import seeds_needed
-
     times = [50_000, 110_000, 50_000, 110_000]
     pairs = [
-        matched_pair(s, TimeToTarget(100_000, False), TimeToTarget(t, False), INTERVAL) for s, t in enumerate(times)
+        matched_pair(s, TimeToTarget(100_000, False, 100_000), TimeToTarget(t, False, t)) for s, t in enumerate(times)
     ]
     needed = seeds_needed(pairs, None, 3, seed=0)
     assert needed.more is not None

@@ -43,7 +43,7 @@ def test_arms_are_ranked_by_their_steps_against_scratch_and_two_are_not_ranked()
     assert second.ratio.value == pytest.approx(80_000 / 240_000)
     # all four seeds on one side: 2 of 16 sign patterns, times two arms
     assert first.ratio_p == second.ratio_p == first.difference_p == second.difference_p == 0.25
-    assert first.difference.value == pytest.approx(result.decisive.difference.value)
+    assert first.difference.value == pytest.approx(result.decisive.contrasts["scratch"].difference.value)
     assert second.difference.value == pytest.approx(-0.1)
     assert first.said() == ""  # four seeds cannot show it
     assert result.verdict == compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS).verdict
