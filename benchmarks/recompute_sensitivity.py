@@ -17,7 +17,7 @@ from scipy.stats import t as student
 
 
 def time_to_target(run: dict[str, Any], target: dict[str, Any], patience: int, nth: int) -> tuple[int, int, bool]:
-    """(counted steps, steps at which it certainly had not met it, whether it never did)."""
+    """(counted steps, steps at which it certainly had not met it, whether it never did); met at once: one interval."""
     steps = run["steps"][::nth]
     good = [True] * len(steps)
     for figure, bound in target.items():
@@ -50,11 +50,11 @@ def recomputed(row: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any
     error = math.sqrt((n - 1) / n * sum((one - mean) ** 2 for one in without))
     reach = math.exp(student.ppf(0.975, n - 1) * error)
     least = sum(after for _, after, _ in times["pretrained"]) / sum(ours)
-    later = sum(after for _, after, _ in times["scratch"])
+    earliest = sum(after or steps for steps, after, _ in times["scratch"])  # at the floor it stays one interval
     return {
         "value": value,
         "low": value / reach * least,
-        "high": value * reach * sum(theirs) / later if later else None,
+        "high": value * reach * sum(theirs) / earliest,
         "reached": {arm: sum(not never for _, _, never in of_arm) for arm, of_arm in times.items()},
     }
 

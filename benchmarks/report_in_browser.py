@@ -3,9 +3,10 @@
     python benchmarks/report_in_browser.py                      # of a tiny comparison, made for the purpose
     python benchmarks/report_in_browser.py report.html          # exit code 1 and a list when something is wrong
 
-Checked at 1280 and 390 pixels, light and dark: no content wider than the window, every section has a heading and
-content, every figure is drawn and its texts lie inside it, every picture is decoded, the verdict lies within the first
-screen.
+Checked at 1280 and 390 pixels, light and dark, and as printed: no content wider than the window, every section has a
+heading and content, every figure is drawn, its texts lie inside it and none on another, every picture is decoded, no
+line of text is cut, the verdict lies within the first screen; in print tables and commands fit the paper, what is
+folded is open, and films are pictures.
 Not part of `make test`, because it needs a Chromium or Chrome in PATH.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WINDOWS = ((1280, 900), (390, 844))
 SCHEMES = {"light": "1", "dark": "0"}  # values of Chromium's preferredColorScheme
+PAPER = (718, 1000)  # A4 with Chromium's margins
 
 MEASURE = """
 const frame = document.querySelector("iframe");
@@ -39,21 +41,44 @@ function check() {
   for (const figure of page.querySelectorAll("figure svg")) {
     const box = figure.getBoundingClientRect(), name = figure.parentElement.getAttribute("aria-label");
     if (box.width < 100 || box.height < 30) faults.push(`figure "${name}" is not drawn`);
+    const seen = [];
     for (const text of figure.querySelectorAll("text")) {
       const at = text.getBoundingClientRect();
+      for (const [other, words] of seen) {
+        const wide = Math.min(at.right, other.right) - Math.max(at.left, other.left);
+        const high = Math.min(at.bottom, other.bottom) - Math.max(at.top, other.top);
+        if (wide > 2 && high > 0.35 * Math.min(at.height, other.height))
+          faults.push(`figure "${name}": "${text.textContent.trim()}" lies on "${words}"`);
+      }
+      if (at.width && text.textContent.trim()) seen.push([at, text.textContent.trim()]);
       if (at.width && (at.left < box.left - 2 || at.right > box.right + 2 || at.bottom > box.bottom + 2))
         faults.push(`figure "${name}": "${text.textContent.trim()}" is cut`);
     }
   }
   for (const image of page.querySelectorAll("img"))
-    if (!image.complete || !image.naturalWidth) faults.push(`picture "${image.alt}" is not shown`);
+    if (image.offsetWidth && !(image.complete && image.naturalWidth))
+      faults.push(`picture "${image.alt}" is not shown`);
   for (const element of page.querySelectorAll("h1, h2, p, li, header td, nav, .plot")) {
     const at = element.getBoundingClientRect();
     if (at.right > width + 1)
       faults.push(`<${element.tagName.toLowerCase()}> sticks out: ${element.textContent.slice(0, 40)}`);
   }
+  for (const element of page.querySelectorAll(".name, .detail, header td, header th, figcaption, summary, h2"))
+    if (element.scrollWidth > element.clientWidth + 2 && element.clientWidth)
+      faults.push(`text is cut: ${element.textContent.slice(0, 40)}`);
+  if (PRINTED) {
+    for (const element of page.querySelectorAll(".scroll, pre"))
+      if (element.scrollWidth > element.clientWidth + 2)
+        faults.push(`does not fit the paper: ${element.textContent.trim().slice(0, 40)}`);
+    for (const folded of page.querySelectorAll("details"))
+      if (folded.clientHeight < 1.5 * folded.querySelector("summary").clientHeight)
+        faults.push(`stays folded: ${folded.querySelector("summary").textContent}`);
+    for (const film of page.querySelectorAll("video"))
+      if (film.offsetWidth || !film.parentElement.querySelector("img")?.offsetWidth)
+        faults.push("a film is printed, or has no picture to be printed");
+  }
   const badge = page.querySelector("header > p > strong").getBoundingClientRect();
-  if (badge.bottom > height) faults.push("the verdict lies below the first screen");
+  if (badge.bottom > height && !PRINTED) faults.push("the verdict lies below the first screen");
   const background = frame.contentWindow.getComputedStyle(root).backgroundColor;
   const result = document.createElement("pre");
   result.id = "result";
@@ -64,14 +89,18 @@ frame.addEventListener("load", () => setTimeout(check, 300));
 """
 
 
-def measure(browser: str, report: str, size: tuple[int, int], scheme: str) -> dict[str, object]:
+def measure(browser: str, report: str, size: tuple[int, int], scheme: str, printed: bool) -> dict[str, object]:
     """What the browser found: `faults`, `background`, `sections`."""
+    if printed:  # Chromium prints from a protocol alone, so that the rules of paper are put on the screen
+        report = report.replace("@media print", "@media all")
     width, height = size
+    values = {"WIDTH": str(width), "HEIGHT": str(height), "PRINTED": str(printed).lower()}
+    script = re.sub("|".join(values), lambda name: values[name[0]], MEASURE)
     # the same origin as the page around it, so that the page around it may look inside
     wrapper = (
         f'<!doctype html><body style="margin:0"><iframe style="border:0;width:{width}px;height:{height}px" '
         f'srcdoc="{html.escape(report)}"></iframe>'
-        f"<script>{MEASURE.replace('WIDTH', str(width)).replace('HEIGHT', str(height))}</script>"
+        f"<script>{script}</script>"
     )
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "wrapper.html"
@@ -110,17 +139,15 @@ def main() -> int:
         return 2
     report = smoke_report() if chosen is None else chosen.read_text(encoding="utf-8")
     wrong = 0
-    for size in WINDOWS:
-        for scheme in SCHEMES:
-            result = measure(browser, report, size, scheme)
-            faults = result["faults"]
-            assert isinstance(faults, list)
-            print(
-                f"{size[0]} px, {scheme} ({result['background']}): {result['sections']} sections, {len(faults)} faults"
-            )
-            for fault in faults:
-                print(f"  {fault}")
-            wrong += len(faults)
+    looks = [(size, scheme, False) for size in WINDOWS for scheme in SCHEMES] + [(PAPER, "light", True)]
+    for size, scheme, printed in looks:
+        result = measure(browser, report, size, scheme, printed)
+        faults, how = result["faults"], "printed" if printed else scheme
+        assert isinstance(faults, list)
+        print(f"{size[0]} px, {how} ({result['background']}): {result['sections']} sections, {len(faults)} faults")
+        for fault in faults:
+            print(f"  {fault}")
+        wrong += len(faults)
     return 1 if wrong else 0
 
 

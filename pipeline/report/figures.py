@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,7 +30,7 @@ from pipeline.report.palette import (
     PRETRAINED,
     TARGET,
 )
-from pipeline.report.text import words
+from pipeline.report.text import limits, words
 from pipeline.statistics.comparison import Bill, Comparison, RunCurve
 from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.finals import Contrast, Finals
@@ -113,7 +114,7 @@ def canvas(name: str, title: str, height: float = HEIGHT, heights: Sequence[floa
 def learning_curve(comparison: Comparison, figure: str) -> str:
     """Mean over seeds with its 95 % interval, every seed as a thin line, the target as a line; zoomed to the target."""
     bound = comparison.settings.target.get(figure)
-    title = words(figure) if bound is None else f"{words(figure)}, target {bound}"
+    title = words(figure) if bound is None else f"{words(figure)}, target {limits(bound)}"
     with canvas(f"curve-{figure}", title[0].upper() + title[1:]) as drawn:
         axes = drawn.axes
         for arm, summary in comparison.arms.items():
@@ -216,7 +217,9 @@ def forest(finals: Finals, index: int, references: Sequence[ReferencePolicy]) ->
             for policy in references
             if policy.scenario_set == name and f.figure in policy.figures
         ]
-        changes += [(f"minus {ARM_LABELS[r]}, {name}", contrast) for r, contrast in f.contrasts.items()]
+        changes += [
+            (f"minus {ARM_LABELS[r].removeprefix('from ')}, {name}", contrast) for r, contrast in f.contrasts.items()
+        ]
     rows, room = (len(levels), len(changes)), 0.24 * (len(levels) + len(changes)) + 1.5
     title = f"Final {words(first.figure)}{' (less is better)' if first.minimised else ''}"
     with canvas(f"forest-{first.figure}", title, room, [row + 0.6 for row in rows]) as drawn:
@@ -253,7 +256,7 @@ def sensitivity_rows(comparison: Comparison) -> str:
     for index, row in enumerate(rows):  # a gap where another thing is varied
         place += 1.0 if index and row.varied == rows[index - 1].varied else 1.6
         at.append(place)
-        labels.append(f"{words(row.varied)} {row.sign} {row.level:g}".replace("  ", " "))
+        labels.append(f"{words(row.varied)} {limits(row.sign)} {row.level:g}".replace("  ", " "))
     with canvas("sensitivity", "Ratio of timesteps if judged otherwise", 0.19 * place + 1.3) as drawn:
         axes = drawn.axes
         axes.axvline(1, color=INK, linewidth=1)
@@ -277,13 +280,8 @@ def expert_curve(experts: Sequence[RunCurve], figure: str) -> str:
     """One line a seed of the expert's training."""
     with canvas("expert", f"The expert's {words(figure)} in training", 2.4) as drawn:
         axes = drawn.axes
-        for run in experts:
-            axes.plot(run.steps, run.figures[figure], color=OTHER, linewidth=1.4)
-            axes.annotate(
-                f"seed {run.seed}", (run.steps[-1], run.figures[figure][-1]), xytext=(3, 0),
-                textcoords="offset points", fontsize=8, va="center",
-            )  # fmt: skip
-        axes.margins(x=0.1)
+        for run, line in zip(experts, cycle(("-", "--", ":", "-.")), strict=False):
+            axes.plot(run.steps, run.figures[figure], color=PRETRAINED, linestyle=line, label=f"seed {run.seed}")
         _steps_axis(axes, "environment steps of training")
     return drawn.svg
 

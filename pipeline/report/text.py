@@ -37,7 +37,7 @@ def _templates() -> Environment:
     )
     found.filters["decimals"] = decimals_of
     found.filters.update(
-        {f.__name__: f for f in (number, fixed, spread, change, p_value, interval, percent, duration, words)}
+        {f.__name__: f for f in (number, fixed, spread, change, p_value, interval, percent, duration, limits, words)}
     )
     return found
 
@@ -133,6 +133,11 @@ def duration(seconds: float) -> str:
         return NOT_MEASURED
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def limits(text: object) -> str:
+    """`<= 0.05` -> `≤ 0.05`."""
+    return str(text).replace("<=", "≤").replace(">=", "≥")
 
 
 def words(name: str) -> str:

@@ -61,7 +61,7 @@ from pipeline.tracking.store import run_address
 UPSTREAM = ("group",)
 PLAYBACK_SEED = 77
 PLAYBACK_FPS = 10.0
-MOST_FRAMES = 300  # of a film in the report; one of a longer episode shows fewer of its steps
+MOST_FRAMES = 150  # of a film in the report; one of a longer episode shows fewer of its steps
 MOST_PIXELS = 360  # width and height of each picture in it
 
 

@@ -145,10 +145,13 @@ def restricted_mean_ratio(pairs: Sequence[SeedPair]) -> Estimate:
 
 
 def grid_factors(pairs: Sequence[SeedPair]) -> tuple[float, float]:
-    """By how much the ratio is smaller and larger at most, given that times lie between two evaluations."""
-    later = sum(pair.baseline.after for pair in pairs)
+    """By how much the ratio is smaller and larger at most, given that times lie between two evaluations.
+
+    A baseline in its first interval stays one interval, or no ratio would have an upper end.
+    """
     least = sum(pair.pretrained.after for pair in pairs) / sum(pair.pretrained.steps for pair in pairs)
-    return least, sum(pair.baseline.steps for pair in pairs) / later if later else inf
+    earliest = sum(pair.baseline.after or pair.baseline.steps for pair in pairs)
+    return least, sum(pair.baseline.steps for pair in pairs) / earliest
 
 
 def mean_saving(pairs: Sequence[SeedPair]) -> Estimate:

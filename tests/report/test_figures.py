@@ -64,7 +64,7 @@ def test_a_forest_shows_every_policy_and_difference_on_every_scenario_set(compar
     found = texts(figures.forest(comparison.finals, 0, (expert,)))
     for name in ("train_small", "holdout"):
         assert {f"from scratch, {name}", f"clone, {name}", f"pre-trained, {name}"} <= set(found)
-        assert {f"minus from scratch, {name}", f"minus clone, {name}"} <= set(found)
+        assert {f"minus scratch, {name}", f"minus clone, {name}"} <= set(found)
     assert "expert, holdout" in found and "expert, train_small" not in found
 
 

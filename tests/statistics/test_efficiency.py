@@ -91,6 +91,8 @@ def test_the_interval_of_the_ratio_holds_wherever_in_the_grid_the_target_was_met
     assert wide.low == pytest.approx(certain.low * 40 / 70)
     assert wide.high == pytest.approx(certain.high * 450 / 420)
     assert restricted_mean_ratio([pair(100, 0), pair(200, 0), pair(150, 0)]).low == 0  # it may take no step at all
+    both = restricted_mean_ratio([pair(0, 0), pair(0, 0), pair(0, 0)])
+    assert both == Estimate(1.0, 0.0, 1.0) and ratio_kind([pair(0, 0)]) == "undetermined"
 
 
 def test_one_pair_says_nothing_of_others() -> None:
