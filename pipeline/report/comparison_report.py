@@ -45,7 +45,7 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
     forests = [f.figure for f in c.finals[c.settings.training_set] if f.primary]
     expert = next((f for f in c.settings.target if x.experts and all(f in run.figures for run in x.experts)), None)
     made = {
-        **{f"forest-{figure}": figures.forest(c.finals, i, x.references or ()) for i, figure in enumerate(forests)},
+        **{f"forest-{figure}": figures.forest(c.finals, figure, x.references or ()) for figure in forests},
         "sensitivity": figures.sensitivity_rows(c),
         **{f"curve-{figure}": figures.learning_curve(c, figure) for figure in curves},
         "time-to-target": figures.time_to_target(c),

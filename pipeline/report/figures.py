@@ -1,4 +1,4 @@
-"""Figures as SVG text: learning curves, timesteps to target, profiles, outcomes, bill, shift, dataset inspection.
+"""Figures of the comparison as SVG text: forests, sensitivity, learning curves, timesteps to target, bill, shift.
 
 Every figure is drawn in the marker colours of `palette` and about 400 points wide, so that it reads on a phone. Arms
 differ by line style and label as well as by colour. matplotlib is imported when the first figure is drawn.
@@ -22,7 +22,6 @@ from pipeline.report.palette import (
     ARM_LABELS,
     BAD,
     BASELINE,
-    GOOD,
     GRID,
     INK,
     MUTED,
@@ -200,12 +199,9 @@ def performance_profile(comparison: Comparison) -> str:
     return drawn.svg
 
 
-def forest(finals: Finals, index: int, references: Sequence[ReferencePolicy]) -> str:
-    """One primary figure: every policy's seeds and mean above, the paired differences of the pre-trained ones below.
-
-    `index`: its place among the figures of every scenario set, which all begin with the same primary ones.
-    """
-    figures = {name: of_set[index] for name, of_set in finals.items() if index < len(of_set) and of_set[index].primary}
+def forest(finals: Finals, figure: str, references: Sequence[ReferencePolicy]) -> str:
+    """One figure: every policy's seeds and mean above, the paired differences of the pre-trained ones below."""
+    figures = {name: f for name, of_set in finals.items() for f in of_set if f.figure == figure}
     first = next(iter(figures.values()))
     levels, changes = list[tuple[str, str, Estimate, Sequence[float]]](), list[tuple[str, Contrast]]()
     for name, f in figures.items():
@@ -229,7 +225,7 @@ def forest(finals: Finals, index: int, references: Sequence[ReferencePolicy]) ->
             upper.plot([mean.low, mean.high], [row, row], color=colour, linewidth=2)
             upper.plot(seeds, [row] * len(seeds), color=colour, linestyle="", marker="o", markersize=3, alpha=0.55)
             upper.plot(mean.value, row, color=colour, marker="|", markersize=11, markeredgewidth=2)
-        upper.set_yticks(range(rows[0]), [_cut(label) for label, *_ in levels], fontsize=8.5)
+        upper.set_yticks(range(rows[0]), [cut(label) for label, *_ in levels], fontsize=8.5)
         if first.smallest_difference is not None:
             lower.axvspan(-first.smallest_difference, first.smallest_difference, color=GRID, alpha=0.6, linewidth=0)
         lower.axvline(0, color=INK, linewidth=1)
@@ -237,7 +233,7 @@ def forest(finals: Finals, index: int, references: Sequence[ReferencePolicy]) ->
             for interval, width in ((contrast.difference, 1.4), (contrast.over_seeds, 4.5)):
                 lower.plot([interval.low, interval.high], [row, row], color=PRETRAINED, linewidth=width)
             lower.plot(contrast.difference.value, row, color=PRETRAINED, marker="o", markersize=6)
-        lower.set_yticks(range(rows[1]), [_cut(label) for label, _ in changes], fontsize=8.5)
+        lower.set_yticks(range(rows[1]), [cut(label) for label, _ in changes], fontsize=8.5)
         lower.set_xlabel(f"pre-trained minus the other, {'more' if first.minimised else 'less'} is worse")
         for axes, count in zip((upper, lower), rows, strict=True):
             axes.set_ylim(count - 0.5, -0.5)
@@ -286,41 +282,6 @@ def expert_curve(experts: Sequence[RunCurve], figure: str) -> str:
     return drawn.svg
 
 
-def scenario_bars(outcomes: Sequence[tuple[str, float, float | None]]) -> str:
-    """(scenario, success, collision or None) as stacked shares, one row each."""
-    return _bars("scenarios", "Outcomes by scenario", outcomes, 1.3 + 0.3 * len(outcomes))
-
-
-def _bars(name: str, title: str, bars: Sequence[tuple[str, float, float | None]], height: float) -> str:
-    """(label, success, collision or None) from top to bottom."""
-    hatch = {GOOD: None, BAD: "////", OTHER: None}
-    with canvas(name, title, height) as drawn:
-        axes = drawn.axes
-        for row, (_, success, collision) in enumerate(bars):
-            left, hit = 0.0, collision or 0.0
-            for share, colour in ((success, GOOD), (hit, BAD), (max(0.0, 1 - success - hit), OTHER)):
-                axes.barh(
-                    row, share, left=left, height=0.62, color=colour, hatch=hatch[colour], edgecolor=GRID, linewidth=0
-                )
-                left += share
-            axes.text(1.012, row, f"{success:.1%}", va="center", fontsize=9, color=INK)
-        collisions = any(collision is not None for _, _, collision in bars)
-        for text, colour in (
-            ("success", GOOD),
-            ("collision" if collisions else "", BAD),
-            ("neither" if collisions else "no success", OTHER),
-        ):
-            if text:
-                axes.barh(0, 0, color=colour, hatch=hatch[colour], edgecolor=GRID, linewidth=0, label=text)
-        axes.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=8.5)
-        axes.set_ylim(len(bars) - 0.45, -0.55)
-        axes.set_xlim(0, 1.13)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
-        axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter(PERCENT)
-    return drawn.svg
-
-
 def bill_lines(bill: Bill) -> str:
     """Total environment steps over the number of trainings that reuse the dataset, past where they are paid back."""
     even = bill.break_even
@@ -360,7 +321,7 @@ def shift_bars(shift: Shift) -> str | None:
             axes.barh(row, feature.distance, height=0.65, color=BAD if loud else OTHER)
             p = "< 0.01" if feature.p_value < 0.01 else f"{feature.p_value:.2f}"
             axes.text(feature.distance + 0.012, row, f"p {p}", va="center", fontsize=8.5, color=MUTED)
-        axes.set_yticks(range(len(features)), [_cut(f.name) for f in features])
+        axes.set_yticks(range(len(features)), [cut(f.name) for f in features])
         axes.set_ylim(len(features) - 0.4, -0.6)
         axes.set_xlim(0, min(1.12, max(0.2, 1.25 * features[0].distance + 0.08)))
         axes.grid(axis="y", visible=False)
@@ -368,61 +329,10 @@ def shift_bars(shift: Shift) -> str | None:
     return drawn.svg
 
 
-def histogram(
-    name: str,
-    edges: Sequence[float],
-    counts: Sequence[int],
-    title: str,
-    label: str,
-    unit: str,
-    marks: Sequence[float] = (),
-) -> str:
-    """Counts between edges, or per value when there are as many edges as counts; marks point at outliers."""
-    with canvas(name, title, height=2.6) as drawn:
-        axes = drawn.axes
-        at = np.asarray(edges, dtype=np.float64)
-        if len(at) == len(counts):
-            axes.bar(at, counts, width=0.8, color=PRETRAINED, alpha=0.85)
-        else:
-            axes.bar(at[:-1], counts, width=np.diff(at), align="edge", color=PRETRAINED, alpha=0.85)
-        if len(marks):
-            height = 0.04 * max(1, *counts)
-            axes.plot(marks, np.full(len(marks), height), linestyle="", marker="v", color=BAD, label="outliers")
-        axes.grid(axis="x", visible=False)
-        axes.set_xlabel(label)
-        axes.set_ylabel(unit)
-    return drawn.svg
-
-
-def ranges(
-    name: str, labels: Sequence[str], values: np.ndarray, bounds: Sequence[tuple[float | None, float | None]]
-) -> str:
-    """One row a feature: smallest to largest as a line, mean and standard deviation on it, space bounds as ticks.
-
-    `values` (features, 5): min, mean - std, mean, mean + std, max. Rows are scaled to their bounds, or to their range
-    where the space has none, so that features of different units share one axis.
-    """
-    with canvas(name, "Features: range, mean and spread", height=1.2 + 0.17 * len(labels)) as drawn:
-        axes = drawn.axes
-        for row, (five, (low, high)) in enumerate(zip(values, bounds, strict=True)):
-            start = five[0] if low is None else low
-            span = (five[4] if high is None else high) - start
-            least, below, mean, above, most = (five - start) / (span if span > 0 else 1.0)
-            axes.plot([least, most], [row, row], color=OTHER, linewidth=1.4)
-            axes.plot([max(below, least), min(above, most)], [row, row], color=PRETRAINED, linewidth=4.5, alpha=0.7)
-            axes.plot(mean, row, marker="|", color=INK, markersize=8)
-        axes.set_yticks(range(len(labels)), [_cut(label) for label in labels], fontsize=7.5)
-        axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.set_xlim(-0.03, 1.03)
-        axes.set_xticks([0, 0.5, 1], ["low bound", "", "high bound"])
-        axes.grid(axis="y", visible=False)
-    return drawn.svg
-
-
 def _style(arm: str) -> dict[str, Any]:
     if arm not in ARM_COLOURS:  # further arms are told apart by their dashes, which follow from the name
         dashes = sum(arm.encode()) % 5 + 1
-        return {"color": OTHER, "linestyle": (0, (dashes, 1 + dashes % 3)), "label": _cut(arm)}
+        return {"color": OTHER, "linestyle": (0, (dashes, 1 + dashes % 3)), "label": cut(arm)}
     return {"color": ARM_COLOURS[arm], "linestyle": STYLES[arm], "label": ARM_LABELS[arm]}
 
 
@@ -444,6 +354,6 @@ def short_steps(steps: float) -> str:
     return f"{steps:.4g}"
 
 
-def _cut(text: str, limit: int = 34) -> str:
+def cut(text: str, limit: int = 34) -> str:
     text = printable(text)  # a control character is none of XML
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

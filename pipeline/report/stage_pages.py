@@ -13,7 +13,7 @@ from pipeline.gate import GateDecision
 from pipeline.learning.diagnosis import ADVICE, Diagnosis
 from pipeline.names import Metric
 from pipeline.play.evaluation import EpisodeRecords, summarise, summarise_by_scenario
-from pipeline.report.figures import histogram, ranges, scenario_bars
+from pipeline.report.inspection_figures import histogram, ranges, scenario_bars
 from pipeline.report.palette import for_file
 from pipeline.report.text import markdown_page, words
 from pipeline.statistics.estimate import Estimate

@@ -178,6 +178,7 @@ def arm_data(run: StageRun, evidence: Evidence) -> dict[str, list[RunData]]:
             final = {trained.training.scenario_set: member.final}
             if arm not in CONTROLS:
                 policy = policy_of(run.client, member.run)
+                evidence.played[policy.digest, trained.training.scenario_set] = member.final
                 final |= {name: evidence.figures(policy, name) for name in evidence.task.config.holdout_sets}
             spent = member.run.data.metrics
             data.setdefault(arm, []).append(
@@ -396,7 +397,7 @@ def _experts(run: StageRun, group: Group) -> tuple[RunCurve, ...] | None:
     if made_by is None or tag_of(expert := get_run(run.client, made_by, "expert"), Tag.STAGE) != "train_expert":
         return None
     curves = []
-    for training in trainings(run.client, expert):
+    for training in (one for one in trainings(run.client, expert) if one.info.status == "FINISHED"):
         points = read_evaluations(run.client, training)["evaluations"]
         steps = tuple(int(point["timestep"]) for point in points)
         shared = set[str].intersection(*(set(point["figures"]) for point in points))

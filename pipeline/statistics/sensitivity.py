@@ -55,8 +55,8 @@ def _variations(
     """What is varied, its sign and level, whether it is the comparison's own; settings and runs so changed."""
     for figure, bound in settings.target.items():
         values = np.concatenate([run.figures[figure] for of_arm in runs.values() for run in of_arm])
-        rate = figure.endswith("_rate")
-        step = RATE_STEP if rate else RANGE_STEP * float(np.nanmax(values) - np.nanmin(values))
+        rate, measured = figure.endswith("_rate"), values[np.isfinite(values)]
+        step = RATE_STEP if rate else RANGE_STEP * float(np.ptp(measured)) if len(measured) else 0.0
         for side, sign in (("min", ">="), ("max", "<=")):
             own = getattr(bound, side)
             asides = range(-STEPS_ASIDE, STEPS_ASIDE + 1) if step > 0 else (0,)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_up import made_up_comparison
 
-from pipeline.report import figures
+from pipeline.report import figures, inspection_figures
 from pipeline.report.context import LineageNode, ReferencePolicy
 from pipeline.report.drawings import grouped, lineage_rails, ratio_gauge
 from pipeline.report.html_page import blocks
@@ -38,10 +38,10 @@ def test_every_figure_uses_marker_colours_alone_so_that_it_follows_the_page(comp
         figures.sensitivity_rows(comparison),
         figures.expert_curve(comparison.arms["scratch"].runs, "success_rate"),
         figures.performance_profile(comparison),
-        figures.forest(comparison.finals, 0, ()),
+        figures.forest(comparison.finals, "success_rate", ()),
         figures.bill_lines(comparison.bill) if comparison.bill else "",
-        figures.histogram("h", [0, 1, 2], [3, 4], "t", "l", "steps", [1.5]),
-        figures.ranges("r", ["a", "b"], np.array([[0, 1, 2, 3, 4.0]] * 2), [(0, 5), (None, None)]),
+        inspection_figures.histogram("h", [0, 1, 2], [3, 4], "t", "l", "steps", [1.5]),
+        inspection_figures.ranges("r", ["a", "b"], np.array([[0, 1, 2, 3, 4.0]] * 2), [(0, 5), (None, None)]),
     ]
     for svg in drawn:
         assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= set(VARIABLES), svg[:200]
@@ -55,13 +55,13 @@ def test_ids_of_two_figures_never_meet(comparison: Comparison) -> None:
 
 
 def test_a_dollar_sign_in_a_name_is_text_and_no_formula(comparison: Comparison) -> None:
-    svg = figures.histogram("h", [0, 1], [1, 2], "price in $x_1$ <b>", "l", "steps")
+    svg = inspection_figures.histogram("h", [0, 1], [1, 2], "price in $x_1$ <b>", "l", "steps")
     assert "price in $x_1$ <b>" in texts(svg)
 
 
 def test_a_forest_shows_every_policy_and_difference_on_every_scenario_set(comparison: Comparison) -> None:
     expert = ReferencePolicy("expert", "holdout", {"success_rate": Estimate(0.9, 0.8, 0.95)}, 200)
-    found = texts(figures.forest(comparison.finals, 0, (expert,)))
+    found = texts(figures.forest(comparison.finals, "success_rate", (expert,)))
     for name in ("train_small", "holdout"):
         assert {f"from scratch, {name}", f"clone, {name}", f"pre-trained, {name}"} <= set(found)
         assert {f"minus scratch, {name}", f"minus clone, {name}"} <= set(found)
