@@ -172,7 +172,7 @@ class Arm:
 
 
 CONTROLS: Final = (Arm.SCRATCH_LR0, Arm.PRETRAINED_LR0)
-CLONE: Final = "clone"  # shown beside the arms: what the seeds of `pretrained` started from
+START: Final = "start"  # shown beside the arms: what the seeds of `pretrained` started from
 ARMS: Final = (Arm.SCRATCH, Arm.PRETRAINED, Arm.SCRATCH_LR0, Arm.PRETRAINED_LR0)
 
 

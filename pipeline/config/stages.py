@@ -37,7 +37,7 @@ from pipeline.config.training import (
     WarmStart,
 )
 from pipeline.errors import did_you_mean, shortened
-from pipeline.names import ARMS, CLONE
+from pipeline.names import ARMS, START
 
 
 @configuration
@@ -358,7 +358,7 @@ def _shipped(arms: Any) -> Any:
 
 def _not_taken(arms: dict[str, FurtherArm]) -> dict[str, FurtherArm]:
     for name in arms:
-        if name in (*ARMS, CLONE):
+        if name in (*ARMS, START):
             raise ValueError(f"{name!r} is an arm of every comparison; give this one another name")
     return arms
 

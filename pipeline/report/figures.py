@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pipeline.errors import printable
-from pipeline.names import ARMS, CLONE, CONTROLS, Arm, Metric
+from pipeline.names import ARMS, CONTROLS, START, Arm, Metric
 from pipeline.report.context import ReferencePolicy
 from pipeline.report.palette import (
     ARM_COLOURS,
@@ -205,7 +205,7 @@ def forest(finals: Finals, figure: str, references: Sequence[ReferencePolicy]) -
     first = next(iter(figures.values()))
     levels, changes = list[tuple[str, str, Estimate, Sequence[float]]](), list[tuple[str, Contrast]]()
     for name, f in figures.items():
-        for arm in (Arm.SCRATCH, CLONE, Arm.PRETRAINED, *(a for a in f.means if a not in (*ARMS, CLONE))):
+        for arm in (Arm.SCRATCH, START, Arm.PRETRAINED, *(a for a in f.means if a not in (*ARMS, START))):
             if arm in f.means:
                 levels.append((f"{ARM_LABELS.get(arm, arm)}, {name}", arm, f.means[arm], f.values[arm]))
         levels += [

@@ -7,7 +7,7 @@ serves light, dark and print; in a file of its own they become the light colours
 from collections.abc import Mapping
 from typing import Final
 
-from pipeline.names import CLONE, Arm
+from pipeline.names import START, Arm
 
 INK: Final = "#010101"  # text and axes
 MUTED: Final = "#020202"  # secondary text
@@ -42,7 +42,7 @@ DARK: Final[Mapping[str, str]] = {
 }  # fmt: skip
 
 ARM_COLOURS: Final = {
-    CLONE: PRETRAINED_CONTROL,
+    START: PRETRAINED_CONTROL,
     Arm.SCRATCH: BASELINE,
     Arm.PRETRAINED: PRETRAINED,
     Arm.SCRATCH_LR0: BASELINE_CONTROL,
@@ -50,7 +50,7 @@ ARM_COLOURS: Final = {
 }
 ARM_LABELS: Final = {
     Arm.SCRATCH: "from scratch",
-    CLONE: "clone",
+    START: "clone at start",
     Arm.PRETRAINED: "pre-trained",
     Arm.SCRATCH_LR0: "from scratch, learning rate 0",
     Arm.PRETRAINED_LR0: "pre-trained, learning rate 0",

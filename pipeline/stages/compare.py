@@ -13,7 +13,7 @@ from pipeline.config.task import JUDGED, TaskConfig
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.learning.schedule import final_episodes
-from pipeline.names import CLONE, CONTROLS, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
+from pipeline.names import CONTROLS, START, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.play.demonstrators import Actor, as_policy_sees
 from pipeline.play.evaluation import RATES, episode_figures, run_episodes, summarise, with_intervals
 from pipeline.play.filming import film
@@ -238,7 +238,7 @@ def side_by_side_animations(
     trained = {arm: policy_of(run.client, evidence.group.arms[arm][seed].run) for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
     policies = {
         ARM_LABELS[Arm.SCRATCH]: trained[Arm.SCRATCH],
-        ARM_LABELS[CLONE]: evidence.clones[seed],
+        ARM_LABELS[START]: evidence.clones[seed],
         ARM_LABELS[Arm.PRETRAINED]: trained[Arm.PRETRAINED],
     }
     animations, number = [], runs[Arm.PRETRAINED][seed].seed

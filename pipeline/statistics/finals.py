@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from pipeline.names import CLONE, Arm
+from pipeline.names import START, Arm
 from pipeline.statistics.aggregate import interquartile_mean, probability_of_improvement
 from pipeline.statistics.estimate import Estimate, MeanOverSeeds, column_means
 from pipeline.statistics.matched import MINIMUM_PAIRS, ComparisonSettings, RunData
@@ -44,11 +44,11 @@ class FinalFigure:
     figure: str
     minimised: bool
     smallest_difference: float | None
-    values: Mapping[str, tuple[float, ...]]  # arm, or `clone` -> value of every seed, in the order of its seeds
+    values: Mapping[str, tuple[float, ...]]  # arm, or `start` -> value of every seed, in the order of its seeds
     episodes: Mapping[str, tuple[tuple[float, ...], ...]]  # the same episode by episode; of primary figures only
-    means: Mapping[str, Estimate]  # arm, or `clone` -> mean; 95 % over seeds and episodes
-    interquartile_means: Mapping[str, Estimate]  # arm, or `clone` -> over seeds
-    contrasts: Mapping[str, Contrast]  # `scratch`, and `clone` where clones were played
+    means: Mapping[str, Estimate]  # arm, or `start` -> mean; 95 % over seeds and episodes
+    interquartile_means: Mapping[str, Estimate]  # arm, or `start` -> over seeds
+    contrasts: Mapping[str, Contrast]  # `scratch`, and `start` where clones were played
     probability_of_improvement: Estimate | None  # that a pre-trained run is better than one from scratch
 
     @property
@@ -66,7 +66,7 @@ def final_figures(
     """Scenario set -> figures that both arms measured on every seed, primary ones first; the training set first."""
     both = [*runs[Arm.SCRATCH], *runs[Arm.PRETRAINED]]
     played = {arm: [run.final for run in of_arm] for arm, of_arm in runs.items()} | (
-        {CLONE: [*clones]} if clones else {}
+        {START: [*clones]} if clones else {}
     )
     sets = [name for name in both[0].final if all(name in run.final for run in both)]
     sets.sort(key=lambda name: name != settings.training_set)
@@ -97,7 +97,7 @@ def _measured(
     over = {arm: MeanOverSeeds.of(table) for arm, table in tables.items()}
     values = {arm: column_means(table.T) for arm, table in tables.items()}
     contrasts = dict[str, Contrast]()
-    for reference in (Arm.SCRATCH, CLONE):
+    for reference in (Arm.SCRATCH, START):
         if reference in tables:
             differences = tables[Arm.PRETRAINED] - tables[reference]
             both, seeds = MeanOverSeeds.of(differences), MeanOverSeeds.of(differences.mean(axis=1))
@@ -125,7 +125,7 @@ def _with_verdicts(
 ) -> dict[str, tuple[FinalFigure, ...]]:
     """One question is one family of tests: "is it better than scratch", "is it better than the clone"."""
     decided: dict[tuple[str, str, str], Contrast] = {}
-    for reference in (Arm.SCRATCH, CLONE):
+    for reference in (Arm.SCRATCH, START):
         family = {
             (name, f.figure, reference): f
             for name, figures in finals.items()

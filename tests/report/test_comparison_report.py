@@ -46,7 +46,7 @@ def test_the_first_screen_holds_the_verdict_with_its_confidence(
     assert f"{100 * comparison.ratio.low:.1f}\u00a0% to {100 * comparison.ratio.high:.1f}\u00a0%" in first
     assert "5 matched seeds" in first
     for name in ("train_small", "holdout"):  # what it is worth there, and what fine-tuning added
-        for reference in ("from scratch", "clone"):
+        for reference in ("from scratch", "clone at start"):
             assert f"success rate on {name}: pre-trained minus {reference}" in first
     assert comparison.ratio.value == pytest.approx(0.0609, abs=1e-4)
 

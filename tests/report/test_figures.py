@@ -63,8 +63,8 @@ def test_a_forest_shows_every_policy_and_difference_on_every_scenario_set(compar
     expert = ReferencePolicy("expert", "holdout", {"success_rate": Estimate(0.9, 0.8, 0.95)}, 200)
     found = texts(figures.forest(comparison.finals, "success_rate", (expert,)))
     for name in ("train_small", "holdout"):
-        assert {f"from scratch, {name}", f"clone, {name}", f"pre-trained, {name}"} <= set(found)
-        assert {f"minus scratch, {name}", f"minus clone, {name}"} <= set(found)
+        assert {f"from scratch, {name}", f"clone at start, {name}", f"pre-trained, {name}"} <= set(found)
+        assert {f"minus scratch, {name}", f"minus clone at start, {name}"} <= set(found)
     assert "expert, holdout" in found and "expert, train_small" not in found
 
 

@@ -7,7 +7,7 @@ import pytest
 from pipeline.config.base import Bound
 from pipeline.config.loading import to_data
 from pipeline.errors import BadInput
-from pipeline.names import CLONE
+from pipeline.names import START
 from pipeline.statistics.comparison import UpfrontCost, compare
 from pipeline.statistics.efficiency import TimeToTarget, matched_pair
 from pipeline.statistics.estimate import Estimate
@@ -180,11 +180,11 @@ def test_figures_that_are_not_primary_are_described_and_get_no_verdict() -> None
 def test_what_fine_tuning_added_to_the_clones_is_a_contrast_of_its_own() -> None:
     clones = [finals(success) for success in (0.87, 0.88, 0.86, 0.87)]  # 0.1, 0.1, 0.1 and 0.11 less than after
     result = compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS, None, clones, 4)
-    contrast = result.finals["holdout"][0].contrasts[CLONE]
+    contrast = result.finals["holdout"][0].contrasts[START]
     assert contrast.difference.value == pytest.approx(0.1025)
     assert contrast.verdict is FinalVerdict.BETTER
     assert result.clones == 4
-    assert CLONE not in compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS).finals["train"][0].contrasts
+    assert START not in compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS).finals["train"][0].contrasts
 
 
 def test_a_faster_arm_that_ends_worse_is_faster_with_costs() -> None:
