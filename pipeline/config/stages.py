@@ -86,13 +86,13 @@ class Promote:
     """Episodes per evaluation seed and scenario set."""
     training_seeds: bool = True
     """Also hold every seed of a multi-seed training to the rules, not only the candidate itself."""
-    action: Literal["approve", "sign", "roll_back"] = "approve"
-    key: str | None = None
-    """File of the private OpenSSH key of who signs (`action: sign`)."""
+    action: Literal["approve", "roll_back"] = "approve"
+    sign: str | None = None
+    """File of a private OpenSSH key: its owner signs a version that passed the gate, which judges nothing this time."""
 
     def __post_init__(self) -> None:
-        if (self.action == "sign") != (self.key is not None):
-            raise ValueError("action 'sign' and key, the file of a private key, go together; give both or neither")
+        if self.action == "roll_back" and self.sign is not None:
+            raise ValueError("action 'roll_back' and sign exclude each other; give one of them")
 
 
 FORMATS: Final = (

@@ -54,8 +54,8 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     reference = upstream.get("expert", "latest")
     if config.action == "roll_back":
         return _roll_back(run, config, task, reference)
-    if config.action == "sign":
-        return _sign(run, config, task, reference)
+    if config.sign is not None:
+        return _sign(run, config, task, reference, config.sign)
     candidate = _candidate(run, task, reference)
     lineage.refuse_tainted(run.client, candidate, "the gate")
     subjects = _subjects(run, config, candidate)
@@ -195,15 +195,15 @@ def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision, ap
     )
 
 
-def _sign(run: StageRun, config: Promote, task: Task, reference: str) -> StageOutcome:
+def _sign(run: StageRun, config: Promote, task: Task, reference: str, key: str) -> StageOutcome:
     """Approve a version that passed the gate, in the name of whose key it is."""
-    if task.config.approvers is None or config.key is None:
-        raise BadInput(f"action 'sign': task {task.config.name!r} names no approvers; set `approvers` in its file")
+    if task.config.approvers is None:
+        raise BadInput(f"sign: task {task.config.name!r} names no approvers; set `approvers` in its file")
     version = find_version(run.client, reference, task.config.name, Alias.CANDIDATE)
     signed = fetch_version(version)  # the bytes are those on record
-    run.record_config(replace(config, key="given"), task.config, {"expert": signed.digest})
+    run.record_config(replace(config, sign="given"), task.config, {"expert": signed.digest})
     run.tag(_lineage(run, signed))
-    signature = sign(run.client, version, task.config.approvers, config.key)
+    signature = sign(run.client, version, task.config.approvers, key)
     gate, user = version.tags[VersionTag.GATE_RUN_ID], signature[VersionTag.APPROVED_BY]
     approval = registry.approve(run.client, version, gate, f"signed by {user} in run {run.run_id}", signature)
     run.client.set_tag(gate, Tag.VERDICT, "yes")  # the run of the gate stands for an approval from now on

@@ -29,7 +29,7 @@ from pipeline.files import digest
 from pipeline.names import Artifact, Gate, VersionTag
 from pipeline.tracking.runs import get_run, read_text_artifact
 
-SIGN: Final = "mlflow run . -e promote -P action=sign -P key=<private key> -P expert="
+SIGN: Final = "mlflow run . -e promote -P sign=<private key> -P expert="
 
 
 def read_approvers(path: str | Path) -> dict[str, Ed25519PublicKey]:
@@ -74,15 +74,15 @@ def sign(client: MlflowClient, version: ModelVersion, approvers: str, key: str) 
         private: Any = serialization.load_ssh_private_key(Path(key).expanduser().read_bytes(), password=None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise BadInput(
-            f"key {key!r} cannot be read as a private OpenSSH key without a passphrase: {error}; make one: "
+            f"sign: {key!r} cannot be read as a private OpenSSH key without a passphrase: {error}; make one: "
             "ssh-keygen -t ed25519"
         ) from None
     if not isinstance(private, Ed25519PrivateKey):
-        raise BadInput(f"key {key!r} is no Ed25519 key; make one: ssh-keygen -t ed25519")
+        raise BadInput(f"sign: {key!r} is no Ed25519 key; make one: ssh-keygen -t ed25519")
     public = private.public_key().public_bytes_raw()
     signer = [user for user, known in read_approvers(approvers).items() if known.public_bytes_raw() == public]
     if not signer:
-        raise BadInput(f"key {key!r} is of nobody in {approvers}; an approver's key is needed")
+        raise BadInput(f"sign: {key!r} is of nobody in {approvers}; an approver's key is needed")
     _refuse_own(client, version, signer[0])
     signature = base64.b64encode(private.sign(statement[0])).decode()
     return {VersionTag.APPROVED_BY: signer[0], VersionTag.SIGNATURE: signature}

@@ -49,7 +49,7 @@ class Team:
         return run_stage("promote", "configs/smoke/promote.yaml", {"expert": expert}, {**self.task, **settings})
 
     def sign(self, user: str = "alice", expert: str = "1"):
-        return self.promote(expert, action="sign", key=str(self.folder / user))
+        return self.promote(expert, sign=str(self.folder / user))
 
     def collect(self, expert: str = "1"):
         return run_stage("collect", "configs/smoke/collect.yaml", {"expert": expert}, self.task)
@@ -97,7 +97,7 @@ def test_who_may_not_sign(team):
     assert "was trained by" in refusal(lambda: team.sign(getpass.getuser()))
     assert "is of nobody in" in refusal(lambda: team.sign("mallory"))
     assert "cannot be read as a private OpenSSH key" in refusal(lambda: team.sign("approvers"))
-    assert "go together" in refusal(lambda: team.promote(action="sign"))
+    assert "exclude each other" in refusal(lambda: team.promote(action="roll_back", sign="alice"))
     team.task = {}
     assert "names no approvers" in refusal(team.sign)
     assert VersionTag.SIGNATURE not in connect().get_model_version(EXPERT, "1").tags
