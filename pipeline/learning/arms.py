@@ -1,4 +1,4 @@
-"""What stages train, as jobs: an expert, and the arms of a comparison, which differ in their initial weights alone."""
+"""What stages train, as jobs: an expert, and the arms of a comparison, which share all but what an arm is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -55,12 +55,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Demonstrated:
-    """The dataset behind the clones, for batches of SAC."""
+    """What the clones were made of, for batches of SAC."""
 
     folder: Path
-    digest: str  # of its content
+    digest: str  # of their content
     trajectories: Trajectories
-    recorded_otherwise: str | None  # how its environment differs from the training's, in one line
+    recorded_otherwise: str | None  # how their environment differs from the training's, in one line
 
 
 @dataclass(frozen=True)

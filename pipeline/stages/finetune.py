@@ -110,12 +110,16 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     starts, own, digests = _read(run, config, upstream)
     made_from = starts.lineage
     demonstrations = fetch_dataset(get_run(run.client, made_from[lineage_run_tag("dataset")], "dataset run"))
+    in_batches = None
+    if any(arm.demonstrations for arm in config.arms.values()):
+        dataset = fetch_for_training(run.client, demonstrations.run_id, task.config.name)
+        in_batches = dataset.in_batches(run.client, made_from[lineage_run_tag("pretrain")], task, run.folder)
     arms = arm_jobs(
         config,
         task,
         run.folder,
         starts.for_trainings(),
-        demonstrations=demonstrations.in_batches(task),
+        demonstrations=in_batches,
         own_policies={arm: its.for_trainings() for arm, its in own.items()},
     )
     run.record_config(config, task.config, digests)

@@ -107,9 +107,11 @@ def _training(run: StageRun, before: Run) -> Again:
         arm = tag_of(before, Tag.ARM)
         config = replace(config, arms={name: its for name, its in config.arms.items() if name == arm})
         scalings = {seed: scaling_of(load_policy(download_policy(before.info.run_id)))}
-        recorded_by = tags.get(lineage_run_tag("dataset"))
-        dataset = None if recorded_by is None else fetch_dataset(get_run(run.client, recorded_by, "dataset run"))
-        demonstrations = None if dataset is None else dataset.in_batches(task)
+        demonstrations = None
+        if any(its.demonstrations for its in config.arms.values()):
+            dataset = fetch_dataset(get_run(run.client, tag_of(before, lineage_run_tag("dataset")), "dataset run"))
+            pretrain = tag_of(before, lineage_run_tag("pretrain"))
+            demonstrations = dataset.in_batches(run.client, pretrain, task, run.folder)
         made_jobs = arm_jobs(config, task, run.folder, starts, scalings, demonstrations)
         jobs = [made.job for made in made_jobs if made.arm == arm]
         if not jobs:

@@ -20,9 +20,11 @@ from pipeline.data import (
     load_dataset,
     metadata_digest,
 )
+from pipeline.data.formats.npz import write_archive
 from pipeline.errors import BadInput, shortened
+from pipeline.files import write_folder
 from pipeline.learning.arms import Demonstrated
-from pipeline.names import Artifact, Quality, Tag, VersionTag, registered_model
+from pipeline.names import TRAJECTORIES_FILE, Artifact, Quality, Tag, VersionTag, registered_model
 from pipeline.play.demonstrators import Demonstrator, scripted
 from pipeline.play.filming import view_again
 from pipeline.tasks import Task
@@ -30,7 +32,16 @@ from pipeline.tracking import registry
 from pipeline.tracking.models import find_policy
 from pipeline.tracking.operations import Input
 from pipeline.tracking.references import Reference, fetched
-from pipeline.tracking.runs import get_kept_run, latest_run, read_text_artifact, search, tag_of
+from pipeline.tracking.runs import (
+    get_kept_run,
+    get_run,
+    latest_run,
+    read_config,
+    read_text_artifact,
+    search,
+    stage_run_of,
+    tag_of,
+)
 from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import pages
 from pipeline.validation.facts import Approval, Refusal
@@ -49,10 +60,18 @@ class StoredDataset:
     def run_id(self) -> str:
         return str(self.run.info.run_id)
 
-    def in_batches(self, task: Task) -> Demonstrated:
-        """For SAC, in this task."""
-        otherwise = recorded_otherwise(self.metadata, task)
-        return Demonstrated(download_dataset(self.run), self.metadata.content_digest, self.trajectories, otherwise)
+    def in_batches(self, client: MlflowClient, pretrain: str, task: Task, folder: Path) -> Demonstrated:
+        """For SAC: the episodes that the clones of a `pretrain`, or of one of its seeds, are of; copied below a folder.
+
+        Raises BadInput when its config is gone.
+        """
+        made = get_run(client, pretrain, "pretrain run")
+        if tag_of(made, Tag.STAGE) == "pretrain_seed":
+            made = stage_run_of(client, made)
+        data = part_of(self, read_config(client, made, Pretrain).episodes).trajectories
+        place = folder / "demonstrations"
+        write_folder(place, {TRAJECTORIES_FILE: lambda file: write_archive(file, data.to_arrays())})
+        return Demonstrated(place, content_digest(data), data, recorded_otherwise(self.metadata, task))
 
 
 def log_dataset_input(run: StageRun, metadata: DatasetMetadata, recorded_by: str, context: str) -> None:

@@ -49,6 +49,10 @@ def test_every_arm_that_ships_goes_through_main_to_one_report(with_all_arms, cha
     assert all(point["figures"] == clone[0]["figures"] for point in clone)
     assert residual[0] == clone[0]
     assert len({run.data.metrics[Metric.ENVIRONMENT_STEPS] for run in trained}) == 1  # the same for every arm
+    # SAC learns twice after each of 16 environments' steps beyond the first 100; made again, it is the same
+    rlpd = of["sac_demos", "1"]
+    assert rlpd.data.metrics[Metric.GRADIENT_STEPS] == 2 * (1024 - 96) // 16
+    assert stage_main("reproduce", ["--config", "configs/reproduce.yaml", "--run", rlpd.info.run_id]) == 0
     # clones of fewer episodes were made by main, from a part of the dataset, and everything says where they come from
     few, whole = (of[arm, "1"].data.tags for arm in ("few", Arm.PRETRAINED))
     pretrain = client.get_run(few[lineage_run_tag("pretrain")])
