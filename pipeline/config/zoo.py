@@ -67,7 +67,8 @@ def read_zoo_config(path: Path) -> ZooConfig:
         wrappers = [next(iter(one)) if isinstance(one, dict) else one for one in _listed(listed)]
         return ZooConfig(bool(normalize), tuple(map(str, wrappers)), int(settings.get("frame_stack") or 1))
     except (*DAMAGE, yaml.YAMLError, SyntaxError) as error:
-        raise BadInput(f"{what} cannot be read: {shortened(' '.join(str(error).split()))}") from None
+        told = f"{type(error).__name__}: {shortened(' '.join(str(error).split()))}"
+        raise BadInput(f"{what} cannot be read: {told}") from None
 
 
 def _listed(value: Any) -> list[Any]:
