@@ -110,7 +110,8 @@ class Noise:
     """Execution noise while recording: the action played is disturbed, the label stays clean (DART)."""
 
     std: NonNegative = 0.3
-    """Standard deviation of Gaussian noise, in action units; for discrete actions the chance of a random one."""
+    """Standard deviation of Gaussian noise, as a share of the half range; for discrete actions the chance of a random
+    one."""
 
 
 @configuration
