@@ -3,9 +3,10 @@
     python benchmarks/ui_in_browser.py                                     # of a smoke `main`, made for the purpose
     python benchmarks/ui_in_browser.py sqlite:///mlflow.db --pictures docs/img    # of a store with one `main` in it
 
-Looked at: the list of runs, the run of `main`, two matched seeds beside each other, what came from an expert, trainings
-by success, and the expert's version in the registry. Exit code 1 and a list when something is not there. Not part of
-`make test`, because it needs a Chromium or Chrome in PATH, and the package websockets.
+Looked at: the view of what `main` came to, its run, a training's film by step, two matched seeds beside each other,
+their parameters, the arms as means over seeds, what came from an expert, trainings by success, and the expert's
+version. Exit code 1 and a list when something is not there. Not part of `make test`, because it needs a Chromium or
+Chrome in PATH, and the package websockets.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from pipeline.names import Arm, Tag, registered_model
 from pipeline.tracking.runs import search
+from pipeline.tracking.views import FINAL, VIEWS, view_address
 
 PATIENCE_SECONDS = 90.0
 WINDOW = (1400, 900)
@@ -44,6 +46,12 @@ FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontcon
 </fontconfig>"""
 NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
 
+# films that the page has loaded
+FILMS = "[...document.images].filter(i => i.src.includes('images') && i.src.includes('webp') && i.naturalWidth).length"
+SCROLL = """.forEach(text => [...document.querySelectorAll('*')].filter(
+    e => !e.children.length && e.textContent.trim() === text
+).slice(-1).forEach(e => e.scrollIntoView({block: 'center'})))"""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -52,6 +60,8 @@ class Look:
     name: str
     path: str  # behind `#/`
     texts: Sequence[str]
+    pictures: int = 0  # of a film by step
+    scrolled_to: str = ""  # a text that is brought to the top
 
 
 class Browser:
@@ -87,16 +97,22 @@ class Browser:
                 result: dict[str, Any] = message.get("result", {})
                 return result
 
-    def missing(self, address: str, texts: Sequence[str]) -> list[str]:
-        """Open a page; those of the texts that do not come to stand on it."""
+    def evaluated(self, expression: str) -> Any:
+        """The value of JavaScript in the page."""
+        return self.do("Runtime.evaluate", expression=expression, returnByValue=True).get("result", {}).get("value")
+
+    def missing(self, address: str, look: Look) -> list[str]:
+        """Open a page; what does not come to stand on it."""
         self.do("Page.navigate", url="about:blank")
         self.do("Page.navigate", url=address)
         until = time.monotonic() + PATIENCE_SECONDS
         while True:
-            shown = self.do("Runtime.evaluate", expression="document.body.innerText", returnByValue=True)
-            page = " ".join(str(shown.get("result", {}).get("value", "")).split())
-            left = [text for text in texts if text not in page]
+            page = " ".join(str(self.evaluated("document.body.innerText")).split())
+            left = [text for text in look.texts if text not in page]
+            if self.evaluated(FILMS) < look.pictures:
+                left.append("a film by step")
             if not left or time.monotonic() > until:
+                self.evaluated(f"[{json.dumps(look.scrolled_to)}].filter(text => text)" + SCROLL)
                 time.sleep(1.0)  # what moves comes to rest
                 return left
             time.sleep(0.5)
@@ -140,32 +156,40 @@ def looks(client: MlflowClient) -> list[Look]:
     first = {stage: search(client, {Tag.STAGE: f"{stage}_seed", Tag.ARM: arm})[-1] for stage, arm in arms.items()}
     ids = quote(json.dumps([run.info.run_id for run in first.values()]))
     dataset = main.inputs.dataset_inputs[0].dataset.name
-    runs = f"experiments/{experiment}/runs?workflowType=machine_learning"
+    typed = "workflowType=machine_learning"
+    runs = f"experiments/{experiment}/runs?{typed}"
+    views = {name: view_address(experiment, name).removeprefix("#/") for name in VIEWS}
     came_from = quote(f"tags.`lineage.expert_run_id` = '{expert.info.run_id}'")
-    trainings = quote(f"tags.stage = 'finetune_seed' and params.arm = '{Arm.PRETRAINED}'")
-    by_success = f"orderByKey={quote('metrics.`final/success_rate`')}&orderByAsc=false"
     by_steps = f"orderByKey={quote('metrics.`bill/environment_steps`')}&orderByAsc=false"  # by a metric none are nested
     names = [run.info.run_name for run in first.values()]
     version = f"models/{registered_model(task)}/versions/1"
+    settings = ["arm", "scratch", "pretrained", "cfg.training.learning_rate"]
+    comparison = f"compare-runs?runs={ids}&experiments={quote(json.dumps([experiment]))}&{typed}"
+    run_page = f"experiments/{experiment}/runs/{{}}?{typed}".format
+    metrics_page = f"experiments/{experiment}/runs/{first['finetune'].info.run_id}/model-metrics?{typed}"
+    headline = ["verdict", "comparison", "sample_efficiency/ratio", *FINAL.values()]
     return [
-        Look("runs", runs, ["Imitation pre-training of PPO policies", "main", dataset, "Group by"]),
         Look(
-            "main",
-            f"experiments/{experiment}/runs/{main.info.run_id}",
-            ["every stage for one task", "sample_efficiency/ratio", f"{main.data.tags[Tag.VERDICT]}", dataset],
+            "runs", views["comparisons"], ["Imitation pre-training of PPO", "What main came to", "main", *headline[:3]]
         ),
+        Look("main", run_page(main.info.run_id), ["every stage for one task", *headline[2:], dataset]),
+        Look("film", metrics_page, ["playback"], pictures=1, scrolled_to="playback"),
+        Look("compare", comparison, ["Parallel Coordinates", *names, *settings]),
+        Look("parameters", comparison, [*names, *settings], scrolled_to="cfg.training.learning_rate"),
         Look(
-            "compare",
-            f"compare-runs?runs={ids}&experiments={quote(json.dumps([experiment]))}",
-            ["Parallel Coordinates", *names, "arm", "scratch", "pretrained", "cfg.training.learning_rate"],
+            "arms",
+            views["arms"],
+            ["Arms: mean over seeds", "Group: pretrained", "Group: scratch", "final/success_rate"],
         ),
         Look(
             "descendants",
             f"{runs}&searchFilter={came_from}&{by_steps}",
             ["matching runs", "collect", "pretrain", "finetune", "compare"],
         ),
-        Look("success", f"{runs}&searchFilter={trainings}&{by_success}", ["finetune · pretrained · seed", dataset]),
-        Look("version", version, ["What the gate found", "All", "checks hold", "success_rate", "approved"]),
+        Look("success", views["trainings"], ["final/success_rate", "finetune · pretrained", "arm", "seed"]),
+        Look(
+            "version", f"{version}?{typed}", ["What the gate found", "All", "checks hold", "success_rate", "approved"]
+        ),
     ]
 
 
@@ -173,6 +197,7 @@ def smoke_store(folder: Path) -> str:
     """The store of a `main` on the smoke configs."""
     uri = f"sqlite:///{folder}/mlflow.db"
     command = [sys.executable, "-m", "entrypoints.main", "--config", "configs/smoke/main.yaml"]
+    command += ["--visualize_every", "1024"]
     subprocess.run(command, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, check=True)
     return uri
 
@@ -197,7 +222,7 @@ def main() -> int:
             answer(f"http://127.0.0.1:{port}/health")
             browser = Browser(program, folder)
             for look in looks(MlflowClient()):
-                missing = browser.missing(f"http://127.0.0.1:{port}/#/{look.path}", look.texts)
+                missing = browser.missing(f"http://127.0.0.1:{port}/#/{look.path}", look)
                 print(f"{look.name}: {'all there' if not missing else f'not there: {missing}'}")
                 wrong += bool(missing)
                 if arguments.pictures is not None:

@@ -111,7 +111,7 @@ class LocalProcesses:
 def run_side_by_side(
     jobs: Sequence[TrainingJob],
     workers: int,
-    on_event: Callable[[int, TrainingEvent], None],
+    on_event: Callable[[int, TrainingEvent], object],
     on_result: Callable[[int, TrainingResult], None] = lambda index, result: None,
 ) -> list[TrainingResult]:
     """Train all jobs, `workers` at a time; `on_event(index of the job, event)` runs in this process, in order per job.

@@ -38,6 +38,8 @@ GAP: Final = 8
 LEAST_WIDTH: Final = 200  # narrower pictures are centred in this
 MOST_GIF_COLOURS: Final = 128
 MOST_GIF_BYTES: Final = 4_000_000
+MOST_WEBP_FRAMES: Final = 60
+MOST_WEBP_PIXELS: Final = 400
 INK, PAPER, MUTED, TRACK = (27, 31, 36), (255, 255, 255), (87, 96, 106), (216, 222, 228)
 # by order of the kinds in `Clip.marks`; told apart by their letters as well
 MARK_COLOURS: Final = ((179, 64, 26), (110, 76, 158), (0, 104, 168), (154, 103, 0))
@@ -68,12 +70,16 @@ def check_drawable(task: Task, setting: str, value: int) -> None:
         )
 
 
-def draw_episode(task: Task, episode: Episode, actor: Actor, title: str, path: Path) -> Path:
-    """Let somebody play an episode to its end; the file of it, which is `path` with the ending of its format."""
+def draw_episode(task: Task, episode: Episode, actor: Actor, title: str) -> list[np.ndarray]:
+    """Let somebody play an episode to its end; (H, W, 3) uint8 frames, one a step, for `save_film` and `to_webp`."""
     seen = film(task, episode, from_actor(actor, task.action_space))
     statistics = {"return": f"{seen.episode_return:.4g}", "steps": str(len(seen.rewards))}
-    clip = Clip(title, seen.frames, statistics, seen.events, steps=seen.steps)
-    ending, content = encode(annotate(clip), FRAMES_PER_SECOND)
+    return annotate(Clip(title, seen.frames, statistics, seen.events, steps=seen.steps))
+
+
+def save_film(frames: Sequence[np.ndarray], path: Path) -> Path:
+    """The file of a film, which is `path` with the ending of its format."""
+    ending, content = encode(frames, FRAMES_PER_SECOND)
     file = path.with_name(f"{path.name}.{ending}")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
@@ -126,6 +132,20 @@ def to_gif(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
     first.save(
         file, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0, optimize=False, disposal=1
     )
+    return file.getvalue()
+
+
+def to_webp(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
+    """A looping WebP that stays small: sampled in time and scaled down, as long as the film of all frames."""
+    stride = -(-len(frames) // MOST_WEBP_FRAMES)
+    pictures = [Image.fromarray(frame) for frame in frames[::stride]]
+    for picture in pictures:
+        picture.thumbnail((MOST_WEBP_PIXELS, MOST_WEBP_PIXELS))
+    file = io.BytesIO()
+    pictures[0].save(
+        file, "WEBP", save_all=True, append_images=pictures[1:], duration=round(1000 * stride / frames_per_second),
+        loop=0, quality=70, method=0,
+    )  # fmt: skip
     return file.getvalue()
 
 

@@ -15,7 +15,7 @@ from pipeline.learning.schedule import evaluation_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric
 from pipeline.play.demonstrators import policy_actions
 from pipeline.play.evaluation import point_figures
-from pipeline.report.clips import check_drawable, draw_episode
+from pipeline.report.clips import FRAMES_PER_SECOND, check_drawable, draw_episode, save_film, to_webp
 from pipeline.tasks import Task
 
 LINE_EVERY_SECONDS: Final = 30.0
@@ -52,16 +52,22 @@ class TrainingProgress:
     ) -> None:
         self._bar.close()
 
-    def on_event(self, index: int, event: TrainingEvent) -> None:
-        """Take note of what job `index` says; film the policy it shows in the first evaluation episode."""
+    def on_event(self, index: int, event: TrainingEvent) -> Path | None:
+        """Take note of what job `index` says.
+
+        A policy that it shows is filmed in the first evaluation episode: the file of that, which has a small `.webp` of
+        the same name beside it.
+        """
         job, task = self._jobs[index], self._tasks[index]
         if event.kind == "policy":
             episode = evaluation_episodes(task, job.training.scenario_set, job.training.evaluation)[0]
             actor = policy_actions(task, event.text, f"of step {event.timestep}")
             about = f"{job.task.name}, seed {job.seed}, after {event.timestep:,} steps of training"
             path = Path(job.output) / Artifact.PLAYBACK / f"step-{event.timestep:09d}"
-            draw_episode(task, episode, actor, about, path)
-            return
+            frames = draw_episode(task, episode, actor, about)
+            film = save_film(frames, path)
+            film.with_suffix(".webp").write_bytes(to_webp(frames, FRAMES_PER_SECOND))
+            return film
         if event.kind == "note":
             self._bar.write(printable(f"{self._title} seed {job.seed}: {event.text}"), file=sys.stderr)
         done = min(event.timestep, job.budget)
@@ -74,6 +80,7 @@ class TrainingProgress:
         if self._bar.disable and time.monotonic() - self._last_line > LINE_EVERY_SECONDS:
             self._last_line = time.monotonic()
             say(self.line(), sys.stderr)
+        return None
 
     def line(self) -> str:
         """`finetune: 1,200,000 of 4,000,000 steps (30 %), last success rate 0.85`."""

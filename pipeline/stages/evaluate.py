@@ -8,7 +8,7 @@ from pipeline.errors import BadInput
 from pipeline.names import EVAL_PREFIX, Artifact, Tag
 from pipeline.play.demonstrators import as_policy_sees, policy_actions, scripted
 from pipeline.play.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
-from pipeline.report.clips import check_drawable, draw_episode
+from pipeline.report.clips import check_drawable, draw_episode, save_film
 from pipeline.report.stage_pages import statistics_table
 from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome
@@ -53,7 +53,8 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     run.text("".join(f"> **{one_line(warning)}**\n\n" for warning in warnings) + table, "statistics.md")
     for number, episode in enumerate(episodes[: config.pictures]):
         about = f"{name} in episode {number}: {episode.scenario}, seed {episode.seed}"
-        run.file(draw_episode(task, episode, actor, about, run.folder / f"episode-{number}"), Artifact.PLAYBACK)
+        film = save_film(draw_episode(task, episode, actor, about), run.folder / f"episode-{number}")
+        run.file(film, Artifact.PLAYBACK)
     drawn = f"  {config.pictures} drawn: {Artifact.PLAYBACK}/ of run {run.run_id}"
     title = f"evaluate: {name} on {len(episodes)} episodes of {config.scenario_set!r}"
     whole = f"  actions in bars: statistics.md of run {run.run_id}"

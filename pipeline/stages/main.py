@@ -33,6 +33,7 @@ from pipeline.tracking.reuse import Found, find_finished
 from pipeline.tracking.runs import read_text_artifact
 from pipeline.tracking.stage_run import StageRun, open_run
 from pipeline.tracking.store import ui_command
+from pipeline.tracking.views import FINAL, view_address
 
 UPSTREAM = ("expert", "policy")
 # setting of main -> what it sets in the stages' configs, where it is not left at its default
@@ -154,7 +155,7 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
             conclude(parent, "main", outcome)
     if outcome.failed and parent is not run:
         parent.close("FAILED")  # its stage did its work, and the verdict is a refusal
-    address = f"#/experiments/{parent.experiment_id}/runs?workflowType=machine_learning"  # else the UI opens as GenAI
+    address = view_address(parent.experiment_id, "comparisons")
     return replace(outcome, summary=(*outcome.summary, f"  all of it: {ui_command()}, and there {address}"))
 
 
@@ -199,6 +200,9 @@ class _Main:
             if found.inputs is not None:
                 parent.client.log_inputs(parent.run_id, found.inputs.dataset_inputs)
             if stage == "compare":
+                final = f"final/{self._stages.finetune.training.scenario_set}/success_rate"
+                means = {arm: found.data.metrics.get(f"{final}_{arm}") for arm in FINAL}
+                parent.metrics({FINAL[arm]: mean for arm, mean in means.items() if mean is not None})
                 parent.tag({Tag.COMPARISON: found.data.tags.get(Tag.COMPARISON)})
         seconds = ", ".join(f"{stage} {seconds:.0f} s" for stage, (_, seconds) in self._done.items())
         see = f"Stages: {', '.join(parent.link(run_id, stage) for stage, run_id in runs.items())}."

@@ -66,6 +66,12 @@ class SeedRun:
         if event.metrics and self._open:
             self.run.metrics(event.metrics, event.timestep)
 
+    def film(self, film: Path, step: int) -> None:
+        """Keep a film of the policy at a step, and show the `.webp` beside it by step."""
+        if self._open:
+            self.run.file(film, Artifact.PLAYBACK)
+            self.run.picture(film.with_suffix(".webp"), Artifact.PLAYBACK, step)
+
     def finish(self, result: TrainingResult) -> None:
         """Log what the training came to and close its run."""
         if self._open:
@@ -134,16 +140,18 @@ def train_logged(
     jobs: Sequence[TrainingJob],
     tags: Sequence[Mapping[str, Any]],
     workers: int,
-    watch: Callable[[int, TrainingEvent], None],
+    watch: Callable[[int, TrainingEvent], Path | None],
 ) -> list[TrainingResult]:
     """Train the jobs side by side, each in a child run of its own that is finished as soon as its training is.
 
-    `watch` sees every event after it is logged.
+    `watch` sees every event after it is logged; a film that it makes of one is logged as well.
     """
 
     def on_event(index: int, event: TrainingEvent) -> None:
         seeds[index].on_event(event)
-        watch(index, event)
+        film = watch(index, event)
+        if film is not None:
+            seeds[index].film(film, event.timestep)
 
     with seed_runs(stage_run, jobs, tags) as seeds:
         jobs = [seed.job for seed in seeds]
@@ -226,9 +234,6 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
     if result.decisions:
         run.text(json.dumps([asdict(decision) for decision in result.decisions], indent=1) + "\n", Artifact.WARM_START)
     run.text(json.dumps(evaluations_record(result), sort_keys=True) + "\n", Artifact.EVALUATIONS)
-    pictures = Path(job.output) / Artifact.PLAYBACK
-    if pictures.is_dir():
-        run.file(pictures, Artifact.PLAYBACK)
     run.tag(
         {
             Tag.POLICY_DIGEST: result.best_digest,

@@ -180,8 +180,9 @@ def _deliver_together(spool: Spool, client: MlflowClient, records: list[Record])
     """One record, or batches of one run. Raises what the store raises when it gives no answer."""
     first, operation = records[0], records[0].operation
     try:
-        with tempfile.TemporaryDirectory(prefix="spooled-", dir=scratch()) as place:
+        with contextlib.ExitStack() as stack:
             if isinstance(operation, Files | Policy):  # what was kept with it: whatever path it names, no other is read
+                place = stack.enter_context(tempfile.TemporaryDirectory(prefix="spooled-", dir=scratch()))
                 try:
                     with zipfile.ZipFile(io.BytesIO(spool.files(first) or b"")) as archive:
                         archive.extractall(place)  # it leaves `place` never, and makes no links

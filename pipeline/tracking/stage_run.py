@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import name_utils
 from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pipeline.config.loading import flatten, to_data, to_yaml
 from pipeline.config.task import TaskConfig
@@ -78,7 +78,8 @@ class StageRun:
 
     def link(self, run_id: str, words: str) -> str:
         """Markdown that leads to another run in the UI, wherever that is served."""
-        return f"[{words}](#/experiments/{self.experiment_id}/runs/{run_id})"
+        # without the type, a browser that never saw the store shows its pages of prompts and traces beside the run
+        return f"[{words}](#/experiments/{self.experiment_id}/runs/{run_id}?workflowType=machine_learning)"
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log finite figures at a step; a figure that is not finite was not measured and is left out."""
@@ -125,6 +126,18 @@ class StageRun:
     def file(self, local: Path, folder: str | None = None) -> None:
         """Store a file, or all of a local folder, under an artifact folder."""
         self.write(Files(local=str(local), folder=folder))
+
+    def picture(self, webp: Path, key: str, step: int) -> None:
+        """Show an animated WebP in the UI's image grid, under a key and by step.
+
+        What `mlflow.log_image` does for still pictures, but for its made-up names: the same key and step twice are one.
+        """
+        name = f"{key}+step+{step}+timestamp+0+film"
+        with tempfile.TemporaryDirectory(dir=scratch()) as place:
+            for ending in (".webp", "+compressed.webp"):  # when it is opened, and in the grid
+                shutil.copy(webp, Path(place) / f"{name}{ending}")
+                self.file(Path(place) / f"{name}{ending}", "images")
+        self.tag({MLFLOW_LOGGED_IMAGES: True})
 
     def policy(
         self,

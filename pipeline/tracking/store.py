@@ -26,6 +26,7 @@ from sqlalchemy.pool import NullPool
 
 from pipeline.errors import BadInput, disk_refusal, shortened
 from pipeline.files import sqlite_file, sync_folder
+from pipeline.tracking.views import view_tags
 
 T = TypeVar("T")
 
@@ -47,8 +48,10 @@ matched seeds.
 
 **Look first** at a run of `main`: its description, the tag `verdict`, the metrics `sample_efficiency/ratio` and
 `final/…`; then at `report/report.html` among the artifacts of its `compare`. Settings are parameters (`cfg.…`, `arm`,
-`seed`), datasets are inputs, and tags `lineage.…` name what a run was made from.
+`seed`), datasets are inputs, and tags `lineage.…` name what a run was made from. `Views` holds what `main` came to,
+the arms of comparisons, and trainings by success.
 """,
+    **view_tags(),
 }
 
 

@@ -185,6 +185,13 @@ def test_without_pretraining_only_the_baseline_is_trained_with_the_budget_that_w
     assert seed.data.metrics["train/learning_rate"] == pytest.approx(1e-4)
     pictures = [Path(item.path) for item in connect().list_artifacts(seed.info.run_id, Artifact.PLAYBACK)]
     assert [picture.stem for picture in pictures] == ["step-000000000", "step-000001024"]  # the first from 1000 on
+    by_step = [Path(item.path).name for item in connect().list_artifacts(seed.info.run_id, "images")]
+    assert by_step == [  # as MLflow names what `log_image` logs under a key at a step
+        f"playback+step+{step}+timestamp+0+film{ending}"
+        for step in (0, 1024)
+        for ending in ("+compressed.webp", ".webp")
+    ]
+    assert seed.data.tags["mlflow.loggedImages"] == "true"
     (control,) = search(connect(), {Tag.GROUP: "alone", Tag.STAGE: "baseline_seed", Tag.ARM: "scratch_lr0"})
     assert connect().list_artifacts(control.info.run_id, Artifact.PLAYBACK) == []  # it never changes
 

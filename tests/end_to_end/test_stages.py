@@ -15,6 +15,7 @@ from pipeline.policies import load_policy, tensor_digests
 from pipeline.tracking.models import download_policy
 from pipeline.tracking.runs import read_config, read_text_artifact, search
 from pipeline.tracking.store import connect, experiment_id
+from pipeline.tracking.views import FINAL
 
 ALONE = (
     "train_expert", "promote", "collect", "validate", "playback", "pretrain", "finetune", "baseline", "evaluate",
@@ -321,6 +322,8 @@ def test_the_run_of_main_shows_what_matters_of_its_stages(whole):
         for name in (f"final/train_small/success_rate_{arm}", f"final/train_small/success_rate_{arm}_ci_high")
     }
     assert len(shown) == 8 and shown.items() <= main.data.metrics.items()
+    for arm, name in FINAL.items():  # columns of a view, whatever the scenarios are called
+        assert main.data.metrics[name] == compared.data.metrics[f"final/train_small/success_rate_{arm}"]
     assert main.data.tags[Tag.COMPARISON] == compared.data.tags[Tag.COMPARISON]
     assert main.inputs.dataset_inputs == the_run("collect").inputs.dataset_inputs != []
     about, report = main.data.tags["mlflow.note.content"], f"runs/{compared.info.run_id}/artifacts/report/report.html"

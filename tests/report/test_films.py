@@ -46,8 +46,11 @@ def test_a_film_at_the_first_evaluation_from_every_so_many_steps_on(tmp_path):
         result = train(filmed, lambda event: progress.on_event(0, event))
     assert [point.timestep for point in result.evaluations] == [0, 64, 128, 192]
     films = sorted((tmp_path / "out" / "playback").iterdir())
-    assert [film.name for film in films] == ["step-000000000.gif", "step-000000128.gif"]
-    assert len(imageio.imread(films[0], index=None)) > 5  # frames
+    steps = ["step-000000000", "step-000000128"]
+    assert [film.name for film in films] == [f"{step}.{ending}" for step in steps for ending in ("gif", "webp")]
+    gif, webp = (imageio.imread(film, index=None) for film in films[:2])
+    assert len(gif) == len(webp) > 5  # frames
+    assert max(webp.shape[1:3]) <= 400
     silent = job(tmp_path / "silent", "CartPole-v1", 0)
     assert train(silent, lambda event: None).last_weights == result.last_weights  # looking changes nothing
     assert not (tmp_path / "silent" / "out" / "playback").exists()

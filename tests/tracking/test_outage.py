@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from local_server import LocalServer
@@ -98,11 +99,12 @@ def test_a_server_that_never_returns_leaves_a_finished_training_that_sync_delive
         events.append(event)
         if len(events) == 5:
             on_server.kill()
-        show(progress, index, event)
+        return show(progress, index, event)
 
     monkeypatch.setattr(TrainingProgress, "on_event", kill_in_the_middle)
     command = ["--config", "configs/smoke/finetune.yaml", "--seeds", "[1]", "--control_timesteps", "0"]
-    assert stage_main("baseline", [*command, "--final_episodes", "5", "--reuse", "false"]) == DONE
+    command += ["--final_episodes", "5", "--reuse", "false", "--training.visualize_every", "2048"]
+    assert stage_main("baseline", command) == DONE
     told = [line for line in capfd.readouterr().err.splitlines() if "does not answer" in line]
     assert len(told) == 1
     assert "deliver them with python -m pipeline sync" in told[0]
@@ -119,6 +121,11 @@ def test_a_server_that_never_returns_leaves_a_finished_training_that_sync_delive
     assert [child.info.status, parent.info.status] == ["FINISHED", "FINISHED"]
     names = {name for event in events for name in event.metrics}
     assert stored(client, child.info.run_id, names) == said(events)
+    shown = sorted(event.timestep for event in events if event.kind == "policy")
+    assert len(shown) > 1
+    films = [Path(item.path).stem for item in client.list_artifacts(child.info.run_id, "playback")]
+    assert films == [f"step-{step:09d}" for step in shown]
+    assert len(client.list_artifacts(child.info.run_id, "images")) == 2 * len(shown)
     assert parent.data.metrics["bill/environment_steps"] == child.data.metrics["bill/environment_steps"]
     assert find_policy(client, child.info.run_id, "smoke", {}).run_id == child.info.run_id
     assert stage_run._opened == []
