@@ -392,7 +392,7 @@ def scaling_of_the_expert(probe):
 
 def test_an_expert_scales_large_observations_by_what_was_measured_and_leaves_small_ones():
     figures = scaling_of_the_expert(probed()).observations
-    assert figures == {"all": AffineFigures(offset=(101.6,), scale=(1.96,))}
+    assert figures == {"all": validate(AffineFigures, {"offset": 101.6, "scale": 1.96}, "by hand")}
     assert scaling_of_the_expert(probed("CartPole-v1")).observations == {}
     by_a_script = written(probed(), demonstrator="module:function")
     assert not any("scaling:" in text for text in by_a_script.values())  # clones scale, by what the demonstrator shows
