@@ -124,7 +124,8 @@ def test_a_training_is_extended_when_its_budget_is_raised_and_says_so_where_it_c
         (run,) = search(connect(), {Tag.GROUP: group, Tag.STAGE: f"{name}_seed"})
         return run, out
 
-    short, _ = trained("baseline", "short", "1536")
+    scratch = {Tag.STAGE: "baseline_seed", Tag.ARM: Arm.SCRATCH, Tag.SEED: "1"}
+    (short,) = search(connect(), {Tag.GROUP: GROUP, **scratch})
     longer, said = trained("baseline", "longer", "2560")
     assert f"scratch seed 1: goes on from the last checkpoint of run {short.info.run_id}" in said
     assert longer.data.tags[Tag.EXTENDS] == short.info.run_id
