@@ -48,6 +48,10 @@ NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad
 
 # films that the page has loaded
 FILMS = "[...document.images].filter(i => i.src.includes('images') && i.src.includes('webp') && i.naturalWidth).length"
+# the page of a run draws its charts, films last, when they come into sight
+TO_THE_END = """[...document.querySelectorAll('*')].filter(
+    e => e.clientHeight > 400 && e.scrollHeight > e.clientHeight + 200
+).forEach(e => e.scrollTo(0, e.scrollHeight))"""
 SCROLL = """.forEach(text => [...document.querySelectorAll('*')].filter(
     e => !e.children.length && e.textContent.trim() === text
 ).slice(-1).forEach(e => e.scrollIntoView({block: 'center'})))"""
@@ -110,6 +114,7 @@ class Browser:
             page = " ".join(str(self.evaluated("document.body.innerText")).split())
             left = [text for text in look.texts if text not in page]
             if self.evaluated(FILMS) < look.pictures:
+                self.evaluated(TO_THE_END)
                 left.append("a film by step")
             if not left or time.monotonic() > until:
                 self.evaluated(f"[{json.dumps(look.scrolled_to)}].filter(text => text)" + SCROLL)
