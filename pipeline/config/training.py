@@ -275,6 +275,8 @@ class Judgement:
     """Of the final evaluation the first so many, which untrained policy, constant action and demonstrator play too."""
     learnt_share: Fraction = 0.9
     """Of the way from the constant action to the demonstrator: who comes so far has learnt it."""
+    least_share: Fraction = 0.05
+    """Of the same way: who comes less far has learnt nothing, however certain it is that there was a step."""
     confidence: Confidence = 0.95
     """Of the intervals by which a clone is better than its yardsticks, or as good as its demonstrator."""
 

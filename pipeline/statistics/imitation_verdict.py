@@ -105,8 +105,9 @@ def judge(
 ) -> ImitationVerdict:
     """The verdict by the first figure that tells the demonstrator from a constant action.
 
-    `failed`: the clone is not shown to be better than both the untrained policy and the constant action, or no epoch
-    beat the untrained policy, or no figure shows that there was anything to imitate. `learnt`: it came at least
+    `failed`: the clone is not shown to be better than both the untrained policy and the constant action, or came less
+    than `settings.least_share` of the way from the constant action to the demonstrator, or no epoch beat the untrained
+    policy, or no figure shows that there was anything to imitate. `learnt`: it came at least
     `settings.learnt_share` of the way from the constant action to the demonstrator, or is not shown to be behind the
     demonstrator. `partly`: it is between the two, or nobody knows the demonstrator's figures.
     `allowance`: what must be known of the demonstrator's own figures.
@@ -146,7 +147,8 @@ def judge(
         reasons.append(f"{share:.0%} of the way from the best constant action to the demonstrator")
     if allowance:
         reasons.append(allowance)
-    failed = (known and share is None) or not beats_untrained or gain.low <= 0
+    nowhere = share is not None and share < settings.least_share
+    failed = (known and share is None) or not beats_untrained or gain.low <= 0 or nowhere
     learnt = share is not None and (share >= settings.learnt_share or shortfall.low <= 0)
     return ImitationVerdict(
         state=Imitation.FAILED if failed else Imitation.LEARNT if learnt else Imitation.PARTLY,

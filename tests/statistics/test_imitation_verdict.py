@@ -99,6 +99,15 @@ def test_the_bounds_are_settings():
     assert judge(few, dataclasses.replace(SETTINGS, confidence=0.9)).state == "partly"
 
 
+def test_a_certain_step_that_leads_nowhere_is_none():
+    # 4 of 100 points of the way, by every episode: certain, and less than a twentieth
+    for reached, state in ((4, "failed"), (5, "partly")):
+        verdict = judge({"return": returns(reached, -10, 0, 100)}, SETTINGS)
+        assert (verdict.state, verdict.share) == (state, pytest.approx(reached / 100))
+        assert verdict.gain.low > 0
+    assert judge({"return": returns(4, -10, 0, 100)}, dataclasses.replace(SETTINGS, least_share=0.04)).state == "partly"
+
+
 def test_where_success_tells_nobody_apart_the_return_does():
     everybody = successes(100, untrained=100, constant=100)
     verdict = judge({"success": everybody, "return": returns(50, 0, 10, 110)}, SETTINGS)
