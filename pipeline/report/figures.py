@@ -217,7 +217,7 @@ def forest(finals: Finals, figure: str, references: Sequence[ReferencePolicy]) -
             (f"minus {ARM_LABELS[r].removeprefix('from ')}, {name}", contrast) for r, contrast in f.contrasts.items()
         ]
     rows, room = (len(levels), len(changes)), 0.24 * (len(levels) + len(changes)) + 1.5
-    title = f"Final {words(first.figure)}{' (less is better)' if first.minimised else ''}"
+    title = f"Final {words(first.figure)}{' ↓' if first.minimised else ''}"
     with canvas(f"forest-{first.figure}", title, room, [row + 0.6 for row in rows]) as drawn:
         upper, lower = drawn.panels
         for row, (_, arm, mean, seeds) in enumerate(levels):
@@ -234,7 +234,7 @@ def forest(finals: Finals, figure: str, references: Sequence[ReferencePolicy]) -
                 lower.plot([interval.low, interval.high], [row, row], color=PRETRAINED, linewidth=width)
             lower.plot(contrast.difference.value, row, color=PRETRAINED, marker="o", markersize=6)
         lower.set_yticks(range(rows[1]), [cut(label) for label, _ in changes], fontsize=8.5)
-        lower.set_xlabel(f"pre-trained minus the other, {'more' if first.minimised else 'less'} is worse")
+        lower.set_xlabel(f"difference, {'more' if first.minimised else 'less'} is worse")
         for axes, count in zip((upper, lower), rows, strict=True):
             axes.set_ylim(count - 0.5, -0.5)
             axes.grid(axis="y", visible=False)
