@@ -16,7 +16,7 @@ from mlflow.types import Schema, TensorSpec
 
 from pipeline.data.observations import row_dtype
 from pipeline.names import Artifact
-from pipeline.policies import load_policy
+from pipeline.policies import read_spec
 
 MODEL_CODE = Path(__file__).with_name("policy_model.py")
 CODE = "pipeline.zip"  # what a policy needs of this package: a model runs where it is not installed
@@ -32,7 +32,7 @@ def pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
     As `mlflow.pyfunc.save_model` writes it. That warns of the type hints and examples that a batch of arrays with a
     signature does not need, and reads every installed package to warn of versions, which the requirements do not name.
     """
-    policy, packed = load_policy(folder), place / "model"
+    packed = place / "model"
     kept = f"artifacts/{Artifact.POLICY}"
     shutil.copytree(folder, packed / kept)
     shutil.copy(MODEL_CODE, packed)
@@ -54,7 +54,7 @@ def pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
         (packed / name).write_text(json.dumps(content))  # JSON is YAML
     (packed / "requirements.txt").write_text("\n".join(REQUIREMENTS))
     model = Model(model_id=model_id, run_id=run_id)
-    model.signature = signature(policy.action_space)
+    model.signature = signature(read_spec(folder).action_space)
     mlflow.pyfunc.add_to_model(
         model,
         loader_module="mlflow.pyfunc.loaders.code_model",

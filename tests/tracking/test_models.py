@@ -307,7 +307,9 @@ def test_what_is_asked_before_a_run_is_reused_is_fetched_once_for_all_that_came_
         "lineage__pretrain_run_id": clone,
         "arm": "pretrained",
     }
-    evaluations = {"seed": 1, "evaluations": [{"timestep": 0, "figures": {"a": 1.0}}], "final_figures": {}, "final": {}}
+    final = {"scenario": ["default"], "seed": [1], "metrics": {"return": [1.0]}}
+    curve = [{"timestep": 0, "figures": {"return_mean": 1.0}}]
+    evaluations = {"seed": 1, "evaluations": curve, "final_figures": {"return_mean": 1.0}, "final": final}
     members = [bench.policy_run("finetune_seed", **tags) for _ in range(12)]
     for member in members:
         bench.client.set_tag(member, Tag.SEED, "1")
