@@ -32,6 +32,7 @@ def with_all_arms(changeable, projects) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_arm_that_ships_goes_through_main_to_one_report(with_all_arms, changeable, capfd):
     ended = mlflow_run(changeable, "main")
     assert ended.code in (0, 1), ended.err
@@ -110,8 +111,7 @@ def test_a_fine_tuned_policy_is_fine_tuned_again_and_compared(stage):
         search(connect(), {Tag.GROUP: group, Tag.STAGE: "compare"})[0].data.metrics["bill/upfront_steps"]
         for group in (GROUP, "again")
     )
-    spent = sum(before.data.metrics[name] for name in (Metric.ENVIRONMENT_STEPS, Metric.EVALUATION_STEPS))
-    assert twice == once + spent  # the first fine-tuning is on the bill
+    assert twice == once + before.data.metrics[Metric.ENVIRONMENT_STEPS]  # the first fine-tuning is on the bill
     page = read_text_artifact(connect(), compared.info.run_id, f"{Artifact.REPORT}/report.md")
     assert f"policy of run {start}" in page
 

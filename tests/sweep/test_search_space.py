@@ -178,7 +178,9 @@ def test_fresh_trainings_have_other_seeds_and_other_episodes_but_the_same_settin
     trial, fresh = plan.job({}, 1, tmp_path), plan.job({}, 101, tmp_path, fresh=True)
     assert fresh.training.evaluation.seed != trial.training.evaluation.seed
     evaluation = trial.training.evaluation
-    assert replace(fresh, seed=1, training=replace(fresh.training, evaluation=evaluation)) == trial
+    assert fresh.scaling.digest == trial.scaling.digest
+    as_trial = replace(fresh, seed=1, training=replace(fresh.training, evaluation=evaluation), scaling=trial.scaling)
+    assert as_trial == trial
     assert trial.convergence is None and trial.exact_budget
 
 
