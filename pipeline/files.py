@@ -111,7 +111,7 @@ def write_folder(
                 else:
                     content(file)
                 sync(file)
-        for made in (*{(fresh / name).parent for name in files}, fresh):
+        for made in dict.fromkeys([*((fresh / name).parent for name in files), fresh]):
             sync_folder(made)
         if replace and folder.exists():
             folder.rename(stale)
