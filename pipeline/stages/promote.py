@@ -18,6 +18,7 @@ from pipeline.names import Alias, Artifact, Metric, Tag, VersionTag, lineage_run
 from pipeline.play.demonstrators import as_policy_sees, policy_actions
 from pipeline.play.evaluation import run_episodes
 from pipeline.policies import WRAPPERS, save_policy
+from pipeline.report.clips import draw_episode, save_film
 from pipeline.report.stage_pages import gate_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
@@ -35,6 +36,7 @@ from pipeline.tracking.signatures import SIGN, require_signature, sign
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("expert",)
+UNSIGNED = "Waits for the signature of an approver.\n\n"
 
 
 def inputs(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> dict[str, str]:
@@ -70,7 +72,24 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
                 episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)
                 measured.append(PlayedEpisodes(subject, scenario_set, seed, run_episodes(seen, act, episodes)))
     run.metrics({Metric.EVALUATION_STEPS: sum(m.records.steps for m in measured)})
-    return _conclude(run, candidate, decide(config.rules, measured), task.config.approvers)
+    decision = decide(config.rules, measured)
+    return _conclude(run, candidate, decision, task.config.approvers, _film(run, task, candidate, measured[0]))
+
+
+def _film(run: StageRun, task: Task, candidate: StoredPolicy, played: PlayedEpisodes) -> str:
+    """Where a person sees the candidate play the gate's first episode, in Markdown; empty where nothing draws it."""
+    seen = as_policy_sees(task, candidate.folder)
+    if not seen.renders:
+        return ""
+    episode = played.records.episodes[0]
+    try:
+        frames = draw_episode(seen, episode, candidate.acts(), f"{candidate.reference}, {episode.scenario}")
+    except BadInput as error:  # how it looks decides nothing
+        return f"There is no film of it: {error}.\n\n"
+    film = save_film(frames, run.folder / "candidate")
+    run.file(film, Artifact.PLAYBACK)
+    place = f"{run.run_id}/artifacts/{Artifact.PLAYBACK}/{film.name}"
+    return f"{run.link(place, 'A film of it')} in the first episode of the gate.\n\n"
 
 
 def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
@@ -146,7 +165,9 @@ def _lineage(run: StageRun, candidate: StoredPolicy) -> dict[str, str | None]:
     }
 
 
-def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision, approvers: str | None) -> StageOutcome:
+def _conclude(
+    run: StageRun, candidate: StoredPolicy, decision: GateDecision, approvers: str | None, film: str
+) -> StageOutcome:
     """Log the evidence first, then change the registry: an approval never lacks its evidence."""
     version = candidate.version
     assert version is not None
@@ -158,7 +179,9 @@ def _conclude(run: StageRun, candidate: StoredPolicy, decision: GateDecision, ap
     checked, failed = len(decision.rows), len(decision.reasons)
     run.metrics({"gate/rules_checked": checked, "gate/rules_failed": failed})
     made_by = run.link(str(version.run_id), "the run that made it")
-    about = f"Digest `{candidate.digest}`; {made_by}, {run.link(run.run_id, 'the run of the gate')}.\n\n"
+    about = f"Digest `{candidate.digest}`; {made_by}, {run.link(run.run_id, 'the run of the gate')}.\n\n{film}"
+    if approvers is not None and decision.approved:
+        about = UNSIGNED + about
     registry.describe(run.client, version, about + page.partition("\n")[2].replace("## All checks\n", ""))
     if not decision.approved:
         reason = "; ".join(decision.reasons)
@@ -206,6 +229,9 @@ def _sign(run: StageRun, config: Promote, task: Task, reference: str, key: str) 
     signature = sign(run.client, version, task.config.approvers, key)
     gate, user = version.tags[VersionTag.GATE_RUN_ID], signature[VersionTag.APPROVED_BY]
     approval = registry.approve(run.client, version, gate, f"signed by {user} in run {run.run_id}", signature)
+    found = (version.description or "").partition(registry.EVIDENCE)[2].lstrip().removeprefix(UNSIGNED)
+    words = f"Signed by `{user}`, {run.link(run.run_id, 'in this run')}.\n\n"
+    registry.describe(run.client, version, words + found)
     run.client.set_tag(gate, Tag.VERDICT, "yes")  # the run of the gate stands for an approval from now on
     replaced = f", replaces version {approval.replaced}" if approval.replaced else ""
     return StageOutcome(

@@ -75,11 +75,14 @@ def test_the_gate_waits_an_approver_signs_and_only_then_an_expert_demonstrates(t
     assert waiting.verdict is None and "waits for the signature" in waiting.summary[0]
     assert team.version().tags[VersionTag.GATE] == Gate.PENDING
     assert "not approved (gate: pending)" in refusal(team.collect)
+    assert "Waits for the signature of an approver." in team.version().description
     signed = team.sign()
     assert (signed.verdict, signed.outputs["expert"]) == (True, f"models:/{EXPERT}/1")
     tags = team.version().tags
     assert (tags[VersionTag.GATE], tags[VersionTag.APPROVED_BY]) == (Gate.APPROVED, "alice")
     assert tags[VersionTag.GATE_RUN_ID] == waiting.run_id
+    page = team.version().description
+    assert "Signed by `alice`" in page and "Waits for" not in page and "success_rate" in page
     assert connect().get_run(waiting.run_id).data.tags[Tag.VERDICT] == "yes"
     assert team.collect().verdict is True
     assert "does not wait for a signature (gate: approved); it is signed" in refusal(team.sign)
