@@ -77,11 +77,11 @@ def run(cell: str, store: str) -> int:
 
 
 def compared(store: str) -> dict[str, dict]:
-    """Cell -> the report of its last finished comparison."""
+    """Cell -> the figures of its last finished comparison, from its report."""
     client, found = MlflowClient(store), dict[str, dict]()
     for made in reversed(search(client, {Tag.STAGE: "compare"})):
         file = client.download_artifacts(made.info.run_id, "report/report.json")
-        found[made.data.tags[Tag.GROUP].replace("-", "/")] = json.loads(Path(file).read_text())
+        found[made.data.tags[Tag.GROUP].replace("-", "/")] = json.loads(Path(file).read_text())["comparison"]
     return found
 
 
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--store", default="sqlite:///no_harm.db")
     parser.add_argument("--table", action="store_true", help="only say what is there")
     arguments = parser.parse_args()
+    os.environ["MLFLOW_TRACKING_URI"] = arguments.store
     if not arguments.table:
         for cell in arguments.cells:
             if cell not in compared(arguments.store):
