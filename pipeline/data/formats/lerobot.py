@@ -226,16 +226,8 @@ def _decoded(file: Path, what: str, fps: float, size: tuple[int, int], count: in
 # -------------------------------------------------------------------------------------------------------------- export
 
 
-def export_lerobot(trajectories: Trajectories, metadata: DatasetMetadata, folder: str | Path) -> None:
-    """Write a LeRobot dataset of version 3.0 to a new folder: what was executed as `action`, clean labels as `label`.
-
-    Left out, for which the format has no room: the observation after each last step, seeds, scenarios and figures but
-    success; its `next.done` does not tell how an episode ended. Raises BadInput when the folder exists, and for
-    pictures.
-    """
-    root, data = Path(folder), trajectories
-    if root.exists():
-        raise BadInput(f"export folder {str(root)!r} exists; give a new one")
+def _written_columns(data: Trajectories, metadata: DatasetMetadata) -> dict[str, np.ndarray]:
+    """LeRobot's features, a row a step: (S, width) each, under the names that its readers know. Raises BadInput."""
     before = np.ones(len(data.observations), bool)
     if data.final_rows:
         before[np.cumsum(data.lengths + 1) - 1] = False
@@ -262,7 +254,21 @@ def export_lerobot(trajectories: Trajectories, metadata: DatasetMetadata, folder
         "index": np.arange(data.steps),
         "task_index": np.zeros(data.steps, np.int64),
     }
-    columns = {name: array.reshape(len(array), -1) for name, array in columns.items()}
+    return {name: array.reshape(len(array), -1) for name, array in columns.items()}
+
+
+def export_lerobot(trajectories: Trajectories, metadata: DatasetMetadata, folder: str | Path) -> None:
+    """Write a LeRobot dataset of version 3.0 to a new folder: what was executed as `action`, clean labels as `label`.
+
+    Left out, for which the format has no room: the observation after each last step, seeds, scenarios and figures but
+    success; its `next.done` does not tell how an episode ended. Raises BadInput when the folder exists, and for
+    pictures.
+    """
+    root, data = Path(folder), trajectories
+    if root.exists():
+        raise BadInput(f"export folder {str(root)!r} exists; give a new one")
+    columns = _written_columns(data, metadata)
+    ends = np.cumsum(data.lengths)
 
     def statistics(part: slice) -> dict[str, dict[str, list[float]]]:
         figures: dict[str, Callable[..., Any]] = {"min": np.min, "max": np.max, "mean": np.mean, "std": np.std}
