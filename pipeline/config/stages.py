@@ -286,7 +286,7 @@ class FurtherArm:
     warm_start: WarmStart | None = None
     """Of ppo."""
     policy: str | None = None
-    """Another policy for ppo to start from, named as the reference `policy` of `finetune` is."""
+    """Another policy for ppo to start from, named as the reference `policy` of `finetune` is: clone or expert."""
     dataset: str | None = None
     """Clones of another dataset, by its id or the run that recorded it."""
     episodes: Count | None = None

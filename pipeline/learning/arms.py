@@ -9,15 +9,16 @@ from typing import Any
 from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Finetune, FurtherArm, TrainExpert
 from pipeline.config.task import JUDGED
-from pipeline.config.training import PPOTraining, SACTraining
+from pipeline.config.training import ADAPTIVE, PPOTraining, SACTraining
 from pipeline.data import Trajectories
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job, rollout_steps
 from pipeline.learning.sac import check_sac
 from pipeline.names import CONTROLS, Arm
-from pipeline.policies import Scaling, load_trainable, scaling_by_bounds, scaling_of
+from pipeline.policies import WRAPPERS, Scaling, load_trainable, read_spec, scaling_by_bounds, scaling_of
 from pipeline.policies.networks import ResidualPolicy
+from pipeline.policies.transfer import refuse_unfit
 from pipeline.tasks import Task
 
 
@@ -46,11 +47,13 @@ def expert_jobs(config: TrainExpert, task: Task, folder: Path) -> list[TrainingJ
 
 @dataclass(frozen=True)
 class Start:
-    """The clone that a training starts from."""
+    """The policy that a training starts from."""
 
+    name: str  # for people
     folder: Path
     digest: str
-    return_scale: float | None  # of its demonstrations
+    clone: bool  # not what some training came to
+    return_scale: float | None  # of a clone's demonstrations
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,13 @@ def arm_jobs(
             warm_start = None if settings is None else settings.warm_start
             residual = settings is not None and settings.weights == "residual"
             if start is not None:
-                policy = load_trainable(start.folder)
+                policy, what = load_trainable(start.folder, start.name), f"arm {arm!r}: policy of {start.name}"
+                task.refuse_other_wrappers(read_spec(start.folder).provenance.get(WRAPPERS, []), what)
+                refuse_unfit(policy, task.observation_space, task.action_space, config.training.network, what)
                 scaling = scaling_of(policy)
+                if warm_start is not None and warm_start.initial_action_std == ADAPTIVE and not start.clone:
+                    # of a clone the deviation is the spread of labels around it, of any other what it explores with
+                    warm_start = replace(warm_start, initial_action_std=None)
                 if residual and isinstance(policy, ResidualPolicy):
                     raise BadInput(
                         f"arm {arm!r}: what seed {seed} starts from is residual itself; with weights 'clone' its "

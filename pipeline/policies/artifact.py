@@ -217,13 +217,14 @@ def load_policy(folder: str | Path) -> Policy:
     return policy
 
 
-def load_trainable(folder: str | Path) -> ActorCriticPolicy:
-    """As `load_policy`, of a policy with a critic. Raises BadInput for one that only acts."""
+def load_trainable(folder: str | Path, name: str | None = None) -> ActorCriticPolicy:
+    """As `load_policy`, of a policy with a critic. Raises BadInput for one that only acts; `name`: for people."""
     policy = load_policy(folder)
     if isinstance(policy, FrozenActor):
+        why = "its actions end in a tanh" if policy.network.rescaled else "its network is none that PPO trains here"
         raise BadInput(
-            f"policy {str(folder)!r} only acts: its network is none that PPO trains here; record its demonstrations "
-            "(collect) and clone them (pretrain)"
+            f"policy {name or repr(str(folder))} only acts: {why}; record its demonstrations (collect) and clone them "
+            "(pretrain)"
         )
     return policy
 

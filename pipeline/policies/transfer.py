@@ -17,7 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from pipeline.config.base import configuration
-from pipeline.config.loading import parse_json, validate
+from pipeline.config.loading import parse_json, to_data, validate
 from pipeline.config.training import Network
 from pipeline.errors import BadInput, shortened
 from pipeline.files import digest
@@ -127,18 +127,7 @@ def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_s
     artifact's spaces, network or scaling are not those of the training.
     """
     source = load_trainable(folder)
-    for what in ("observation_space", "action_space"):
-        if getattr(policy, what) != getattr(source, what):
-            raise BadInput(
-                f"initial policy {folder!r}: its {what} {getattr(source, what)} is not the task's "
-                f"{getattr(policy, what)}; pre-train on this task"
-            )
-    its = network_of(source)
-    wanted = network if images_in(source.observation_space) else replace(network, image_features=its.image_features)
-    if its != wanted:
-        raise BadInput(
-            f"initial policy {folder!r}: its network {its} is not training.network {network}; give both the same"
-        )
+    refuse_unfit(source, policy.observation_space, policy.action_space, network, f"initial policy {folder!r}")
     if scaling_of(policy).digest != scaling_of(source).digest:
         raise BadInput(f"initial policy {folder!r}: it was made with another scaling than this training; give both one")
     tensors = tensors_of(source)
@@ -150,6 +139,29 @@ def transfer(policy: ActorCriticPolicy, folder: str, network: Network, initial_s
         with torch.no_grad():
             policy.log_std.fill_(float(np.log(initial_std)))
     return proof
+
+
+def refuse_unfit(
+    source: ActorCriticPolicy,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    network: Network,
+    what: str,
+) -> None:
+    """Raise BadInput unless a training with these spaces and this network can start from the policy `source`."""
+    for kind, here in (("observation_space", observation_space), ("action_space", action_space)):
+        there = getattr(source, kind)
+        if there != here:
+            raise BadInput(f"{what}: its {kind} {there} is not the task's {here}; start from a policy of this task")
+    its = network_of(source)
+    wanted = network if images_in(source.observation_space) else replace(network, image_features=its.image_features)
+    for setting, value in to_data(its).items():
+        if value != (here := to_data(wanted)[setting]):
+            shown = json.dumps(value)
+            raise BadInput(
+                f"{what} has network.{setting} = {shown}, training.network.{setting} is {json.dumps(here)}; both arms "
+                f"train the network that the policy has: training.network.{setting}={shown}"
+            )
 
 
 def probe_batch(observation_space: gym.Space[Any], count: int = PROBE_COUNT) -> Observations:

@@ -92,6 +92,7 @@ class ReportContext:
     regressions: tuple[Regression, ...] | None = None
     lineage: tuple[LineageNode, ...] | None = None
     runs: tuple[RunLink, ...] | None = None
+    demonstrated: bool = True  # the pre-trained arm starts from clones, not from a policy without demonstrations
     dataset: Mapping[str, str] | None = None  # facts about the demonstrations, label -> value
     commands: tuple[str, ...] | None = None  # that reproduce the comparison
     versions: Mapping[str, str] | None = None  # package -> version

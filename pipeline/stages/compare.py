@@ -72,7 +72,7 @@ class Evidence:
     group: Group
     trained: Finetune  # the settings of both arms
     task: Task  # as both arms saw it
-    dataset: StoredDataset
+    dataset: StoredDataset | None  # None: no demonstrations are behind what the pre-trained arm started from
     clones: tuple[StoredPolicy, ...]  # what every pre-trained seed started from: a clone of its own, or one for all
     played: dict[tuple[str, str], dict[str, np.ndarray]]  # (digest of a policy, scenario set) -> its figures
 
@@ -111,8 +111,10 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     run.record_config(config, task, _inputs(group, task))
     run.tag({Tag.GROUP: group.name, **lineage.from_runs({"baseline": group.baseline, "finetune": group.finetune})})
     taints = lineage.inherit_taint(run)
-    dataset = fetch_dataset(get_run(run.client, tag_of(group.finetune, lineage_run_tag("dataset")), "dataset run"))
-    log_dataset_input(run, dataset.metadata, dataset.run_id, "imitated")
+    dataset, recorded = None, group.finetune.data.tags.get(lineage_run_tag("dataset"))
+    if recorded is not None:
+        dataset = fetch_dataset(get_run(run.client, recorded, "dataset run"))
+        log_dataset_input(run, dataset.metadata, dataset.run_id, "imitated")
     shared = started_from(group.finetune)
     started = [member.run.data.tags.get(lineage_run_tag("policy"), shared) for member in group.arms[Arm.PRETRAINED]]
     clones = {run_id: find_policy(run.client, run_id, task.name, {}) for run_id in dict.fromkeys(started)}
@@ -192,8 +194,13 @@ def arm_data(run: StageRun, evidence: Evidence) -> dict[str, list[RunData]]:
     return data
 
 
-def find_regressions(run: StageRun, evidence: Evidence, settings: ComparisonSettings) -> tuple[Regression, ...]:
-    """What fine-tuning on other scenarios did to the demonstrated ones: clone against fine-tuned policies, there."""
+def find_regressions(run: StageRun, evidence: Evidence, settings: ComparisonSettings) -> tuple[Regression, ...] | None:
+    """What fine-tuning on other scenarios did to the demonstrated ones: clone against fine-tuned policies, there.
+
+    None where nothing was demonstrated.
+    """
+    if evidence.dataset is None:
+        return None
     demonstrated, figure = evidence.dataset.metadata.scenario_set, Metric.SUCCESS_RATE
     if demonstrated == evidence.trained.training.scenario_set:
         return ()
@@ -267,7 +274,7 @@ def report_context(
     run: StageRun,
     evidence: Evidence,
     taints: tuple[str, ...],
-    regressions: tuple[Regression, ...],
+    regressions: tuple[Regression, ...] | None,
     animations: tuple[Animation, ...] | None,
     comparison: Comparison,
 ) -> ReportContext:
@@ -284,11 +291,23 @@ def report_context(
     parents: dict[str, tuple[str, ...]] = {}
     for source, below in chain.edges:
         parents[below] = (*parents.get(below, ()), source)
-    metadata = evidence.dataset.metadata
     resumed = {member.run.data.tags.get(Tag.RESUME) for _, member in members}
     record = environment_record()
     again, download = f"{group.name}-again", "mlflow artifacts download --artifact-path config.yaml"
-    success = evidence.dataset.trajectories.metrics.get(Metric.SUCCESS)
+    described: dict[str, str] | None = None
+    if evidence.dataset is not None:
+        metadata, success = evidence.dataset.metadata, evidence.dataset.trajectories.metrics.get(Metric.SUCCESS)
+        described = {
+            "dataset": metadata.dataset_id,
+            "episodes": f"{metadata.episodes:,}",
+            "environment steps": f"{metadata.steps:,}",
+            "scenario set": metadata.scenario_set,
+            "demonstrator": metadata.origin,
+            "execution noise": f"{metadata.noise_std:g} of the half action range; labels are clean",
+            "success": "not known" if success is None else f"{success.mean():.3f}",
+            "content digest": metadata.content_digest,
+            "imitation": get_run(run.client, policy, "clones").data.tags.get(Tag.IMITATION, "not judged"),
+        }
     return ReportContext(
         task=evidence.task.config.name,
         group=group.name,
@@ -307,17 +326,8 @@ def report_context(
         experts=_experts(run, group),
         target_origin=_target_origin(run, evidence, target),
         glossary=_glossary(evidence.task.config, figures),
-        dataset={
-            "dataset": metadata.dataset_id,
-            "episodes": f"{metadata.episodes:,}",
-            "environment steps": f"{metadata.steps:,}",
-            "scenario set": metadata.scenario_set,
-            "demonstrator": metadata.origin,
-            "execution noise": f"{metadata.noise_std:g} of the half action range; labels are clean",
-            "success": "not known" if success is None else f"{success.mean():.3f}",
-            "content digest": metadata.content_digest,
-            "imitation": get_run(run.client, policy, "clones").data.tags.get(Tag.IMITATION, "not judged"),
-        },
+        demonstrated=evidence.dataset is not None,
+        dataset=described,
         lineage=tuple(
             LineageNode(
                 node.run_id, node.stage, node.title, f"run {node.run_id}",
@@ -352,10 +362,11 @@ def _references(run: StageRun, evidence: Evidence) -> tuple[ReferencePolicy, ...
     # demonstrators see numbers also where clones see pictures
     without_camera = Task(task.config, task.environment_kwargs)
     actors: dict[str, tuple[Task, Actor]] = {}
-    metadata = evidence.dataset.metadata
-    scripted = metadata.demonstrator["kind"] == "scripted"
-    if scripted and (script := demonstrator_of(run.client, metadata, without_camera)) is not None:
-        actors["script that demonstrated"] = without_camera, script.actor
+    metadata = None if evidence.dataset is None else evidence.dataset.metadata
+    if metadata is not None and metadata.demonstrator["kind"] == "scripted":
+        script = demonstrator_of(run.client, metadata, without_camera)
+        if script is not None:
+            actors["script that demonstrated"] = without_camera, script.actor
     if Tag.LINEAGE_EXPERT in tags:
         expert = find_policy(run.client, tags[Tag.LINEAGE_EXPERT], task.config.name, {})
         actors["expert"] = as_policy_sees(without_camera, expert.folder), expert.acts()
@@ -380,6 +391,8 @@ def _shift(run: StageRun, group: Group) -> Shift | None:
 def _holdout_shifts(run: StageRun, evidence: Evidence) -> dict[str, Shift] | None:
     """Are the hold-out scenarios like the demonstrations; None when nobody can play them as those were."""
     dataset = evidence.dataset
+    if dataset is None:
+        return None
     task = Task(evidence.task.config, evidence.task.environment_kwargs)  # demonstrators see numbers
     demonstrator = demonstrator_of(run.client, dataset.metadata, task)
     if demonstrator is None:

@@ -39,6 +39,7 @@ def inputs(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> dict
 class Starts:
     """What the seeds of an arm start from."""
 
+    reference: str  # to the policy that was named, for people
     policies: dict[int, StoredPolicy]  # by seed
     lineage: dict[str, str]  # tags of what starts from them
     maker: Run  # of the policy that was named
@@ -64,15 +65,10 @@ def _read(
         policies = starting_policies(run.client, policy, config.seeds)
         maker = get_run(run.client, str(policy.run_id), "policy")
         role = "pretrain" if made_by_pretrain(maker) else "policy"
-        return Starts(policies, lineage.from_policy(policy, role, maker.data.tags), maker)
+        return Starts(policy.reference, policies, lineage.from_policy(policy, role, maker.data.tags), maker)
 
     starts = starts_of(upstream.get("policy", "latest"))
-    if lineage_run_tag("dataset") not in starts.lineage:
-        raise BadInput(
-            f"policy of run {starts.maker.info.run_id} does not come from demonstrations; give a run of pretrain, or "
-            "that of one seed of finetune"
-        )
-    # the clones, and what the shift of distribution is measured against
+    # the policies, and what the shift of distribution is measured against
     digests = {f"policy of seed {seed}": start.digest for seed, start in starts.policies.items()}
     own: dict[str, Starts] = {}
     for name, arm in config.arms.items():
@@ -87,6 +83,11 @@ def _read(
 
 def _clones_for(run: StageRun, task: TaskConfig, name: str, arm: FurtherArm, shared: Starts) -> str:
     """Id of the finished `pretrain` that made the clones which an arm asks for. Raises BadInput when there is none."""
+    if lineage_run_tag("pretrain") not in shared.lineage:
+        raise BadInput(
+            f"arm {name!r}: its clones are made with the settings of the other arms' clones, and these start from the "
+            f"policy of run {shared.maker.info.run_id}, which is none; name its policy, or start from clones"
+        )
     made = get_run(run.client, shared.lineage[lineage_run_tag("pretrain")], "pretrain run")
     if tag_of(made, Tag.STAGE) == "pretrain_seed":
         made = stage_run_of(run.client, made)
@@ -109,10 +110,11 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
     starts, own, digests = _read(run, config, upstream)
     made_from = starts.lineage
-    demonstrations = fetch_dataset(get_run(run.client, made_from[lineage_run_tag("dataset")], "dataset run"))
+    recorded = made_from.get(lineage_run_tag("dataset"))  # None: no demonstrations are behind what was named
+    demonstrations = None if recorded is None else fetch_dataset(get_run(run.client, recorded, "dataset run"))
     in_batches = None
-    if any(arm.demonstrations for arm in config.arms.values()):
-        dataset = fetch_for_training(run.client, demonstrations.run_id, task.config.name)
+    if recorded is not None and any(arm.demonstrations for arm in config.arms.values()):
+        dataset = fetch_for_training(run.client, recorded, task.config.name)
         in_batches = dataset.in_batches(run.client, made_from[lineage_run_tag("pretrain")], task, run.folder)
     arms = arm_jobs(
         config,
@@ -124,12 +126,16 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     )
     run.record_config(config, task.config, digests)
     run.tag({**made_from, **{arm_policy_tag(its.maker.info.run_id): its.maker.info.run_id for its in own.values()}})
-    log_dataset_input(run, demonstrations.metadata, demonstrations.run_id, "imitated")
-    shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
+    shift = None
+    if demonstrations is not None:
+        log_dataset_input(run, demonstrations.metadata, demonstrations.run_id, "imitated")
+        shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
     tags = {(arm.arm, arm.job.seed): own.get(arm.arm, starts).tags_of(arm.job.seed) for arm in arms}
     trained = run_arms(run, "finetune", config, task, arms, upstream.get("group"), tags)
     lines = trained.summary
-    if shift is None:
+    if demonstrations is None:
+        lines += (f"  it started from the policy of {starts.reference}, behind which are no demonstrations",)
+    elif shift is None:
         lines += ("  its scenarios were not held against the demonstrations: nobody could play them as those were",)
     elif shift.shifted:
         lines += (

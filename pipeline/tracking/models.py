@@ -54,11 +54,13 @@ class StoredPolicy:
 
     def as_start(self) -> Start:
         """For a training."""
-        return Start(self.folder, self.digest, None if self.certificate is None else self.certificate.return_scale)
+        certificate = self.certificate
+        scale = None if certificate is None else certificate.return_scale
+        return Start(self.reference, self.folder, self.digest, certificate is not None, scale)
 
     def scaling(self) -> Scaling:
         """The units it computes in."""
-        return scaling_of(load_trainable(self.folder))
+        return scaling_of(load_trainable(self.folder, self.reference))
 
     def demonstrator(self, task: Task) -> Demonstrator:
         """A registered expert, as who demonstrates. Raises BadInput when it does not fit the task."""

@@ -57,7 +57,8 @@ class SeedRun:
         # a finished one of an interrupted stage's only says again what it came to, and nothing of it is logged
         status = get_run(self.run.client, self.run.run_id, "training").info.status if stage_run.continued else ""
         self._open = status != "FINISHED"
-        self._stage_run, self._clone = stage_run.run_id, tags.get(lineage_run_tag("policy"))
+        self._stage_run, self._start = stage_run.run_id, tags.get(lineage_run_tag("policy"))
+        self._cloned = lineage_run_tag("pretrain") in tags
         if self._open:
             self.run.params({"seed": job.seed, "arm": tags.get(Tag.ARM)})
 
@@ -91,8 +92,9 @@ class SeedRun:
         if job.demonstrations_share:
             start += f", with {job.demonstrations_share:.0%} demonstrations in every batch"
         if job.initial_policy is not None:
-            clone = "a clone" if self._clone is None else self.run.link(str(self._clone), "a clone")
-            start = f"a correction of {clone}" if job.residual else clone
+            start = "a clone" if self._cloned else "a policy that was there before"
+            start = start if self._start is None else self.run.link(str(self._start), start)
+            start = f"a correction of {start}" if job.residual else start
         rate = "; learning rate 0, as a control" if job.learning_rate_zero else ""
         return (
             f"**{self.name}**: {'PPO' if job.sac is None else 'SAC'} on task `{job.task.name}`, from {start}{rate}.\n\n"

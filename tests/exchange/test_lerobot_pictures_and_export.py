@@ -1,5 +1,6 @@
 """LeRobot: what its package wrote is read, videos frame by frame; what we write is read again, with what it lacks."""
 
+import io
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
+from PIL import Image
 
 from pipeline.config.loading import validate as validate_config
 from pipeline.config.task import TaskConfig
@@ -154,6 +156,85 @@ def test_pictures_of_another_kind_than_described_are_refused(change, words, tmp_
     change(info)
     path.write_text(json.dumps(info))
     assert words in refusal(tmp_path / "set")
+
+
+# --- pictures in the parquet ------------------------------------------------------------------------------------------
+
+
+def encoded(frame: np.ndarray, kind: str = "PNG", mode: str = "RGB") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(frame).convert(mode).save(stream, kind, **({} if kind == "PNG" else {"quality": 100}))
+    return stream.getvalue()
+
+
+def pictured(folder: Path, version: str, spoil=lambda held: None, kind: str = "PNG", column=None) -> np.ndarray:
+    """As `filmed`, with the frames in two files of parquet as the package `datasets` lays them; its frames."""
+    filmed(folder, version)
+    for film in folder.rglob("*.mp4"):
+        film.unlink()
+    frames = np.random.default_rng(2).integers(0, 256, (9, 16, 32, 3), dtype=np.uint8)
+    if kind == "JPEG":
+        frames[:] = frames[:, :1, :1]  # of one colour, which it keeps but for a rounding
+    held = [{"bytes": encoded(frame, kind), "path": f"frame_{i:06d}.png"} for i, frame in enumerate(frames)]
+    spoil(held)
+    path = folder / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"]["observation.images.top"]["dtype"] = "image"
+    path.write_text(json.dumps(info))
+    as_struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    column = pa.array(held, as_struct) if column is None else column(held)
+    table = pq.read_table(folder / "data" / "a.parquet").append_column("observation.images.top", column)
+    pq.write_table(table.slice(6), folder / "data" / "a.parquet")  # the last episode in the first file
+    pq.write_table(table.slice(0, 6), folder / "data" / "b.parquet", row_group_size=4)
+    return frames
+
+
+@pytest.mark.parametrize(("version", "kind"), [("v2.1", "PNG"), ("v3.0", "PNG"), ("v3.0", "JPEG")])
+def test_each_row_has_the_picture_that_stands_in_it(version, kind, tmp_path):
+    frames = pictured(tmp_path / "set", version, kind=kind)
+    found = read_foreign(tmp_path / "set", keys=KEYS)
+    seen = joined(found, "observations")
+    assert np.abs(seen["top"].astype(int) - frames).max() <= (0 if kind == "PNG" else 3)
+    assert seen["state"].ravel().tolist() == list(range(9))
+    assert found.ignored == ()
+    assert read_foreign(tmp_path / "set").ignored == ("observation.images.top",)
+
+
+def as_another(change):
+    """A row of the set with other bytes."""
+
+    def spoil(held):
+        held[5]["bytes"] = change(held[5]["bytes"])
+
+    return spoil
+
+
+BLANK = np.zeros((16, 32, 3), np.uint8)
+BAD_PICTURES = {
+    "not in the file": (as_another(lambda content: None), "is not in the file; read are PNG and JPEG within it"),
+    "another size": (as_another(lambda content: encoded(BLANK.swapaxes(0, 1))), "is 16 x 32 RGB, info.json says 32 x"),
+    "grey": (as_another(lambda content: encoded(BLANK, mode="L")), "is 32 x 16 L, info.json says 32 x 16 RGB"),
+    "GIF": (as_another(lambda content: encoded(BLANK, "GIF")), "is no PNG or JPEG"),
+    "cut short": (as_another(lambda content: content[: len(content) // 2]), "is no PNG or JPEG"),
+    "a letter": (as_another(lambda content: b"dear reader"), "is no PNG or JPEG"),
+    "nothing": (as_another(lambda content: b""), "is no PNG or JPEG"),
+    "a billion pixels": (
+        as_another(lambda content: content[:16] + (40_000).to_bytes(4, "big") * 2 + content[24:]), "row 5 of b.parquet"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_PICTURES)
+def test_a_picture_that_is_none_of_the_set_is_named_by_its_row(case, tmp_path):
+    spoil, words = BAD_PICTURES[case]
+    pictured(tmp_path / "set", "v3.0", spoil)
+    line = refusal(tmp_path / "set")
+    assert "observation.images.top in row 5 of b.parquet" in line and words in line
+
+
+def test_a_column_without_pictures_is_refused(tmp_path):
+    pictured(tmp_path / "set", "v3.0", column=lambda held: pa.array(range(9)))
+    assert "has no column 'observation.images.top.bytes'" in refusal(tmp_path / "set")
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_the_initial_standard_deviation_is_set_and_nothing_else_changes(certifie
 
 
 def test_a_policy_of_another_network_or_task_is_refused_by_name(certified):
-    with pytest.raises(BadInput, match=r"network .* is not training.network"):
+    with pytest.raises(BadInput, match=r"has network.hidden = \[16\], training.network.hidden is \[32\]"):
         transfer(policy_of(1), certified[1], Network(hidden=(32,)), None)
     with pytest.raises(BadInput, match="observation_space"):
         transfer(policy_of(1, observations=spaces.Box(-1, 1, (4,), np.float32)), certified[1], NETWORK, None)

@@ -58,6 +58,21 @@ def another_zip(folder, seed: int = 5):
     return path, policy
 
 
+def sac_zip(path):
+    """A SAC that was never trained, saved at a path."""
+    import gymnasium as gym
+    from stable_baselines3 import SAC
+
+    task = Task(load_task("configs/tasks/social_nav.yaml"))
+
+    class Alike(gym.Env):
+        observation_space, action_space = task.observation_space, task.action_space
+
+    model = SAC("MlpPolicy", Alike(), policy_kwargs={"net_arch": [8]}, buffer_size=10, seed=5, device="cpu")
+    model.save(path)
+    return model
+
+
 # --- an own expert ---------------------------------------------------------------------------------------------------
 
 
@@ -83,17 +98,9 @@ def test_an_sb3_zip_becomes_a_candidate_that_acts_as_it_did_and_passes_the_same_
 
 def test_a_sac_of_somebody_demonstrates_and_is_served_like_any_policy(story, client, tmp_path):
     """Its own labels come back from it, which validation asks for; PPO cannot go on from it, and is told so."""
-    import gymnasium as gym
     import mlflow
-    from stable_baselines3 import SAC
 
-    task = Task(load_task("configs/tasks/social_nav.yaml"))
-
-    class Alike(gym.Env):
-        observation_space, action_space = task.observation_space, task.action_space
-
-    theirs = SAC("MlpPolicy", Alike(), policy_kwargs={"net_arch": [8]}, buffer_size=10, seed=5, device="cpu")
-    theirs.save(tmp_path / "sac.zip")
+    theirs = sac_zip(tmp_path / "sac.zip")
     assert run_stage("promote", PROMOTE, {"expert": str(tmp_path / "sac.zip")}, EASY).verdict is True
     recorded = run_stage("collect", "configs/smoke/collect.yaml", {}, {"filter": "{}"})
     assert recorded.verdict is True and version(client, 2).tags[VersionTag.GATE] == Gate.APPROVED

@@ -1,4 +1,4 @@
-"""LeRobot datasets (https://github.com/huggingface/lerobot): parquet, with videos beside it.
+"""LeRobot datasets (https://github.com/huggingface/lerobot): parquet, with pictures in it or videos beside it.
 
     read_lerobot("theirs")                               # observation.state and action, rewards where there are any
     read_lerobot("theirs", ("state", "top"))             # a Dict: the state, and the frames of observation.images.top
@@ -8,6 +8,7 @@ Frames are what was seen before each action, so that the observation after the l
 that a recording ended, not whether the environment ended it. What a reader passes over, the set names.
 """
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from pipeline.data.foreign import EXPANSION, SPARE_BYTES, ForeignEpisode, ForeignSet, source_digest
 from pipeline.data.formats.arrow import MAX_FILES, dense
@@ -42,9 +44,10 @@ FPS: Final = 1  # of what is exported: steps are counted, nobody knows how long 
 def read_lerobot(folder: str | Path, keys: Sequence[str] = ()) -> ForeignSet:
     """`observation.state`, `action`, and `label`, `next.reward` and `next.success` where they are there.
 
-    With `keys` the observations are a Dict of these: of `observation.<key>`, or of the frames (height, width, 3) of the
-    video `observation.images.<key>`. Raises BadInput for what is not what its description says: other columns, rows
-    that are missing, a video of another length, size or frame rate.
+    With `keys` the observations are a Dict of these: of `observation.images.<key>` or `observation.<key>`, which are
+    numbers, pictures (height, width, 3) in the parquet, or the frames of a video. Raises BadInput for what is not what
+    its description says: other columns, rows that are missing, a picture of another size, a video of another length,
+    size or frame rate.
     """
     root = Path(folder)
     try:
@@ -57,7 +60,8 @@ def read_lerobot(folder: str | Path, keys: Sequence[str] = ()) -> ForeignSet:
             if name not in features:
                 raise BadInput(f"lerobot dataset: there is no {name!r}; it has {shortened(sorted(features))}")
         videos = [name for name in observed.values() if features[name]["dtype"] == "video"]
-        numbers = [name for name in observed.values() if name not in videos]
+        images = [name for name in observed.values() if features[name]["dtype"] == "image"]
+        numbers = [name for name in observed.values() if name not in (*videos, *images)]
         wanted = [*INDICES, *numbers, *(name for name in (ACTION, LABEL, REWARD, SUCCESS) if name in features)]
         widths = {name: int(np.prod(features[name]["shape"], dtype=np.int64)) for name in wanted}
         files = sorted((root / "data").rglob("*.parquet"))
@@ -79,10 +83,11 @@ def read_lerobot(folder: str | Path, keys: Sequence[str] = ()) -> ForeignSet:
             raise BadInput("lerobot dataset: the frames of an episode are not numbered 0, 1, 2, ...; rows are missing")
         of_episode = dict(zip(episode_numbers.tolist(), lengths.tolist(), strict=True))
         columns |= {name: _frames(root, info, name, of_episode) for name in videos}
+        columns |= {name: _pictures(files, info, name, order) for name in images}
         episodes, end = [], 0
         for length in lengths.tolist():
             begin, end = end, end + length
-            one = {name: columns[name][begin:end] for name in (*wanted, *videos)}
+            one = {name: columns[name][begin:end] for name in (*wanted, *videos, *images)}
             fields = {f"observations.{key}" if key else "observations": one[name] for key, name in observed.items()}
             episodes.append(
                 ForeignEpisode(
@@ -93,7 +98,7 @@ def read_lerobot(folder: str | Path, keys: Sequence[str] = ()) -> ForeignSet:
                     infos={"success": one[SUCCESS][:, 0]} if SUCCESS in one else None,
                 )
             )
-        passed_over = [printable(name)[:100] for name in features if name not in (*wanted, *videos)]
+        passed_over = [printable(name)[:100] for name in features if name not in (*wanted, *videos, *images)]
         digest = source_digest(root)
         name = printable(root.resolve().name)[:100]
         return ForeignSet("lerobot", tuple(episodes), name, version, digest, ignored=tuple(passed_over[:100]))
@@ -142,7 +147,52 @@ def _columns(file: Path, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
     return {name: array.reshape(rows, widths[name]) for name, array in found.items()}
 
 
-# -------------------------------------------------------------------------------------------------------------- videos
+# ------------------------------------------------------------------------------------------------ pictures and videos
+
+
+def _size_of(info: Mapping[str, Any], name: str, rows: int) -> tuple[int, int]:
+    """Height and width of a feature of pictures. Raises BadInput when so many would be too large."""
+    height, width, channels = (int(number) for number in info["features"][name]["shape"])
+    if channels != 3 or min(height, width) < 1:
+        raise BadInput(f"lerobot dataset: {name} is {height} x {width} x {channels}; read are pictures of 3 channels")
+    size = rows * height * width * 3
+    if size > MAX_PICTURE_BYTES:
+        raise BadInput(
+            f"lerobot dataset: {rows} pictures of {name} are {size} bytes, allowed are {MAX_PICTURE_BYTES}; leave them "
+            "out, or scale them down"
+        )
+    return height, width
+
+
+def _pictures(files: Sequence[Path], info: Mapping[str, Any], name: str, order: np.ndarray) -> np.ndarray:
+    """(rows, height, width, 3) uint8 of PNG or JPEG in a column of the parquet, in this order of its rows.
+
+    A few are held at a time: a dictionary of the parquet may say that one large value stands in many rows.
+    """
+    height, width = _size_of(info, name, len(order))
+    shown, place = np.empty((len(order), height, width, 3), np.uint8), iter(np.argsort(order))
+    for file in files:
+        parquet, column = pq.ParquetFile(file), f"{name}.bytes"  # its path leads out of the set, or nowhere
+        if column not in [parquet.schema.column(i).path for i in range(len(parquet.schema))]:
+            raise BadInput(f"lerobot dataset: {file.name} has no column {column!r}, which holds pictures")
+        batches = parquet.iter_batches(batch_size=8, columns=[column], use_threads=False)
+        for row, held in enumerate(value for batch in batches for value in batch.column(0).field("bytes")):
+            where = f"{name} in row {row} of {file.name}"
+            if not held.is_valid:
+                raise BadInput(f"lerobot dataset: {where} is not in the file; read are PNG and JPEG within it")
+            try:
+                with Image.open(io.BytesIO(held.as_buffer()), formats=("PNG", "JPEG")) as picture:
+                    found = (*picture.size, picture.mode)
+                    if found == (width, height, "RGB"):  # before anything is unpacked
+                        shown[next(place)] = np.asarray(picture)
+            except (*DAMAGE, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, of broken PNG
+                raise BadInput(f"lerobot dataset: {where} is no PNG or JPEG: {shortened(str(error))}") from None
+            if found != (width, height, "RGB"):
+                stated = f"{width} x {height} RGB"
+                raise BadInput(
+                    f"lerobot dataset: {where} is {found[0]} x {found[1]} {found[2]}, info.json says {stated}"
+                )
+    return shown
 
 
 def _frames(root: Path, info: Mapping[str, Any], name: str, lengths: Mapping[int, int]) -> np.ndarray:
@@ -150,15 +200,7 @@ def _frames(root: Path, info: Mapping[str, Any], name: str, lengths: Mapping[int
 
     Before v3.0 a file an episode; since then files of several, of which `meta/episodes` says where each begins.
     """
-    height, width, channels = (int(number) for number in info["features"][name]["shape"])
-    if channels != 3 or min(height, width) < 1:
-        raise BadInput(f"lerobot dataset: {name} is {height} x {width} x {channels}; read are pictures of 3 channels")
-    rows = sum(lengths.values())
-    if rows * height * width * 3 > MAX_PICTURE_BYTES:
-        raise BadInput(
-            f"lerobot dataset: {rows} frames of {name} are {rows * height * width * 3} bytes, allowed are "
-            f"{MAX_PICTURE_BYTES}; leave the videos out, or scale them down"
-        )
+    height, width = _size_of(info, name, sum(lengths.values()))
     parts: dict[str, list[tuple[int, int, int]]] = {}  # file -> episodes in it: first frame, number, length
     if info["codebase_version"] == "v3.0":
         prefix = f"videos/{name}/"
