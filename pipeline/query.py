@@ -247,7 +247,7 @@ def export_policy(reference: str, file: str) -> str:
     written = f"policy {policy.reference} ({policy.digest}) written to {file}"
     if Path(file).suffix in FORMATS:
         export_network(load(policy.folder), file)
-        return f"{written}; what it answers is in {Path(file).with_suffix('.expected.npz')}"
+        return f"{written}; what it answers is in {file}.expected.npz"
     if Path(file).suffix != ".zip":
         raise BadInput(f"file {file!r}: its ending says the format: .zip (SB3), {' or '.join(FORMATS)}")
     trainable = load_trainable(policy.folder)

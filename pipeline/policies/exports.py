@@ -88,7 +88,7 @@ def export_network(policy: Policy, path: str | Path) -> None:
     not act as the policy does.
     """
     target = Path(path)
-    expected = target.with_suffix(".expected.npz")
+    expected = target.with_name(f"{target.name}.expected.npz")
     if target.suffix not in FORMATS or target.exists() or expected.exists():
         raise BadInput(f"export path {str(target)!r} must be a new file that ends in {' or '.join(FORMATS)}")
     probe = probe_batch(policy.observation_space, EXPECTED_ROWS)

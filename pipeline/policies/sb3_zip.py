@@ -130,7 +130,7 @@ def read_sb3_zip(path: str | Path) -> SB3Zip:
         policy_class=policy_class,
         sb3_version=members.get("_stable_baselines3_version", b"").decode("utf-8", "replace").strip() or None,
         python_version=python[1] if python else None,
-        timesteps=steps if isinstance(steps, int) else None,
+        timesteps=steps if isinstance(steps, int) and 0 <= steps < 1 << 63 else None,
         observation_space=observation_space,
         action_space=action_space,
         policy_arguments=arguments,

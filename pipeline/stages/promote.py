@@ -136,11 +136,16 @@ def _import_zip(task: Task, path: Path, folder: Path) -> tuple[str, dict[str, st
 
 
 def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
+    from pipeline.policies.sb3_zip import read_sb3_zip
+
     folder = run.folder / Artifact.POLICY
     digest, source = _import_zip(task, path, folder)
     run.json(source, "imported.json")
     run.file(folder, Artifact.POLICY)
     run.tag({Tag.TASK: task.config.name, Tag.POLICY_DIGEST: digest})
+    trained_for = read_sb3_zip(path).timesteps
+    if trained_for:  # what its training took, for the bill
+        run.metrics({Metric.ENVIRONMENT_STEPS: trained_for})
     description = f"Imported from {path.name} (sha256 {source['source_sha256']}), an SB3 zip of somebody else."
     return _register(run, task, folder, run.run_id, digest, True, description)
 

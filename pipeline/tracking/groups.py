@@ -116,8 +116,10 @@ def common_group(client: MlflowClient, stage_runs: Sequence[Run | None]) -> str 
     return groups.pop() if len(groups) == 1 else None
 
 
-def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost:
+def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost | None:
     """What was spent before the first fine-tuning, from the runs that the lineage names, and wall times of all stages.
+
+    Of an imported expert it is what its file says; None where that says nothing.
 
     All generations count, each run once: where a clone became the expert that the next demonstrations are of, so do the
     expert, the recording and the gate behind that clone. The run of a single seed is part of its stage's run where that
@@ -132,8 +134,13 @@ def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost:
             continue
         stage = run.data.tags.get(Tag.STAGE, "").removesuffix("_seed")
         stage = stage if stage in NO_EXPERT else "train_expert"  # whatever else made a policy that demonstrated
-        steps[stage] += int(run.data.metrics.get(Metric.ENVIRONMENT_STEPS, 0))
         seconds[stage] += _duration(run)
+        spent = run.data.metrics.get(Metric.ENVIRONMENT_STEPS)
+        if stage == "promote" and Tag.POLICY_DIGEST in run.data.tags:  # it imported what it judged
+            if spent is None:
+                return None
+            stage = "train_expert"
+        steps[stage] += int(spent or 0)
         evaluations += int(run.data.metrics.get(Metric.EVALUATION_STEPS, 0))
     for stage, run in (("baseline", group.baseline), ("finetune", group.finetune)):
         taken_over = [

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config.loading import validate as validate_config
@@ -235,6 +237,24 @@ def test_a_picture_that_is_none_of_the_set_is_named_by_its_row(case, tmp_path):
 def test_a_column_without_pictures_is_refused(tmp_path):
     pictured(tmp_path / "set", "v3.0", column=lambda held: pa.array(range(9)))
     assert "has no column 'observation.images.top.bytes'" in refusal(tmp_path / "set")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0, 1), st.binary(min_size=1, max_size=8))
+def test_a_mutated_file_of_pictures_is_read_or_refused_in_one_line(tmp_path_factory, place, put):
+    folder = tmp_path_factory.getbasetemp() / "mutated"
+    if not folder.exists():
+        pictured(folder, "v3.0")
+    file = folder / "data" / "b.parquet"
+    content = file.read_bytes()
+    at = int(place * (len(content) - 1))
+    try:
+        file.write_bytes(content[:at] + put + content[at + len(put) :])
+        take_in(read_foreign(folder, keys=KEYS), None)
+    except BadInput as error:
+        assert "\n" not in str(error)
+    finally:
+        file.write_bytes(content)
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -58,13 +58,13 @@ def test_a_file_answers_as_the_policy_does_to_any_number_of_rows(case, ending, t
     policy = made[case]() if case in made else build_policy(*SPACES[case], Network(hidden=(8,)), 1)
     path = tmp_path / f"policy{ending}"
     export_network(policy, path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["policy.expected.npz", path.name]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.expected.npz"]
     for rows in (1, 7):
         observations = probe_batch(policy.observation_space, rows)
         np.testing.assert_allclose(
             answers(path, observations), act_function(policy)(observations), rtol=1e-5, atol=1e-5
         )
-    with np.load(tmp_path / "policy.expected.npz") as held:
+    with np.load(tmp_path / f"{path.name}.expected.npz") as held:
         named = {key.removeprefix("observations."): held[key] for key in held.files if key != "actions"}
         observations = named.get("observations", named)
         np.testing.assert_array_equal(held["actions"], act_function(policy)(observations))

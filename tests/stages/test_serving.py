@@ -82,6 +82,7 @@ def wait_for(server) -> str:
     raise AssertionError(f"the server did not answer within {WAIT_SECONDS:.0f} s")
 
 
+@pytest.mark.slow
 def test_a_running_server_answers_a_request_with_actions(server, observations):
     address = wait_for(server)
     request = urllib.request.Request(

@@ -59,3 +59,13 @@ def test_a_fine_tuned_policy_that_became_the_expert_costs_what_it_took_with_its_
     told = cost(bench, spent("finetune", 9_999, 999, expert=tuned, dataset=newer, pretrain=newest))
     assert (told.expert_steps, told.demonstration_steps, told.imitation_steps) == (5_000, 600, 60)
     assert told.evaluation_steps == 6 + 50 + 1 + 3
+
+
+def test_an_imported_expert_costs_what_its_file_says_and_without_that_there_is_no_bill(bench, spent):
+    imported = bench.run("promote", policy__digest="0" * 36)
+    dataset = spent("collect", 200, expert=imported, gate=imported)
+    tuned = spent("finetune", 9_999, expert=imported, gate=imported, dataset=dataset)
+    assert cost(bench, tuned) is None
+    bench.client.log_metric(imported, "bill/environment_steps", 1_015_808)
+    told = cost(bench, tuned)
+    assert (told.expert_steps, told.demonstration_steps) == (1_015_808, 200)
