@@ -3,7 +3,8 @@
     python benchmarks/recompute_sensitivity.py report.json       # exit code 1 and the rows that differ
 
 For every row: when each run first met the target for so many evaluations in a row, the ratio of the mean times, and its
-95 % interval by Student's t of the logarithm with a jackknife standard error, widened by the grid of evaluations.
+95 % interval by Student's t of the logarithm with a jackknife standard error, widened by the grid of evaluations. What
+other evaluation episodes add to the variance is taken from the report: the episodes stand in the runs, not in it.
 """
 
 import argparse
@@ -48,7 +49,10 @@ def recomputed(row: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any
     without = [math.log((sum(ours) - o) / (sum(theirs) - b)) for o, b in zip(ours, theirs, strict=True)]
     mean = sum(without) / n
     error = math.sqrt((n - 1) / n * sum((one - mean) ** 2 for one in without))
-    reach = math.exp(student.ppf(0.975, n - 1) * error)
+    added, episodes = row["from_episodes"]["variance"], row["from_episodes"]["episodes"]
+    variance = error**2 + added
+    parts = error**4 / (n - 1) + added**2 / max(1, episodes - 1)
+    reach = math.exp(student.ppf(0.975, variance**2 / parts) * math.sqrt(variance)) if variance > 1e-24 else 1.0
     least = sum(after for _, after, _ in times["pretrained"]) / sum(ours)
     earliest = sum(after or steps for steps, after, _ in times["scratch"])  # at the floor it stays one interval
     return {

@@ -24,7 +24,7 @@ from pipeline.policies import act_function, load_policy
 from pipeline.report.text import aligned, change, interval
 from pipeline.statistics.efficiency import matched_pair, restricted_mean_ratio, timesteps_to_target
 from pipeline.statistics.estimate import Estimate, MeanOverSeeds
-from pipeline.statistics.matched import RunData, met_target
+from pipeline.statistics.matched import met_target
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.groups import ArmRun, find_group, policy_of
 from pipeline.tracking.models import StoredPolicy, find_policy
@@ -78,9 +78,7 @@ def print_ratio(arms: Mapping[str, Mapping[int, ArmRun]], seeds: list[int], task
         before, after = (
             timesteps_to_target(
                 run.steps,
-                met_target(
-                    RunData(seed, run.steps, run.figures, {}, config.training.total_timesteps), task.config.thresholds
-                ),
+                met_target(run.figures, task.config.thresholds),
                 PATIENCE,
             )
             for run in (arms[Arm.SCRATCH][seed], arms[Arm.PRETRAINED][seed])

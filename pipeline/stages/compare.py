@@ -185,7 +185,7 @@ def arm_data(run: StageRun, evidence: Evidence) -> dict[str, list[RunData]]:
             spent = member.run.data.metrics
             data.setdefault(arm, []).append(
                 RunData(
-                    member.seed, member.steps, member.figures, final, budget,
+                    member.seed, member.steps, member.figures, final, budget, episodes=member.episodes,
                     evaluation_steps=int(spent.get(Metric.EVALUATION_STEPS, 0)),
                     wall_seconds=spent.get(Metric.WALL_SECONDS, np.nan),
                     gradient_steps=spent.get(Metric.GRADIENT_STEPS, np.nan),

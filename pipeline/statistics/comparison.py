@@ -34,7 +34,7 @@ from pipeline.statistics.efficiency import (
     restricted_mean_ratio,
     sign_test,
 )
-from pipeline.statistics.estimate import Estimate, MeanOverSeeds
+from pipeline.statistics.estimate import Estimate, FromEpisodes, MeanOverSeeds
 from pipeline.statistics.finals import Clones, FinalFigure, FinalVerdict, final_figures
 from pipeline.statistics.matched import (
     MINIMUM_PAIRS,
@@ -48,6 +48,7 @@ from pipeline.statistics.matched import (
 )
 from pipeline.statistics.planning import SeedsNeeded, seeds_needed
 from pipeline.statistics.ranking import RankedArm, holm, sign_flip_p
+from pipeline.statistics.redrawing import from_episodes, log_ratio, mean_of_arm, saving
 from pipeline.statistics.sensitivity import SensitivityRow, carries, sensitivity
 
 PROFILE_POINTS = 101
@@ -132,6 +133,7 @@ class Comparison:
     costs: tuple[str, ...]  # primary figures in which pre-trained policies end worse than those from scratch
     ratio: Estimate  # of restricted mean times to target, pre-trained / scratch
     ratio_kind: RatioKind
+    from_episodes: FromEpisodes  # what evaluation episodes add to the variance of its logarithm; of one: not known
     reduction: Estimate  # 1 - ratio
     median: MedianRatio  # of per-seed ratios
     sign_test: SignTest
@@ -182,11 +184,13 @@ def compare(
     _check(ordered, settings)
     arms = {arm: _summarise_arm(arm, of_arm, settings) for arm, of_arm in ordered.items()}
     pairs = pairs_of(ordered, settings)
-    ratio = restricted_mean_ratio(pairs)
+    matched = [ordered[Arm.SCRATCH], ordered[Arm.PRETRAINED]]
+    played = from_episodes(matched, settings, log_ratio)
+    ratio = restricted_mean_ratio(pairs, played)
     verdict, target_met = decide(ratio, pairs, settings.ratio_target)
 
     def more_seeds(at_most: float | None) -> SeedsNeeded:
-        return seeds_needed(pairs, at_most, MINIMUM_PAIRS, settings.seed)
+        return seeds_needed(pairs, at_most, MINIMUM_PAIRS, settings.seed, played)
 
     finals = final_figures(ordered, clones, settings)
     decisive = next(f for f in finals[settings.training_set] if f.figure == settings.final_figure)
@@ -209,6 +213,7 @@ def compare(
         ),
         ratio=ratio,
         ratio_kind=ratio_kind(pairs),
+        from_episodes=played,
         reduction=Estimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low),
         median=median_ratio(pairs, **settings.resampling),
         sign_test=sign_test(pairs),
@@ -221,32 +226,39 @@ def compare(
         final_verdict=decisive.contrasts[Arm.SCRATCH].verdict or FinalVerdict.UNDECIDED,
         finals=finals,
         arms=arms,
-        ranking=_ranked(trained, arms, decisive, settings) if len(trained) > 1 else (),
+        ranking=_ranked(trained, ordered, arms, decisive, settings) if len(trained) > 1 else (),
         profiles={arm: performance_profile(values, grid, settings.seed) for arm, values in both.items()},
-        bill=None if upfront is None else _bill(ordered, pairs, upfront),
+        bill=None
+        if upfront is None
+        else _bill(ordered, arms, mean_saving(pairs, from_episodes(matched, settings, saving)), upfront),
         settings=settings,
     )
 
 
-def _bill(runs: Mapping[str, Sequence[RunData]], pairs: Sequence[SeedPair], upfront: UpfrontCost) -> Bill:
-    saving = mean_saving(pairs)
-    times = [pair.baseline for pair in pairs], [pair.pretrained for pair in pairs]
+def _bill(
+    runs: Mapping[str, Sequence[RunData]], arms: Mapping[str, ArmSummary], saved: Estimate, upfront: UpfrontCost
+) -> Bill:
+    baseline, pretrained = (sum(time.steps for time in arms[arm].times) for arm in (Arm.SCRATCH, Arm.PRETRAINED))
     of_runs = {arm: sum(int(run.steps[-1]) + run.evaluation_steps for run in of_arm) for arm, of_arm in runs.items()}
     spent = upfront.steps + upfront.evaluation_steps + sum(of_runs.values())
     return Bill(
         upfront=upfront,
-        baseline_steps=restricted_mean(times[0]),
-        pretrained_steps=restricted_mean(times[1]),
-        saving=saving,
-        total_ratio=(sum(time.steps for time in times[1]) + upfront.steps) / sum(time.steps for time in times[0]),
-        break_even=break_even(upfront.steps, saving),
+        baseline_steps=arms[Arm.SCRATCH].restricted_mean,
+        pretrained_steps=arms[Arm.PRETRAINED].restricted_mean,
+        saving=saved,
+        total_ratio=(pretrained + upfront.steps) / baseline,
+        break_even=break_even(upfront.steps, saved),
         spent=spent,
-        trainings=spent / (of_runs[Arm.SCRATCH] / len(pairs)),
+        trainings=spent / (of_runs[Arm.SCRATCH] / len(runs[Arm.SCRATCH])),
     )
 
 
 def _ranked(
-    trained: Sequence[str], arms: Mapping[str, ArmSummary], decisive: FinalFigure, settings: ComparisonSettings
+    trained: Sequence[str],
+    runs: Mapping[str, Sequence[RunData]],
+    arms: Mapping[str, ArmSummary],
+    decisive: FinalFigure,
+    settings: ComparisonSettings,
 ) -> tuple[RankedArm, ...]:
     """Each of these arms against `scratch`, seed by seed; p-values are corrected for their number (Holm)."""
     scratch, before = arms[Arm.SCRATCH], np.array(decisive.values[Arm.SCRATCH])
@@ -255,7 +267,8 @@ def _ranked(
     for arm in trained:
         matched = zip(scratch.seeds, scratch.times, arms[arm].times, strict=True)
         pairs = [matched_pair(seed, ours, theirs) for seed, ours, theirs in matched]
-        ratios.append(restricted_mean_ratio(pairs))
+        played = from_episodes([runs[Arm.SCRATCH], runs[arm]], settings, log_ratio)
+        ratios.append(restricted_mean_ratio(pairs, played))
         reference, own = paired_steps(pairs)
         times.append(sign_flip_p(own - reference, settings.seed))
         ends.append(sign * (np.array(decisive.values[arm]) - before))
@@ -333,7 +346,7 @@ def _summarise_arm(arm: str, runs: Sequence[RunData], settings: ComparisonSettin
         if time.censored:
             continue
         first = 0 if time.at_floor else int(np.searchsorted(run.steps, time.steps))
-        after = met_target(run, settings.target)[first + settings.patience :]
+        after = met_target(run.figures, settings.target)[first + settings.patience :]
         later, violations = later + len(after), violations + int((~after).sum())
         window = slice(first, first + settings.patience)
         for figure, bound in settings.target.items():
@@ -348,7 +361,7 @@ def _summarise_arm(arm: str, runs: Sequence[RunData], settings: ComparisonSettin
         budget=max(run.budget for run in runs),
         times=times,
         reached=sum(not t.censored for t in times),
-        restricted_mean=restricted_mean(times),
+        restricted_mean=restricted_mean(times, from_episodes([runs], settings, mean_of_arm)),
         curves={figure: _curve(runs, figure) for figure in common},
         runs=tuple(
             RunCurve(run.seed, tuple(int(s) for s in run.steps), {name: _floats(v) for name, v in run.figures.items()})

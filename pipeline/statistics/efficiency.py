@@ -12,9 +12,18 @@ from math import ceil, exp, inf
 from typing import Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import stats
 
-from pipeline.statistics.estimate import Estimate, MeanOverSeeds, bootstrap, log_ratio_of_means
+from pipeline.statistics.estimate import (
+    NO_EPISODES,
+    Estimate,
+    FromEpisodes,
+    MeanOverSeeds,
+    bootstrap,
+    log_ratio_of_means,
+    pooled_error,
+)
 
 RESAMPLES = 10_000
 RatioKind = Literal["exact", "upper bound", "lower bound", "undetermined"]
@@ -91,15 +100,21 @@ def timesteps_to_target(
         raise ValueError(f"need as many steps as evaluations and at least one, got {at.shape} and {good.shape}")
     if (np.diff(at) <= 0).any() or patience < 1:
         raise ValueError("steps must increase and patience must be at least 1")
-    run = 0
-    for index, met in enumerate(good):
-        run = run + 1 if met else 0
-        if run == patience:
-            first = index - patience + 1
-            if first == 0:
-                return TimeToTarget(int(at[min(1, len(at) - 1)]), censored=False, at_floor=True)
-            return TimeToTarget(int(at[first]), censored=False, after=int(at[first - 1]))
-    return TimeToTarget(int(at[-1]), censored=True, after=int(at[-1]))
+    first = int(first_held(good, patience))
+    if first == len(at):
+        return TimeToTarget(int(at[-1]), censored=True, after=int(at[-1]))
+    if first == 0:
+        return TimeToTarget(int(at[min(1, len(at) - 1)]), censored=False, at_floor=True)
+    return TimeToTarget(int(at[first]), censored=False, after=int(at[first - 1]))
+
+
+def first_held(held: np.ndarray, patience: int) -> np.ndarray:
+    """(...) index from which `held` (..., n) is true `patience` times in a row; n where it never is."""
+    count = held.shape[-1]
+    if patience > count:
+        return np.full(held.shape[:-1], count)
+    in_a_row = sliding_window_view(held, patience, axis=-1).all(axis=-1)
+    return np.where(in_a_row.any(axis=-1), in_a_row.argmax(axis=-1), count)
 
 
 def matched_pair(seed: int, baseline: TimeToTarget, pretrained: TimeToTarget) -> SeedPair:
@@ -123,23 +138,24 @@ def ratio_kind(pairs: Sequence[SeedPair]) -> RatioKind:
     return KINDS[smaller, any(pair.kind in ("lower bound", "undetermined") for pair in pairs)]
 
 
-def restricted_mean(times: Sequence[TimeToTarget]) -> Estimate:
+def restricted_mean(times: Sequence[TimeToTarget], from_episodes: FromEpisodes = NO_EPISODES) -> Estimate:
     """Mean of the times, censored ones counted at the budget (restricted mean, Royston and Parmar 2013), over seeds."""
-    return MeanOverSeeds.of(np.array([float(t.steps) for t in times])).estimate
+    return MeanOverSeeds.of(np.array([float(t.steps) for t in times]), from_episodes).estimate
 
 
-def restricted_mean_ratio(pairs: Sequence[SeedPair]) -> Estimate:
+def restricted_mean_ratio(pairs: Sequence[SeedPair], from_episodes: FromEpisodes = NO_EPISODES) -> Estimate:
     """Ratio of the restricted mean times to target: 95 % over matched pairs, and over where between two evaluations.
 
-    Student's t of the logarithm. The lower end counts the pre-trained times at the evaluation before, the upper end
-    those of the baseline, so that it holds wherever within the grid of evaluations the target was met: an interval of
-    runs that all are at the floor begins at 0.
+    Student's t of the logarithm, to whose variance the evaluation episodes add `from_episodes`. The lower end counts
+    the pre-trained times at the evaluation before, the upper end those of the baseline, so that it holds wherever
+    within the grid of evaluations the target was met: an interval of runs that all are at the floor begins at 0.
     """
     baseline, pretrained = paired_steps(pairs)
     value, error = log_ratio_of_means(pretrained, baseline)
     if error == inf:
         return Estimate(exp(value), 0.0, inf)
-    reach = exp(stats.t.ppf(0.975, len(pairs) - 1) * error) if error else 1.0
+    error, freedom = pooled_error(float(error) ** 2, len(pairs), from_episodes)
+    reach = exp(stats.t.ppf(0.975, freedom) * error)
     ratio, (least, most) = float(pretrained.mean() / baseline.mean()), grid_factors(pairs)
     return Estimate(ratio, ratio / reach * least, ratio * reach * most)
 
@@ -154,10 +170,10 @@ def grid_factors(pairs: Sequence[SeedPair]) -> tuple[float, float]:
     return least, sum(pair.baseline.steps for pair in pairs) / earliest
 
 
-def mean_saving(pairs: Sequence[SeedPair]) -> Estimate:
+def mean_saving(pairs: Sequence[SeedPair], from_episodes: FromEpisodes = NO_EPISODES) -> Estimate:
     """Environment steps saved per run: difference of restricted means over matched pairs."""
     baseline, pretrained = paired_steps(pairs)
-    return MeanOverSeeds.of(baseline - pretrained).estimate
+    return MeanOverSeeds.of(baseline - pretrained, from_episodes).estimate
 
 
 def median_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLES) -> MedianRatio:

@@ -8,6 +8,7 @@ holds it in 84 %.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -44,6 +45,26 @@ def bootstrap(
 
 
 @dataclass(frozen=True)
+class FromEpisodes:
+    """What the choice of episodes adds to the variance of a statistic over seeds that all played the same."""
+
+    variance: float
+    episodes: int
+
+
+NO_EPISODES = FromEpisodes(0.0, 1)
+
+
+def pooled_error(of_seeds: np.ndarray | float, seeds: int, from_episodes: FromEpisodes) -> tuple[Any, Any]:
+    """Standard error, and degrees of freedom after Satterthwaite 1946, of variances over seeds and over episodes."""
+    variance = np.asarray(of_seeds + from_episodes.variance)
+    parts = of_seeds**2 / (seeds - 1) + from_episodes.variance**2 / max(1, from_episodes.episodes - 1)
+    certain = variance < 1e-24  # all alike; what is left is rounding
+    freedom = np.where(certain, seeds - 1.0, variance**2 / np.where(certain, 1.0, parts))
+    return np.where(certain, 0.0, np.sqrt(variance)), freedom
+
+
+@dataclass(frozen=True)
 class MeanOverSeeds:
     """A mean over seeds that all played the same episodes, and how far it may be from that of other seeds and episodes.
 
@@ -51,8 +72,8 @@ class MeanOverSeeds:
         over.estimate, over.p_value             # 95 % interval; two-sided, of a mean of 0
 
     Seeds and episodes are crossed random effects (Searle, Casella and McCulloch 1992, chapter 4): the variance of the
-    mean is that of the seeds' means over their number, and what the episodes' means vary by beyond it. Degrees of
-    freedom after Satterthwaite 1946. One seed says nothing of others: its interval is without ends.
+    mean is that of the seeds' means over their number, and what the episodes' means vary by beyond it. One seed says
+    nothing of others: its interval is without ends.
     """
 
     mean: float
@@ -60,8 +81,8 @@ class MeanOverSeeds:
     freedom: float  # degrees of freedom
 
     @classmethod
-    def of(cls, table: np.ndarray) -> "MeanOverSeeds":
-        """Of (seeds, episodes), or of (seeds,) means, where what other episodes would give is left out."""
+    def of(cls, table: np.ndarray, from_episodes: FromEpisodes = NO_EPISODES) -> "MeanOverSeeds":
+        """Of (seeds, episodes), or of (seeds,) figures, of which `from_episodes` says what other episodes would add."""
         values = np.asarray(table, np.float64).reshape(len(table), -1)
         seeds, episodes = values.shape
         means = column_means(values.T)
@@ -69,17 +90,13 @@ class MeanOverSeeds:
         if seeds < 2:
             return cls(mean, np.inf, 1.0)
         of_seeds = float(np.var(means, ddof=1)) / seeds
-        of_episodes = 0.0
         if episodes > 1:
             by_episode = values.mean(axis=0)
             rest = values - means[:, None] - by_episode + mean
             beyond = np.var(by_episode, ddof=1) - np.sum(rest**2) / ((seeds - 1) * (episodes - 1)) / seeds
-            of_episodes = max(0.0, float(beyond)) / episodes
-        variance = of_seeds + of_episodes
-        if variance < 1e-24:  # all alike; what is left is rounding
-            return cls(mean, 0.0, seeds - 1.0)
-        freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_episodes**2 / max(1, episodes - 1))
-        return cls(mean, variance**0.5, freedom)
+            from_episodes = FromEpisodes(max(0.0, float(beyond)) / episodes, episodes)
+        error, freedom = pooled_error(of_seeds, seeds, from_episodes)
+        return cls(mean, float(error), float(freedom))
 
     @property
     def estimate(self) -> Estimate:

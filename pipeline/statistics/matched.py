@@ -35,6 +35,7 @@ class RunData:
     evaluation_steps: int = 0  # environment steps of all its evaluations
     wall_seconds: float = np.nan
     gradient_steps: float = np.nan
+    episodes: Mapping[str, np.ndarray] = field(default_factory=dict)  # figure -> (n, E) of each evaluation, where known
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,19 @@ class ComparisonSettings:
         return {"seed": self.seed, "resamples": self.resamples}
 
 
-def met_target(run: RunData, target: Mapping[str, Bound]) -> np.ndarray:
-    """(n,) bool: which evaluations meet every bound of the target."""
-    held = [[bound.holds(float(value)) for value in run.figures[figure]] for figure, bound in target.items()]
-    return np.all(np.array(held, dtype=bool).reshape(len(target), -1), axis=0)
+def met_target(figures: Mapping[str, np.ndarray], target: Mapping[str, Bound]) -> np.ndarray:
+    """(..., n) bool of figures (..., n): which evaluations meet every bound of the target; one with NaN does not."""
+    held = [
+        (figures[figure] >= (-np.inf if bound.min is None else bound.min))
+        & (figures[figure] <= (np.inf if bound.max is None else bound.max))
+        for figure, bound in target.items()
+    ]
+    return np.all(held, axis=0)
 
 
 def time_of(run: RunData, settings: ComparisonSettings) -> TimeToTarget:
     """When the run met the target."""
-    return timesteps_to_target(run.steps, met_target(run, settings.target), settings.patience)
+    return timesteps_to_target(run.steps, met_target(run.figures, settings.target), settings.patience)
 
 
 def pairs_of(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) -> tuple[SeedPair, ...]:

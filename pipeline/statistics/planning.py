@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from pipeline.statistics.efficiency import SeedPair, grid_factors, never_met, paired_steps
-from pipeline.statistics.estimate import log_ratio_of_means
+from pipeline.statistics.estimate import NO_EPISODES, FromEpisodes, log_ratio_of_means, pooled_error
 
 POWER = 0.8
 MOST_PAIRS = 1_024
@@ -23,10 +23,17 @@ class SeedsNeeded:
     explanation: str
 
 
-def seeds_needed(pairs: Sequence[SeedPair], at_most: float | None, minimum: int, seed: int) -> SeedsNeeded:
+def seeds_needed(
+    pairs: Sequence[SeedPair],
+    at_most: float | None,
+    minimum: int,
+    seed: int,
+    from_episodes: FromEpisodes = NO_EPISODES,
+) -> SeedsNeeded:
     """Matched seeds needed in addition so that 80 % of studies decide.
 
-    A study draws pairs with replacement from those observed and asks for the interval of their ratio of mean times. It
+    A study draws pairs with replacement from those observed, evaluated on as many episodes, and asks for the interval
+    of their ratio of mean times. It
     decides when the upper end is at most `at_most`; with None, when the interval lies on one side of 1.
     """
     baseline, pretrained = paired_steps(pairs)
@@ -51,7 +58,8 @@ def seeds_needed(pairs: Sequence[SeedPair], at_most: float | None, minimum: int,
         """Share of simulated studies of `count` pairs that decide."""
         drawn = np.random.default_rng([seed, count]).integers(0, len(pairs), size=(STUDIES, count))
         ratios, errors = log_ratio_of_means(pretrained[drawn], baseline[drawn])
-        reach = stats.t.ppf(0.975, count - 1) * errors
+        errors, freedom = pooled_error(errors**2, count, from_episodes)
+        reach = stats.t.ppf(0.975, freedom) * errors
         low, high = np.exp(ratios - reach) * least, np.exp(ratios + reach) * most
         decided = high <= at_most if at_most is not None else (high < 1) | (low > 1)
         return float(decided.mean())

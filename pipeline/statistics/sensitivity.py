@@ -8,8 +8,9 @@ import numpy as np
 from pipeline.config.base import Bound
 from pipeline.names import Arm
 from pipeline.statistics.efficiency import RatioKind, ratio_kind, restricted_mean_ratio
-from pipeline.statistics.estimate import Estimate
+from pipeline.statistics.estimate import Estimate, FromEpisodes
 from pipeline.statistics.matched import ComparisonSettings, RunData, Verdict, decide, pairs_of
+from pipeline.statistics.redrawing import from_episodes, log_ratio
 
 STEPS_ASIDE = 3  # levels on either side of the task's
 RATE_STEP = 0.01  # between two levels of a rate
@@ -30,6 +31,7 @@ class SensitivityRow:
     verdict: Verdict
     target_met: bool
     reached: Mapping[str, int]  # arm -> seeds that met the target
+    from_episodes: FromEpisodes  # of the logarithm of the ratio
 
 
 def sensitivity(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) -> tuple[SensitivityRow, ...]:
@@ -41,11 +43,14 @@ def sensitivity(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSetti
     rows = []
     for varied, sign, level, chosen, changed, thinned in _variations(both, settings):
         pairs = pairs_of(thinned, changed)
-        ratio = restricted_mean_ratio(pairs)
+        played = from_episodes(list(thinned.values()), changed, log_ratio)
+        ratio = restricted_mean_ratio(pairs, played)
         verdict, target_met = decide(ratio, pairs, settings.ratio_target)
         times = {Arm.SCRATCH: [p.baseline for p in pairs], Arm.PRETRAINED: [p.pretrained for p in pairs]}
         reached = {arm: sum(not time.censored for time in of_arm) for arm, of_arm in times.items()}
-        rows.append(SensitivityRow(varied, sign, level, chosen, ratio, ratio_kind(pairs), verdict, target_met, reached))
+        rows.append(
+            SensitivityRow(varied, sign, level, chosen, ratio, ratio_kind(pairs), verdict, target_met, reached, played)
+        )
     return tuple(rows)
 
 
@@ -75,7 +80,8 @@ def _variations(
 
 
 def _thinned(run: RunData, nth: int) -> RunData:
-    return replace(run, steps=run.steps[::nth], figures={name: values[::nth] for name, values in run.figures.items()})
+    figures, episodes = ({name: v[::nth] for name, v in of.items()} for of in (run.figures, run.episodes))
+    return replace(run, steps=run.steps[::nth], figures=figures, episodes=episodes)
 
 
 def carries(rows: Sequence[SensitivityRow]) -> tuple[str, ...]:

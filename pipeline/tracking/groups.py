@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipeline.tracking.runs import get_run, latest_run, recorded, search, seed_o
 GROUP_NAME_LIMIT = 200
 # what was done before the first fine-tuning; a repaired dataset states the steps of the one it replaces as its own
 UPSTREAM_ROLES = ("expert", "gate", "dataset", "pretrain", "policy")
+KEPT = (Metric.SUCCESS, Metric.COLLISION, Metric.RETURN)  # of every episode of every evaluation
 NO_EXPERT = ("promote", "collect", "pretrain")  # stages that spend steps on something else than an expert
 
 
@@ -36,6 +37,7 @@ class ArmRun:
     seed: int
     steps: np.ndarray  # (n,) int64 environment steps of the evaluations
     figures: dict[str, np.ndarray]  # figure -> (n,) float64
+    episodes: dict[str, np.ndarray]  # figure -> (n, E) float64 of those of `KEPT`; none of an older record
     final: dict[str, np.ndarray]  # figure -> (E,) float64: fresh episodes of the training set
 
     @property
@@ -196,10 +198,16 @@ def _stage_run(client: MlflowClient, stage: str, group: str, task: str) -> Run:
 
 
 def evaluations_record(result: TrainingResult) -> dict[str, Any]:
-    """Every evaluation's figures, and the final one episode by episode, as plain JSON data."""
+    """Every evaluation's figures, its episodes' outcomes and returns, and all of the final one, as plain JSON data."""
+    played = [point.records.metrics for point in result.evaluations]
     return {
         "seed": result.seed,
         "evaluations": [{"timestep": p.timestep, "figures": point_figures(p.records)} for p in result.evaluations],
+        "episodes": {
+            name: [[int(v) if v.is_integer() else v for v in metrics[name].tolist()] for metrics in played]
+            for name in KEPT
+            if name in played[0]
+        },
         "final_figures": point_figures(result.final),
         "final": records_data(result.final),
     }
@@ -234,6 +242,7 @@ class _Record:
     evaluations: tuple[_Point, ...]
     final_figures: dict[str, float]
     final: dict[str, Any]
+    episodes: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)  # metric -> (n, E)
 
 
 def read_training(client: MlflowClient, run: Run) -> ArmRun:
@@ -246,6 +255,9 @@ def read_training(client: MlflowClient, run: Run) -> ArmRun:
             for figure in points[0]["figures"]
         }
         steps = np.array([point["timestep"] for point in points], np.int64)
+        episodes = episode_figures(data.get("episodes", {}))
+        if any(values.ndim != 2 or len(values) != len(steps) for values in episodes.values()):
+            raise LookupError("episodes of every evaluation")
         final = episode_figures(data["final"]["metrics"])
         if not final or {values.shape for values in final.values()} != {(len(data["final"]["seed"]),)}:
             raise LookupError("final episodes")
@@ -253,4 +265,4 @@ def read_training(client: MlflowClient, run: Run) -> ArmRun:
         raise BadInput(
             f"{Artifact.EVALUATIONS} of run {run.info.run_id} holds no curve: {shortened(str(error))}; train it again"
         ) from None
-    return ArmRun(run, tag_of(run, Tag.ARM), seed_of(run), steps, figures, final)
+    return ArmRun(run, tag_of(run, Tag.ARM), seed_of(run), steps, figures, episodes, final)

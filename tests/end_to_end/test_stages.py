@@ -113,6 +113,11 @@ def test_evaluations_of_a_training_begin_at_step_0_and_stand_at_real_steps(stage
         curve = query.curves([child.info.run_id], ["eval/success_rate"])
         assert list(curve["step"]) == [0, 2048, 4096]
         assert list(curve["value"]) == [point["figures"]["success_rate"] for point in record["evaluations"]]
+        # and of every episode of every evaluation how it ended and its return
+        played = {name: np.array(values) for name, values in record["episodes"].items()}
+        assert {values.shape for values in played.values()} == {(3, 20)}
+        for name, figure in (("success", "success_rate"), ("collision", "collision_rate"), ("return", "return_mean")):
+            assert played[name].mean(axis=1) == pytest.approx([p["figures"][figure] for p in record["evaluations"]])
         assert "train/approx_kl" in child.data.metrics  # SB3's own keys, untouched
         assert "time/fps" in child.data.metrics
 

@@ -13,6 +13,7 @@ from outline import first_screen, outline
 from pipeline.report.comparison_report import build_report, report_data
 from pipeline.report.context import Animation, ReportContext
 from pipeline.statistics.comparison import Comparison, UpfrontCost, compare
+from pipeline.statistics.estimate import FromEpisodes
 
 BARE = ReportContext(task="social_nav", group="g", created_at="2026-11-21T09:30:00Z")
 
@@ -60,6 +61,15 @@ def test_a_comparison_in_which_no_run_met_the_target_shows_no_ratio(context: Rep
         assert "not known whether anything is paid back" in text
         assert not re.search(r"100[\u00a0 ]% of the timesteps|contains 1|never paid back|observed ratio", text)
     assert "</svg>" not in first_screen(files["report.html"])
+
+
+def test_it_says_whether_intervals_of_times_cover_the_evaluation_episodes(comparison: Comparison) -> None:
+    for episodes, said in (
+        (1, "of times to target over seeds only"),
+        (100, "also over the episodes of the evaluations"),
+    ):
+        page = build_report(replace(comparison, from_episodes=FromEpisodes(0.01, episodes)), BARE)["report.md"].decode()
+        assert said in page.replace("those ", "")
 
 
 def test_every_seed_is_shown_with_its_censoring(files: dict[str, bytes], comparison: Comparison) -> None:

@@ -207,7 +207,7 @@ def test_later_violations_and_episodes_to_spare_are_counted() -> None:
 
 def test_a_figure_that_was_not_measured_meets_no_target() -> None:
     unmeasured = replace(run(1, 0), figures={"success_rate": np.full(11, np.nan), "collision_rate": np.zeros(11)})
-    assert not met_target(unmeasured, SETTINGS.target).any()
+    assert not met_target(unmeasured.figures, SETTINGS.target).any()
 
 
 def test_the_control_arms_are_summarised_beside_the_two() -> None:
