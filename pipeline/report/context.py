@@ -1,8 +1,10 @@
 """What a comparison report shows beside the comparison itself. The page says of every part that is None: missing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.config.task import TaskConfig
+from pipeline.names import Metric
 from pipeline.statistics.comparison import RunCurve
 from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.finals import Regression
@@ -69,6 +71,27 @@ class Term:
     meaning: str  # with its unit
     direction: str  # "more is better", "less is better", "neither"
     smallest_difference: float | None
+
+
+def glossary(task: TaskConfig, figures: Sequence[str]) -> tuple[Term, ...]:
+    """What the figures of a task mean: its own words, else those of the figures that every task has."""
+    known = {
+        Metric.SUCCESS_RATE: "share of episodes that succeed",
+        Metric.COLLISION_RATE: "share of episodes that end in a collision",
+        Metric.RETURN_MEAN: "sum of the rewards of an episode",
+        Metric.LENGTH_MEAN: "steps of an episode",
+        **{name: f"{m.over} of the environment's `{m.info}` in an episode" for name, m in task.metrics.items()},
+        **task.meanings,
+    }
+
+    def direction(figure: str) -> str:
+        if figure == Metric.LENGTH_MEAN:
+            return "neither"
+        return "less is better" if figure in task.minimised else "more is better"
+
+    return tuple(
+        Term(f, known.get(f, f.replace("_", " ")), direction(f), task.smallest_difference.get(f)) for f in figures
+    )
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ from pipeline.errors import BadInput
 from pipeline.learning.schedule import final_episodes
 from pipeline.names import CONTROLS, START, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.play.demonstrators import Actor, as_policy_sees
-from pipeline.play.evaluation import RATES, episode_figures, run_episodes, summarise, with_intervals
-from pipeline.play.filming import film
-from pipeline.play.rollouts import from_actor
+from pipeline.play.evaluation import episode_figures, run_episodes, summarise, with_intervals
 from pipeline.play.scenario_shift import scenario_shift
-from pipeline.report.clips import Clip, side_by_side, with_poster
+from pipeline.report.comparison_films import comparison_films, median_of
 from pipeline.report.comparison_report import build_report
 from pipeline.report.context import (
     Animation,
@@ -28,10 +26,9 @@ from pipeline.report.context import (
     ReportContext,
     RunLink,
     SettingDifference,
-    Term,
+    glossary,
 )
 from pipeline.report.palette import ARM_LABELS
-from pipeline.report.text import words
 from pipeline.stages import StageOutcome, report_link
 from pipeline.statistics.comparison import Comparison, RunCurve
 from pipeline.statistics.comparison import compare as compare_arms
@@ -59,10 +56,6 @@ from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import run_address
 
 UPSTREAM = ("group",)
-PLAYBACK_SEED = 77
-PLAYBACK_FPS = 10.0
-MOST_FRAMES = 150  # of a film in the report; one of a longer episode shows fewer of its steps
-MOST_PIXELS = 360  # width and height of each picture in it
 
 
 @dataclass(frozen=True)
@@ -143,7 +136,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     runs = arm_data(run, evidence)
     comparison = compare_arms(runs, settings, upfront_cost(run.client, group), played, different)
     regressions = find_regressions(run, evidence, settings)
-    animations = side_by_side_animations(run, evidence, runs, config.playback_episodes) if seen.renders else None
+    animations = films(run, evidence, runs[Arm.PRETRAINED], config.playback_episodes) if seen.renders else None
     context = report_context(run, evidence, taints, regressions, animations, comparison)
     report = build_report(comparison, context)
     _log(run, comparison, report)
@@ -215,59 +208,28 @@ def find_regressions(run: StageRun, evidence: Evidence, settings: ComparisonSett
     return (found,)
 
 
-def side_by_side_animations(
-    run: StageRun, evidence: Evidence, runs: Mapping[str, Sequence[RunData]], count: int
-) -> tuple[Animation, ...]:
-    """The same episodes under the policy from scratch, the clone and the pre-trained policy of the median seed.
-
-    Which episodes is a rule, in this order up to `count`: of the episodes that the pre-trained policy is measured on at
-    its end the one of median return, that of the least, its first failure, and in each hold-out set that of median
-    return. The median seed is that of median final success among the pre-trained ones.
-    """
+def films(run: StageRun, evidence: Evidence, pretrained: Sequence[RunData], count: int) -> tuple[Animation, ...]:
+    """The policy from scratch, the clone and the pre-trained policy of the seed of median final success."""
     if not count:
         return ()
-    training_set, holdouts = evidence.trained.training.scenario_set, evidence.task.config.holdout_sets
-    finals = [data.final for data in runs[Arm.PRETRAINED]]
-    success = [float(final[training_set][Metric.SUCCESS_RATE].mean()) for final in finals]
-    seed = sorted(range(len(success)), key=lambda index: success[index])[(len(success) - 1) // 2]
-    chosen = list[tuple[str, str, int]]()  # why, scenario set, number of the episode
-    for scenario_set in (training_set, *holdouts):
-        figures = finals[seed][scenario_set]
-        by_return = np.argsort(figures[Metric.RETURN_MEAN], kind="stable")
-        chosen.append(("median return", scenario_set, int(by_return[(len(by_return) - 1) // 2])))
-        if scenario_set == training_set:
-            chosen.append(("least return", scenario_set, int(by_return[0])))
-            failed = np.flatnonzero(figures[Metric.SUCCESS_RATE] == 0)
-            chosen += [("first failure", scenario_set, int(failed[0]))] if len(failed) else []
-    # one episode is shown once, under the first of its reasons; a hold-out has its place whatever comes before it
-    distinct = {(scenario_set, number): why for why, scenario_set, number in reversed(chosen)}
-    shown = [(why, *where) for where, why in reversed(distinct.items())]
-    trained = {arm: policy_of(run.client, evidence.group.arms[arm][seed].run) for arm in (Arm.SCRATCH, Arm.PRETRAINED)}
+    sets = list(pretrained[0].final)
+    seed = median_of([float(data.final[sets[0]][Metric.SUCCESS_RATE].mean()) for data in pretrained])
+    arms = evidence.group.arms
     policies = {
-        ARM_LABELS[Arm.SCRATCH]: trained[Arm.SCRATCH],
-        ARM_LABELS[START]: evidence.clones[seed],
-        ARM_LABELS[Arm.PRETRAINED]: trained[Arm.PRETRAINED],
+        Arm.SCRATCH: policy_of(run.client, arms[Arm.SCRATCH][seed].run),
+        START: evidence.clones[seed],
+        Arm.PRETRAINED: policy_of(run.client, arms[Arm.PRETRAINED][seed].run),
     }
-    animations, number = [], runs[Arm.PRETRAINED][seed].seed
-    for why, scenario_set, index in shown[:count]:
-        episode, clips, ends = evidence.episodes(scenario_set)[index], list[Clip](), list[str]()
-        for name, policy in policies.items():
-            seen = film(
-                evidence.task, episode, from_actor(policy.acts(), evidence.task.action_space), MOST_FRAMES, MOST_PIXELS
-            )
-            statistics = {"return": f"{seen.episode_return:.2f}"}
-            clips.append(Clip(name, seen.frames, statistics, seen.events, steps=seen.steps))
-            figures = evidence.figures(policy, scenario_set)
-            end = next(
-                (outcome for outcome, rate in RATES.items() if rate in figures and figures[rate][index]), "no success"
-            )
-            ends.append(f"{name}: {end} after {len(seen.rewards)} steps")
-        title = f"{why[0].upper()}{why[1:]} of the pre-trained policy on {scenario_set}"
-        caption = (
-            f"{'; '.join(ends)}. Scenario {episode.scenario}, episode seed {episode.seed}, policies of seed {number}."
-        )
-        animations.append(Animation(title, caption, "video/mp4", *with_poster(side_by_side(clips), PLAYBACK_FPS)))
-    return tuple(animations)
+    return comparison_films(
+        evidence.task,
+        {name: evidence.episodes(name) for name in sets},
+        {
+            ARM_LABELS[who]: (policy.acts(), {name: evidence.figures(policy, name) for name in sets})
+            for who, policy in policies.items()
+        },
+        f"policies of seed {pretrained[seed].seed}",
+        count,
+    )
 
 
 def report_context(
@@ -325,7 +287,7 @@ def report_context(
         holdout_shifts=_holdout_shifts(run, evidence),
         experts=_experts(run, group),
         target_origin=_target_origin(run, evidence, target),
-        glossary=_glossary(evidence.task.config, figures),
+        glossary=glossary(evidence.task.config, figures),
         demonstrated=evidence.dataset is not None,
         dataset=described,
         lineage=tuple(
@@ -436,26 +398,6 @@ def _target_origin(run: StageRun, evidence: Evidence, target: Mapping[str, Bound
     return (
         f"{where}, recorded in {Artifact.TASK} of run {first.info.run_id} when the first training began, {began} UTC."
     )
-
-
-def _glossary(task: TaskConfig, figures: Sequence[str]) -> tuple[Term, ...]:
-    known = {
-        Metric.SUCCESS_RATE: "share of episodes that succeed",
-        Metric.COLLISION_RATE: "share of episodes that end in a collision",
-        Metric.RETURN_MEAN: "sum of the rewards of an episode",
-        Metric.LENGTH_MEAN: "steps of an episode",
-        **{name: f"{m.over} of the environment's `{m.info}` in an episode" for name, m in task.metrics.items()},
-        **task.meanings,
-    }
-    return tuple(
-        Term(
-            figure, known.get(figure, words(figure)),
-            "neither" if figure == Metric.LENGTH_MEAN else "less is better" if figure in task.minimised else
-            "more is better",
-            task.smallest_difference.get(figure),
-        )
-        for figure in figures
-    )  # fmt: skip
 
 
 def _log(run: StageRun, comparison: Comparison, report: Mapping[str, bytes]) -> None:
