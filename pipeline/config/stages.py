@@ -464,6 +464,10 @@ class Main:
     """First of the consecutive seeds of every stage."""
     matched_seeds: Count | None = None
     """How many seeds are cloned, fine-tuned and trained from scratch: consecutive ones from the first on."""
+    datasets: Count = 1
+    """How many sets of demonstrations are recorded, independently of each other; the matched seeds are shared out among
+    them, and intervals are over datasets. At least 3, or 1: then that one is fixed, and no interval says how another
+    would do."""
     demonstration_episodes: Count | None = None
     cloning_epochs: Count | None = None
     ppo_timesteps: Steps | None = None

@@ -10,7 +10,7 @@ from pipeline.names import Tag
 from pipeline.policies import Scaling
 from pipeline.stages import StageOutcome, run_arms
 from pipeline.tasks import Task
-from pipeline.tracking.models import find_policy, starting_policies
+from pipeline.tracking.models import find_policies, starting_policies
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("policy", "group")
@@ -25,8 +25,8 @@ def _scalings(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> d
     """Seed -> the units of the clone that it will be compared with; None when no clone is named."""
     if "policy" not in upstream:
         return None
-    policy = find_policy(run.client, upstream["policy"], load_task(config.task).name, {Tag.STAGE: "pretrain"})
-    starts = starting_policies(run.client, policy, config.seeds)
+    policies = find_policies(run.client, upstream["policy"], load_task(config.task).name, {Tag.STAGE: "pretrain"})
+    starts = starting_policies(run.client, policies, config.seeds)
     return {seed: start.scaling() for seed, start in starts.items()}
 
 

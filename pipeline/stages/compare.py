@@ -135,7 +135,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     different = len({clone.digest for clone in evidence.clones})
     runs = arm_data(run, evidence)
     comparison = compare_arms(runs, settings, upfront_cost(run.client, group), played, different)
-    regressions = find_regressions(run, evidence, settings)
+    regressions = find_regressions(run, evidence, runs[Arm.PRETRAINED], settings)
     animations = films(run, evidence, runs[Arm.PRETRAINED], config.playback_episodes) if seen.renders else None
     context = report_context(run, evidence, taints, regressions, animations, comparison)
     report = build_report(comparison, context)
@@ -182,12 +182,15 @@ def arm_data(run: StageRun, evidence: Evidence) -> dict[str, list[RunData]]:
                     evaluation_steps=int(spent.get(Metric.EVALUATION_STEPS, 0)),
                     wall_seconds=spent.get(Metric.WALL_SECONDS, np.nan),
                     gradient_steps=spent.get(Metric.GRADIENT_STEPS, np.nan),
+                    dataset=member.run.data.tags.get(Tag.LINEAGE_DATASET, ""),
                 )
             )  # fmt: skip
     return data
 
 
-def find_regressions(run: StageRun, evidence: Evidence, settings: ComparisonSettings) -> tuple[Regression, ...] | None:
+def find_regressions(
+    run: StageRun, evidence: Evidence, pretrained: Sequence[RunData], settings: ComparisonSettings
+) -> tuple[Regression, ...] | None:
     """What fine-tuning on other scenarios did to the demonstrated ones: clone against fine-tuned policies, there.
 
     None where nothing was demonstrated.
@@ -200,9 +203,8 @@ def find_regressions(run: StageRun, evidence: Evidence, settings: ComparisonSett
     before = [evidence.figures(clone, demonstrated)[figure] for clone in evidence.clones]
     tuned = [policy_of(run.client, member.run) for member in evidence.group.arms[Arm.PRETRAINED]]
     after = [evidence.figures(policy, demonstrated)[figure] for policy in tuned]
-    found = measure_regression(
-        demonstrated, figure, before, after, len({clone.digest for clone in evidence.clones}), settings
-    )
+    clones, datasets = len({clone.digest for clone in evidence.clones}), [data.dataset for data in pretrained]
+    found = measure_regression(demonstrated, figure, before, after, clones, settings, datasets)
     if found.regressed:
         run.tag({Tag.REGRESSION: f"{found.figure} on {demonstrated}: {found.before:.3f} to {found.after.value:.3f}"})
     return (found,)
@@ -247,8 +249,12 @@ def report_context(
     # settings of training cannot differ, or the group would have been refused
     scratch, pretrained = group.baseline.data.params, group.finetune.data.params
     keys = sorted(key for key in scratch.keys() | pretrained.keys() if scratch.get(key) != pretrained.get(key))
-    policy = started_from(group.finetune)
-    weights = SettingDifference("initial weights", "fresh, from the seed", f"policy of run {policy}")
+    first_clones = policy = started_from(group.finetune)
+    ids = dict.fromkeys(m.run.data.tags.get(Tag.LINEAGE_DATASET, "") for m in group.arms[Arm.PRETRAINED])
+    if len(ids) > 1:  # each was cloned by a run of its own
+        made_by = (m.run.data.tags[lineage_run_tag("pretrain")] for m in group.arms[Arm.PRETRAINED])
+        policy = ",".join(dict.fromkeys(made_by))
+    weights = SettingDifference("initial weights", "fresh, from the seed", f"policy of run {policy.replace(',', ', ')}")
     chain = lineage.trace(run.client, run.run_id, up=True)
     parents: dict[str, tuple[str, ...]] = {}
     for source, below in chain.edges:
@@ -260,6 +266,7 @@ def report_context(
     if evidence.dataset is not None:
         metadata, success = evidence.dataset.metadata, evidence.dataset.trajectories.metrics.get(Metric.SUCCESS)
         described = {
+            **({"datasets": ", ".join(ids), "facts below": "of the first"} if len(ids) > 1 else {}),
             "dataset": metadata.dataset_id,
             "episodes": f"{metadata.episodes:,}",
             "environment steps": f"{metadata.steps:,}",
@@ -268,7 +275,7 @@ def report_context(
             "execution noise": f"{metadata.noise_std:g} of the half action range; labels are clean",
             "success": "not known" if success is None else f"{success.mean():.3f}",
             "content digest": metadata.content_digest,
-            "imitation": get_run(run.client, policy, "clones").data.tags.get(Tag.IMITATION, "not judged"),
+            "imitation": get_run(run.client, first_clones, "clones").data.tags.get(Tag.IMITATION, "not judged"),
         }
     return ReportContext(
         task=evidence.task.config.name,

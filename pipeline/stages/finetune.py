@@ -1,6 +1,6 @@
 """`finetune`: PPO from clones, or any other policy, several seeds side by side, with controls of learning rate 0."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.tracking.datasets import (
     log_dataset_input,
     part_of,
 )
-from pipeline.tracking.models import StoredPolicy, find_policy, made_by_pretrain, starting_policies
+from pipeline.tracking.models import StoredPolicy, find_policies, made_by_pretrain, starting_policies
 from pipeline.tracking.reuse import find_finished
 from pipeline.tracking.runs import Run, get_run, read_config, stage_run_of, tag_of
 from pipeline.tracking.stage_run import StageRun
@@ -41,8 +41,8 @@ class Starts:
 
     reference: str  # to the policy that was named, for people
     policies: dict[int, StoredPolicy]  # by seed
-    lineage: dict[str, str]  # tags of what starts from them
-    maker: Run  # of the policy that was named
+    lineages: dict[int, dict[str, str]]  # by seed: tags of what starts from it
+    makers: tuple[Run, ...]  # of the policies that were named, as a rule one
 
     def for_trainings(self) -> dict[int, Start]:
         """By seed."""
@@ -50,7 +50,17 @@ class Starts:
 
     def tags_of(self, seed: int) -> dict[str, Any]:
         """Lineage of the training of a seed."""
-        return {**self.lineage, lineage_run_tag("policy"): self.policies[seed].run_id}
+        return {**self.lineages[seed], lineage_run_tag("policy"): self.policies[seed].run_id}
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """Tags of what starts from all of them: of the first, and by whom the others were made."""
+        return next(iter(self.lineages.values())) | further(self.makers[1:])
+
+
+def further(makers: Iterable[Run]) -> dict[str, str]:
+    """Lineage tags of the runs that made policies which a run starts from beside its first."""
+    return {arm_policy_tag(maker.info.run_id): maker.info.run_id for maker in makers}
 
 
 def _read(
@@ -60,12 +70,20 @@ def _read(
     task = load_task(config.task)
 
     def starts_of(reference: str) -> Starts:
-        policy = find_policy(run.client, reference, task.name, {Tag.STAGE: "pretrain"})
-        lineage.refuse_tainted(run.client, policy, "finetune")
-        policies = starting_policies(run.client, policy, config.seeds)
-        maker = get_run(run.client, str(policy.run_id), "policy")
-        role = "pretrain" if made_by_pretrain(maker) else "policy"
-        return Starts(policy.reference, policies, lineage.from_policy(policy, role, maker.data.tags), maker)
+        named = find_policies(run.client, reference, task.name, {Tag.STAGE: "pretrain"})
+        makers = [get_run(run.client, str(policy.run_id), "policy") for policy in named]
+        tags: dict[str, dict[str, str]] = {}
+        for policy, maker in zip(named, makers, strict=True):
+            lineage.refuse_tainted(run.client, policy, "finetune")
+            role = "pretrain" if made_by_pretrain(maker) else "policy"
+            tags[maker.info.run_id] = lineage.from_policy(policy, role, maker.data.tags)
+        policies, lineages = starting_policies(run.client, named, config.seeds), {}
+        for seed, start in policies.items():
+            made_by = str(start.run_id)
+            if made_by not in tags:  # a clone of one seed, made within the run that was named
+                made_by = stage_run_of(run.client, get_run(run.client, made_by, "clone")).info.run_id
+            lineages[seed] = tags[made_by]
+        return Starts(named[0].reference, policies, lineages, tuple(makers))
 
     starts = starts_of(upstream.get("policy", "latest"))
     # the policies, and what the shift of distribution is measured against
@@ -78,7 +96,7 @@ def _read(
             own[name] = starts_of(_clones_for(run, task, name, arm, starts))
         if name in own:
             digests |= {f"policy of arm {name}, seed {seed}": p.digest for seed, p in own[name].policies.items()}
-    return starts, own, {**digests, **lineage.digests_behind(starts.maker)}
+    return starts, own, {**digests, **lineage.digests_behind(starts.makers[0])}
 
 
 def _clones_for(run: StageRun, task: TaskConfig, name: str, arm: FurtherArm, shared: Starts) -> str:
@@ -86,7 +104,7 @@ def _clones_for(run: StageRun, task: TaskConfig, name: str, arm: FurtherArm, sha
     if lineage_run_tag("pretrain") not in shared.lineage:
         raise BadInput(
             f"arm {name!r}: its clones are made with the settings of the other arms' clones, and these start from the "
-            f"policy of run {shared.maker.info.run_id}, which is none; name its policy, or start from clones"
+            f"policy of run {shared.makers[0].info.run_id}, which is none; name its policy, or start from clones"
         )
     made = get_run(run.client, shared.lineage[lineage_run_tag("pretrain")], "pretrain run")
     if tag_of(made, Tag.STAGE) == "pretrain_seed":
@@ -125,7 +143,7 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
         own_policies={arm: its.for_trainings() for arm, its in own.items()},
     )
     run.record_config(config, task.config, digests)
-    run.tag({**made_from, **{arm_policy_tag(its.maker.info.run_id): its.maker.info.run_id for its in own.values()}})
+    run.tag({**made_from, **further(maker for its in own.values() for maker in its.makers)})
     shift = None
     if demonstrations is not None:
         log_dataset_input(run, demonstrations.metadata, demonstrations.run_id, "imitated")

@@ -4,9 +4,11 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
+
+import numpy as np
 
 from pipeline.config.loading import load, load_task, to_data
 from pipeline.config.stages import (
@@ -24,6 +26,7 @@ from pipeline.errors import BadInput, say
 from pipeline.learning.arms import check_arms
 from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
 from pipeline.stages import StageOutcome, command_digest, conclude, do, report_link, stage_module
+from pipeline.statistics.matched import MINIMUM_PAIRS
 from pipeline.tracking import registry
 from pipeline.tracking.content_key import content_key, digest_of
 from pipeline.tracking.datasets import fetch_for_training, part_of
@@ -114,7 +117,28 @@ def plan(config: Main) -> Plan:
     if len(set(evaluated.values())) != len(evaluated):
         shown = ", ".join(f"{name} = {value}" for name, value in evaluated.items())
         raise BadInput(f"main: {shown}: they must differ, so that no stage is measured on episodes that chose it")
+    if config.datasets > 1:
+        _check_datasets(config.datasets, chosen)
     return chosen
+
+
+def _check_datasets(count: int, stages: Plan) -> None:
+    """Raise BadInput for several datasets that say nothing, or that cannot be recorded."""
+    seeds, source = stages.finetune.seeds, stages.collect.source
+    own = [name for name, arm in stages.finetune.arms.items() if arm.dataset is not None or arm.episodes is not None]
+    wrong = None
+    if count < MINIMUM_PAIRS:
+        wrong = f"too few for an interval over them; 1, or at least {MINIMUM_PAIRS}"
+    elif len(seeds) % count or set(seeds) - set(stages.pretrain.seeds):
+        wrong = (
+            f"{len(seeds)} matched seeds {list(seeds)} cannot be shared out evenly; clone and train a multiple of it"
+        )
+    elif source not in ("expert", "scripted"):
+        wrong = f"collect takes its demonstrations from {source}, which is always the same; 1"
+    elif own:
+        wrong = f"arm {own[0]!r} of finetune has demonstrations of its own; 1, or do without that arm"
+    if wrong is not None:
+        raise BadInput(f"main: datasets = {count}: {wrong}")
 
 
 def _from_knobs(config: Main, stage: str, seeds: tuple[int, ...]) -> dict[str, str]:
@@ -237,15 +261,30 @@ class _Main:
                 mine, same = f"{version.name}/{version.version}", expert.removeprefix("models:/")
                 say(f"main: {mine} has the bytes of {same}, which is approved: that one goes on")
                 registry.give_way(self._parent.client, version, same.rpartition("/")[2])
-        dataset = self._stage("collect", self._stages.collect, {"expert": expert} if expert else {})
-        if dataset.verdict is False:
-            return dataset
-        return self._clones(dataset.outputs["dataset"])
+        datasets = []
+        for index in range(self._config.datasets):
+            collect, name = self._stages.collect, "collect"
+            if index:  # the first is the one of a study with one dataset
+                seeds = (int(np.random.SeedSequence([s, index]).generate_state(1)[0]) >> 1 for s in collect.seeds)
+                collect, name = replace(collect, seeds=tuple(seeds)), f"collect dataset {index + 1}"
+            recorded = self._stage("collect", collect, {"expert": expert} if expert else {}, name=name)
+            if recorded.verdict is False:
+                return recorded
+            datasets.append(recorded.outputs["dataset"])
+        return self._clones(datasets)
 
-    def _clones(self, dataset: str) -> StageOutcome:
+    def _clones(self, datasets: Sequence[str]) -> StageOutcome:
         """Clones for all arms; of those for one arm alone only the outcome that ends `main` is told."""
-        config, client = self._stages.pretrain, self._parent.client
+        config, client, dataset = self._stages.pretrain, self._parent.client, datasets[0]
         asked = {"pretrain": (dataset, config)}
+        if len(datasets) > 1:  # the seeds of the trainings in turn
+            asked = {
+                f"pretrain dataset {index + 1}": (
+                    one,
+                    replace(config, seeds=self._stages.finetune.seeds[index :: len(datasets)]),
+                )
+                for index, one in enumerate(datasets)
+            }
         for arm in self._stages.finetune.arms.values():
             if arm.dataset is not None or arm.episodes is not None:
                 parts = ("pretrain", arm.dataset, arm.episodes and f"{arm.episodes} episodes")
@@ -257,7 +296,8 @@ class _Main:
             outcomes.append(self._stage("pretrain", cloning, {"dataset": reference}, name=name))
             if outcomes[-1].verdict is False and not self._config.finetune_failed_clones:
                 return outcomes[-1]
-        return outcomes[0]
+        policies = [outcome.outputs["policy"] for outcome in outcomes[: len(datasets)]]
+        return replace(outcomes[0], outputs={"policy": ",".join(policies)})
 
     def _arms(self, policy: str) -> str:
         """Both arms, and the name of their group: both are reused as one comparison, or both get a run in this one's.

@@ -103,7 +103,7 @@ def _training(run: StageRun, before: Run) -> Again:
         starts = None
         if start is not None:
             clone = find_policy(run.client, start, task.config.name, {})
-            starts = {seed: starting_policies(run.client, clone, [seed])[seed].as_start()}
+            starts = {seed: starting_policies(run.client, [clone], [seed])[seed].as_start()}
         arm = tag_of(before, Tag.ARM)
         config = replace(config, arms={name: its for name, its in config.arms.items() if name == arm})
         scalings = {seed: scaling_of(load_policy(download_policy(before.info.run_id)))}

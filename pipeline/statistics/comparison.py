@@ -34,7 +34,7 @@ from pipeline.statistics.efficiency import (
     restricted_mean_ratio,
     sign_test,
 )
-from pipeline.statistics.estimate import Estimate, FromEpisodes, MeanOverSeeds
+from pipeline.statistics.estimate import Estimate, FromEpisodes, MeanOverSeeds, by_dataset
 from pipeline.statistics.finals import Clones, FinalFigure, FinalVerdict, final_figures
 from pipeline.statistics.matched import (
     MINIMUM_PAIRS,
@@ -42,6 +42,7 @@ from pipeline.statistics.matched import (
     RunData,
     Verdict,
     decide,
+    independent,
     met_target,
     pairs_of,
     time_of,
@@ -142,6 +143,7 @@ class Comparison:
     seeds_for_target: SeedsNeeded | None  # None: it is met
     sensitivity: tuple[SensitivityRow, ...]
     carries: tuple[str, ...]  # how far the verdict does
+    datasets: int  # recorded independently of each other, behind the pre-trained seeds; intervals are over several
     clones: int  # different policies that the pre-trained seeds started from; 0: not known
     final_verdict: FinalVerdict
     finals: Mapping[str, tuple[FinalFigure, ...]]  # scenario set -> figures, the training set first
@@ -222,6 +224,7 @@ def compare(
         seeds_for_target=None if target_met else more_seeds(settings.ratio_target),
         sensitivity=rows,
         carries=carries(rows),
+        datasets=len({run.dataset for run in ordered[Arm.PRETRAINED]}),
         clones=different_clones,
         final_verdict=decisive.contrasts[Arm.SCRATCH].verdict or FinalVerdict.UNDECIDED,
         finals=finals,
@@ -265,13 +268,14 @@ def _ranked(
     sign = -1.0 if decisive.minimised else 1.0
     ratios, times, ends = [], [], []
     for arm in trained:
-        matched = zip(scratch.seeds, scratch.times, arms[arm].times, strict=True)
-        pairs = [matched_pair(seed, ours, theirs) for seed, ours, theirs in matched]
+        datasets = [run.dataset for run in runs[arm]]
+        matched = zip(scratch.seeds, scratch.times, arms[arm].times, datasets, strict=True)
+        pairs = [matched_pair(*of_seed) for of_seed in matched]
         played = from_episodes([runs[Arm.SCRATCH], runs[arm]], settings, log_ratio)
         ratios.append(restricted_mean_ratio(pairs, played))
         reference, own = paired_steps(pairs)
         times.append(sign_flip_p(own - reference, settings.seed))
-        ends.append(sign * (np.array(decisive.values[arm]) - before))
+        ends.append(sign * by_dataset(np.array(decisive.values[arm]) - before, datasets))
     final_p = holm([sign_flip_p(differences, settings.seed) for differences in ends])
     ranked = [
         RankedArm(
@@ -339,7 +343,7 @@ def _check(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) 
 
 
 def _summarise_arm(arm: str, runs: Sequence[RunData], settings: ComparisonSettings) -> ArmSummary:
-    times = tuple(time_of(run, settings) for run in runs)
+    times, datasets = tuple(time_of(run, settings) for run in runs), [run.dataset for run in runs]
     common = [figure for figure in runs[0].figures if all(figure in run.figures for run in runs)]
     later, violations, margins = 0, 0, dict[str, list[int]]()
     for run, time in zip(runs, times, strict=True):
@@ -361,7 +365,7 @@ def _summarise_arm(arm: str, runs: Sequence[RunData], settings: ComparisonSettin
         budget=max(run.budget for run in runs),
         times=times,
         reached=sum(not t.censored for t in times),
-        restricted_mean=restricted_mean(times, from_episodes([runs], settings, mean_of_arm)),
+        restricted_mean=restricted_mean(times, from_episodes([runs], settings, mean_of_arm), datasets),
         curves={figure: _curve(runs, figure) for figure in common},
         runs=tuple(
             RunCurve(run.seed, tuple(int(s) for s in run.steps), {name: _floats(v) for name, v in run.figures.items()})
@@ -382,8 +386,9 @@ def _curve(runs: Sequence[RunData], figure: str) -> Curve:
     grid = tuple(int(step) for step in runs[0].steps if step <= end)
     table = np.array([np.interp(grid, run.steps, run.figures[figure]) for run in runs])
     mean, reach = table.mean(axis=0), np.full(len(grid), np.nan)
-    if len(runs) > 1:
-        reach = stats.t.ppf(0.975, len(runs) - 1) * table.std(axis=0, ddof=1) / np.sqrt(len(runs))
+    units = by_dataset(table, [run.dataset for run in runs])
+    if len(units) > 1:
+        reach = stats.t.ppf(0.975, len(units) - 1) * units.std(axis=0, ddof=1) / np.sqrt(len(units))
     return Curve(grid, _floats(mean), _floats(mean - reach), _floats(mean + reach))
 
 
@@ -400,8 +405,10 @@ def _reasons(
         longest = max(pair.pretrained.steps for pair in pairs)
         met = "met the target" + (f" in {settings.patience} evaluations in a row" if settings.patience > 1 else "")
         return (f"no run of either arm {met} within {longest:,} steps, so their times cannot be compared",)
-    if count < MINIMUM_PAIRS:
-        return (f"{count} matched seeds are too few for an interval; at least {MINIMUM_PAIRS} are needed",)
+    units = independent(pairs)
+    if units < MINIMUM_PAIRS:
+        few = f"{count} matched seeds" if units == count else f"{units} datasets"
+        return (f"{few} are too few for an interval; at least {MINIMUM_PAIRS} are needed",)
     sides = {Verdict.FASTER: "lies below 1", Verdict.SLOWER: "lies above 1", Verdict.NO_DIFFERENCE: "contains 1"}
     interval, relation = f"[{ratio.low:.3g}, {ratio.high:.3g}]", "at most" if target_met else "above"
     target = f"{settings.ratio_target:g}: the efficiency target is {'met' if target_met else 'not met'}"

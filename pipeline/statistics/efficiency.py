@@ -21,6 +21,7 @@ from pipeline.statistics.estimate import (
     FromEpisodes,
     MeanOverSeeds,
     bootstrap,
+    by_dataset,
     log_ratio_of_means,
     pooled_error,
 )
@@ -55,6 +56,7 @@ class SeedPair:
     pretrained: TimeToTarget
     ratio: float  # pre-trained / baseline of the steps as counted, see `kind`
     kind: RatioKind  # of the ratio: exact up to the grid of evaluations, or the side on which the true one lies
+    dataset: str = ""  # that the pre-trained run comes from
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,14 @@ def first_held(held: np.ndarray, patience: int) -> np.ndarray:
     return np.where(in_a_row.any(axis=-1), in_a_row.argmax(axis=-1), count)
 
 
-def matched_pair(seed: int, baseline: TimeToTarget, pretrained: TimeToTarget) -> SeedPair:
+def matched_pair(seed: int, baseline: TimeToTarget, pretrained: TimeToTarget, dataset: str = "") -> SeedPair:
     """The ratio pre-trained / baseline of one seed.
 
     A censored baseline or a pre-trained run at the floor makes the ratio an upper bound, a censored pre-trained run or
     a baseline at the floor a lower bound, one of each leaves it undetermined.
     """
     kind = KINDS[baseline.censored or pretrained.at_floor, pretrained.censored or baseline.at_floor]
-    return SeedPair(seed, baseline, pretrained, pretrained.steps / baseline.steps, kind)
+    return SeedPair(seed, baseline, pretrained, pretrained.steps / baseline.steps, kind, dataset)
 
 
 def never_met(pairs: Sequence[SeedPair]) -> bool:
@@ -138,23 +140,26 @@ def ratio_kind(pairs: Sequence[SeedPair]) -> RatioKind:
     return KINDS[smaller, any(pair.kind in ("lower bound", "undetermined") for pair in pairs)]
 
 
-def restricted_mean(times: Sequence[TimeToTarget], from_episodes: FromEpisodes = NO_EPISODES) -> Estimate:
+def restricted_mean(
+    times: Sequence[TimeToTarget], from_episodes: FromEpisodes = NO_EPISODES, datasets: Sequence[str] = ()
+) -> Estimate:
     """Mean of the times, censored ones counted at the budget (restricted mean, Royston and Parmar 2013), over seeds."""
-    return MeanOverSeeds.of(np.array([float(t.steps) for t in times]), from_episodes).estimate
+    return MeanOverSeeds.of(by_dataset(np.array([float(t.steps) for t in times]), datasets), from_episodes).estimate
 
 
 def restricted_mean_ratio(pairs: Sequence[SeedPair], from_episodes: FromEpisodes = NO_EPISODES) -> Estimate:
     """Ratio of the restricted mean times to target: 95 % over matched pairs, and over where between two evaluations.
 
-    Student's t of the logarithm, to whose variance the evaluation episodes add `from_episodes`. The lower end counts
-    the pre-trained times at the evaluation before, the upper end those of the baseline, so that it holds wherever
-    within the grid of evaluations the target was met: an interval of runs that all are at the floor begins at 0.
+    Student's t of the logarithm over pairs, or over datasets where there are several, to whose variance the evaluation
+    episodes add `from_episodes`. The lower end counts the pre-trained times at the evaluation before, the upper end
+    those of the baseline, so that it holds wherever within the grid of evaluations the target was met: an interval of
+    runs that all are at the floor begins at 0.
     """
     baseline, pretrained = paired_steps(pairs)
     value, error = log_ratio_of_means(pretrained, baseline)
     if error == inf:
         return Estimate(exp(value), 0.0, inf)
-    error, freedom = pooled_error(float(error) ** 2, len(pairs), from_episodes)
+    error, freedom = pooled_error(float(error) ** 2, len(baseline), from_episodes)
     reach = exp(stats.t.ppf(0.975, freedom) * error)
     ratio, (least, most) = float(pretrained.mean() / baseline.mean()), grid_factors(pairs)
     return Estimate(ratio, ratio / reach * least, ratio * reach * most)
@@ -214,8 +219,12 @@ def break_even(upfront_steps: int, saving: Estimate) -> BreakEven:
 
 
 def paired_steps(pairs: Sequence[SeedPair]) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) baseline and (n,) pre-trained environment steps to target, restricted at the budget, in the pairs' order."""
+    """(n,) baseline and (n,) pre-trained environment steps to target, restricted at the budget, in the pairs' order.
+
+    Where the pairs come from several datasets, n is their number: means over the pairs of each.
+    """
     if not pairs:
         raise ValueError("a ratio needs at least one matched pair of seeds, got none")
-    baseline = np.array([p.baseline.steps for p in pairs], dtype=np.float64)
-    return baseline, np.array([p.pretrained.steps for p in pairs], dtype=np.float64)
+    steps = np.array([(pair.baseline.steps, pair.pretrained.steps) for pair in pairs], dtype=np.float64)
+    baseline, pretrained = by_dataset(steps, [pair.dataset for pair in pairs]).T
+    return baseline, pretrained

@@ -112,6 +112,16 @@ class MeanOverSeeds:
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
 
 
+def by_dataset(values: np.ndarray, datasets: Sequence[str]) -> np.ndarray:
+    """(seeds, ...) -> (datasets, ...) means over the seeds of each dataset, in the order in which they first appear.
+
+    Seeds are what an interval is over only while one dataset, or none, stands behind all of them: then they stay.
+    """
+    if len(set(datasets)) < 2:
+        return values
+    return np.stack([values[[name == one for name in datasets]].mean(axis=0) for one in dict.fromkeys(datasets)])
+
+
 def log_ratio_of_means(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log(mean(above) / mean(below)) of positive pairs (..., n), and its standard error by leaving out each pair.
 

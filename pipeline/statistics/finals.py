@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.names import START, Arm
 from pipeline.statistics.aggregate import interquartile_mean, probability_of_improvement
-from pipeline.statistics.estimate import Estimate, MeanOverSeeds, column_means
+from pipeline.statistics.estimate import Estimate, MeanOverSeeds, by_dataset, column_means
 from pipeline.statistics.matched import MINIMUM_PAIRS, ComparisonSettings, RunData
 from pipeline.statistics.ranking import SIGNIFICANCE, holm
 
@@ -65,6 +65,8 @@ def final_figures(
 ) -> dict[str, tuple[FinalFigure, ...]]:
     """Scenario set -> figures that both arms measured on every seed, primary ones first; the training set first."""
     both = [*runs[Arm.SCRATCH], *runs[Arm.PRETRAINED]]
+    datasets = {arm: [run.dataset for run in of_arm] for arm, of_arm in runs.items()}
+    datasets[START] = datasets[Arm.PRETRAINED]
     played = {arm: [run.final for run in of_arm] for arm, of_arm in runs.items()} | (
         {START: [*clones]} if clones else {}
     )
@@ -77,8 +79,9 @@ def final_figures(
         figures.sort(
             key=lambda figure: (figure not in primary, list(primary).index(figure) if figure in primary else 0)
         )
-        finals[name] = [_measured(played, name, figure, figure in primary, settings) for figure in figures]
-    return _with_verdicts(finals, primary, settings)
+        finals[name] = [_measured(played, name, figure, figure in primary, datasets, settings) for figure in figures]
+    units = by_dataset(np.arange(len(datasets[START])), datasets[START])
+    return _with_verdicts(finals, primary, len(units), settings)
 
 
 def _measured(
@@ -86,6 +89,7 @@ def _measured(
     scenario_set: str,
     figure: str,
     primary: bool,
+    datasets: Mapping[str, Sequence[str]],
     settings: ComparisonSettings,
 ) -> FinalFigure:
     """Everything but the verdicts, which need all figures."""
@@ -94,12 +98,12 @@ def _measured(
         for arm, finals in played.items()
         if all(figure in final.get(scenario_set, {}) for final in finals)
     }
-    over = {arm: MeanOverSeeds.of(table) for arm, table in tables.items()}
+    over = {arm: MeanOverSeeds.of(by_dataset(table, datasets.get(arm, ()))) for arm, table in tables.items()}
     values = {arm: column_means(table.T) for arm, table in tables.items()}
     contrasts = dict[str, Contrast]()
     for reference in (Arm.SCRATCH, START):
         if reference in tables:
-            differences = tables[Arm.PRETRAINED] - tables[reference]
+            differences = by_dataset(tables[Arm.PRETRAINED] - tables[reference], datasets[Arm.PRETRAINED])
             both, seeds = MeanOverSeeds.of(differences), MeanOverSeeds.of(differences.mean(axis=1))
             contrasts[reference] = Contrast(both.estimate, seeds.estimate, both.p_value, None, None)
     minimised, improvement = figure in settings.minimised, None
@@ -121,7 +125,7 @@ def _measured(
 
 
 def _with_verdicts(
-    finals: Mapping[str, Sequence[FinalFigure]], primary: Mapping[str, None], settings: ComparisonSettings
+    finals: Mapping[str, Sequence[FinalFigure]], primary: Mapping[str, None], units: int, settings: ComparisonSettings
 ) -> dict[str, tuple[FinalFigure, ...]]:
     """One question is one family of tests: "is it better than scratch", "is it better than the clone"."""
     decided: dict[tuple[str, str, str], Contrast] = {}
@@ -135,7 +139,7 @@ def _with_verdicts(
         corrected = holm([f.contrasts[reference].p_value for f in family.values()])
         for (key, f), p in zip(family.items(), corrected, strict=True):
             contrast = f.contrasts[reference]
-            verdict = decide_final(contrast.difference, p, len(f.values[Arm.SCRATCH]), f.figure, settings)
+            verdict = decide_final(contrast.difference, p, units, f.figure, settings)
             decided[key] = replace(contrast, corrected_p=p, verdict=verdict)
     return {
         name: tuple(
@@ -180,6 +184,7 @@ def measure_regression(
     after: Sequence[np.ndarray] | Sequence[float],
     clones: int,
     settings: ComparisonSettings,
+    datasets: Sequence[str] = (),
 ) -> Regression:
     """Compare the figure of what every seed started from with that of what it became, on the same episodes.
 
@@ -187,9 +192,11 @@ def measure_regression(
     clone and the policy made of it have in common does not. Where `clones` is 1, no spread over clones can be seen.
     """
     started, ended = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    over = MeanOverSeeds.of(ended - started)
-    verdict = decide_final(over.estimate, over.p_value, len(ended), figure, settings)
+    differences = by_dataset(ended - started, datasets)
+    over = MeanOverSeeds.of(differences)
+    verdict = decide_final(over.estimate, over.p_value, len(differences), figure, settings)
     return Regression(
-        scenario_set, figure, float(started.mean()), MeanOverSeeds.of(ended).estimate, over.estimate, clones,
+        scenario_set, figure, float(started.mean()),
+        MeanOverSeeds.of(by_dataset(ended, datasets)).estimate, over.estimate, clones,
         verdict is FinalVerdict.WORSE,
     )  # fmt: skip

@@ -8,7 +8,14 @@ import numpy as np
 
 from pipeline.config.base import Bound
 from pipeline.names import Arm
-from pipeline.statistics.efficiency import SeedPair, TimeToTarget, matched_pair, never_met, timesteps_to_target
+from pipeline.statistics.efficiency import (
+    SeedPair,
+    TimeToTarget,
+    matched_pair,
+    never_met,
+    paired_steps,
+    timesteps_to_target,
+)
 from pipeline.statistics.estimate import Estimate
 
 MINIMUM_PAIRS = 3  # below, an interval over seeds says nothing
@@ -35,6 +42,7 @@ class RunData:
     evaluation_steps: int = 0  # environment steps of all its evaluations
     wall_seconds: float = np.nan
     gradient_steps: float = np.nan
+    dataset: str = ""  # that its clone comes from
     episodes: Mapping[str, np.ndarray] = field(default_factory=dict)  # figure -> (n, E) of each evaluation, where known
 
 
@@ -80,7 +88,12 @@ def time_of(run: RunData, settings: ComparisonSettings) -> TimeToTarget:
 def pairs_of(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) -> tuple[SeedPair, ...]:
     """`scratch` and `pretrained` seed by seed; both are in the order of their seeds, which are the same."""
     both = zip(runs[Arm.SCRATCH], runs[Arm.PRETRAINED], strict=True)
-    return tuple(matched_pair(ours.seed, time_of(ours, settings), time_of(their, settings)) for ours, their in both)
+    return tuple(matched_pair(o.seed, time_of(o, settings), time_of(t, settings), t.dataset) for o, t in both)
+
+
+def independent(pairs: Sequence[SeedPair]) -> int:
+    """What an interval is over: the number of datasets where there are several, else of seeds."""
+    return len(paired_steps(pairs)[0])
 
 
 def decide(ratio: Estimate, pairs: Sequence[SeedPair], ratio_target: float) -> tuple[Verdict, bool]:
@@ -88,7 +101,7 @@ def decide(ratio: Estimate, pairs: Sequence[SeedPair], ratio_target: float) -> t
 
     Faster: the interval lies below 1. Target met: its upper end is at most `ratio_target`, exactly at it included.
     """
-    if len(pairs) < MINIMUM_PAIRS or never_met(pairs):
+    if independent(pairs) < MINIMUM_PAIRS or never_met(pairs):
         return Verdict.UNDECIDED, False
     target_met = ratio.high <= ratio_target
     if ratio.high < 1:

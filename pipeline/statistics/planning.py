@@ -39,7 +39,8 @@ def seeds_needed(
     baseline, pretrained = paired_steps(pairs)
     ratio = float(pretrained.sum() / baseline.sum())
     hopeless = None
-    if len(pairs) < 2:
+    count, unit = len(baseline), "matched seeds" if len(baseline) == len(pairs) else "datasets of as many seeds"
+    if count < 2:
         hopeless = "one matched seed shows no spread to simulate from; train at least two more"
     elif never_met(pairs):
         hopeless = "no run met the target: train longer, more seeds like these would not help"
@@ -54,24 +55,24 @@ def seeds_needed(
     if hopeless is not None:
         return SeedsNeeded(None, 0.0, hopeless)
 
-    def power(count: int) -> float:
-        """Share of simulated studies of `count` pairs that decide."""
-        drawn = np.random.default_rng([seed, count]).integers(0, len(pairs), size=(STUDIES, count))
+    def power(size: int) -> float:
+        """Share of simulated studies of `size` pairs, or datasets, that decide."""
+        drawn = np.random.default_rng([seed, size]).integers(0, len(baseline), size=(STUDIES, size))
         ratios, errors = log_ratio_of_means(pretrained[drawn], baseline[drawn])
-        errors, freedom = pooled_error(errors**2, count, from_episodes)
+        errors, freedom = pooled_error(errors**2, size, from_episodes)
         reach = stats.t.ppf(0.975, freedom) * errors
         low, high = np.exp(ratios - reach) * least, np.exp(ratios + reach) * most
         decided = high <= at_most if at_most is not None else (high < 1) | (low > 1)
         return float(decided.mean())
 
-    too_few, enough = len(pairs), max(len(pairs) + 1, minimum)
+    too_few, enough = count, max(count + 1, minimum)
     while power(enough) < POWER:
         too_few, enough = enough, 2 * enough
         if enough > MOST_PAIRS:
-            return SeedsNeeded(None, power(too_few), f"{too_few} matched seeds in all would still not decide")
+            return SeedsNeeded(None, power(too_few), f"{too_few} {unit} in all would still not decide")
     while enough - too_few > 1 and enough > minimum:
         middle = (too_few + enough) // 2
         too_few, enough = (too_few, middle) if power(middle) >= POWER else (middle, enough)
-    more, reached = enough - len(pairs), power(enough)
-    would = f"{more} more matched seeds with the same spread would decide in {reached * 100:.0f} % of studies"
+    more, reached = enough - count, power(enough)
+    would = f"{more} more {unit} with the same spread would decide in {reached * 100:.0f} % of studies"
     return SeedsNeeded(more, reached, would)

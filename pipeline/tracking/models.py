@@ -155,24 +155,39 @@ def seeds_of(client: MlflowClient, run_id: str | None, stage: str) -> dict[int, 
     return {seed: _policy_of_run(client, by_seed[seed]) for seed in sorted(by_seed)}
 
 
-def starting_policies(client: MlflowClient, policy: StoredPolicy, seeds: Sequence[int]) -> dict[int, StoredPolicy]:
-    """Seed -> the policy it starts from: of a pretrain run the clone of the same seed, where it has several.
+def find_policies(client: MlflowClient, references: str, task: str, latest: dict[str, str]) -> list[StoredPolicy]:
+    """`find_policy` of every reference between commas."""
+    return [find_policy(client, reference.strip(), task, latest) for reference in references.split(",")]
 
-    A pretrain run with one clone, or the run of any single policy, starts every seed. Raises BadInput for a seed
-    without a clone, and for a clone without the certificate that `pretrain` left in its run, or with other files.
+
+def starting_policies(
+    client: MlflowClient, policies: Sequence[StoredPolicy], seeds: Sequence[int]
+) -> dict[int, StoredPolicy]:
+    """Seed -> the policy it starts from: of pretrain runs the clone of the same seed, where there are several.
+
+    One pretrain run with one clone, or the run of any single policy, starts every seed. Raises BadInput for a seed
+    without a clone or with two, and for a clone without the certificate that `pretrain` left in its run, or with other
+    files.
     """
-    if policy.run_id is None:
-        raise BadInput(
-            f"policy {policy.reference!r} is of no run, so nothing says what it is; give the run that made it"
-        )
-    clones = seeds_of(client, policy.run_id, "pretrain_seed")
-    if len(clones) <= 1:
-        starts = dict.fromkeys(seeds, next(iter(clones.values()), policy))
+    clones: dict[int, StoredPolicy] = {}
+    for policy in policies:
+        if policy.run_id is None:
+            raise BadInput(
+                f"policy {policy.reference!r} is of no run, so nothing says what it is; give the run that made it"
+            )
+        own = seeds_of(client, policy.run_id, "pretrain_seed")
+        twice = sorted(clones.keys() & own.keys())
+        if twice:
+            raise BadInput(f"policy {policy.reference!r}: a run before it has a clone of seed {twice[0]} too")
+        clones |= own
+    named = ",".join(policy.reference for policy in policies)
+    if len(policies) == 1 and len(clones) <= 1:
+        starts = dict.fromkeys(seeds, next(iter(clones.values()), policies[0]))
     else:
         missing = [seed for seed in seeds if seed not in clones]
         if missing:
             raise BadInput(
-                f"seeds: {policy.reference} has no clone of seed {missing[0]}; it has clones of {sorted(clones)}: "
+                f"seeds: {named} has no clone of seed {missing[0]}; it has clones of {sorted(clones)}: "
                 "use those seeds, or run pretrain with more"
             )
         starts = {seed: clones[seed] for seed in seeds}

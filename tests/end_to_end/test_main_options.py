@@ -77,6 +77,25 @@ def test_an_option_sets_what_it_says_in_the_stages_and_nothing_else(option, chan
     assert changes(**option) == changed
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"datasets": 2}, "datasets = 2: too few for an interval over them; 1, or at least 3"),
+        ({"datasets": 3, "matched_seeds": 4}, r"4 matched seeds \[1, 2, 3, 4\] cannot be shared out evenly"),
+        ({"datasets": 4}, "cannot be shared out evenly"),
+    ],
+)
+def test_datasets_that_would_say_nothing_are_refused(options, said):
+    with pytest.raises(BadInput, match=said):
+        planned(**options)
+
+
+def test_an_arm_with_demonstrations_of_its_own_has_no_place_beside_several_datasets():
+    with pytest.raises(BadInput, match="datasets = 3: arm 'few' of finetune has demonstrations of its own"):
+        overridden({"finetune.arms": "{few: {episodes: 12}}"}, datasets=3)
+    assert overridden({"finetune.arms": "[naive]"}, datasets=3).finetune.seeds == (1, 2, 3)
+
+
 def overridden(overrides: dict[str, str], **options) -> Plan:
     config = load(Main, "configs/smoke/main.yaml", {key: str(value) for key, value in options.items()})
     return plan(replace(config, overrides=overrides))

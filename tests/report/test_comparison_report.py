@@ -65,7 +65,7 @@ def test_a_comparison_in_which_no_run_met_the_target_shows_no_ratio(context: Rep
 
 def test_it_says_whether_intervals_of_times_cover_the_evaluation_episodes(comparison: Comparison) -> None:
     for episodes, said in (
-        (1, "of times to target over seeds only"),
+        (1, "of times to target over no episodes"),
         (100, "also over the episodes of the evaluations"),
     ):
         page = build_report(replace(comparison, from_episodes=FromEpisodes(0.01, episodes)), BARE)["report.md"].decode()

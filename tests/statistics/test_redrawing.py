@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline.config.base import Bound
-from pipeline.statistics.efficiency import matched_pair, restricted_mean_ratio, timesteps_to_target
-from pipeline.statistics.estimate import NO_EPISODES, FromEpisodes
-from pipeline.statistics.matched import ComparisonSettings, RunData, met_target
+from pipeline.statistics.efficiency import TimeToTarget, matched_pair, restricted_mean_ratio, timesteps_to_target
+from pipeline.statistics.estimate import NO_EPISODES, FromEpisodes, by_dataset
+from pipeline.statistics.matched import ComparisonSettings, RunData, Verdict, decide, independent, met_target
 from pipeline.statistics.redrawing import from_episodes, log_ratio, mean_of_arm, saving
 
 SETTINGS = ComparisonSettings(
@@ -81,6 +81,23 @@ def test_a_draw_counts_times_as_the_comparison_does():
         assert set(steps.ravel()) == {timesteps_to_target(run.steps, met, 2).steps}
 
 
+def test_of_several_datasets_the_means_over_their_seeds_are_the_sample():
+    values = np.array([[1.0, 2.0], [5.0, 0.0], [3.0, 4.0]])
+    assert by_dataset(values, ["b", "a", "b"]).tolist() == [[2.0, 3.0], [5.0, 0.0]]
+    assert by_dataset(values, ["b", "b", "b"]) is by_dataset(values, ()) is values
+    times = {"a": [(100, 20), (300, 40)], "b": [(200, 60), (200, 60)], "c": [(400, 20), (200, 20)]}
+    pairs = [
+        matched_pair(0, *(TimeToTarget(t, False, t) for t in both), name) for name, two in times.items() for both in two
+    ]
+    means = [
+        matched_pair(0, *(TimeToTarget(int(t), False, int(t)) for t in np.mean(two, axis=0))) for two in times.values()
+    ]
+    assert restricted_mean_ratio(pairs) == restricted_mean_ratio(means)
+    few = [pair for pair in pairs if pair.dataset != "c"]
+    assert (independent(pairs), independent(few)) == (3, 2)
+    assert decide(restricted_mean_ratio(few), few, 0.7) == (Verdict.UNDECIDED, False)  # four seeds, two datasets
+
+
 def test_the_statistics_worked_by_hand():
     steps = np.array([[100.0, 300.0], [50.0, 50.0]])
     assert log_ratio(steps) == pytest.approx(np.log(0.25))
@@ -129,6 +146,29 @@ def test_the_interval_of_the_ratio_holds_for_other_seeds_and_other_episodes(seed
         without += alone.low <= truth <= alone.high
     assert covered / studies >= 0.93
     assert without / studies < 0.9  # of seeds alone: it would promise too much
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("datasets", "seeds"), [(3, 3), (5, 2), (10, 1)])
+def test_the_interval_of_the_ratio_holds_for_other_datasets(datasets, seeds):
+    """Log-normal times of which half of the spread is common to the seeds of a dataset, true ratio 0.2 of the means."""
+    generator, covered, without, studies = np.random.default_rng(datasets), 0, 0, 4_000
+    for _ in range(studies):
+        scratch = 1e6 * generator.lognormal(0, 0.3, (datasets, seeds))
+        pretrained = 2e5 * generator.lognormal(0, 0.3, (datasets, seeds)) * generator.lognormal(0, 0.3, (datasets, 1))
+        pairs = [
+            matched_pair(0, *(TimeToTarget(int(t), False, int(t)) for t in both), f"dataset {number}")
+            for number, of_dataset in enumerate(zip(scratch, pretrained, strict=True))
+            for both in zip(*of_dataset, strict=True)
+        ]
+        found = restricted_mean_ratio(pairs)
+        alone = restricted_mean_ratio([replace(pair, dataset="") for pair in pairs])
+        truth = 0.2 * np.exp(0.3**2 / 2)  # the mean of what is common to a dataset
+        covered += found.low <= truth <= found.high
+        without += alone.low <= truth <= alone.high
+    assert 0.93 <= covered / studies <= 0.97
+    if seeds > 1:
+        assert without < covered  # as if every seed had a dataset of its own
 
 
 SIDES = ("baseline", "pretrained")
