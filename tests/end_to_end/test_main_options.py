@@ -92,7 +92,7 @@ def test_datasets_that_would_say_nothing_are_refused(options, said):
 
 def test_an_arm_with_demonstrations_of_its_own_has_no_place_beside_several_datasets():
     with pytest.raises(BadInput, match="datasets = 3: arm 'few' of finetune has demonstrations of its own"):
-        overridden({"finetune.arms": "{few: {episodes: 12}}"}, datasets=3)
+        overridden({"finetune.arms": "{few: {warm_start: adaptive, episodes: 12}}"}, datasets=3)
     assert overridden({"finetune.arms": "[naive]"}, datasets=3).finetune.seeds == (1, 2, 3)
 
 
