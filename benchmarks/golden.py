@@ -27,8 +27,8 @@ from pipeline.config.loading import load, load_task
 from pipeline.config.stages import Finetune
 from pipeline.learning.checkpoints import STATE
 from pipeline.learning.jobs import TrainingJob
+from pipeline.learning.processor import machine, processor_kind
 from pipeline.learning.train import train
-from pipeline.tracking.host import machine, processor_kind
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = re.compile(r"time|seconds|minutes|fps|per_second|epoch_ms|_at$|utc|date|moment|started|ended|elapsed|^t$")

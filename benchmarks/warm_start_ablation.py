@@ -25,7 +25,7 @@ from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import STAGE_CONFIGS, Finetune, TrainExpert
 from pipeline.config.training import ADAPTIVE, ADAPTIVE_WARM_START
 from pipeline.data import Trajectories
-from pipeline.executors.local import run_side_by_side
+from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.arms import arm_jobs, expert_jobs
 from pipeline.learning.clones import make_clone
 from pipeline.learning.jobs import TrainingJob, TrainingResult

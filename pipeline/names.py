@@ -37,6 +37,7 @@ class Tag:
     CONTINUES: Final = "continues"  # the run that goes on in place of this one
     PROCESS: Final = "process"  # machine, number and start of the process behind a run that has not ended in order
     ALIVE: Final = "process.alive"  # its last sign of life, seconds since 1970
+    PROCESSORS: Final = "processors"  # of a stage whose trainings ran on several kinds, between which bits differ
     RESUME: Final = "resume"  # would a killed training come to the same: `exact`, or `resumable, not exact`
     TRAINING_DIGEST: Final = "training.digest"  # of the settings two arms must share
     SCALING: Final = "scaling.digest"  # of the units in which an arm's policies compute; none: as they are
@@ -240,4 +241,5 @@ class Metric:
 EVAL_PREFIX: Final = "eval/"
 
 # read by numerical libraries when they load; how many threads they take also decides the last bits
+RUN_VARIABLE: Final = "MLFLOW_RUN_ID"
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")

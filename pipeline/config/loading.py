@@ -1,6 +1,7 @@
 """From a YAML file and dotted overrides to a validated configuration, and back to plain data."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from pipeline.config.base import NAME
-from pipeline.config.task import TaskConfig
+from pipeline.config.task import ExecutorSettings, TaskConfig
 from pipeline.errors import BadInput, did_you_mean, shortened
 
 C = TypeVar("C")
 
 MAX_CONFIG_BYTES = 1_000_000
+EXECUTOR_VARIABLE: Final = "PIPELINE_EXECUTOR"
 
 
 class _Loader(yaml.SafeLoader):
@@ -124,6 +126,18 @@ def load(cls: type[C], path: str | Path, overrides: Mapping[str, str] | None = N
 def load_task(path: str | Path) -> TaskConfig:
     """Read a task file. Raises BadInput."""
     return load(TaskConfig, path)
+
+
+def executor_settings(task: TaskConfig) -> ExecutorSettings:
+    """Where the trainings of a task run: as its file says, unless PIPELINE_EXECUTOR does, as YAML on one line.
+
+    `PIPELINE_EXECUTOR='{kind: slurm, folder: /scratch/anna}'`. Raises BadInput.
+    """
+    text = os.environ.get(EXECUTOR_VARIABLE)
+    if not text:
+        return task.executor
+    data = parse_yaml(text, EXECUTOR_VARIABLE)
+    return validate(ExecutorSettings, {"kind": data} if isinstance(data, str) else data, EXECUTOR_VARIABLE)
 
 
 def validate(cls: type[C], data: Any, source: str) -> C:

@@ -86,6 +86,30 @@ class Camera:
 
 
 @configuration
+class ExecutorSettings:
+    """Where trainings run: in processes of this machine, on a Ray cluster or on a SLURM cluster."""
+
+    kind: Literal["local", "ray", "slurm"] = "local"
+    folder: str | None = None
+    """Where trainings of a cluster keep what they are given, say and leave: a path that is the same on every node."""
+    at_once: Count = 1000
+    """Trainings that are given to a cluster at a time; how many of them it runs is up to the cluster."""
+    retries: Steps = 10
+    """How often a training whose node was lost is begun again, from its last checkpoint."""
+    options: LibraryArguments = field(default_factory=dict)
+    """Of every training: those of a Ray task (num_cpus, resources, ...), or what submitit asks SLURM for (partition,
+    time in minutes, cpus_per_task, mem, setup, ...)."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "local":
+            given = [name for name in ("folder", "options") if getattr(self, name)]
+            if given:
+                raise ValueError(f"{given[0]} is for kind ray or slurm, not for 'local'; remove it")
+        elif self.folder is None or not self.folder.startswith("/"):
+            raise ValueError(f"kind {self.kind!r} needs folder: an absolute path that is the same on every node")
+
+
+@configuration
 class TaskConfig:
     """A task file, `configs/tasks/<name>.yaml`."""
 
@@ -124,6 +148,8 @@ class TaskConfig:
     environment_workers: Steps | Literal["auto"] = 0
     """Processes that step the environments of a training, an evaluation or a recording, to the bits of one; 0: none but
     the one that asks; auto: as many as there are cores where a step takes more than a millisecond, else 0."""
+    executor: ExecutorSettings = ExecutorSettings()
+    """Where trainings run, to the same bits; PIPELINE_EXECUTOR stands above it."""
 
     def __post_init__(self) -> None:
         for set_name, shares in self.scenario_sets.items():

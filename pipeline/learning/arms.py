@@ -184,7 +184,7 @@ def shared_settings(config: Finetune, task: Task) -> Mapping[str, Any]:
     """Everything that two arms must have in common: the task, the training and how its end is measured."""
     data = to_data(config)
     return {
-        "task": {key: value for key, value in to_data(task.config).items() if key not in JUDGED},
+        "task": {key: value for key, value in to_data(task.config).items() if key not in ("executor", *JUDGED)},
         "training": data["training"],
         "control_timesteps": data["control_timesteps"],
         "final_episodes": data["final_episodes"],

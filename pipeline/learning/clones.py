@@ -3,17 +3,21 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from pipeline.config.stages import Pretrain
+from pipeline.config.task import TaskConfig
 from pipeline.data import Trajectories
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.learning.cloning import CloningResult, EpochPoint, check_demonstrations, clone, split_by_episode
+from pipeline.learning.jobs import Emit, TrainingEvent
+from pipeline.learning.processor import machine
 from pipeline.learning.schedule import evaluation_episodes, final_episodes
 from pipeline.learning.yardsticks import Imitated, imitated
 from pipeline.names import EVAL_PREFIX, Artifact
@@ -36,12 +40,41 @@ class Clone:
     final: EpisodeRecords
     untrained: EpisodeRecords  # the first of the same episodes, by the policy before it learnt
     imitated: Imitated
+    machine: Mapping[str, str]  # what of the machine that made it can decide bits
 
     @property
     def evaluation_steps(self) -> int:
         """Environment steps of all its evaluations."""
         played = [point.records for point in self.result.epochs if point.records is not None]
         return sum(records.steps for records in (*played, self.final, self.untrained))
+
+
+@dataclass(frozen=True)
+class CloneJob:
+    """The clone of one seed, to be made wherever there is room (`make_clone`)."""
+
+    task: TaskConfig
+    config: Pretrain
+    data: Trajectories
+    data_digest: str
+    seed: int
+    output: str  # folder, for its policy
+    demonstrator: Demonstrator | None = None  # who answers; has to be where it is made
+    checkpoints: str | None = None  # it takes none
+    checkpoint_key: str = ""
+
+    def moved(self, place: Path) -> "CloneJob":
+        """The same in another folder."""
+        return replace(self, output=str(place / "output"))
+
+    def perform(self, emit: Emit) -> Clone:
+        """Make it; the points of its curves are events, their timestep is the epoch."""
+
+        def log(metrics: Mapping[str, float], epoch: int) -> None:
+            emit(TrainingEvent("metrics", epoch, metrics))
+
+        task, folder = Task(self.task, use_camera=self.config.use_camera), Path(self.output)
+        return make_clone(task, self.config, self.data, self.data_digest, self.seed, self.demonstrator, folder, log)
 
 
 def untrained_clone(task: Task, config: Pretrain, data: Trajectories, seed: int) -> ActorCriticPolicy:
@@ -111,4 +144,5 @@ def make_clone(
         held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
         explained, size = result.critic_explained_variance, return_scale(data, gamma)
         certificate = Transfer.between(policy, str(place), explained, held_out, gamma, size)
-        return Clone(place, digest, certificate, result, play(policy, final), played_untrained, how)
+        here = machine(torch.get_num_threads())
+        return Clone(place, digest, certificate, result, play(policy, final), played_untrained, how, here)

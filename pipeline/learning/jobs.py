@@ -1,8 +1,10 @@
 """What a training is asked to do and what it gives back: the types that cross process boundaries."""
 
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -43,6 +45,21 @@ class TrainingJob:
     checkpoint_key: str = ""  # digest of what is trained: a checkpoint of another training is not taken
     exact_budget: bool = False  # cut the last rollout so that exactly `budget` steps are trained, whatever n_steps is
 
+    def moved(self, place: Path) -> "TrainingJob":
+        """The same, all in a folder that other machines see: what it begins with is copied there."""
+        inputs = {}
+        for name in ("initial_policy", "demonstrations"):
+            if (given := getattr(self, name)) is not None:
+                inputs[name] = str(shutil.copytree(given, place / "inputs" / name, dirs_exist_ok=True))
+        folders: dict[str, Any] = {"output": str(place / "output"), "checkpoints": str(place / "checkpoints"), **inputs}
+        return replace(self, **folders)
+
+    def perform(self, emit: "Emit") -> "TrainingResult":
+        """Train (`train.train`)."""
+        from pipeline.learning.train import train  # late: it imports this module
+
+        return train(self, emit)
+
     @property
     def budget(self) -> int:
         """Environment steps asked for; SB3 rounds up to whole rollouts unless `exact_budget`."""
@@ -80,6 +97,7 @@ class TrainingEvent:
 
 
 Emit = Callable[[TrainingEvent], None]
+Result_co = TypeVar("Result_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -120,3 +138,32 @@ class TrainingResult:
     final: EpisodeRecords  # best checkpoint on fresh episodes
     decisions: tuple[Decision, ...] = ()  # of an adaptive warm start
     exact_resume: bool | None = None  # would it be the same after a kill; None: it has no checkpoint to go on from
+    machines: tuple[Mapping[str, str], ...] = ()  # that trained it, where they differ in what decides bits
+
+
+class Job(Protocol[Result_co]):
+    """What runs somewhere, with a thread of its own: a `TrainingJob`, or the job of a clone."""
+
+    @property
+    def task(self) -> TaskConfig:
+        """It says where."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def output(self) -> str:
+        """Folder in which it leaves its policies."""
+
+    @property
+    def checkpoints(self) -> str | None:
+        """Folder that it goes on from when it is begun again; None: it begins anew."""
+
+    @property
+    def checkpoint_key(self) -> str: ...
+
+    def moved(self, place: Path) -> "Job[Result_co]":
+        """The same, all in a folder that other machines see."""
+
+    def perform(self, emit: Emit) -> Result_co:
+        """Do it; what it came to. Raises BadInput for what the user can mend."""

@@ -19,6 +19,7 @@ from pipeline.learning.checkpoints import CheckpointFolder, State, from_bytes, t
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import Emit, TrainingEvent, TrainingJob, TrainingResult, WallSeconds
 from pipeline.learning.ppo import check_job, fresh_policy, make_model, rollout_steps, training_env
+from pipeline.learning.processor import machine
 from pipeline.learning.repeatability import repeats_itself
 from pipeline.learning.sac import ReplayingSAC, blank_actor, make_sac
 from pipeline.learning.schedule import final_episodes
@@ -94,12 +95,15 @@ def _train_part(
                 "weights": weights_digest(model.policy),
                 "transfer": None if proof is None else asdict(proof),
                 "repeats": repeats_itself(task, job.training.scenario_set, job.seed) if asked else None,
+                "machines": [],
             }
         else:
             origin = before["origin"]
             model.restore(before["model"])
             model.seconds_before = before["said"]["elapsed"]
             evaluation.restore(before["evaluation"])
+        if (here := machine(threads=1)) not in origin["machines"]:
+            origin["machines"].append(here)
         try:
             model.learn(job.budget - model.num_timesteps, callback=evaluation, reset_num_timesteps=False)
             evaluation.finish()
@@ -151,6 +155,7 @@ def _conclude(
         final=final,
         decisions=tuple(Decision(**decision) for decision in state["model"].get("decisions", ())),
         exact_resume=origin["repeats"],
+        machines=tuple(origin["machines"]),
     )
 
 

@@ -21,6 +21,7 @@ from pipeline.config.stages import STAGE_CONFIGS, Finetune
 from pipeline.errors import BadInput, printable, say
 from pipeline.learning.arms import ArmJob, shared_settings
 from pipeline.learning.jobs import TrainingJob, TrainingResult
+from pipeline.learning.processor import processor_kind
 from pipeline.names import ARMS, OUTPUT_PREFIX, Artifact, Metric, Tag
 from pipeline.report.progress import TrainingProgress, trainings_summary
 from pipeline.report.text import one_line
@@ -134,6 +135,7 @@ def train(
     """Train side by side, each in a run with these tags; people see how far it is, and the stage bears the bill."""
     with TrainingProgress(stage, jobs) as progress:
         results = train_logged(run, jobs, tags, workers, progress.on_event)
+    say_mixed_processors(run, stage, [machine for result in results for machine in result.machines])
     run.metrics(
         {
             Metric.ENVIRONMENT_STEPS: sum(result.environment_steps for result in results),
@@ -143,6 +145,14 @@ def train(
         }
     )
     return results
+
+
+def say_mixed_processors(run: StageRun, stage: str, machines: Sequence[Mapping[str, str]]) -> None:
+    """Say so, and put it on record, when what a stage trained was trained on several kinds of processor."""
+    kinds = sorted({processor_kind(machine) for machine in machines})
+    if len(kinds) > 1:
+        say(f"{stage}: trained on {len(kinds)} kinds of processor, between which bits differ: {'; '.join(kinds)}")
+        run.tag({Tag.PROCESSORS: "; ".join(kinds)})
 
 
 def run_arms(

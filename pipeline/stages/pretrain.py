@@ -5,21 +5,24 @@ is held against its untrained self, the best constant action and the demonstrato
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from math import isfinite
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Pretrain
+from pipeline.config.task import ExecutorSettings
 from pipeline.data import REWARDS, Trajectories
-from pipeline.learning.clones import Clone, make_clone, untrained_clone
+from pipeline.executors.side_by_side import run_side_by_side
+from pipeline.learning.clones import Clone, CloneJob, untrained_clone
 from pipeline.learning.divergence import Diverged
+from pipeline.learning.jobs import TrainingEvent
 from pipeline.learning.yardsticks import evidence, play_yardsticks
 from pipeline.names import Artifact, Imitation, Metric, Tag
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.policies import load_trainable, scaling_of
 from pipeline.report.text import one_line
-from pipeline.stages import StageOutcome
+from pipeline.stages import StageOutcome, say_mixed_processors
 from pipeline.statistics.imitation_verdict import ImitationVerdict, judge
 from pipeline.statistics.suspicions import Suspicion, suspicions
 from pipeline.tasks import Task
@@ -34,7 +37,7 @@ from pipeline.tracking.datasets import (
     recorded_otherwise,
     through_camera,
 )
-from pipeline.tracking.forwarder import Forwarder, child_run
+from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("dataset",)
@@ -71,8 +74,8 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     if config.use_camera:
         task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
     data, digest = dataset.trajectories, metadata.content_digest
-    clones: list[Clone] = []
-    verdicts: list[ImitationVerdict] = []
+    made: dict[int, Clone] = {}  # seed -> its clone
+    verdicts: dict[int, ImitationVerdict] = {}
 
     def judged(some: Sequence[Clone]) -> ImitationVerdict:
         rollouts = yardsticks.rollouts([c.final for c in some], [c.untrained for c in some], task.config)
@@ -80,28 +83,55 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
         return judge(rollouts, config.judgement, beats_untrained, yardsticks.allowance)
 
     with Forwarder(run) as forwarder:
+        keys = {seed: clone_key(config, task.config, metadata, seed) for seed in config.seeds}
+        left: dict[int, StageRun] = {}  # seed -> the run of a clone that is not made yet
         for seed in config.seeds:
             about = {Tag.STAGE: "pretrain_seed", Tag.TASK: task.config.name, Tag.SEED: seed}
-            tags = {**about, Tag.ALGORITHM: config.algorithm, **made_from}
-            with child_run(forwarder, f"pretrain · {config.algorithm} · seed {seed}", tags) as child:
-                child.params({"seed": seed})
-                child.record_key(clone_key(config, task.config, metadata, seed))
-                try:
-                    clone = make_clone(task, config, data, digest, seed, demonstrator, child.folder, child.metrics)
-                except Diverged:
+            name, folder = f"pretrain · {config.algorithm} · seed {seed}", run.folder / f"clone-{seed}"
+            folder.mkdir()
+            left[seed] = forwarder.child(name, {**about, Tag.ALGORITHM: config.algorithm, **made_from}, folder)
+            left[seed].params({"seed": seed})
+            left[seed].record_key(keys[seed])
+        jobs = [
+            CloneJob(task.config, config, data, digest, seed, str(child.folder), demonstrator)
+            for seed, child in left.items()
+        ]
+
+        def on_event(index: int, event: TrainingEvent) -> None:
+            left[jobs[index].seed].metrics(event.metrics, event.timestep)
+
+        def on_result(index: int, clone: Clone) -> None:
+            seed = jobs[index].seed
+            child = left[seed]
+            made[seed] = clone = replace(clone, folder=child.folder / Artifact.POLICY)
+            if (key := keys[seed].made_on([clone.machine])) != keys[seed]:
+                child.record_key(key)
+            _log_clone(child, clone, config.algorithm)
+            verdicts[seed] = verdict = judged([clone])
+            child.tag({Tag.IMITATION: verdict.state})
+            child.metrics({**verdict.metrics(), **clone.imitated.metrics()})
+            child.describe(
+                f"**Clone of seed {seed}** by `{config.algorithm}`, of demonstrations "
+                f"{metadata.dataset_id}.\n\n- imitation {one_line(verdict.sentence())}\n\n"
+                f"Policy: artifact `{Artifact.POLICY}`, what was handed over: `{Artifact.CERTIFICATE}`. Made from: "
+                f"{child.link(dataset.run_id, 'dataset')}; all clones: {child.link(run.run_id, 'pretrain')}."
+            )
+            child.close("FINISHED")
+            del left[seed]
+
+        # a demonstrator that is asked answers in this process
+        here = None if demonstrator is None else ExecutorSettings()
+        try:
+            run_side_by_side(jobs, 0, on_event, on_result, settings=here)
+        except BaseException as error:
+            for child in left.values():
+                if isinstance(error, Diverged) and (child.folder / Artifact.POLICY).is_dir():
                     child.file(child.folder / Artifact.POLICY, Artifact.POLICY)
-                    raise
-                _log_clone(child, clone, config.algorithm)
-                clones.append(clone)
-                verdicts.append(judged([clone]))
-                child.tag({Tag.IMITATION: verdicts[-1].state})
-                child.metrics({**verdicts[-1].metrics(), **clone.imitated.metrics()})
-                child.describe(
-                    f"**Clone of seed {seed}** by `{config.algorithm}`, of demonstrations {metadata.dataset_id}.\n\n"
-                    f"- imitation {one_line(verdicts[-1].sentence())}\n\n"
-                    f"Policy: artifact `{Artifact.POLICY}`, what was handed over: `{Artifact.CERTIFICATE}`. Made from: "
-                    f"{child.link(dataset.run_id, 'dataset')}; all clones: {child.link(run.run_id, 'pretrain')}."
-                )
+                child.describe(f"not finished: {type(error).__name__}: {error}"[:500])
+                child.close("FAILED")
+            raise
+    say_mixed_processors(run, "pretrain", [clone.machine for clone in made.values()])
+    clones = [made[seed] for seed in config.seeds]
     # the stage's own policy is the first seed's clone: it was not chosen by how well it does
     run.file(clones[0].folder, Artifact.POLICY)
     run.text(clones[0].certificate.to_json(), Artifact.CERTIFICATE)
@@ -117,7 +147,7 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
         }
     )
     pooled = judged(clones)
-    lines = _log_verdict(run, pooled, dict(zip(config.seeds, verdicts, strict=True)), clones, data)
+    lines = _log_verdict(run, pooled, {seed: verdicts[seed] for seed in config.seeds}, clones, data)
     success = [of_clone[Metric.SUCCESS_RATE] for of_clone in figures]
     otherwise = recorded_otherwise(metadata, task)
     some = "" if config.episodes is None else f"{config.episodes} episodes of "

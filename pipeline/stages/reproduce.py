@@ -13,7 +13,7 @@ from pipeline.config.stages import Collect, Finetune, Pretrain, Reproduce, Train
 from pipeline.data import content_digest, save_dataset
 from pipeline.data.first_difference import between_evaluations, between_trajectories
 from pipeline.errors import BadInput
-from pipeline.executors.local import run_side_by_side
+from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.arms import arm_jobs, expert_jobs
 from pipeline.learning.clones import make_clone
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag

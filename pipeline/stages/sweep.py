@@ -1,10 +1,9 @@
 """`sweep`: trials of an Optuna study side by side; the best again on fresh seeds; the winner as a config.
 
-Every worker is a thread that has one training at a time in a process of its own, and hears what that says.
+Every worker is a thread that has one training at a time, wherever that runs, and hears what it says.
 """
 
 import json
-import multiprocessing
 import shutil
 import sys
 import time
@@ -22,7 +21,8 @@ from optuna import Trial, TrialPruned
 from pipeline.config.loading import flatten, to_data, to_yaml
 from pipeline.config.sweep import Sweep
 from pipeline.errors import BadInput, say
-from pipeline.executors.local import TrainingCrashed, run_side_by_side
+from pipeline.executors.news import TrainingCrashed
+from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
 from pipeline.names import CONFIG_PARAM_PREFIX, EVAL_PREFIX, SWEEP_FRESH, SWEEP_TRIAL, Artifact, Metric, Tag
@@ -208,7 +208,7 @@ class Trainings:
         return plan.running(done, [])
 
     def _trained(self, job: TrainingJob, log: Hear, prune: Hear = lambda event: None) -> TrainingResult:
-        """Train in a process of its own, which ends when `log` or `prune` raises."""
+        """Train; it ends early when `log` or `prune` raises, or all are to stop."""
 
         def hear(_: int, event: TrainingEvent) -> None:
             try:
@@ -217,7 +217,7 @@ class Trainings:
                 raise NotWritten(error) from error
             prune(event)
 
-        return run_side_by_side([job], 1, hear)[0]
+        return run_side_by_side([job], 1, hear, stop=self.stop)[0]
 
     def _close(self, record: TrialRecord) -> None:
         """Say what became of a trial in its run, and to people: `trial 7: 0.91 feasible; 8 of 20 done, best ...`."""
@@ -286,10 +286,7 @@ class Trainings:
                 return [future.result() for future in futures]
             except BaseException as error:
                 self.stop.set()
-                threads.shutdown(wait=False, cancel_futures=True)
-                while wait(futures, timeout=0.1).not_done:
-                    for training in multiprocessing.active_children():
-                        training.terminate()
+                threads.shutdown(cancel_futures=True)
                 fault: BaseException = error.args[0] if isinstance(error, NotWritten) else error
                 raise fault from None
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.machinery import PathFinder
@@ -29,10 +29,11 @@ from pipeline.data import DatasetMetadata
 from pipeline.errors import printable
 from pipeline.files import digest
 from pipeline.learning.jobs import TrainingJob
+from pipeline.learning.processor import machine, processor_kind
 from pipeline.policies import policy_digest
 from pipeline.statistics.snqi import load_baseline, load_weights
 from pipeline.tasks.user_code import REFERENCE
-from pipeline.tracking.host import installed, machine, processor_kind
+from pipeline.tracking.host import installed
 
 ROOT: Final = Path(__file__).parents[1]
 # versions that can change the bits of a result; physics engines only where they are installed
@@ -101,6 +102,14 @@ class ContentKey:
         """The inverse of `to_json`. Raises BadInput for anything it cannot have written."""
         return validate(cls, {"ingredients": parse_json(text, "content key")}, "content key")
 
+    def made_on(self, machines: Sequence[Mapping[str, str]]) -> "ContentKey":
+        """The key of what other machines than this one made; where several did, it is like that of none of them."""
+        names = dict.fromkeys(name for machine in machines for name in machine)
+        together = {
+            name: " + ".join(dict.fromkeys(machine[name] for machine in machines if name in machine)) for name in names
+        }
+        return replace(self, ingredients={**self.ingredients, "machine": together})
+
     def differences(self, before: "ContentKey") -> tuple[Ingredient, ...]:
         """What is not as it was in an earlier key, likeliest cause first."""
         found = []
@@ -124,7 +133,8 @@ def content_key(
     `threads`: None takes this process's. Raises BadInput for a SNQI file that cannot be read.
     """
     described = {**to_data(task), "snqi": None}
-    for elsewhere in ("environment_workers", "approvers", *JUDGED):  # how fast, who may say yes, what is claimed
+    # how fast and where, who may say yes, what is claimed
+    for elsewhere in ("environment_workers", "executor", "approvers", *JUDGED):
         del described[elsewhere]
     texts = json.dumps([settings, described], ensure_ascii=False)
     references = [found[1] for found in re.finditer(f'"({REFERENCE.pattern})"', texts)]

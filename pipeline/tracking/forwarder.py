@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,18 +135,3 @@ def _patience() -> float:
     if not 0.0 <= seconds <= 1e6:
         raise BadInput(f"{PATIENCE_VARIABLE} = {shortened(text)}: it must be a number of seconds, 0 or more")
     return seconds
-
-
-@contextlib.contextmanager
-def child_run(forwarder: Forwarder, name: str, tags: Mapping[str, Any]) -> Iterator[StageRun]:
-    """A nested run with a folder of its own, that ends with the block: FAILED when the work in it raises."""
-    folder = forwarder.stage_run.folder / name.replace(" · ", "-").replace(" ", "-")
-    folder.mkdir()
-    run = forwarder.child(name, tags, folder)
-    try:
-        yield run
-    except BaseException as error:
-        run.describe(f"not finished: {type(error).__name__}: {error}"[:500])
-        run.close("FAILED")
-        raise
-    run.close("FINISHED")

@@ -1,23 +1,15 @@
 """What a result was made with besides its inputs: commit, dirty tree, package versions, processor."""
 
-import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import torch
-from llvmlite.binding import get_host_cpu_name
+from pipeline.learning.processor import machine, processor_kind
 
 PACKAGES = ("gymnasium", "imitation", "mlflow", "numba", "numpy", "optuna", "scipy", "stable-baselines3", "torch")
-# variables by which a person makes libraries take the kernels of another processor
-DISPATCH: Final = (
-    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "GLIBC_TUNABLES", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS",
-    "NPY_DISABLE_CPU_FEATURES", "NUMBA_CPU_FEATURES", "NUMBA_CPU_NAME", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
-)  # fmt: skip
 
 
 @cache
@@ -57,27 +49,6 @@ def untested(pins: Path = Path(__file__).parents[2] / "constraints.txt") -> tupl
         if here is not None and here.partition("+")[0] != tested.partition("+")[0]:  # +cpu: built elsewhere
             found.append(f"{name} {here} (tested: {tested})")
     return tuple(found)
-
-
-def machine(threads: int) -> dict[str, str]:
-    """What of this machine can change the bits of a result."""
-    return {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "microarchitecture": get_host_cpu_name(),  # what kernels are chosen by: `znver4`, `sapphirerapids`, `apple-m1`
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        **{name: os.environ[name] for name in DISPATCH if os.environ.get(name)},
-        "device": "cpu",
-        "threads": str(threads),
-    }
-
-
-def processor_kind(machine: Mapping[str, str]) -> str:
-    """The kind of processor within which the same work gives the same bits: `x86_64 znver4, AVX512`."""
-    told = [f"{name}={machine[name]}" for name in DISPATCH if name in machine]
-    kind = f"{machine.get('processor', 'unknown')} {machine.get('microarchitecture', 'unknown')}"
-    return ", ".join([kind, machine.get("instructions", "unknown"), *told])
 
 
 def environment_record() -> dict[str, Any]:

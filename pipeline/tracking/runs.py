@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.config.loading import parse_yaml, validate
-from pipeline.config.task import Snqi, TaskConfig
+from pipeline.config.task import ExecutorSettings, Snqi, TaskConfig
 from pipeline.data import metadata_faults, read_metadata
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Artifact, Tag
@@ -85,9 +85,10 @@ def read_config(client: MlflowClient, run: Run, cls: type[C]) -> C:
 def read_task(client: MlflowClient, run: Run, folder: Path) -> TaskConfig:
     """The task a run put on record, with the files that it names as they were then, written to a folder.
 
-    Raises BadInput when any of it is gone.
+    Where its trainings ran is no part of it. Raises BadInput when any of it is gone.
     """
     task = validate(TaskConfig, parse_yaml(recorded(client, run, Artifact.TASK), Artifact.TASK), Artifact.TASK)
+    task = replace(task, executor=ExecutorSettings())
     if task.snqi is None:
         return task
     files = {name: folder / f"snqi_{name}.json" for name in vars(task.snqi)}

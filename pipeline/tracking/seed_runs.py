@@ -11,7 +11,7 @@ from typing import Any
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.errors import Interrupted, say
-from pipeline.executors.local import run_side_by_side
+from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.arms import ArmJob
 from pipeline.learning.checkpoints import CheckpointFolder
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
@@ -31,6 +31,7 @@ class SeedRun:
 
     def __init__(self, forwarder: Forwarder, job: TrainingJob, more_tags: Mapping[str, Any]) -> None:
         stage_run, key = forwarder.stage_run, training_key(job)
+        self._key = key
         about = {
             Tag.TASK: job.task.name,
             Tag.SEED: job.seed,
@@ -77,6 +78,10 @@ class SeedRun:
         """Log what the training came to and close its run."""
         if self._open:
             log_result(self.run, self.job, result)
+            made = self._key.made_on(result.machines)
+            if made != self._key:
+                self.run.record_key(made)
+                self.run.tag({Tag.KEY_BUT_BUDGET: made.but_budget})
             last = CheckpointFolder(Path(str(self.job.checkpoints)), self.job.checkpoint_key).before_end()
             if last is not None and self.job.bound_to_budget is None:
                 self.run.file(last, Artifact.CHECKPOINT)
@@ -174,7 +179,7 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
         return dict.fromkeys(range(len(arms)))
     own = {MLFLOW_PARENT_RUN_ID: stage_run.run_id}
     begun = search(stage_run.client, own, status=None) if stage_run.continued else []
-    keys_begun = {run.data.tags.get(Tag.CONTENT_KEY) for run in begun}
+    keys_begun = {run.data.tags.get(Tag.COMMAND) for run in begun}
     todo: dict[int, str | None] = {}
     for index, arm in enumerate(arms):
         key = training_key(arm.job)

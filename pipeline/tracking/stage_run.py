@@ -26,7 +26,7 @@ from pipeline.config.loading import flatten, to_data, to_yaml
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput, Interrupted, disk_refusal, machine_fault, say, shortened
 from pipeline.files import scratch, sqlite_file
-from pipeline.names import CONFIG_PARAM_PREFIX, Artifact, Tag
+from pipeline.names import CONFIG_PARAM_PREFIX, RUN_VARIABLE, Artifact, Tag
 from pipeline.tracking import liveness, operations
 from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.host import environment_record, git_state
@@ -42,8 +42,6 @@ from pipeline.tracking.store import (
     refused_as,
     unanswered,
 )
-
-RUN_VARIABLE = "MLFLOW_RUN_ID"
 
 
 @dataclass

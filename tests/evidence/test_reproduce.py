@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.cli import BAD_INPUT, DONE, VERDICT_NO, stage_main
 from pipeline.config.loading import parse_yaml
+from pipeline.learning.processor import machine, processor_kind
 from pipeline.names import Arm, Tag, lineage_run_tag
-from pipeline.tracking.host import machine, processor_kind
 from pipeline.tracking.liveness import this_process
 from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.store import connect

@@ -10,7 +10,7 @@ from pipeline.config.loading import validate
 from pipeline.config.stages import Pretrain
 from pipeline.config.training import Cloning, Network, WarmStart
 from pipeline.errors import BadInput
-from pipeline.executors.local import run_side_by_side
+from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.cloning import clone
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.learning.imitators import imitate

@@ -15,7 +15,8 @@ import torch
 
 from pipeline.envs.processes import PRELOADED
 from pipeline.errors import BadInput
-from pipeline.executors.local import TrainingCrashed, run_side_by_side
+from pipeline.executors.news import TrainingCrashed
+from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.train import train
 
@@ -111,7 +112,7 @@ from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import PPOTraining
 from pipeline.learning.jobs import TrainingJob
-from pipeline.executors.local import run_side_by_side
+from pipeline.executors.side_by_side import run_side_by_side
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it

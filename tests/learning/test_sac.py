@@ -22,7 +22,7 @@ from pipeline.config.training import SACTraining
 from pipeline.data import Trajectories, content_digest
 from pipeline.data.formats.npz import write_archive
 from pipeline.errors import BadInput
-from pipeline.executors.local import run_side_by_side
+from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.checkpoints import CheckpointFolder, from_bytes, to_bytes
 from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import TrainingJob

@@ -24,7 +24,9 @@ from pipeline.data import content_digest
 from pipeline.data.observations import from_rows
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.executors.local import LocalProcesses, TrainingCrashed, run_side_by_side
+from pipeline.executors.local import LocalProcesses
+from pipeline.executors.news import TrainingCrashed
+from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.train import train
 from pipeline.names import Artifact, Tag

@@ -9,11 +9,11 @@ from pipeline.config.loading import load, load_task, to_data, validate
 from pipeline.config.stages import Collect, Finetune
 from pipeline.config.task import TaskConfig
 from pipeline.learning.jobs import TrainingJob
+from pipeline.learning.processor import DISPATCH
 from pipeline.policies import build_policy, save_policy
 from pipeline.tracking import content_key as module
 from pipeline.tracking import host
 from pipeline.tracking.content_key import code_behind, content_key, package_code, report_code, training_key
-from pipeline.tracking.host import DISPATCH
 
 TASK = {
     "name": "pole",

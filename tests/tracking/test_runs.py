@@ -15,7 +15,7 @@ from pipeline.names import Artifact, Tag
 from pipeline.tracking import liveness, stage_run
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.datasets import log_dataset_input
-from pipeline.tracking.forwarder import Forwarder, child_run
+from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.runs import get_run, latest_run, read_config, read_text_artifact, search, tag_value
 from pipeline.tracking.seed_runs import seed_runs
 from pipeline.tracking.stage_run import open_run
@@ -277,8 +277,8 @@ def test_every_nested_run_has_the_record_of_its_stage(store, in_repository):
         about = {Tag.STAGE: "finetune_seed", Tag.ARM: "pretrained"}
         with seed_runs(run, [TrainingJob(task, training, 1, str(run.folder))], [about]) as seeds:
             nested = [seeds[0].run.run_id]
-        with Forwarder(run) as forwarder, child_run(forwarder, "pretrain · bc · seed 1", {}) as child:
-            trial = forwarder.child("trial-0", {})
+        with Forwarder(run) as forwarder:
+            child, trial = forwarder.child("pretrain · bc · seed 1", {}), forwarder.child("trial-0", {})
         nested += [child.run_id, trial.run_id]
     files = [Artifact.CONFIG, Artifact.TASK, Artifact.ENVIRONMENT, "snqi/weights.json", "snqi/baseline.json"]
     recorded = [read_text_artifact(run.client, run.run_id, path) for path in files]

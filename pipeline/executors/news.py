@@ -1,0 +1,63 @@
+"""What is heard of trainings, and what a place to train offers: the seam between stages and where trainings run."""
+
+import traceback
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+from pipeline.errors import BadInput, Interrupted, disk_refusal
+from pipeline.learning.jobs import Emit, Job
+
+
+class TrainingCrashed(Exception):
+    """A training ended by a fault of ours or was killed; names the seed and holds the child's traceback."""
+
+
+class TrainingKilled(TrainingCrashed, Interrupted):
+    """A training was ended from outside: its process was killed, or its node was lost too often."""
+
+
+# a TrainingEvent while it runs; its last: BadInput as it was raised, OSError when its disk refuses, TrainingCrashed for
+# any other end, or else what `perform` came to
+News = Any
+
+
+class Executor(Protocol):
+    """A place where trainings run, each under a key; whoever makes one closes it.
+
+        executor.submit(key, job)             # while len(executor) < executor.at_once
+        for key, news in executor.wait(): ...  # events in order; what is no event is a training's last
+
+    Where a job runs changes no bit of what it comes to. `job.output` holds its policies when its end is heard.
+    """
+
+    at_once: int
+
+    def __len__(self) -> int:
+        """How many run."""
+
+    def submit(self, key: Hashable, job: Job[Any]) -> None:
+        """Start a training. That no more than `at_once` run is up to the caller."""
+
+    def wait(self, seconds: float | None = None) -> list[tuple[Hashable, News]]:
+        """News of any training; empty when `seconds` pass without."""
+
+    def cancel(self, key: Hashable) -> None:
+        """End a training before its time; nothing more is heard of it. One that has ended stays as it is."""
+
+    def close(self) -> None:
+        """End what still runs."""
+
+
+def attempt(job: Job[Any], emit: Emit) -> News:
+    """Train in this process, with one thread; whatever ends it is returned, and is the same wherever that was."""
+    try:
+        import torch
+
+        torch.set_num_threads(1)  # two trainings of two threads each are several times slower than of one
+        return job.perform(emit)
+    except BadInput as error:
+        return type(error)(str(error))  # without what it came from, which may be of a user's own type
+    except Exception as error:
+        refused = disk_refusal(error)
+        what = f"could not go on: {refused}" if refused else f"crashed: {traceback.format_exc()}"
+        return (OSError if refused else TrainingCrashed)(f"training of seed {job.seed} {what}")

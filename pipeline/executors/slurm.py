@@ -1,0 +1,166 @@
+"""Trainings on a SLURM cluster through submitit: a job each, which goes back into the queue before its time is over.
+
+SLURM begins jobs again itself when it preempts them or their node fails; what it gives up is submitted again here. The
+ids of its jobs stand in the training's folder, so that the same command, given again, waits for what still runs.
+"""
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass
+from multiprocessing.forkserver import ensure_running
+from pathlib import Path
+from typing import Any, Final
+
+import submitit
+from submitit.core.utils import FailedSubmissionError, UncompletedJobError
+from submitit.helpers import Checkpointable
+
+from pipeline.config.task import ExecutorSettings
+from pipeline.envs.processes import fork_server
+from pipeline.errors import BadInput
+from pipeline.executors.elsewhere import LATE_SECONDS, Ended, train_on_node
+from pipeline.executors.news import TrainingCrashed, TrainingKilled
+from pipeline.learning.jobs import Job
+from pipeline.names import THREAD_VARIABLES
+
+JOB_IDS: Final = "slurm-jobs"  # in the folder of a training, the last one is the one that counts
+QUEUE_SECONDS: Final = 5.0  # between looks into the queue, which the scheduler of a whole cluster answers
+LOST: Final = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "TIMEOUT")
+OVER: Final = (*LOST, "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY")
+
+
+class TrainingOnNode(Checkpointable):
+    """What a job of SLURM's does. `Checkpointable`: queued again, it does the same, which goes on from a checkpoint."""
+
+    def __call__(self, job: Job[Any], place: Path, folder: str) -> Ended:
+        # subtle: every process of a job gets the signal that this one has a handler for; what is ignored is inherited
+        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        fork_server()
+        ensure_running()
+        signal.signal(signal.SIGUSR2, handler)
+        return train_on_node(job, place, folder)
+
+
+@dataclass
+class Submitted:
+    """A training, and the job of SLURM's that does it."""
+
+    job: Job[Any]
+    place: Path
+    slurm: submitit.Job[Ended]
+    silent_since: float | None = None  # the job is over, and no end of the training is there to be read
+
+
+class SlurmCluster:
+    """Jobs in the queue of the cluster that this machine submits to."""
+
+    def __init__(self, settings: ExecutorSettings) -> None:
+        self._settings = settings
+        if "time" not in settings.options:
+            raise BadInput(
+                "executor.options.time is missing: minutes after which SLURM takes a node back; a training that is not "
+                "done by then is queued again"
+            )
+        if shutil.which("sbatch") is None:
+            raise BadInput("executor.kind = 'slurm': no sbatch in PATH; give the command where jobs are submitted")
+        self._submitted: dict[Hashable, Submitted] = {}
+        self._looked = time.monotonic()
+
+    def begin(self, key: Hashable, job: Job[Any], place: Path) -> None:
+        """Submit a job, or go on waiting for the one that a process before this one had submitted."""
+        earlier = _ids(place)
+        known = submitit.SlurmJob[Ended](place / "slurm", earlier[-1]) if earlier else None
+        self._submitted[key] = Submitted(job, place, known or self._submit(job, place))
+
+    def _submit(self, job: Job[Any], place: Path) -> "submitit.Job[Ended]":
+        options = dict(self._settings.options)
+        setup = [*(f"export {name}=1" for name in THREAD_VARIABLES), *options.pop("setup", ())]
+        try:
+            executor = submitit.SlurmExecutor(place / "slurm", max_num_timeout=self._settings.retries)
+            executor.update_parameters(job_name=f"training-seed-{job.seed}", setup=setup, **options)
+            slurm = executor.submit(TrainingOnNode(), job, place, str(Path.cwd()))
+        except (FailedSubmissionError, ValueError, TypeError) as error:
+            raise BadInput(f"executor.options: SLURM does not take them: {error}") from None
+        with (place / JOB_IDS).open("a", encoding="utf-8") as file:
+            file.write(f"{slurm.job_id}\n")
+        return slurm
+
+    def ended(self, seconds: float) -> list[tuple[Hashable, Ended]]:
+        """Jobs whose end has become known within so many seconds."""
+        time.sleep(seconds)
+        states = None
+        if time.monotonic() - self._looked > QUEUE_SECONDS:
+            states, self._looked = _queue(), time.monotonic()
+        found = []
+        for key, submitted in list(self._submitted.items()):
+            ended = None
+            if submitted.slurm.paths.result_pickle.exists():
+                ended = _read(submitted)
+            elif states is not None:
+                ended = self._given_up(submitted, states.get(submitted.slurm.job_id))
+            if ended is not None:
+                if isinstance(ended.end, Exception):
+                    (submitted.place / JOB_IDS).unlink(missing_ok=True)
+                del self._submitted[key]
+                found.append((key, ended))
+        return found
+
+    def _given_up(self, submitted: Submitted, state: str | None) -> Ended | None:
+        """The end of a training whose job is over without one; None when there is hope, or it is submitted again."""
+        if state is not None and state not in OVER:
+            submitted.silent_since = None
+            return None
+        if submitted.silent_since is None:
+            submitted.silent_since = time.monotonic()
+        late = time.monotonic() - submitted.silent_since > LATE_SECONDS
+        training, job_id = f"training of seed {submitted.job.seed}", submitted.slurm.job_id
+        if state == "CANCELLED":
+            return Ended(TrainingKilled(f"{training}: its job {job_id} was cancelled"), 0)
+        if state not in LOST and not late:
+            return None
+        if state == "OUT_OF_MEMORY":
+            text = "memory ran out: raise executor.options.mem_gb, or lower training.n_envs"
+            return Ended(TrainingCrashed(f"{training} crashed: {text}"), 0)
+        # whatever it could say of itself it would have said: it was killed
+        times = len(_ids(submitted.place))
+        if times > self._settings.retries:
+            text = (
+                f"its jobs were lost {times} times, the last, {job_id}, as {state}; see {submitted.slurm.paths.stderr}"
+            )
+            return Ended(TrainingKilled(f"{training}: {text}"), 0)
+        submitted.slurm, submitted.silent_since = self._submit(submitted.job, submitted.place), None
+        return None
+
+    def cancel(self, key: Hashable) -> None:
+        """End a job, whether it runs or waits."""
+        submitted = self._submitted.pop(key, None)
+        if submitted is not None:
+            submitted.slurm.cancel(check=False)
+            (submitted.place / JOB_IDS).unlink(missing_ok=True)
+
+
+def _ids(place: Path) -> list[str]:
+    with contextlib.suppress(FileNotFoundError):
+        return (place / JOB_IDS).read_text(encoding="utf-8").split()
+    return []
+
+
+def _queue() -> dict[str, str] | None:
+    """State of every job of this user's that SLURM still knows; None when it does not answer."""
+    command = ["squeue", "--me", "--states=all", "--noheader", "--format=%i %T"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    return None if answer.returncode else dict(line.split() for line in answer.stdout.splitlines())
+
+
+def _read(submitted: Submitted) -> Ended:
+    """What the training came to, as submitit kept it."""
+    try:
+        return submitted.slurm.result()
+    except UncompletedJobError as error:
+        # submitit's own words in its signal handler, where it gives up a job that was queued again too often
+        kind = TrainingKilled if "timed-out too many times" in str(error) else TrainingCrashed
+        return Ended(kind(f"training of seed {submitted.job.seed} crashed: {error}"), 0)

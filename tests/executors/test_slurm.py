@@ -1,0 +1,114 @@
+"""A SLURM cluster of one machine: trainings come to what they come to here, whatever befalls their jobs."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.local_slurm import slurm
+from pipeline.errors import BadInput, Interrupted
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with slurm() as folder:
+        yield folder
+
+
+@pytest.fixture
+def executor(cluster, tmp_path):
+    return {"kind": "slurm", "folder": str(tmp_path / "shared"), "options": {"time": 30}}
+
+
+def _job_ids(folder: Path) -> list[list[str]]:
+    return [ids.read_text().split() for ids in sorted(folder.glob("*/slurm-jobs"))]
+
+
+def _command(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def test_trainings_in_the_queue_come_to_what_they_come_to_here(executor, make_jobs, heard, at_home, tmp_path):
+    assert heard().train(make_jobs(tmp_path, executor=executor)) == at_home
+    assert not list((tmp_path / "shared").iterdir())  # nothing is left there
+
+
+@pytest.mark.parametrize("signal_name", ["USR2", "KILL"])  # before the time is over; whatever kills a process
+def test_jobs_that_end_early_are_begun_again(executor, make_jobs, heard, at_home, tmp_path, monkeypatch, signal_name):
+    monkeypatch.setattr("pipeline.executors.slurm.LATE_SECONDS", 2.0)
+    jobs, signalled = make_jobs(tmp_path, executor=executor), []
+
+    def signal_once(index, event):
+        if index not in signalled and event.timestep > 2000:
+            signalled.append(index)
+            _command("scancel", f"--signal={signal_name}", f"--name=training-seed-{jobs[index].seed}")
+
+    found = heard().train(jobs, signal_once)
+    assert any("goes on from its checkpoint" in note for note in found.notes)
+    assert found == at_home
+
+
+def test_a_cancelled_job_ends_the_stage_and_the_same_command_goes_on(executor, make_jobs, heard, at_home, tmp_path):
+    def cancel(index, event):
+        if event.timestep > 2000:
+            for ids in _job_ids(tmp_path / "shared"):
+                subprocess.run(["scancel", *ids], capture_output=True)
+
+    with pytest.raises(Interrupted, match=r"training of seed . its job .* was cancelled"):
+        heard().train(make_jobs(tmp_path, executor=executor), cancel)
+    assert not _job_ids(tmp_path / "shared")  # the others were ended as well
+    found = heard().train(make_jobs(tmp_path, executor=executor))
+    assert any("goes on from its checkpoint" in note for note in found.notes)
+    assert found == at_home
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import conftest
+jobs = conftest.make_trainings(Path({folder!r}), executor={executor!r})
+conftest.Heard().train(jobs, lambda index, event: print("heard", flush=True))
+"""
+
+
+def test_jobs_outlive_the_driver_and_are_waited_for(executor, make_jobs, heard, at_home, tmp_path):
+    script = textwrap.dedent(DRIVER).format(tests=str(Path(__file__).parent), folder=str(tmp_path), executor=executor)
+    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout.readline() == "heard\n"
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = _job_ids(tmp_path / "shared")
+    assert len(before) == 3
+    after = []
+    found = heard().train(
+        make_jobs(tmp_path, executor=executor), lambda index, event: after.append(_job_ids(tmp_path / "shared"))
+    )
+    assert found == at_home
+    assert after[0] == before  # nothing was submitted a second time
+
+
+def test_a_real_time_limit(executor, make_jobs, heard, tmp_path):
+    """A minute for a training of more, and SLURM's signal half a minute before it is over."""
+    executor = {**executor, "options": {"time": 1, "signal_delay_s": 30}}
+    started = time.monotonic()
+    found = heard().train(make_jobs(tmp_path, 1, executor, steps=60_000))
+    there = time.monotonic() - started
+    assert there > 60 and any("goes on from its checkpoint" in note for note in found.notes)
+    assert found == heard().train(make_jobs(tmp_path / "home", 1, steps=60_000))
+
+
+def test_what_slurm_does_not_take_is_said(executor, make_jobs, heard, tmp_path):
+    with pytest.raises(BadInput, match=r"executor.options.time is missing"):
+        heard().train(make_jobs(tmp_path, 1, {**executor, "options": {}}))
+    with pytest.raises(BadInput, match=r"executor.options: SLURM does not take them: .*pratition"):
+        heard().train(make_jobs(tmp_path, 1, {**executor, "options": {"time": 1, "pratition": "x"}}))
+    with pytest.raises(BadInput, match=r"executor.options: SLURM does not take them: .*invalid partition"):
+        heard().train(make_jobs(tmp_path, 1, {**executor, "options": {"time": 1, "partition": "nowhere"}}))
