@@ -103,7 +103,9 @@ def difference(ours: np.ndarray, theirs: np.ndarray, confidence: float, paired: 
 def judge(
     rollouts: Mapping[str, Rollouts], settings: Judgement, beats_untrained: bool = True, allowance: str = ""
 ) -> ImitationVerdict:
-    """The verdict by the first figure that tells the demonstrator from a constant action.
+    """The verdict by the first figure that tells the demonstrator from a constant action and from the untrained policy.
+
+    Where none tells it from both, by the first that tells it from the constant action.
 
     `failed`: the clone is not shown to be better than both the untrained policy and the constant action, or came less
     than `settings.least_share` of the way from the constant action to the demonstrator, or no epoch beat the untrained
@@ -118,7 +120,9 @@ def judge(
 
     reasons: list[str] = []
     worth = {name: between(r.demonstrator, r.constant, r.asked) for name, r in rollouts.items()}
-    figure = next((name for name in rollouts if worth[name].low > 0), None)
+    telling = [name for name in rollouts if worth[name].low > 0]
+    above = [n for n in telling if between(rollouts[n].demonstrator, rollouts[n].untrained, rollouts[n].asked).low > 0]
+    figure = next(iter([*above, *telling]), None)
     chosen = rollouts[figure or next(iter(rollouts))]
     over = {
         "the untrained policy": between(chosen.clones, chosen.untrained),
@@ -138,7 +142,9 @@ def judge(
             "are not worth imitating"
         )
     elif figure != next(iter(rollouts)):
-        reasons.append(f"{next(iter(rollouts))} does not tell the demonstrator from a constant action")
+        first = next(iter(rollouts))
+        other = "the untrained policy" if first in telling else "a constant action"
+        reasons.append(f"{first} does not tell the demonstrator from {other}")
     if not beats_untrained:
         reasons.append("no epoch beat the untrained policy on the measure that chooses the best epoch")
     if gain.low <= 0:

@@ -117,6 +117,17 @@ def test_where_success_tells_nobody_apart_the_return_does():
     assert verdict.gain.value == 40 and verdict.shortfall.value == 60
 
 
+def test_where_the_untrained_policy_succeeds_as_the_demonstrator_does_the_return_decides():
+    """Success that is guessed low: a policy which only stands has it, and a clone that walks cannot have more."""
+    easy = successes(100, untrained=100, constant=5)
+    verdict = judge({"success": easy, "return": returns(95, 12, 0, 100)}, SETTINGS)
+    assert (verdict.state, verdict.figure, verdict.share) == ("learnt", "return", pytest.approx(0.95))
+    assert verdict.reasons[0] == "success does not tell the demonstrator from the untrained policy"
+    # where the return does not tell it from that either, success remains, and nothing was learnt
+    verdict = judge({"success": easy, "return": returns(100, 100, 0, 100)}, SETTINGS)
+    assert (verdict.state, verdict.figure) == ("failed", "success")
+
+
 def test_a_demonstrator_no_better_than_a_constant_action_is_not_worth_imitating():
     """However near to it the clone came."""
     verdict = judge({"success": successes(10, constant=10, demonstrator=10), "return": returns(5, 1, 5, 5)}, SETTINGS)
