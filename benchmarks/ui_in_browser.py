@@ -3,10 +3,10 @@
     python benchmarks/ui_in_browser.py                                     # of a smoke `main`, made for the purpose
     python benchmarks/ui_in_browser.py sqlite:///mlflow.db --pictures docs/img    # of a store with one `main` in it
 
-Looked at: the view of what `main` came to, its run, a training's film by step, two matched seeds beside each other,
-their parameters, the arms as means over seeds, what came from an expert, trainings by success, and the expert's
-version. Exit code 1 and a list when something is not there. Not part of `make test`, because it needs a Chromium or
-Chrome in PATH, and the package websockets.
+Looked at: the view of what `main` came to, its run, films by step, a training with its film, two matched seeds beside
+each other, their parameters, the arms as means over seeds and by step, what came from an expert, trainings by success,
+and the expert's version with its film. Exit code 1 and a list when something is not there. Not part of `make test`,
+because it needs a Chromium or Chrome in PATH, and the package websockets.
 """
 
 import argparse
@@ -48,10 +48,9 @@ NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad
 
 # films that the page has loaded
 FILMS = "[...document.images].filter(i => i.src.includes('images') && i.src.includes('webp') && i.naturalWidth).length"
-# the page of a run draws its charts, films last, when they come into sight
-TO_THE_END = """[...document.querySelectorAll('*')].filter(
-    e => e.clientHeight > 400 && e.scrollHeight > e.clientHeight + 200
-).forEach(e => e.scrollTo(0, e.scrollHeight))"""
+ALL_OF_A_DESCRIPTION = """[...document.querySelectorAll('*')].filter(
+    e => !e.children.length && e.textContent.trim() === 'Show more'
+).slice(0, 1).forEach(e => e.dispatchEvent(new MouseEvent('click', {bubbles: true})))"""
 SCROLL = """.forEach(text => [...document.querySelectorAll('*')].filter(
     e => !e.children.length && e.textContent.trim() === text
 ).slice(-1).forEach(e => e.scrollIntoView({block: 'center'})))"""
@@ -64,7 +63,7 @@ class Look:
     name: str
     path: str  # behind `#/`
     texts: Sequence[str]
-    pictures: int = 0  # of a film by step
+    pictures: int = 0  # films
     scrolled_to: str = ""  # a text that is brought to the top
 
 
@@ -114,11 +113,11 @@ class Browser:
             page = " ".join(str(self.evaluated("document.body.innerText")).split())
             left = [text for text in look.texts if text not in page]
             if self.evaluated(FILMS) < look.pictures:
-                self.evaluated(TO_THE_END)
-                left.append("a film by step")
+                left.append("a film")
             if not left or time.monotonic() > until:
                 self.evaluated(f"[{json.dumps(look.scrolled_to)}].filter(text => text)" + SCROLL)
-                time.sleep(1.0)  # what moves comes to rest
+                self.evaluated(ALL_OF_A_DESCRIPTION)
+                time.sleep(2.0)  # what moves comes to rest
                 return left
             time.sleep(0.5)
 
@@ -171,14 +170,14 @@ def looks(client: MlflowClient) -> list[Look]:
     settings = ["arm", "scratch", "pretrained", "cfg.training.learning_rate"]
     comparison = f"compare-runs?runs={ids}&experiments={quote(json.dumps([experiment]))}&{typed}"
     run_page = f"experiments/{experiment}/runs/{{}}?{typed}".format
-    metrics_page = f"experiments/{experiment}/runs/{first['finetune'].info.run_id}/model-metrics?{typed}"
     headline = ["verdict", "comparison", "sample_efficiency/ratio", *FINAL.values()]
     return [
         Look(
             "runs", views["comparisons"], ["Imitation pre-training of PPO", "What main came to", "main", *headline[:3]]
         ),
         Look("main", run_page(main.info.run_id), ["every stage for one task", *headline[2:], dataset]),
-        Look("film", metrics_page, ["playback"], pictures=1, scrolled_to="playback"),
+        Look("films", views["films"], ["Films by step", *names], pictures=2),
+        Look("training", run_page(first["finetune"].info.run_id), ["all films by step", dataset], pictures=1),
         Look("compare", comparison, ["Parallel Coordinates", *names, *settings]),
         Look("parameters", comparison, [*names, *settings], scrolled_to="cfg.training.learning_rate"),
         Look(
@@ -186,6 +185,7 @@ def looks(client: MlflowClient) -> list[Look]:
             views["arms"],
             ["Arms: mean over seeds", "Group: pretrained", "Group: scratch", "final/success_rate"],
         ),
+        Look("curves", views["curves"], ["Arms: success by step", "eval/success_rate"]),
         Look(
             "descendants",
             f"{runs}&searchFilter={came_from}&{by_steps}",
@@ -193,7 +193,10 @@ def looks(client: MlflowClient) -> list[Look]:
         ),
         Look("success", views["trainings"], ["final/success_rate", "finetune · pretrained", "arm", "seed"]),
         Look(
-            "version", f"{version}?{typed}", ["What the gate found", "All", "checks hold", "success_rate", "approved"]
+            "version",
+            f"{version}?{typed}",
+            ["What the gate found", "All", "checks hold", "success_rate", "approved"],
+            pictures=1,
         ),
     ]
 

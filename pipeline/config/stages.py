@@ -477,7 +477,7 @@ class Main:
     use_camera: bool = False
     """Clones, fine-tuned policies and baselines see pictures; the expert and its demonstrations stay as they are."""
     visualize_every: Steps | None = None
-    """Pictures of the policies of both arms every so many environment steps of their training; 0: never."""
+    """Films of a policy of each arm every so many environment steps of its training; 0: never."""
     skip_pretrain: bool = False
     finetune_failed_clones: bool = False
     """Go on with clones that `pretrain` says have learnt nothing, instead of stopping there."""

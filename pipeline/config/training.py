@@ -162,7 +162,8 @@ class PPOTraining:
     """Policies see pictures, as the task's `camera` says, instead of the environment's own observations."""
     evaluation: EvaluationSchedule = EvaluationSchedule()
     visualize_every: Steps = 0
-    """Pictures of the policy at the first evaluation at or after every so many environment steps; 0: never."""
+    """Films of the policy, in the first training of every arm, at the first evaluation at or after every so many
+    environment steps; 0: never."""
     checkpoint_every: Steps = 250_000
     """Environment steps between checkpoints, from which a killed training goes on; 0: none, it begins again. All
     episodes start anew there, so it belongs to what decides the result."""

@@ -39,7 +39,7 @@ LEAST_WIDTH: Final = 200  # narrower pictures are centred in this
 MOST_GIF_COLOURS: Final = 128
 MOST_GIF_BYTES: Final = 4_000_000
 MOST_WEBP_FRAMES: Final = 60
-MOST_WEBP_PIXELS: Final = 400
+MOST_WEBP_PIXELS: Final = 340  # three stand beside each other in the UI
 INK, PAPER, MUTED, TRACK = (27, 31, 36), (255, 255, 255), (87, 96, 106), (216, 222, 228)
 # by order of the kinds in `Clip.marks`; told apart by their letters as well
 MARK_COLOURS: Final = ((179, 64, 26), (110, 76, 158), (0, 104, 168), (154, 103, 0))
@@ -78,11 +78,12 @@ def draw_episode(task: Task, episode: Episode, actor: Actor, title: str) -> list
 
 
 def save_film(frames: Sequence[np.ndarray], path: Path) -> Path:
-    """The file of a film, which is `path` with the ending of its format."""
+    """The file of a film, which is `path` with the ending of its format; a small `.webp` of it lies beside it."""
     ending, content = encode(frames, FRAMES_PER_SECOND)
     file = path.with_name(f"{path.name}.{ending}")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
+    file.with_suffix(".webp").write_bytes(to_webp(frames, FRAMES_PER_SECOND))
     return file
 
 

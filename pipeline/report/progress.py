@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -15,24 +15,24 @@ from pipeline.learning.schedule import evaluation_episodes
 from pipeline.names import EVAL_PREFIX, Artifact, Metric
 from pipeline.play.demonstrators import policy_actions
 from pipeline.play.evaluation import point_figures
-from pipeline.report.clips import FRAMES_PER_SECOND, check_drawable, draw_episode, save_film, to_webp
+from pipeline.report.clips import check_drawable, draw_episode, save_film
 from pipeline.tasks import Task
 
 LINE_EVERY_SECONDS: Final = 30.0
 
 
 class TrainingProgress:
-    """Environment steps done over all jobs, and the newest success rate seen.
+    """Environment steps done over all jobs, and the newest success rate seen; films of the jobs with index in `filmed`.
 
     with TrainingProgress("finetune", jobs) as progress:
         run_side_by_side(jobs, workers, progress.on_event)
     """
 
-    def __init__(self, title: str, jobs: Sequence[TrainingJob]) -> None:
+    def __init__(self, title: str, jobs: Sequence[TrainingJob], filmed: Container[int] = ()) -> None:
         self._tasks = [Task(job.task, job.training.environment, job.training.use_camera) for job in jobs]
         for job, task in zip(jobs, self._tasks, strict=True):
             check_drawable(task, "training.visualize_every", job.training.visualize_every)
-        self._title, self._jobs = title, jobs
+        self._title, self._jobs, self._filmed = title, jobs, filmed
         self._steps = [0] * len(jobs)
         self._success: float | None = None
         self._last_line = time.monotonic()
@@ -55,19 +55,17 @@ class TrainingProgress:
     def on_event(self, index: int, event: TrainingEvent) -> Path | None:
         """Take note of what job `index` says.
 
-        A policy that it shows is filmed in the first evaluation episode: the file of that, which has a small `.webp` of
-        the same name beside it.
+        A policy that it shows is filmed in the first evaluation episode: the file of that.
         """
         job, task = self._jobs[index], self._tasks[index]
         if event.kind == "policy":
+            if index not in self._filmed:
+                return None
             episode = evaluation_episodes(task, job.training.scenario_set, job.training.evaluation)[0]
             actor = policy_actions(task, event.text, f"of step {event.timestep}")
             about = f"{job.task.name}, seed {job.seed}, after {event.timestep:,} steps of training"
             path = Path(job.output) / Artifact.PLAYBACK / f"step-{event.timestep:09d}"
-            frames = draw_episode(task, episode, actor, about)
-            film = save_film(frames, path)
-            film.with_suffix(".webp").write_bytes(to_webp(frames, FRAMES_PER_SECOND))
-            return film
+            return save_film(draw_episode(task, episode, actor, about), path)
         if event.kind == "note":
             self._bar.write(printable(f"{self._title} seed {job.seed}: {event.text}"), file=sys.stderr)
         done = min(event.timestep, job.budget)

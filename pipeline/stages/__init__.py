@@ -132,8 +132,12 @@ def report_link(run: StageRun, compared: str) -> str:
 def train(
     run: StageRun, stage: str, jobs: Sequence[TrainingJob], tags: Sequence[Mapping[str, Any]], workers: int
 ) -> list[TrainingResult]:
-    """Train side by side, each in a run with these tags; people see how far it is, and the stage bears the bill."""
-    with TrainingProgress(stage, jobs) as progress:
+    """Train side by side, each in a run with these tags; people see how far it is, and the stage bears the bill.
+
+    Of every arm the first training is filmed, if any: a film takes seconds of the process that all report to.
+    """
+    arms = [its.get(Tag.ARM) for its in tags]
+    with TrainingProgress(stage, jobs, {arms.index(arm) for arm in arms}) as progress:
         results = train_logged(run, jobs, tags, workers, progress.on_event)
     say_mixed_processors(run, stage, [machine for result in results for machine in result.machines])
     run.metrics(

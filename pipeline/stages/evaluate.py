@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Evaluate
 from pipeline.errors import BadInput
-from pipeline.names import EVAL_PREFIX, Artifact, Tag
+from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
 from pipeline.play.demonstrators import as_policy_sees, policy_actions, scripted
 from pipeline.play.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
 from pipeline.report.clips import check_drawable, draw_episode, save_film
@@ -20,6 +20,7 @@ from pipeline.tracking.runs import get_run
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("policy",)
+MOST_SHOWN = 4  # films in the run's description; all are among its images
 
 
 def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOutcome:
@@ -46,16 +47,23 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     warnings = tuple(f"TAINTED: {reason}" for reason in lineage.inherit_taint(run))
     records = run_episodes(task, actor, episodes)
     table, shown = statistics_table(records), statistics_table(records, strips=True)
-    run.metrics({f"{EVAL_PREFIX}{figure}": value for figure, value in with_intervals(summarise(records)).items()})
+    figures = summarise(records)
+    run.metrics({f"{EVAL_PREFIX}{figure}": value for figure, value in with_intervals(figures).items()})
     by_scenario = summarise_by_scenario(records).items()
     run.json({scenario: with_intervals(figures) for scenario, figures in by_scenario}, "evaluation_by_scenario.json")
     run.json(records_data(records), "episodes.json")
     run.text("".join(f"> **{one_line(warning)}**\n\n" for warning in warnings) + table, "statistics.md")
+    films = []
     for number, episode in enumerate(episodes[: config.pictures]):
         about = f"{name} in episode {number}: {episode.scenario}, seed {episode.seed}"
         film = save_film(draw_episode(task, episode, actor, about), run.folder / f"episode-{number}")
-        run.file(film, Artifact.PLAYBACK)
+        films.append(run.film(film, number))
     drawn = f"  {config.pictures} drawn: {Artifact.PLAYBACK}/ of run {run.run_id}"
-    title = f"evaluate: {name} on {len(episodes)} episodes of {config.scenario_set!r}"
+    success = figures[Metric.SUCCESS_RATE]
+    title = (
+        f"evaluate: {name}: success {success.value:.3f} [{success.low:.3f}, {success.high:.3f}] on {len(episodes)} "
+        f"episodes of {config.scenario_set!r}"
+    )
     whole = f"  actions in bars: statistics.md of run {run.run_id}"
-    return StageOutcome((title, *warnings, *shown.splitlines(), whole, *([drawn] if config.pictures else [])))
+    lines = (title, *warnings, *shown.splitlines(), whole, *([drawn] if config.pictures else []))
+    return StageOutcome(lines, see=" ".join(films[:MOST_SHOWN]))

@@ -31,6 +31,7 @@ from pipeline.tracking import registry
 from pipeline.tracking.content_key import content_key, digest_of
 from pipeline.tracking.datasets import fetch_for_training, part_of
 from pipeline.tracking.groups import common_group
+from pipeline.tracking.lineage import version_link
 from pipeline.tracking.models import find_version
 from pipeline.tracking.reuse import Found, find_finished
 from pipeline.tracking.runs import read_text_artifact
@@ -217,12 +218,14 @@ class _Main:
     def told(self, outcome: StageOutcome) -> StageOutcome:
         """The outcome with what a person wants first; the run gets the figures that matter, and the dataset, of all."""
         parent, runs = self._parent, {stage: str(done.run_id) for stage, (done, _) in self._done.items()}
+        expert = None
         # in their order: the store keeps a dataset's first context, and main's is that of the recording
         for stage in [stage for stage in runs if stage in ("promote", "collect", "compare")]:
             found = parent.client.get_run(runs[stage])
             parent.metrics({name: value for name, value in found.data.metrics.items() if HEADLINE.fullmatch(name)})
             if found.inputs is not None:
                 parent.client.log_inputs(parent.run_id, found.inputs.dataset_inputs)
+            expert = found.data.tags.get(Tag.LINEAGE_EXPERT)
             if stage == "compare":
                 final = f"final/{self._stages.finetune.training.scenario_set}/success_rate"
                 means = {arm: found.data.metrics.get(f"{final}_{arm}") for arm in FINAL}
@@ -230,12 +233,18 @@ class _Main:
                 parent.tag({Tag.COMPARISON: found.data.tags.get(Tag.COMPARISON)})
         seconds = ", ".join(f"{stage} {seconds:.0f} s" for stage, (_, seconds) in self._done.items())
         see = f"Stages: {', '.join(parent.link(run_id, stage) for stage, run_id in runs.items())}."
+        if expert is not None:
+            see += f" In the registry: {version_link(expert)}."
         lines = [f"main: {seconds}"]
         if "compare" in runs:
             figure, *_, report = self._done["compare"][0].summary
             lines = [f"main: {figure.removeprefix('compare: ')}", f"  {seconds}", report]
             lines.append(f"  where it comes from: python -m pipeline lineage {runs['compare']}")
-            see = f"{report_link(parent, runs['compare'])} {see}"
+            by_step = {"curves": "the success of the arms"}
+            if self._stages.finetune.training.visualize_every:
+                by_step["films"] = "films of them"
+            links = [f"[{words}]({view_address(parent.experiment_id, view)})" for view, words in by_step.items()]
+            see = f"{report_link(parent, runs['compare'])} By step: {', '.join(links)}. {see}"
         return replace(outcome, summary=(*outcome.summary, *lines), see=see)
 
     def _clone(self) -> StageOutcome:

@@ -85,11 +85,8 @@ def _film(run: StageRun, task: Task, candidate: StoredPolicy, played: PlayedEpis
     try:
         frames = draw_episode(seen, episode, candidate.acts(), f"{candidate.reference}, {episode.scenario}")
     except BadInput as error:  # how it looks decides nothing
-        return f"There is no film of it: {error}.\n\n"
-    film = save_film(frames, run.folder / "candidate")
-    run.file(film, Artifact.PLAYBACK)
-    place = f"{run.run_id}/artifacts/{Artifact.PLAYBACK}/{film.name}"
-    return f"{run.link(place, 'A film of it')} in the first episode of the gate.\n\n"
+        return f"There is no film of it: {error}."
+    return f"The gate's first episode:\n\n{run.film(save_film(frames, run.folder / 'candidate'), 0)}"
 
 
 def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
@@ -184,10 +181,11 @@ def _conclude(
     checked, failed = len(decision.rows), len(decision.reasons)
     run.metrics({"gate/rules_checked": checked, "gate/rules_failed": failed})
     made_by = run.link(str(version.run_id), "the run that made it")
-    about = f"Digest `{candidate.digest}`; {made_by}, {run.link(run.run_id, 'the run of the gate')}.\n\n{film}"
+    about = f"Digest `{candidate.digest}`; {made_by}, {run.link(run.run_id, 'the run of the gate')}.\n\n"
     if approvers is not None and decision.approved:
         about = UNSIGNED + about
-    registry.describe(run.client, version, about + page.partition("\n")[2].replace("## All checks\n", ""))
+    found = page.partition("\n")[2].replace("## All checks\n", "")
+    registry.describe(run.client, version, f"{about}{found.rstrip()}\n\n{film}")
     if not decision.approved:
         reason = "; ".join(decision.reasons)
         approved_before = registry.refuse(run.client, version, run.run_id, reason[:4_000])
@@ -201,6 +199,7 @@ def _conclude(
             ),
             verdict=False,
             failed=True,
+            see=film,
         )
     reason = f"all {checked} checks hold"
     if approvers is not None:
@@ -211,6 +210,7 @@ def _conclude(
                 f"  {SIGN}{version.version}",
             ),
             outputs={"expert": f"models:/{version.name}/{version.version}"},
+            see=film,
         )
     approval = registry.approve(run.client, version, run.run_id, reason)
     replaced = f", replaces version {approval.replaced}" if approval.replaced else ""
@@ -220,6 +220,7 @@ def _conclude(
         (f"promote: {candidate.reference} approved: {reason}{replaced}",),
         verdict=True,
         outputs={"expert": f"models:/{version.name}/{approval.version}"},
+        see=film,
     )
 
 

@@ -165,6 +165,12 @@ def trace(client: MlflowClient, reference: str, up: bool = False, down: bool = F
     return Lineage(start[0].info.run_id, tuple(_node(run) for run in ordered), tuple(edges))
 
 
+def version_link(name_and_version: str) -> str:
+    """Markdown that leads from a description to `social_nav-expert/1` in the registry."""
+    name, _, number = name_and_version.rpartition("/")
+    return f"[{name_and_version}](#/models/{quote(name)}/versions/{number}?workflowType=machine_learning)"
+
+
 def links(run: "StageRun", stage: str) -> str:
     """Markdown that leads from the run of a stage to what it was made from, and to the list of what was made from it.
 
@@ -176,6 +182,8 @@ def links(run: "StageRun", stage: str) -> str:
     above = {role: tags[tag] for role in LINEAGE_ROLES if (tag := lineage_run_tag(role)) in tags}
     if above:
         lines.append(f"Made from: {', '.join(run.link(run_id, role) for role, run_id in above.items())}.")
+    if Tag.LINEAGE_EXPERT in tags:
+        lines.append(f"In the registry: {version_link(tags[Tag.LINEAGE_EXPERT])}.")
     if stage in MAKES:
         wanted = quote(f"tags.`{lineage_run_tag(MAKES[stage])}` = '{run.run_id}'")
         runs = f"#/experiments/{run.experiment_id}/runs?workflowType=machine_learning"  # else the UI opens as GenAI

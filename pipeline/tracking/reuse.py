@@ -26,6 +26,7 @@ HANDS_ON = {
     "train_expert": "expert", "promote": "expert", "collect": "dataset", "pretrain": "policy", "baseline": "group",
     "finetune": "group", "compare": "report",
 }  # fmt: skip
+NOTHING_LIKE_IT = "run: nothing like it in this store"
 CANDIDATES = 10  # runs that are looked at: newest first
 
 
@@ -57,7 +58,7 @@ def find_finished(client: MlflowClient, stage: str, task: str, key: ContentKey) 
     found = [(key.differences(other), run_id) for run_id, other in keys if other is not None]
     different, run_id = min(filter(lambda one: one[0], found), key=lambda one: len(one[0]), default=((), ""))
     if not different:
-        return Found(None, "run: nothing like it in this store")
+        return Found(None, NOTHING_LIKE_IT)
     more = f" and {len(different) - 1} more" if len(different) > 1 else ""
     return Found(None, f"run because {different[0].sentence()}{more} (closest: run {run_id})")
 

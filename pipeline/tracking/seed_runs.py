@@ -21,9 +21,10 @@ from pipeline.tracking.content_key import training_key
 from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.groups import evaluations_record
 from pipeline.tracking.references import downloaded
-from pipeline.tracking.reuse import find_finished, find_shorter
+from pipeline.tracking.reuse import NOTHING_LIKE_IT, find_finished, find_shorter
 from pipeline.tracking.runs import get_run, search, tag_of
 from pipeline.tracking.stage_run import StageRun, checkpoint_folder
+from pipeline.tracking.views import view_address
 
 
 class SeedRun:
@@ -57,7 +58,7 @@ class SeedRun:
                 shutil.copy(copy, place / name)
         # a finished one of an interrupted stage's only says again what it came to, and nothing of it is logged
         status = get_run(self.run.client, self.run.run_id, "training").info.status if stage_run.continued else ""
-        self._open = status != "FINISHED"
+        self._open, self._film = status != "FINISHED", ""
         self._stage_run, self._start = stage_run.run_id, tags.get(lineage_run_tag("policy"))
         self._cloned = lineage_run_tag("pretrain") in tags
         if self._open:
@@ -69,10 +70,10 @@ class SeedRun:
             self.run.metrics(event.metrics, event.timestep)
 
     def film(self, film: Path, step: int) -> None:
-        """Keep a film of the policy at a step, and show the `.webp` beside it by step."""
+        """Keep a film of the policy at a step; the newest stands in the run's description."""
         if self._open:
-            self.run.file(film, Artifact.PLAYBACK)
-            self.run.picture(film.with_suffix(".webp"), Artifact.PLAYBACK, step)
+            address = view_address(self.run.experiment_id, "films")
+            self._film = f"{self.run.film(film, step)}\n\nAfter {step:,} steps; [all films by step]({address}).\n\n"
 
     def finish(self, result: TrainingResult) -> None:
         """Log what the training came to and close its run."""
@@ -106,7 +107,7 @@ class SeedRun:
             f"- success of the best checkpoint (step {result.best_timestep:,}) on {len(result.final.episodes)} fresh "
             f"episodes: {success.value:.3f} [{success.low:.3f}, {success.high:.3f}]\n"
             f"- {result.environment_steps:,} steps of training and {result.gradient_steps:,} gradient steps in "
-            f"{result.wall_seconds.total:.0f} s\n\n"
+            f"{result.wall_seconds.total:.0f} s\n\n{self._film}"
             f"Policy: artifact `{Artifact.POLICY}`, every evaluation: `{Artifact.EVALUATIONS}`; "
             f"all seeds: {self.run.link(self._stage_run, 'the run of its stage')}."
         )
@@ -172,7 +173,7 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
 
     A finished training with the same content key and arm stands for one, whichever group it was made for, unless
     something is known against it. The stage run then names it in a tag; it is not touched. Says why for the first of
-    an arm that is missing.
+    an arm that is missing, where there is something to say.
     A stage that goes on after an interruption goes on with the trainings that it had begun.
     """
     if not reuse:
@@ -202,7 +203,7 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
                 words = f"goes on from the last checkpoint of run {shorter.info.run_id}, whose budget was smaller"
             else:
                 words = f"begins anew, though run {shorter.info.run_id} differs in a smaller budget alone: {reason}"
-        if first:
+        if first and words != NOTHING_LIKE_IT:
             say(f"{arm.arm} seed {arm.job.seed}: {words}")
     return todo
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 from mlflow import MlflowClient
@@ -125,17 +126,21 @@ class StageRun:
         """Store a file, or all of a local folder, under an artifact folder."""
         self.write(Files(local=str(local), folder=folder))
 
-    def picture(self, webp: Path, key: str, step: int) -> None:
-        """Show an animated WebP in the UI's image grid, under a key and by step.
+    def film(self, film: Path, step: int) -> str:
+        """Keep a film, and show the small `.webp` beside it in the UI's image grid by step.
 
-        What `mlflow.log_image` does for still pictures, but for its made-up names: the same key and step twice are one.
+        What `mlflow.log_image` does for still pictures, but for its made-up names: the same step twice is one. Returns
+        Markdown that shows the small one in a description.
         """
-        name = f"{key}+step+{step}+timestamp+0+film"
+        self.file(film, Artifact.PLAYBACK)
+        name = f"{Artifact.PLAYBACK}+step+{step}+timestamp+0+film"
         with tempfile.TemporaryDirectory(dir=scratch()) as place:
             for ending in (".webp", "+compressed.webp"):  # when it is opened, and in the grid
-                shutil.copy(webp, Path(place) / f"{name}{ending}")
+                shutil.copy(film.with_suffix(".webp"), Path(place) / f"{name}{ending}")
                 self.file(Path(place) / f"{name}{ending}", "images")
         self.tag({MLFLOW_LOGGED_IMAGES: True})
+        # the UI's page is the root of its server, wherever that is: an address without a slash in front is below it
+        return f"![film](get-artifact?path=images/{quote(name)}%2Bcompressed.webp&run_uuid={self.run_id})"
 
     def policy(
         self,

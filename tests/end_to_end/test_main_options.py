@@ -1,7 +1,9 @@
 """Every option of `main` has its effect; a setting that is not given leaves the stages' own configs as they are."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -211,6 +213,11 @@ def test_without_pretraining_only_the_baseline_is_trained_with_the_budget_that_w
         for ending in ("+compressed.webp", ".webp")
     ]
     assert seed.data.tags["mlflow.loggedImages"] == "true"
+    shown = re.search(
+        r"!\[film\]\(get-artifact\?path=images/(.+?)&run_uuid=(.+?)\)", seed.data.tags["mlflow.note.content"]
+    )
+    assert shown is not None and shown[2] == seed.info.run_id
+    assert unquote(shown[1]) == by_step[2]  # the newest, small
     (control,) = search(connect(), {Tag.GROUP: "alone", Tag.STAGE: "baseline_seed", Tag.ARM: "scratch_lr0"})
     assert connect().list_artifacts(control.info.run_id, Artifact.PLAYBACK) == []  # it never changes
 

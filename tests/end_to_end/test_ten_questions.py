@@ -1,5 +1,6 @@
 """docs/index.md: the command that answers each question does, on the store of a `main`."""
 
+import json
 import re
 import shlex
 
@@ -30,9 +31,25 @@ def filled_in(command: str) -> list[str]:
 
 def test_there_are_ten_questions_and_each_has_a_command_and_a_place_in_the_ui():
     assert len(ROWS) == len(COMMANDS) == 10
-    for name in ("What main came to",):
+    for name in ("What main came to", "Films by step"):
         assert name in PAGE
         assert name in [view["name"] for view in VIEWS.values()]
+
+
+@pytest.mark.parametrize("stage", ["main", "promote", "collect", "pretrain", "finetune", "compare"])
+def test_a_run_that_an_expert_is_behind_leads_to_its_page_in_the_registry(whole, stage):
+    (run,) = search(connect(), {Tag.STAGE: stage}, limit=1)
+    (version,) = set(re.findall(r"\(#/models/(.+?)/versions/(.+?)\?", run.data.tags["mlflow.note.content"]))
+    assert run.data.tags.get(Tag.LINEAGE_EXPERT, "/".join(version)) == "/".join(version)
+    assert connect().get_model_version(*version)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_of_the_ui_searches_for_what_the_store_understands(whole, view):
+    client = connect()
+    (main,) = search(client, {Tag.STAGE: "main"}, limit=1)
+    found = client.search_runs([main.info.experiment_id], json.loads(VIEWS[view]["state"])["searchFilter"])
+    assert found or view == "films"  # this store has none
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m pipeline")])
