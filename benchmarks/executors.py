@@ -4,7 +4,8 @@
     python -m benchmarks.executors --kind ray --trainings 200
     python -m benchmarks.executors --kind slurm --trainings 200        (Debian: apt-get install slurm-wlm munge)
     python -m benchmarks.executors --kind ray --kills 100              nodes killed at random moments
-    python -m benchmarks.executors --kind slurm --kills 100            jobs queued again, nodes said to be down
+    python -m benchmarks.executors --kind slurm --kills 100            jobs queued again, before their time and after
+    python -m benchmarks.executors --kind server --trainings 200       what their points cost the driver and a server
 
 The cluster is one of this machine, on loopback. Prints a line of JSON. Overhead is what a place to train took of a slot
 (`--slots` of them) beside the training itself, as that measured itself.
@@ -25,12 +26,15 @@ from typing import Any
 
 import psutil
 
+from benchmarks.local_server import LocalServer
 from benchmarks.local_slurm import slurm
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import PPOTraining
 from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.jobs import TrainingJob, TrainingResult
+from pipeline.tracking.forwarder import Forwarder
+from pipeline.tracking.stage_run import open_run
 
 Kill = Callable[[random.Random], None]
 
@@ -133,7 +137,7 @@ def measure(jobs: list[TrainingJob], slots: int, between: Callable[[], None] = l
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=("local", "ray", "slurm"), required=True)
+    parser.add_argument("--kind", choices=("local", "ray", "slurm", "server"), required=True)
     parser.add_argument("--trainings", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1024)
     parser.add_argument("--slots", type=int, default=2)
@@ -142,6 +146,9 @@ def main() -> int:
     known = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="executors-") as name:
         folder = Path(name)
+        if known.kind == "server":
+            print(json.dumps({**vars(known), **forwarded(known.trainings, folder)}))
+            return 0
         with cluster(known.kind, known.slots, folder) as (settings, kill):
             if known.kills:
                 return _killed(known, settings, kill, folder)
@@ -149,6 +156,37 @@ def main() -> int:
     shown = {key: value for key, value in found.items() if key not in ("digests", "points_by_training")}
     print(json.dumps({**vars(known), **shown}))
     return 0
+
+
+def forwarded(count: int, folder: Path) -> dict[str, Any]:
+    """Bring to a server of its own what `count` trainings say in ten seconds: an evaluation and a rollout each."""
+    values = {f"eval/figure_{i}": float(i) for i in range(30)} | {f"train/figure_{i}": float(i) for i in range(10)}
+    server = LocalServer(folder)
+    server.start()
+    try:
+        os.environ["MLFLOW_TRACKING_URI"] = server.uri
+        os.environ["PIPELINE_SPOOL"] = str(folder / "spool")
+        with open_run("finetune") as run, Forwarder(run) as forwarder:
+            children = [forwarder.child(f"training {i}", {}) for i in range(count)]
+            forwarder.settle(600.0)
+            seconds, processor = [], []
+            for step in range(3):
+                for child in children:
+                    child.metrics(values, step)
+                started, used = time.monotonic(), time.process_time()
+                forwarder.settle(600.0)
+                seconds.append(time.monotonic() - started)
+                processor.append(time.process_time() - used)
+    finally:
+        server.close()
+    points = count * len(values)
+    return {
+        "points_in_a_round": points,
+        "seconds_of_a_round": [round(s, 2) for s in seconds],
+        "driver_processor_seconds": [round(s, 2) for s in processor],
+        "points_per_second": round(points / min(seconds)),
+        "milliseconds_per_training": round(1000 * min(seconds) / count, 1),
+    }
 
 
 def _killed(known: argparse.Namespace, settings: dict[str, Any], kill: Kill, folder: Path) -> int:

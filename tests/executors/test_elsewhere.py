@@ -1,6 +1,7 @@
 """What is said of where trainings run, and what is heard of one that is begun on several nodes."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ from pipeline.executors.elsewhere import EventFile, Heard
 from pipeline.executors.side_by_side import executor
 from pipeline.learning.jobs import TrainingEvent
 from pipeline.learning.processor import machine
+from pipeline.learning.train import train
+from pipeline.names import Artifact, Tag
+from pipeline.stages import say_mixed_processors
 from pipeline.tracking.content_key import training_key
+from pipeline.tracking.runs import read_text_artifact
+from pipeline.tracking.seed_runs import seed_runs
+from pipeline.tracking.stage_run import open_run
 
 
 def _points(count: int) -> list[TrainingEvent]:
@@ -108,3 +115,24 @@ def test_no_cluster_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     with pytest.raises(BadInput, match="no sbatch in PATH"):
         executor(ExecutorSettings(kind="slurm", folder=str(tmp_path), options={"time": 1}), 1)
+
+
+def test_what_another_kind_of_processor_made_has_its_key_and_a_mixture_is_said(store, make_jobs, tmp_path, capsys):
+    (job,) = make_jobs(tmp_path, 1, steps=256)
+    ours = machine(threads=1)
+    theirs = {**ours, "microarchitecture": "znver9"}
+    with open_run("finetune") as run:
+        with seed_runs(run, [job], [{Tag.STAGE: "finetune_seed"}]) as (seed,):
+            result = train(seed.job, lambda event: None)
+            assert result.machines == (ours,)
+            seed.finish(replace(result, machines=(theirs,)))
+        say_mixed_processors(run, "finetune", [ours, ours])
+        assert "kinds of processor" not in capsys.readouterr().out
+        say_mixed_processors(run, "finetune", [ours, theirs])
+    made = training_key(job).made_on([theirs])
+    tags = run.client.get_run(seed.run.run_id).data.tags
+    assert (tags[Tag.CONTENT_KEY], tags[Tag.KEY_BUT_BUDGET]) == (made.digest, made.but_budget)
+    assert tags[Tag.COMMAND] == training_key(job).digest  # what the same command finds it by
+    assert read_text_artifact(run.client, seed.run.run_id, Artifact.CONTENT_KEY) == made.to_json()
+    assert "finetune: trained on 2 kinds of processor" in capsys.readouterr().out
+    assert "znver9" in run.client.get_run(run.run_id).data.tags[Tag.PROCESSORS]
