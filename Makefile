@@ -1,6 +1,7 @@
 # make demo   set up and run the whole pipeline on an embedded store (mlflow.db): social navigation, or TASK=lunar_lander, quadruped
 # make test   set up and run linters, type checks, the import contract and the tests
-# make test-slow  what is long by nature: kills, outages, races, failing disks, hostile input, the versions of plain pip
+# make test-slow  what is long by nature: kills, outages, races, failing disks, hostile input, clusters (Debian: apt-get install
+#             slurm-wlm munge), the versions of plain pip
 # make test-processors  the tests under each instruction set that this machine's libraries can be told to use
 # make setup  only the set-up; a second call reuses what is there
 # make check  linters, types, import contract

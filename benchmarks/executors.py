@@ -80,22 +80,22 @@ def cluster(kind: str, slots: int, folder: Path) -> Iterator[tuple[dict[str, Any
             yield settings, requeue
 
 
-def trainings(count: int, steps: int, executor: dict[str, Any], folder: Path) -> list[TrainingJob]:
-    """PPO on CartPole, with six checkpoints."""
+def trainings(count: int, steps: int, executor: dict[str, Any], folder: Path, **task: Any) -> list[TrainingJob]:
+    """PPO on CartPole, with six checkpoints; `task` changes it."""
     data = {
         "name": "known", "environment": {"id": "CartPole-v1"}, "success": {"return_at_least": 100.0},
         "thresholds": {"success_rate": {"min": 0.9}}, "scenarios": {"default": {}},
-        "scenario_sets": {"train": {"default": 1.0}}, "horizon": 100, "executor": executor,
+        "scenario_sets": {"train": {"default": 1.0}}, "horizon": 100, "executor": executor, **task,
     }  # fmt: skip
     training = {
         "total_timesteps": steps, "n_envs": 4, "network": {"hidden": [16]},
         "ppo": {"n_steps": 64, "batch_size": 64, "n_epochs": 4}, "checkpoint_every": max(256, steps // 6),
         "evaluation": {"segments": [{"every_steps": max(256, steps // 4)}], "episodes": 5},
     }  # fmt: skip
-    task, settings = validate(TaskConfig, data, "benchmark"), validate(PPOTraining, training, "benchmark")
+    config, settings = validate(TaskConfig, data, "benchmark"), validate(PPOTraining, training, "benchmark")
     return [
         TrainingJob(
-            task,
+            config,
             settings,
             seed,
             output=str(folder / f"seed-{seed}"),

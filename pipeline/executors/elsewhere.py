@@ -135,16 +135,17 @@ class Elsewhere:
                             continue
                         missing = f"{heard.ended.points - heard.points} of its points are missing in {heard.place}"
                         end = TrainingCrashed(f"training of seed {heard.job.seed}: {missing}")
-                    self._bring_home(heard)
+                    if not isinstance(
+                        end, TrainingKilled
+                    ):  # what was killed may be writing still, and goes on from there
+                        for name, home in (("output", heard.job.output), ("checkpoints", heard.job.checkpoints)):
+                            if home is not None and (heard.place / name).is_dir():
+                                shutil.copytree(heard.place / name, home, dirs_exist_ok=True)
+                    if not isinstance(end, TrainingKilled) or heard.job.checkpoints is None:
+                        self._done.append(heard.place)
                     news.append((key, end))
-                    self._done.append(self._running.pop(key).place)
+                    del self._running[key]
         return news
-
-    def _bring_home(self, heard: Heard) -> None:
-        """Put what a training left where it would be had it run here."""
-        for name, home in (("output", heard.job.output), ("checkpoints", heard.job.checkpoints)):
-            if home is not None and (heard.place / name).is_dir():
-                shutil.copytree(heard.place / name, home, dirs_exist_ok=True)
 
     def cancel(self, key: Hashable) -> None:
         """End a training before its time."""

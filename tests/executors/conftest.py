@@ -6,8 +6,8 @@ from benchmarks.executors import trainings
 from pipeline.executors.side_by_side import run_side_by_side
 
 
-def make_trainings(folder, count: int = 3, executor: dict | None = None, steps: int = 6000):
-    return trainings(count, steps, executor or {}, folder)
+def make_trainings(folder, count: int = 3, executor: dict | None = None, steps: int = 6000, **task):
+    return trainings(count, steps, executor or {}, folder, **task)
 
 
 @pytest.fixture(scope="session")

@@ -40,17 +40,30 @@ def test_trainings_in_the_queue_come_to_what_they_come_to_here(executor, make_jo
     assert not list((tmp_path / "shared").iterdir())  # nothing is left there
 
 
-@pytest.mark.parametrize("signal_name", ["USR2", "KILL"])  # before the time is over; whatever kills a process
-def test_jobs_that_end_early_are_begun_again(executor, make_jobs, heard, at_home, tmp_path, monkeypatch, signal_name):
+def _queue_again(training: int, folder: Path) -> None:
+    """What SLURM does before the time of a job is over."""
+    _command("scancel", "--signal=USR2", f"--name=training-seed-{training}")
+
+
+def _kill(training: int, folder: Path) -> None:
+    """Its process, whose number is in the name of what it writes, dies without a word."""
+    name = _command("squeue", "--noheader", "--format=%i", f"--name=training-seed-{training}").strip()
+    (place,) = (ids.parent for ids in folder.glob("*/slurm-jobs") if name in ids.read_text().split())
+    (events,) = place.glob("events-*")
+    os.kill(int(events.name.rpartition("-")[2]), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("end", [_queue_again, _kill])
+def test_jobs_that_end_early_are_begun_again(executor, make_jobs, heard, at_home, tmp_path, monkeypatch, end):
     monkeypatch.setattr("pipeline.executors.slurm.LATE_SECONDS", 2.0)
-    jobs, signalled = make_jobs(tmp_path, executor=executor), []
+    jobs, ended = make_jobs(tmp_path, executor=executor), []
 
-    def signal_once(index, event):
-        if index not in signalled and event.timestep > 2000:
-            signalled.append(index)
-            _command("scancel", f"--signal={signal_name}", f"--name=training-seed-{jobs[index].seed}")
+    def end_once(index, event):
+        if index not in ended and event.timestep > 2000:
+            ended.append(index)
+            end(jobs[index].seed, tmp_path / "shared")
 
-    found = heard().train(jobs, signal_once)
+    found = heard().train(jobs, end_once)
     assert any("goes on from its checkpoint" in note for note in found.notes)
     assert found == at_home
 
@@ -61,7 +74,7 @@ def test_a_cancelled_job_ends_the_stage_and_the_same_command_goes_on(executor, m
             for ids in _job_ids(tmp_path / "shared"):
                 subprocess.run(["scancel", *ids], capture_output=True)
 
-    with pytest.raises(Interrupted, match=r"training of seed . its job .* was cancelled"):
+    with pytest.raises(Interrupted, match=r"training of seed .: its job .* was cancelled"):
         heard().train(make_jobs(tmp_path, executor=executor), cancel)
     assert not _job_ids(tmp_path / "shared")  # the others were ended as well
     found = heard().train(make_jobs(tmp_path, executor=executor))
@@ -95,8 +108,10 @@ def test_jobs_outlive_the_driver_and_are_waited_for(executor, make_jobs, heard, 
     assert after[0] == before  # nothing was submitted a second time
 
 
-def test_a_time_limit(executor, make_jobs, heard, tmp_path):
+def test_a_time_limit(executor, make_jobs, heard, tmp_path, monkeypatch):
     """SLURM itself ends a job, half a minute after it said so; it looks at the time twice a minute."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # of this process and its children
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # of jobs
     executor = {**executor, "options": {"time": 30, "signal_delay_s": 30}}
     limited = []
 
@@ -109,9 +124,13 @@ def test_a_time_limit(executor, make_jobs, heard, tmp_path):
                 time.sleep(1)
             subprocess.run(["scontrol", "update", f"JobId={job_id}", "TimeLimit=30"])  # of what is begun again
 
-    found = heard().train(make_jobs(tmp_path, 1, executor, steps=100_000), limit_once)
+    def jobs(folder, executor, seconds):
+        environment = {"id": "sleeping_environment:SleepingCartPole", "kwargs": {"seconds": seconds}}
+        return make_jobs(folder, 1, executor, steps=20_000, environment=environment)
+
+    found = heard().train(jobs(tmp_path, executor, 0.002), limit_once)  # at least 80 seconds of sleep
     assert any("goes on from its checkpoint" in note for note in found.notes)
-    assert found == heard().train(make_jobs(tmp_path / "home", 1, steps=100_000))
+    assert found == heard().train(jobs(tmp_path / "home", None, 0.0))
 
 
 def test_what_slurm_does_not_take_is_said(executor, make_jobs, heard, tmp_path):
