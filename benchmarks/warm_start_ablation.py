@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from pipeline.config.stages import STAGE_CONFIGS, Finetune, TrainExpert
 from pipeline.config.training import ADAPTIVE, ADAPTIVE_WARM_START
 from pipeline.data import Trajectories
 from pipeline.executors.side_by_side import run_side_by_side
-from pipeline.learning.arms import arm_jobs, expert_jobs
-from pipeline.learning.clones import make_clone
+from pipeline.learning.arms import Start, arm_jobs, expert_jobs
+from pipeline.learning.clones import make_clone, return_scale
 from pipeline.learning.jobs import TrainingJob, TrainingResult
 from pipeline.learning.train import train
 from pipeline.play.demonstrators import Actor, policy_actions, scripted
@@ -58,6 +58,12 @@ PLANNER: Changes = {
     "episodes": 400,
     "filter": {"only_success": True},
 }
+HEURISTIC: Changes = {
+    "scripted": {"demonstrator": "pipeline.envs.lunar_lander:heuristic"},
+    "episodes": 50,
+    "noise.std": 0.1,
+    "filter": {"min_return": 200},
+}
 WIDE: Changes = {"network.hidden": [128, 128], "cloning.epochs": 40}
 CASES = {
     "planner": Case("configs/social_nav", PLANNER, WIDE, {"training.network.hidden": [128, 128]}),
@@ -71,6 +77,11 @@ CASES = {
     "bad": Case("configs/social_nav", {"episodes": 10}, random_actions=0.2),
     "random": Case("configs/social_nav", {"episodes": 50}, random_actions=1.0),
     "lander": Case("configs/lunar_lander", final_episodes=200),
+    "few": Case("configs/no_harm/social_nav", {"episodes": 10, "noise.std": 0.3}, final_episodes=400),
+    "planner, 200": Case(
+        "configs/no_harm/social_nav", {**PLANNER, "episodes": 200, "noise.std": 0.3}, final_episodes=400
+    ),
+    "heuristic": Case("configs/no_harm/lunar_lander", HEURISTIC, final_episodes=100),
     "quadruped": Case("configs/quadruped", final_episodes=20),
     "full": Case("configs/social_nav/full"),
     **{f"full, noise {std}": Case("configs/social_nav/full", {"noise.std": std}) for std in (0.0, 0.6)},
@@ -85,14 +96,15 @@ ARMS: dict[str, Any] = {
     "scratch": None,
     "fixed": {"initial_action_std": 0.2, **FADING},
     "fixed, no penalty": {"initial_action_std": 0.2},
+    "naive": {"initial_action_std": None},
     "adaptive": ADAPTIVE,
+    "adaptive, std of the clone": {**to_data(ADAPTIVE_WARM_START), "initial_action_std": None},
     "full rate": FULL_RATE,
     "full rate, burn-in 0": {**FULL_RATE, "critic_burn_in_steps": 0},
     "full rate, std 0.2": {**FULL_RATE, "initial_action_std": 0.2},
     "full rate, no penalty": {**FULL_RATE, "clone_penalty": 0.0},
     "small rate": FULL_RATE,
     **{f"std {std}": {"initial_action_std": std} for std in (0.1, 0.5, 1.0)},
-    "std of the clone": {"initial_action_std": None},
     **{f"std {s}, burn-in": {"initial_action_std": s, "critic_burn_in_steps": 50_000} for s in (0.2, 0.5, 1.0)},
 }
 
@@ -119,7 +131,9 @@ class Bench:
         """The best policy of the first seed of the case's own expert."""
         place = self._folder / f"expert of {Path(case.configs).name}"
         if not (place / "done").exists():
-            config = config_of(case, "train_expert", {"seeds": [1]})
+            config = config_of(
+                replace(case, configs=case.configs.replace("/no_harm", "")), "train_expert", {"seeds": [1]}
+            )
             assert isinstance(config, TrainExpert)
             (job,) = expert_jobs(config, Task(load_task(config.task), config.training.environment), place)
             train(job, lambda event: None)
@@ -154,7 +168,7 @@ class Bench:
     def job(self, name: str, arm: str, seed: int, steps: int | None) -> tuple[Path, TrainingJob]:
         """A training, and the file that says what it came to."""
         case, setting = CASES[name], ARMS[arm]
-        changes: dict[str, Any] = {**case.finetune, "seeds": [seed], "control_timesteps": 0}
+        changes: dict[str, Any] = {**case.finetune, "seeds": [seed], "control_timesteps": 0, "arms": {}}
         changes["final_episodes"] = case.final_episodes
         if setting is not None:
             changes["warm_start"] = setting
@@ -165,7 +179,13 @@ class Bench:
         config = config_of(case, "finetune", changes)
         assert isinstance(config, Finetune)
         place = self._folder / name / f"{arm}, {config.training.total_timesteps:,} steps"
-        start = None if setting is None else {seed: (folder := self.clone(name, case, seed), policy_digest(folder))}
+        start = None
+        if setting is not None:
+            folder = self.clone(name, case, seed)
+            scale = return_scale(
+                self.demonstrations(name, case), config_of(case, "pretrain", case.pretrain).cloning.gamma
+            )
+            start = {seed: Start(folder, policy_digest(folder), scale)}
         (made,) = arm_jobs(config, Task(load_task(config.task), config.training.environment), place, start)
         return place / f"seed-{seed}.json", made.job
 

@@ -217,17 +217,18 @@ class WarmStart:
     """
 
     critic_burn_in_steps: Steps | Adaptive = 0
-    """Environment steps in which only the critic learns; adaptive: until it explains the returns that it sees."""
+    """Environment steps in which only the critic learns; adaptive: one rollout, unless it explains the returns."""
     critic_burn_in_learning_rate: Positive = 1e-3
     initial_action_std: Positive | Adaptive | None = 0.2
-    """Standard deviation of the Gaussian policy at the start; None: the clone's; adaptive: by the clone's error."""
+    """Standard deviation of the Gaussian policy at the start; None: the clone's; adaptive: a wider one where a trial
+    shows that it is borne, else the clone's."""
     clone_penalty: NonNegative | Adaptive = 0.0
-    """Weight of KL(clone || policy) added to the PPO loss; adaptive: while the policy is no better than the clone."""
+    """Weight of KL(clone || policy) added to the PPO loss; adaptive: until evaluations show no harm without it."""
     clone_penalty_fade_steps: Steps = 0
     """A fixed penalty fades linearly to 0 over these environment steps."""
     learning_rate_factor: NonNegative | Adaptive = 1.0
-    """Of training.learning_rate; adaptive: smaller while the policy is no better than the clone, then 1; 0: the clone
-    stays as it is, to the last bit."""
+    """Of training.learning_rate; adaptive: smaller as long as there is a penalty, then 1; 0: the clone stays as it is,
+    to the last bit."""
 
     @model_validator(mode="before")
     @classmethod

@@ -4,16 +4,20 @@ What each of them is worth, and what else was tried: docs/ablation.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import inf, sqrt
 from typing import Final
 
+import numpy as np
+
 EXPLAINED: Final = 0.5  # share of the variance of a rollout's returns that the critic knew before it learnt from them
-LONGEST_BURN_IN: Final = 1 / 8  # of the budget
-STD_OVER_ERROR: Final = 6.0
+LONGEST_BURN_IN: Final = 1  # rollouts
+LONGEST_TRIAL: Final = 8  # rollouts
+STD_OVER_OWN: Final = 6.0
 STD_RANGE: Final = (0.1, 1.0)  # the upper end is that of a training from scratch
 PENALTY: Final = 1.0
 LEAST_RATE: Final = 0.3  # of the learning rate of a training from scratch
-LONGEST_WITHOUT_GAIN: Final = 1 / 8  # of the budget
+HOLDS: Final = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
 @dataclass(frozen=True)
@@ -26,44 +30,73 @@ class Decision:
     reason: str
 
 
-def exploring_std(errors: Sequence[float]) -> list[float]:
-    """Initial standard deviation per action dimension, from the clone's own: the spread of its labels around it.
+def wide_std(own: Sequence[float]) -> list[float]:
+    """Standard deviations that are tried first, an action dimension each; `own` are the clone's, its labels' spread.
 
-    A clone that copies to 0.02 explores in 0.12, where 1 would throw it over; one that copies to 0.2 or worse as a
-    training from scratch does. `[0.001, 0.02, 0.5]` -> `[0.1, 0.12, 1.0]`.
+    A clone that copies to 0.02 tries 0.12, one that copies to 0.2 or worse explores as a training from scratch does.
+    `[0.001, 0.02, 0.5]` -> `[0.1, 0.12, 1.0]`.
     """
     least, most = STD_RANGE
-    return [min(max(STD_OVER_ERROR * error, least), most) for error in errors]
+    return [min(max(STD_OVER_OWN * std, least), most) for std in own]
+
+
+@dataclass
+class Trial:
+    """Is a wide exploration borne? The policy acts in it, and learns nothing, until every environment ended an episode.
+
+    It is where it costs no more of the return than the clone's own episodes differ by.
+    """
+
+    own: list[float]  # the standard deviations to go back to, an action dimension each
+    returns: list[float | None]  # of the first episode that each environment ended
+    rollouts: int = 0
+
+    def ended(self, environment: int, returned: float) -> None:
+        """Take in an episode; those after the first tell of the short ones too often."""
+        if self.returns[environment] is None:
+            self.returns[environment] = returned
+
+    def verdict(self, clone: Sequence[float]) -> tuple[bool, str] | None:
+        """Borne or not, and why, after a rollout; None: not known yet. `clone`: returns of the clone without noise."""
+        self.rollouts += 1
+        ended = [value for value in self.returns if value is not None]
+        if len(ended) < len(self.returns) and self.rollouts < LONGEST_TRIAL:
+            return None
+        if not ended:
+            return False, f"no episode ended in {self.rollouts} rollouts"
+        cost, spread = float(np.mean(clone) - np.mean(ended)), float(np.std(clone))
+        says = f"it costs {cost:.4g} of the return, of which the clone's episodes differ by {spread:.4g}"
+        return cost <= spread, f"{says}, in {len(ended)} episodes"
 
 
 @dataclass
 class BurnIn:
-    """Over once the critic explains the returns of two rollouts in a row before it learns from them, or at its cap."""
+    """Over once the critic explains the returns of a rollout before it learns from them, or at its cap."""
 
-    explained: list[float] = field(default_factory=list)  # shares of variance, a rollout each
+    rollouts: int = 0
     steps: int = 0  # that it took
 
-    def ends(self, timestep: int, explained: float, budget: int) -> str | None:
-        """Why the rollout that ended at `timestep` is not one of the burn-in any more; None: it is."""
-        self.explained.append(explained)
-        last = self.explained[-2:]
-        if len(last) == 2 and all(share >= EXPLAINED for share in last):
-            return f"the critic explained {last[0]:.2f} and {last[1]:.2f} of the variance of two rollouts' returns"
-        if timestep > LONGEST_BURN_IN * budget:
-            return f"an eighth of the budget is over; the critic explained {explained:.2f} of the variance of returns"
+    def ends(self, explained: float) -> str | None:
+        """Why the rollout that was just played is not one of the burn-in any more; None: it is."""
+        if explained >= EXPLAINED:
+            return f"the critic explained {explained:.2f} of the variance of a rollout's returns"
+        if self.rollouts == LONGEST_BURN_IN:
+            return f"{LONGEST_BURN_IN} rollout is over; the critic explained {explained:.2f} of the variance of returns"
+        self.rollouts += 1
         return None
 
 
 @dataclass
 class Anchor:
-    """The clone as what the policy is held to, while it is not better and as long as that may still help.
+    """The clone as what the policy is held to, as far as it needs that in order not to do worse.
 
-    The hold halves at every evaluation that beats the clone's own, and ends for good when a while brought none.
+    The hold lets go by degrees while evaluations do not show the policy to be worse than the clone was, at once where
+    one shows it to be better, and grows again where one shows it to be worse. Shown is what is more than two standard
+    errors of the difference in return, episode by episode.
     """
 
-    clone: float | None = None  # its figure in the evaluation at step 0; larger is better
-    hold: float = 1.0
-    since: int = 0  # the step of the last gain, or of the last evaluation before the policy learnt
+    clone: list[float] | None = None  # (E,) its returns in the evaluation at step 0
+    hold: float = 1.0  # one of HOLDS
 
     @property
     def penalty(self) -> float:
@@ -75,16 +108,23 @@ class Anchor:
         """`LEAST_RATE` at first, 1 once the clone is left behind."""
         return 1 - (1 - LEAST_RATE) * self.hold
 
-    def evaluated(self, timestep: int, figure: float, budget: int) -> str | None:
-        """The reason why the hold changed after this evaluation; None: it did not."""
+    def evaluated(self, returns: np.ndarray) -> str | None:
+        """Take in an evaluation, (E,) returns of the same episodes every time; why the hold changed, None: it did not.
+
+        The first is of the clone.
+        """
         if self.clone is None:
-            self.clone = figure
-        if self.hold == 0.0:
+            self.clone = returns.tolist()
             return None
-        if figure > self.clone:
-            self.since, self.hold = timestep, self.hold / 2 if self.hold > 1 / 8 else 0.0
-            return f"{figure:.4g} is better than the clone's {self.clone:.4g}"
-        if timestep - self.since >= LONGEST_WITHOUT_GAIN * budget:
-            self.hold = 0.0
-            return f"no evaluation since step {self.since:,} was better than the clone's {self.clone:.4g}"
-        return None
+        gains = returns - np.array(self.clone)
+        gain, doubt = float(gains.mean()), 2 * float(gains.std(ddof=1)) / sqrt(len(gains)) if len(gains) > 1 else inf
+        before, place = self.hold, HOLDS.index(self.hold)
+        if gain < -doubt:
+            self.hold, what = HOLDS[min(place + 1, len(HOLDS) - 1)], "worse than"
+        elif gain > doubt:
+            self.hold, what = HOLDS[0], "better than"
+        else:
+            self.hold, what = HOLDS[max(place - 1, 0)], "not shown to be worse than"
+        if self.hold == before:
+            return None
+        return f"{what} the clone: its return differs by {gain:.4g}, twice the standard error is {doubt:.4g}"

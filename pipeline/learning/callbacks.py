@@ -178,7 +178,7 @@ class EvaluationCallback(BaseCallback):
         self.points.append(EvaluationPoint(timestep, replace(records, action_histogram=None)))
         if value > self._best:
             self._best, self.best_timestep, self.best_tensors = value, timestep, tensors_of(policy)
-        self.model.on_evaluation(value)
+        self.model.on_evaluation(records.metrics[Metric.RETURN])
         # every point costs; what nobody judges a training by gets its interval, and all of it quantiles, in the end
         watched = (*self._task.config.thresholds, "return_mean")
         summary = with_intervals(mean_intervals(records), of=watched)

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -23,8 +24,8 @@ class Continued(BaseAlgorithm):
         """What is evaluated and kept: the policy as it is now."""
         raise NotImplementedError
 
-    def on_evaluation(self, figure: float) -> None:
-        """Take in what the policy is worth in a scheduled evaluation, larger is better."""
+    def on_evaluation(self, returns: np.ndarray) -> None:
+        """Take in a scheduled evaluation, (E,) returns of the same episodes every time."""
 
     def count(self, optimizer: torch.optim.Optimizer) -> None:
         """Count its steps from now on."""

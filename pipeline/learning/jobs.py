@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from pipeline.config.task import TaskConfig
-from pipeline.config.training import ADAPTIVE, Convergence, PPOTraining, SACTraining, WarmStart
+from pipeline.config.training import Convergence, PPOTraining, SACTraining, WarmStart
 from pipeline.learning.adaptive import Decision
 from pipeline.names import Metric
 from pipeline.play.evaluation import EpisodeRecords
@@ -74,14 +74,9 @@ class TrainingJob:
         """Why no part of it is a part of a longer training, which could go on from there; None: it is."""
         if self.sac is not None:
             return "its replay buffer was not kept"
-        rate, warm_start = self.training.learning_rate, self.warm_start
-        if self.learning_rate_zero:
-            return None
-        if rate.final not in (None, rate.initial):
+        rate = self.training.learning_rate
+        if not self.learning_rate_zero and rate.final not in (None, rate.initial):
             return "training.learning_rate falls over the whole budget"
-        for setting in ("critic_burn_in_steps", "clone_penalty", "learning_rate_factor"):
-            if warm_start is not None and getattr(warm_start, setting) == ADAPTIVE:
-                return f"warm_start.{setting} = {ADAPTIVE} goes by shares of the whole budget"
         return None
 
 

@@ -6,7 +6,7 @@ decides, it decides by the rules of `adaptive`.
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from pipeline.config.training import ADAPTIVE, WarmStart
 from pipeline.errors import BadInput
-from pipeline.learning.adaptive import Anchor, BurnIn, Decision, exploring_std
+from pipeline.learning.adaptive import Anchor, BurnIn, Decision, Trial, wide_std
 from pipeline.learning.continued import Continued, restore_optimizer
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.policies import load_tensors, tensors_of
@@ -41,6 +41,7 @@ class WarmPPO(Continued, PPO):
     critic_optimizer: torch.optim.Optimizer | None = None  # of the burn-in; None when there is none, or no more
     decisions: tuple[Decision, ...] = ()  # of an adaptive warm start
     _reference: ActorCriticPolicy | None = None
+    _trial: Trial | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._burn_in, self._anchor = BurnIn(), Anchor()
@@ -56,21 +57,28 @@ class WarmPPO(Continued, PPO):
         self.warm_start = settings
         log_std = getattr(self.policy, "log_std", None)
         if settings.initial_action_std == ADAPTIVE and log_std is not None:
-            errors = log_std.exp().tolist()
-            with torch.no_grad():
-                log_std.copy_(torch.tensor(exploring_std(errors)).log())
-            for i, std in enumerate(log_std.exp().tolist()):
-                decision = Decision(0, f"initial_action_std/{i}", std, f"the clone has {errors[i]:.3g}")
-                self.decisions = (*self.decisions, decision)
+            own = log_std.exp().tolist()
+            self._explore(wide := wide_std(own), [f"the clone has {std:.3g}" for std in own])
+            if any(tried > had for tried, had in zip(wide, own, strict=True)):
+                self._trial = Trial(own, [None] * self.n_envs)
         if settings.clone_penalty != 0:
             self._reference = copy.deepcopy(self.policy)
             for parameter in self._reference.parameters():
                 parameter.requires_grad_(False)
-        if settings.critic_burn_in_steps != 0:
+        if settings.critic_burn_in_steps != 0 or self._trial is not None:
             parts = self.policy.vf_features_extractor, self.policy.mlp_extractor.value_net, self.policy.value_net
             critic = [parameter for part in parts for parameter in part.parameters()]
             self.critic_optimizer = torch.optim.Adam(critic, lr=settings.critic_burn_in_learning_rate)
             self.count(self.critic_optimizer)
+
+    def _explore(self, stds: Sequence[float], reasons: Sequence[str]) -> None:
+        """Act with these standard deviations, an action dimension each; the clone is taken to do so too."""
+        for policy in (self.policy, self._reference):
+            if policy is not None:
+                with torch.no_grad():
+                    policy.log_std.copy_(torch.tensor(stds).log())
+        for i, (std, reason) in enumerate(zip(stds, reasons, strict=True)):
+            self._decide(f"initial_action_std/{i}", std, reason)
 
     def penalty_weight(self) -> float:
         """Weight of the penalty now; a fixed one falls linearly to 0 over `clone_penalty_fade_steps` after burn-in."""
@@ -84,16 +92,16 @@ class WarmPPO(Continued, PPO):
         fade = settings.clone_penalty_fade_steps
         return settings.clone_penalty * (max(0.0, 1 - elapsed / fade) if fade else 1.0)
 
-    def on_evaluation(self, figure: float) -> None:
-        """Take in what the policy is worth in a scheduled evaluation, larger is better; the first is of the clone."""
+    def on_evaluation(self, returns: np.ndarray) -> None:
+        """Take in a scheduled evaluation, (E,) returns of its episodes; the first is of the clone."""
         if self.warm_start is None:
             return
         if self._anchor.clone is None:
             for decision in self.decisions:  # those before there was a logger
                 self.logger.record(f"warm_start/{decision.setting}", decision.value)
-        if self.critic_optimizer is not None:
-            self._anchor.since = self.num_timesteps
-        reason = self._anchor.evaluated(self.num_timesteps, figure, self._total_timesteps)
+        if self._anchor.clone is not None and self.critic_optimizer is not None:
+            return  # still the clone
+        reason = self._anchor.evaluated(returns)
         if reason is not None and self.warm_start.clone_penalty == ADAPTIVE:
             self._decide("clone_penalty", self._anchor.penalty, reason)
         if reason is not None and self.warm_start.learning_rate_factor == ADAPTIVE:
@@ -101,7 +109,8 @@ class WarmPPO(Continued, PPO):
 
     def _decide(self, setting: str, value: float, reason: str) -> None:
         self.decisions = (*self.decisions, Decision(self.num_timesteps, setting, value, reason))
-        self.logger.record(f"warm_start/{setting}", value)
+        if self._anchor.clone is not None:  # else there is no logger yet
+            self.logger.record(f"warm_start/{setting}", value)
 
     def _update_learning_rate(self, optimizers: Any) -> None:
         """SB3's schedule, and with a warm start its factor of it."""
@@ -123,6 +132,7 @@ class WarmPPO(Continued, PPO):
             "optimizer": self.policy.optimizer.state_dict(),
             "critic_optimizer": None if self.critic_optimizer is None else self.critic_optimizer.state_dict(),
             "burn_in": asdict(self._burn_in),
+            "trial": self._trial and asdict(self._trial),
             "anchor": asdict(self._anchor),
             "decisions": [asdict(decision) for decision in self.decisions],
             "reward_spread": spread and [float(spread.mean), float(spread.var), float(spread.count)],
@@ -138,7 +148,12 @@ class WarmPPO(Continued, PPO):
         elif self.critic_optimizer is not None:
             restore_optimizer(self.critic_optimizer, state["critic_optimizer"])
         self._burn_in, self._anchor = BurnIn(**state["burn_in"]), Anchor(**state["anchor"])
+        self._trial = Trial(**state["trial"]) if state["trial"] else None
         self.decisions = tuple(Decision(**decision) for decision in state["decisions"])
+        explored = {d.setting: d.value for d in self.decisions if d.setting.startswith("initial_action_std/")}
+        if explored and self._reference is not None:  # a trial that failed took the clone back too
+            with torch.no_grad():
+                self._reference.log_std.copy_(torch.tensor(list(explored.values())).log())
         if isinstance(env := self.get_env(), VecNormalize):
             mean, var, count = state["reward_spread"]
             env.ret_rms.mean, env.ret_rms.var, env.ret_rms.count = np.array(mean), np.array(var), count
@@ -173,6 +188,12 @@ class WarmPPO(Continued, PPO):
             self._refuse_what_is_not_finite()
             raise
 
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        for i, info in enumerate(infos):
+            if self._trial is not None and "episode" in info:
+                self._trial.ended(i, float(info["episode"]["r"]))
+
     def train(self) -> None:
         """One update: the critic alone in burn-in, then PPO with the penalty, then plain PPO.
 
@@ -187,7 +208,6 @@ class WarmPPO(Continued, PPO):
             elif weight > 0:
                 self._train_near_clone(weight)
             else:
-                self._reference = None
                 super().train()
         except ValueError:  # torch's, of a distribution, in the middle of the update
             self._refuse_what_is_not_finite()
@@ -197,10 +217,22 @@ class WarmPPO(Continued, PPO):
     def _burn_in_is_over(self) -> bool:
         """Is the rollout that was just played none of the burn-in any more?"""
         assert self.warm_start is not None
+        if self._trial is not None:
+            assert self._anchor.clone is not None
+            verdict = self._trial.verdict(self._anchor.clone)
+            if verdict is None:
+                return False
+            borne, why = verdict
+            stds = self.policy.log_std.exp().tolist() if borne else self._trial.own
+            self._explore(stds, [why] * len(stds))
+            self._trial = None
+            if not borne:  # the critic has seen what is not done any more
+                self._burn_in = BurnIn()
+                return False
         steps = self.warm_start.critic_burn_in_steps
         if steps != ADAPTIVE:
             return self.num_timesteps > steps
-        reason = self._burn_in.ends(self.num_timesteps, self._explained_variance(), self._total_timesteps)
+        reason = self._burn_in.ends(self._explained_variance())
         if reason is None:
             return False
         self._burn_in.steps = self.num_timesteps - self.rollout_buffer.buffer_size * self.n_envs

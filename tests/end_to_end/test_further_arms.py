@@ -137,9 +137,15 @@ def test_a_training_is_extended_when_its_budget_is_raised_and_says_so_where_it_c
     assert curves[0] == curves[1]
     assert [step for step, _ in curves[0]] == [0, 1024, 2048, 2560]
     assert longer.data.metrics[Metric.ENVIRONMENT_STEPS] == 2560
-    anew, said = trained("finetune", "anew", "2560")
-    assert "pretrained seed 1: begins anew, though run" in said
-    assert "warm_start.critic_burn_in_steps = adaptive goes by shares of the whole budget" in said
+    warm, said = trained("finetune", "longer", "2560")
+    assert "pretrained seed 1: goes on from the last checkpoint of run" in said  # an adaptive start knows no budget
+    at_once, _ = trained("finetune", "at-once", "2560", "--reuse", "false")
+    assert warm.data.tags[Tag.LAST_POLICY_DIGEST] == at_once.data.tags[Tag.LAST_POLICY_DIGEST]
+    falling = ("--training.learning_rate", "{initial: 1.0e-3, final: 0.0}")
+    trained("baseline", "falling", "1024", *falling)
+    anew, said = trained("baseline", "anew", "2048", *falling)
+    assert "scratch seed 1: begins anew, though run" in said
+    assert "training.learning_rate falls over the whole budget" in said
     assert Tag.EXTENDS not in anew.data.tags
 
 

@@ -12,14 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.config.training import ADAPTIVE, ADAPTIVE_WARM_START, LearningRate, SACTraining, WarmStart
+from pipeline.config.training import ADAPTIVE_WARM_START, LearningRate, SACTraining, WarmStart
 from pipeline.learning import adaptive, checkpoints
 from pipeline.learning.adaptive import Anchor, BurnIn
 from pipeline.learning.checkpoints import CheckpointFolder, from_bytes, to_bytes
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.repeatability import repeats_itself
 from pipeline.learning.train import train
-from pipeline.policies import build_policy, save_policy
+from pipeline.policies import build_policy, load_trainable, save_policy
 from pipeline.tasks import Task
 
 
@@ -124,11 +124,16 @@ def test_from_every_checkpoint_the_training_ends_the_same(job, whole, tmp_path):
 
 
 def test_an_adaptive_warm_start_decides_the_same_after_a_kill_and_says_what(job, tmp_path, monkeypatch):
-    """17 rollouts; the critic explains enough with the second one, before the cap of 272 steps."""
-    monkeypatch.setattr(adaptive, "EXPLAINED", -1000.0)
+    """17 rollouts: a trial in which no episode ends, for parts are shorter than episodes, then one of burn-in."""
+    monkeypatch.setattr(adaptive, "EXPLAINED", 1000.0)
+    clone = load_trainable(Path(job.initial_policy))
+    clone.log_std.data.fill_(np.log(0.1))
+    save_policy(clone, tmp_path / "clone", {})
+    training = replace(job.training, total_timesteps=1088, checkpoint_every=64, ppo={**job.training.ppo, "n_steps": 16})
     job = replace(
         job,
-        training=replace(job.training, total_timesteps=2176),
+        training=training,
+        initial_policy=str(tmp_path / "clone"),
         warm_start=ADAPTIVE_WARM_START,
         best_metric="eval_episode_return",
     )
@@ -136,11 +141,18 @@ def test_an_adaptive_warm_start_decides_the_same_after_a_kill_and_says_what(job,
     *_, points, decisions = reached
     decided = {"initial_action_std/0", "critic_burn_in_steps", "clone_penalty", "learning_rate_factor"}
     assert decided == {d.setting for d in decisions}
-    assert [d.value for d in decisions if d.setting == "critic_burn_in_steps"] == [128]
+    stds = [(d.timestep, d.value) for d in decisions if d.setting == "initial_action_std/0"]
+    assert stds == [(0, pytest.approx(0.6)), (512, pytest.approx(0.1))]
+    assert [d.value for d in decisions if d.setting == "critic_burn_in_steps"] == [576]
     assert {(f"warm_start/{d.setting}", d.value) for d in decisions} <= {(name, value) for name, _, value in points}
-    for number in (1, 9):
+    for number in (1, 9, 13):
         assert resumed(job, tmp_path / str(number), taken[number - 1]) == reached
-    forgotten = ("burn_in", 1, asdict(BurnIn())), ("anchor", 9, asdict(Anchor())), ("decisions", 9, [])
+    forgotten = (
+        ("trial", 1, None),
+        ("burn_in", 9, asdict(BurnIn())),
+        ("decisions", 9, []),
+        ("anchor", 13, asdict(Anchor())),
+    )
     for piece, number, nothing in forgotten:
         omit = changed("model", **{piece: lambda _, nothing=nothing: nothing})
         assert resumed(job, tmp_path / piece, omit(taken[number - 1])) != reached, piece
@@ -164,10 +176,7 @@ def test_a_longer_training_goes_on_from_the_last_checkpoint_of_a_shorter_one(job
     assert falling.bound_to_budget == "training.learning_rate falls over the whole budget"
     _, taken = reached_and_taken(falling, tmp_path / "falling")
     assert resumed(longer(falling), tmp_path / "no", taken[3])[0] != outcome(longer(falling))[0]
-    for name in ("critic_burn_in_steps", "clone_penalty", "learning_rate_factor"):
-        adapting = replace(job, warm_start=WarmStart(**{name: ADAPTIVE}))
-        assert f"warm_start.{name} = adaptive" in adapting.bound_to_budget
-    assert replace(job, warm_start=WarmStart(initial_action_std=ADAPTIVE)).bound_to_budget is None
+    assert replace(job, warm_start=ADAPTIVE_WARM_START).bound_to_budget is None
     assert replace(job, sac=SACTraining()).bound_to_budget == "its replay buffer was not kept"
 
 
