@@ -1,7 +1,7 @@
 """What a start from a clone is worth, by who demonstrated and by how PPO starts: arms over matched seeds.
 
-    python benchmarks/warm_start_ablation.py --cases "planner;expert" --arms "scratch;fixed;adaptive" --seeds 2
-    python benchmarks/warm_start_ablation.py --table
+    python -m benchmarks.warm_start_ablation --cases "planner;expert" --arms "scratch;fixed;adaptive" --seeds 2
+    python -m benchmarks.warm_start_ablation --table
 
 A case says who demonstrates what; its dataset and a clone a seed are made once. An arm says how PPO starts from those
 clones, or that it does not. Whatever ended is a file below `--folder`: run again, it goes on where it was, and it
