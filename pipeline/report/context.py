@@ -64,6 +64,18 @@ class ReferencePolicy:
 
 
 @dataclass(frozen=True)
+class OtherComparison:
+    """Of the same task, with another expert or other demonstrations."""
+
+    group: str
+    expert: str
+    dataset: str
+    badge: str  # its verdict
+    ratio: Estimate | None  # None: no run met the target
+    url: str | None = None
+
+
+@dataclass(frozen=True)
 class Term:
     """A figure in words."""
 
@@ -109,6 +121,7 @@ class ReportContext:
     shift: Shift | None = None
     holdout_shifts: Mapping[str, Shift] | None = None  # hold-out set -> the same for rollouts there
     experts: tuple[RunCurve, ...] | None = None  # the training of the expert, seed by seed
+    others: tuple[OtherComparison, ...] | None = None  # that this store has, newest first
     target_origin: str | None = None  # where the target stands, and since when, as a sentence
     glossary: tuple[Term, ...] | None = None
     shift_samples: tuple[str, str] = ("demonstrations", "fine-tuning rollouts")  # what was compared

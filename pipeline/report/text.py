@@ -8,7 +8,7 @@ Whatever a template shows is escaped, since it may come from a user; only `Marku
 import re
 from functools import cache
 from html.entities import codepoint2name
-from math import isfinite
+from math import exp, isfinite
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -35,7 +35,7 @@ def _templates() -> Environment:
     found = environment(
         autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else Markup(one_line(value))
     )
-    found.filters["decimals"] = decimals_of
+    found.filters.update(decimals=decimals_of, exp=exp)
     found.filters.update(
         {f.__name__: f for f in (number, fixed, spread, change, p_value, interval, percent, duration, limits, words)}
     )
@@ -124,7 +124,7 @@ def interval(estimate: Estimate | None) -> str:
 
 def percent(share: float, digits: int = 1) -> str:
     """`0.061` -> `6.1 %`, with a space that does not break."""
-    return f"{share * 100:.{digits}f}\u00a0%"
+    return f"{fixed(share * 100, digits)}\u00a0%"
 
 
 def duration(seconds: float) -> str:

@@ -22,6 +22,7 @@ from pipeline.report.comparison_report import build_report
 from pipeline.report.context import (
     Animation,
     LineageNode,
+    OtherComparison,
     ReferencePolicy,
     ReportContext,
     RunLink,
@@ -32,6 +33,7 @@ from pipeline.report.palette import ARM_LABELS
 from pipeline.stages import StageOutcome, report_link
 from pipeline.statistics.comparison import Comparison, RunCurve
 from pipeline.statistics.comparison import compare as compare_arms
+from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.finals import Regression, measure_regression
 from pipeline.statistics.matched import ComparisonSettings, RunData
 from pipeline.statistics.shift import Shift
@@ -51,7 +53,7 @@ from pipeline.tracking.groups import (
 from pipeline.tracking.host import environment_record
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.reuse import report_digest
-from pipeline.tracking.runs import get_run, read_config, read_text_artifact, seed_of, tag_of
+from pipeline.tracking.runs import get_run, read_config, read_text_artifact, search, seed_of, tag_of
 from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import run_address
 
@@ -293,6 +295,7 @@ def report_context(
         shift=_shift(run, group),
         holdout_shifts=_holdout_shifts(run, evidence),
         experts=_experts(run, group),
+        others=_others(run, group),
         target_origin=_target_origin(run, evidence, target),
         glossary=glossary(evidence.task.config, figures),
         demonstrated=evidence.dataset is not None,
@@ -371,6 +374,22 @@ def _holdout_shifts(run: StageRun, evidence: Evidence) -> dict[str, Shift] | Non
         for name in task.config.holdout_sets
     }
     return {name: shift for name, shift in found.items() if shift is not None}
+
+
+def _others(run: StageRun, group: Group) -> tuple[OtherComparison, ...]:
+    """What this store has of the same task with another expert or other demonstrations, the newest of each group."""
+    found: dict[str, OtherComparison] = {}
+    for other in search(run.client, {Tag.STAGE: "compare", Tag.TASK: tag_of(group.finetune, Tag.TASK)}):
+        tags, metrics = other.data.tags, other.data.metrics
+        expert, dataset = (tags.get(tag, "none") for tag in (Tag.LINEAGE_EXPERT, Tag.LINEAGE_DATASET))
+        own = [group.finetune.data.tags.get(tag, "none") for tag in (Tag.LINEAGE_EXPERT, Tag.LINEAGE_DATASET)]
+        name = tags.get(Tag.GROUP, group.name)
+        if [expert, dataset] == own or name in (*found, group.name) or Tag.COMPARISON not in tags or Tag.TAINT in tags:
+            continue
+        ends = [metrics[name] for end in ("", "_ci_low", "_ci_high") if (name := f"{Metric.RATIO}{end}") in metrics]
+        ratio = Estimate(*ends) if len(ends) == 3 else None
+        found[name] = OtherComparison(name, expert, dataset, tags[Tag.COMPARISON], ratio, run_address(other))
+    return tuple(found.values())
 
 
 def _experts(run: StageRun, group: Group) -> tuple[RunCurve, ...] | None:

@@ -8,6 +8,7 @@ from pipeline.config.base import Bound
 from pipeline.report.context import (
     Animation,
     LineageNode,
+    OtherComparison,
     ReferencePolicy,
     ReportContext,
     RunLink,
@@ -182,6 +183,7 @@ def made_up_context() -> ReportContext:
         shift=measure_shift(demonstrations, rollouts, names, permutations=199),
         holdout_shifts={"holdout": measure_shift(demonstrations, rollouts, names, permutations=19)},
         experts=(RunCurve(1, (0, 50_000), {"success_rate": (0.1, 0.95), "collision_rate": (0.5, 0.03)}),),
+        others=(OtherComparison("earlier", "social_nav-expert/2", "sn-77aa", "faster", Estimate(0.2, 0.1, 0.4)),),
         target_origin="success rate >= 0.9, the thresholds of the task file.",
         glossary=(Term("success_rate", "share of episodes that succeed", "more is better", 0.02),),
         regressions=(measure_regression("train_small", "success_rate", [0.82] * len(after), after, 1, SETTINGS),),
