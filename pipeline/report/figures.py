@@ -45,6 +45,7 @@ STYLES: Final = {Arm.SCRATCH: "--", Arm.PRETRAINED: "-", Arm.SCRATCH_LR0: ":", A
 MARKERS: Final = {Arm.SCRATCH: "s", Arm.PRETRAINED: "o", Arm.SCRATCH_LR0: "D", Arm.PRETRAINED_LR0: "^"}
 MOST_FEATURES: Final = 12
 PERCENT: Final = "{x:.0%}"
+LABEL_HEIGHT: Final = 0.08  # of a line of text, in shares of the height of axes
 
 _SETTINGS: Final[Any] = {
     "svg.fonttype": "none",
@@ -115,26 +116,26 @@ def learning_curve(comparison: Comparison, figure: str) -> str:
     bound = comparison.settings.target.get(figure)
     title = words(figure) if bound is None else f"{words(figure)}, target {limits(bound)}"
     with canvas(f"curve-{figure}", title[0].upper() + title[1:]) as drawn:
-        axes = drawn.axes
+        axes, ends = drawn.axes, list[tuple[str, float, str]]()
         for arm, summary in comparison.arms.items():
             if figure not in summary.curves:
                 continue
-            curve = summary.curves[figure]
+            curve, style = summary.curves[figure], _style(arm)
+            ends.append((style.pop("label"), curve.mean[-1], style["color"]))
             if arm in CONTROLS:  # weights that never change: one level for all steps
-                axes.axhline(float(np.mean(curve.mean)), linewidth=1.4, **_style(arm))
+                axes.axhline(float(np.mean(curve.mean)), linewidth=1.4, **style)
                 continue
-            axes.plot(curve.steps, curve.mean, linewidth=2.0 if arm in DRAWN_ARMS else 1.3, **_style(arm))
+            axes.plot(curve.steps, curve.mean, linewidth=2.0 if arm in DRAWN_ARMS else 1.3, **style)
             if arm not in DRAWN_ARMS:
                 continue
             colour = ARM_COLOURS[arm]
             axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
             for run in summary.runs:
                 axes.plot(run.steps, run.figures[figure], color=colour, linewidth=0.6, alpha=0.45)
-        for limit, sign in () if bound is None else ((bound.min, "≥"), (bound.max, "≤")):
+        for limit in () if bound is None else (bound.min, bound.max):
             if limit is not None:
-                axes.axhline(
-                    limit, color=TARGET, linewidth=1.3, linestyle=(0, (2, 2)), label=f"target {sign} {limit:g}"
-                )
+                axes.axhline(limit, color=TARGET, linewidth=1.3, linestyle=(0, (2, 2)))
+                ends.append((f"target {limit:g}", limit, TARGET))
         if figure in (Metric.SUCCESS_RATE, Metric.COLLISION_RATE):
             low, high = 0.0, 1.0
             if bound is not None and bound.min is not None:
@@ -143,6 +144,7 @@ def learning_curve(comparison: Comparison, figure: str) -> str:
                 high = min(1.0, max(2 * bound.max, 0.02))
             axes.set_ylim(low - 0.02 * (high - low), high + 0.02 * (high - low))
             axes.yaxis.set_major_formatter(PERCENT)
+        _label_ends(axes, ends)
         _steps_axis(axes, "environment steps of training")
     return drawn.svg
 
@@ -256,7 +258,11 @@ def sensitivity_rows(comparison: Comparison) -> str:
     with canvas("sensitivity", "Ratio of timesteps if judged otherwise", 0.19 * place + 1.3) as drawn:
         axes = drawn.axes
         axes.axvline(1, color=INK, linewidth=1)
-        axes.axvline(target, color=TARGET, linewidth=1.3, linestyle=(0, (2, 2)), label=f"target {target:g}")
+        axes.axvline(target, color=TARGET, linewidth=1.3, linestyle=(0, (2, 2)))
+        axes.set_title(axes.get_title(loc="left"), pad=18)
+        axes.annotate(
+            f"target {target:g}", (target, 1.02), xycoords=("data", "axes fraction"), ha="center", color=TARGET
+        )
         for y, row in zip(at, rows, strict=True):
             low, value, high = (min(max(v, 0.0), most) for v in (row.ratio.low, row.ratio.value, row.ratio.high))
             axes.plot([low, high], [y, y], color=PRETRAINED, linewidth=1.6)
@@ -275,9 +281,11 @@ def sensitivity_rows(comparison: Comparison) -> str:
 def expert_curve(experts: Sequence[RunCurve], figure: str) -> str:
     """One line a seed of the expert's training."""
     with canvas("expert", f"The expert's {words(figure)} in training", 2.4) as drawn:
-        axes = drawn.axes
+        axes, ends = drawn.axes, list[tuple[str, float, str]]()
         for run, line in zip(experts, cycle(("-", "--", ":", "-.")), strict=False):
-            axes.plot(run.steps, run.figures[figure], color=PRETRAINED, linestyle=line, label=f"seed {run.seed}")
+            axes.plot(run.steps, run.figures[figure], color=PRETRAINED, linestyle=line)
+            ends.append((f"seed {run.seed}", run.figures[figure][-1], PRETRAINED))
+        _label_ends(axes, ends)
         _steps_axis(axes, "environment steps of training")
     return drawn.svg
 
@@ -290,22 +298,23 @@ def bill_lines(bill: Bill) -> str:
     uses = np.linspace(0, last, 50)
     title = f"Paid back after {even.reuses:,} trainings" if even.reuses is not None else "Never paid back"
     with canvas("bill", title) as drawn:
-        axes = drawn.axes
-        axes.plot(
-            uses, uses * bill.baseline_steps.value, color=BASELINE, linestyle="--", linewidth=2, label="from scratch"
-        )
+        axes, without = drawn.axes, uses * bill.baseline_steps.value
         total = bill.upfront.steps + uses * bill.pretrained_steps.value
-        axes.plot(uses, total, color=PRETRAINED, linewidth=2, label="pre-trained, with expert and demonstrations")
+        axes.plot(uses, without, color=BASELINE, linestyle="--", linewidth=2)
+        axes.plot(uses, total, color=PRETRAINED, linewidth=2)
         if even.reuses is not None:
             axes.axvline(even.reuses, color=TARGET, linewidth=1.2, linestyle=(0, (2, 2)))
             high = min(last, even.high or last)
-            axes.axvspan(min(even.low or 0, high), high, color=TARGET, alpha=0.13, linewidth=0, label="95 % interval")
+            axes.axvspan(min(even.low or 0, high), high, color=TARGET, alpha=0.13, linewidth=0)
         axes.set_xlim(0, last)
-        axes.set_xlabel("trainings that reuse the same demonstrations")
+        shaded = "; shaded: 95 % interval" if even.reuses is not None else ""
+        axes.set_xlabel(f"trainings that reuse the same demonstrations{shaded}")
         axes.set_ylabel("environment steps in all")
         axes.locator_params(axis="x", integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: short_steps(value))
         axes.set_ylim(bottom=0)
+        with_all = "pre-trained, with, expert and, demonstrations"
+        _label_ends(axes, [("from scratch", without[-1], BASELINE), (with_all, total[-1], PRETRAINED)])
     return drawn.svg
 
 
@@ -327,6 +336,26 @@ def shift_bars(shift: Shift) -> str | None:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("Kolmogorov-Smirnov distance, 0 to 1")
     return drawn.svg
+
+
+def _label_ends(axes: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:
+    """Names, a line for each part between commas, at the height (y, colour) where lines end, right of the axes.
+
+    Where they would overlap they are moved apart, in the order of the ends.
+    """
+    low, high = axes.get_ylim()
+    wanted = sorted((min(max((y - low) / (high - low), 0.0), 1.0), text.replace(", ", "\n"), c) for text, y, c in ends)
+    heights = [LABEL_HEIGHT * (text.count("\n") + 1) for _, text, _ in wanted]
+    tops = list[float]()
+    for (at, _, _), height in zip(wanted, heights, strict=True):
+        tops.append(max([at + height / 2, *(top + height for top in tops[-1:])]))
+    ceiling = 1.0 + LABEL_HEIGHT / 2
+    for index in reversed(range(len(tops))):
+        tops[index] = ceiling = min(tops[index], ceiling)
+        ceiling -= heights[index]
+    for (_, text, colour), top, height in zip(wanted, tops, heights, strict=True):
+        place: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (5, 0), "textcoords": "offset points"}
+        axes.annotate(text, (1, top - height / 2), va="center", color=colour, fontsize=8.5, **place)
 
 
 def _style(arm: str) -> dict[str, Any]:
