@@ -240,6 +240,7 @@ def forest(finals: Finals, figure: str, references: Sequence[ReferencePolicy]) -
         for axes, count in zip((upper, lower), rows, strict=True):
             axes.set_ylim(count - 0.5, -0.5)
             axes.grid(axis="y", visible=False)
+            axes.locator_params(axis="x", nbins=5)
             if first.figure.endswith("_rate"):
                 axes.xaxis.set_major_formatter("{x:.3g}")
     return drawn.svg
