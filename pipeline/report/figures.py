@@ -308,8 +308,7 @@ def bill_lines(bill: Bill) -> str:
             high = min(last, even.high or last)
             axes.axvspan(min(even.low or 0, high), high, color=TARGET, alpha=0.13, linewidth=0)
         axes.set_xlim(0, last)
-        shaded = "; shaded: 95 % interval" if even.reuses is not None else ""
-        axes.set_xlabel(f"trainings that reuse the same demonstrations{shaded}")
+        axes.set_xlabel("trainings that reuse the demonstrations")
         axes.set_ylabel("environment steps in all")
         axes.locator_params(axis="x", integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: short_steps(value))
