@@ -132,10 +132,10 @@ def learning_curve(comparison: Comparison, figure: str) -> str:
             axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
             for run in summary.runs:
                 axes.plot(run.steps, run.figures[figure], color=colour, linewidth=0.6, alpha=0.45)
-        for limit in () if bound is None else (bound.min, bound.max):
+        for limit, sign in () if bound is None else ((bound.min, "≥"), (bound.max, "≤")):
             if limit is not None:
                 axes.axhline(limit, color=TARGET, linewidth=1.3, linestyle=(0, (2, 2)))
-                ends.append((f"target {limit:g}", limit, TARGET))
+                ends.append((f"target {sign} {limit:g}", limit, TARGET))
         if figure in (Metric.SUCCESS_RATE, Metric.COLLISION_RATE):
             low, high = 0.0, 1.0
             if bound is not None and bound.min is not None:
