@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import submitit
-from submitit.core.utils import FailedSubmissionError, UncompletedJobError
+from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 from submitit.helpers import Checkpointable
 
 from pipeline.config.task import ExecutorSettings
@@ -83,7 +83,7 @@ class SlurmCluster:
             executor = submitit.SlurmExecutor(place / "slurm", max_num_timeout=self._settings.retries)
             executor.update_parameters(job_name=f"training-seed-{job.seed}", setup=setup, **options)
             slurm = executor.submit(TrainingOnNode(), job, place, str(Path.cwd()))
-        except (FailedSubmissionError, ValueError, TypeError) as error:
+        except (FailedJobError, FailedSubmissionError, ValueError, TypeError) as error:
             raise BadInput(f"executor.options: SLURM does not take them: {error}") from None
         with (place / JOB_IDS).open("a", encoding="utf-8") as file:
             file.write(f"{slurm.job_id}\n")
