@@ -181,11 +181,11 @@ def _conclude(
     checked, failed = len(decision.rows), len(decision.reasons)
     run.metrics({"gate/rules_checked": checked, "gate/rules_failed": failed})
     made_by = run.link(str(version.run_id), "the run that made it")
-    about = f"Digest `{candidate.digest}`; {made_by}, {run.link(run.run_id, 'the run of the gate')}.\n\n"
+    about = f"Digest `{candidate.digest}`; {made_by}, {run.link(run.run_id, 'the run of the gate')}.\n\n{film}\n\n"
     if approvers is not None and decision.approved:
         about = UNSIGNED + about
     found = page.partition("\n")[2].replace("## All checks\n", "")
-    registry.describe(run.client, version, f"{about}{found.rstrip()}\n\n{film}")
+    registry.describe(run.client, version, about + found)  # cut at its end when it is long
     if not decision.approved:
         reason = "; ".join(decision.reasons)
         approved_before = registry.refuse(run.client, version, run.run_id, reason[:4_000])
