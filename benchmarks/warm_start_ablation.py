@@ -185,7 +185,7 @@ class Bench:
             scale = return_scale(
                 self.demonstrations(name, case), config_of(case, "pretrain", case.pretrain).cloning.gamma
             )
-            start = {seed: Start(folder, policy_digest(folder), scale)}
+            start = {seed: Start(str(folder), folder, policy_digest(folder), True, scale)}
         (made,) = arm_jobs(config, Task(load_task(config.task), config.training.environment), place, start)
         return place / f"seed-{seed}.json", made.job
 
