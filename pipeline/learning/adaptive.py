@@ -33,11 +33,11 @@ class Decision:
 def wide_std(own: Sequence[float]) -> list[float]:
     """Standard deviations that are tried first, an action dimension each; `own` are the clone's, its labels' spread.
 
-    A clone that copies to 0.02 tries 0.12, one that copies to 0.2 or worse explores as a training from scratch does.
-    `[0.001, 0.02, 0.5]` -> `[0.1, 0.12, 1.0]`.
+    A clone that copies to 0.02 tries 0.12, one that copies to 0.2 what a training from scratch explores in, one that
+    copies to 0.5 or worse nothing wider: `[0.001, 0.02, 0.2, 0.6]` -> `[0.1, 0.12, 1.0, 0.6]`.
     """
     least, most = STD_RANGE
-    return [min(max(STD_OVER_OWN * std, least), most) for std in own]
+    return [min(max((1 if std >= most / 2 else STD_OVER_OWN) * std, least), most) for std in own]
 
 
 @dataclass

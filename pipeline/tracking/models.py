@@ -156,8 +156,14 @@ def seeds_of(client: MlflowClient, run_id: str | None, stage: str) -> dict[int, 
 
 
 def find_policies(client: MlflowClient, references: str, task: str, latest: dict[str, str]) -> list[StoredPolicy]:
-    """`find_policy` of every reference between commas."""
-    return [find_policy(client, reference.strip(), task, latest) for reference in references.split(",")]
+    """`find_policy` of every reference between commas. Raises BadInput for one that no run made."""
+    found = [find_policy(client, reference.strip(), task, latest) for reference in references.split(",")]
+    for policy in found:
+        if policy.run_id is None:
+            raise BadInput(
+                f"policy {policy.reference!r} is of no run, so nothing says what it is; give the run that made it"
+            )
+    return found
 
 
 def starting_policies(
@@ -171,10 +177,6 @@ def starting_policies(
     """
     clones: dict[int, StoredPolicy] = {}
     for policy in policies:
-        if policy.run_id is None:
-            raise BadInput(
-                f"policy {policy.reference!r} is of no run, so nothing says what it is; give the run that made it"
-            )
         own = seeds_of(client, policy.run_id, "pretrain_seed")
         twice = sorted(clones.keys() & own.keys())
         if twice:

@@ -1,6 +1,7 @@
 """Every stage, alone and in `main`: how it ends, and what it leaves."""
 
 import json
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -158,8 +159,8 @@ def test_promote_moves_the_alias_and_leaves_its_evidence(staged):
     assert rows == {(s, *r) for s in subjects for r in (("train_small", "success_rate"), ("holdout", "collision_rate"))}
     assert all(row["episodes"] >= 100 for row in evidence["rows"])
     assert run.data.tags[Tag.VERDICT] == "yes"
-    (film,) = (path for path in paths(run) if path.startswith(f"{Artifact.PLAYBACK}/candidate."))
-    assert f"{run.info.run_id}/artifacts/{film}" in version.description
+    (film,) = (path for path in paths(run) if path.startswith("images/") and path.endswith("+compressed.webp"))
+    assert f"get-artifact?path={quote(film)}&run_uuid={run.info.run_id}" in version.description
 
 
 def test_collect_leaves_a_validated_dataset_whose_every_claim_holds(staged):

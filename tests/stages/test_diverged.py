@@ -15,7 +15,11 @@ QUICK = ["--seeds", "[3]", "--training.total_timesteps", "512"]
     ("stage", "child", "arguments"),
     [
         ("train_expert", "train_expert_seed", ["--training.learning_rate.initial", "1e37", *QUICK]),
-        ("finetune", "finetune_seed", ["--training.learning_rate.initial", "1e37", "--control_timesteps", "0", *QUICK]),
+        (
+            "finetune",
+            "finetune_seed",  # the first rollout of 512 steps is burn-in
+            ["--training.learning_rate.initial", "1e37", "--control_timesteps", "0", *QUICK[:3], "1536"],
+        ),
         ("pretrain", "pretrain_seed", ["--cloning.learning_rate", "1e37", "--seeds", "[3]"]),
     ],
 )

@@ -55,7 +55,12 @@ def test_a_gail_clone_is_fine_tuned_and_its_steps_are_on_the_bill(story, client)
     group = run_stage("finetune", "configs/smoke/finetune.yaml", {"policy": run_id}, overrides).outputs["group"]
     (run,) = search(client, {Tag.GROUP: group, Tag.STAGE: "finetune"})
     assert run.data.tags[lineage_run_tag("pretrain")] == run_id
-    cost = upfront_cost(client, Group(group, {}, baseline=run, finetune=run))
+    bill = Group(group, {}, baseline=run, finetune=run)
+    assert upfront_cost(client, bill) is None  # the file of the expert does not say what its training took
+    (imported,) = search(client, {Tag.STAGE: "promote"})
+    client.log_metric(imported.info.run_id, Metric.ENVIRONMENT_STEPS, 5000)
+    cost = upfront_cost(client, bill)
+    assert cost.expert_steps == 5000
     assert cost.imitation_steps == 1024 == cost.steps - cost.expert_steps - cost.demonstration_steps
 
 
