@@ -7,7 +7,7 @@ seeds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, exp, inf
 from typing import Literal
 
@@ -143,8 +143,12 @@ def ratio_kind(pairs: Sequence[SeedPair]) -> RatioKind:
 def restricted_mean(
     times: Sequence[TimeToTarget], from_episodes: FromEpisodes = NO_EPISODES, datasets: Sequence[str] = ()
 ) -> Estimate:
-    """Mean of the times, censored ones counted at the budget (restricted mean, Royston and Parmar 2013), over seeds."""
-    return MeanOverSeeds.of(by_dataset(np.array([float(t.steps) for t in times]), datasets), from_episodes).estimate
+    """Mean of the times, censored ones counted at the budget (restricted mean, Royston and Parmar 2013), over seeds.
+
+    No time is below 0, and so no interval is.
+    """
+    mean = MeanOverSeeds.of(by_dataset(np.array([float(t.steps) for t in times]), datasets), from_episodes).estimate
+    return replace(mean, low=max(0.0, mean.low))
 
 
 def restricted_mean_ratio(pairs: Sequence[SeedPair], from_episodes: FromEpisodes = NO_EPISODES) -> Estimate:

@@ -126,6 +126,7 @@ def test_restricted_mean_counts_a_censored_run_at_the_budget() -> None:
     estimate = restricted_mean(times)
     assert estimate.value == 200.0
     assert estimate.high - 200.0 == pytest.approx(12.706 * 100, rel=1e-3)  # t of one degree of freedom
+    assert estimate.low == 0.0  # not -1,070.6: no time is negative
 
 
 def test_the_sign_test_equals_scipy_and_counts_only_what_is_certain() -> None:
