@@ -196,7 +196,10 @@ def train_on_node(job: Job[Any], place: Path, folder: str) -> Ended:
     vars(sys.modules["__main__"]).pop("__file__", None)
     say = EventFile(place)
     with closing(LocalProcesses(at_once=1)) as processes:
-        processes.submit("training", job)
+        try:
+            processes.submit("training", job)
+        except (EOFError, ConnectionError):  # the fork server was killed, as everything of a cancelled job is
+            os._exit(1)
         while True:
             for _, news in processes.wait():
                 if isinstance(news, TrainingEvent):
