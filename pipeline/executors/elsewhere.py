@@ -135,9 +135,8 @@ class Elsewhere:
                             continue
                         missing = f"{heard.ended.points - heard.points} of its points are missing in {heard.place}"
                         end = TrainingCrashed(f"training of seed {heard.job.seed}: {missing}")
-                    if not isinstance(
-                        end, TrainingKilled
-                    ):  # what was killed may be writing still, and goes on from there
+                    # what was killed may be writing still, and goes on from there
+                    if not isinstance(end, TrainingKilled):
                         for name, home in (("output", heard.job.output), ("checkpoints", heard.job.checkpoints)):
                             if home is not None and (heard.place / name).is_dir():
                                 shutil.copytree(heard.place / name, home, dirs_exist_ok=True)
