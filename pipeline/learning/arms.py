@@ -53,7 +53,7 @@ class Start:
     folder: Path
     digest: str
     clone: bool  # not what some training came to
-    return_scale: float | None  # of a clone's demonstrations
+    return_scale: float | None  # of a clone's demonstrations, or of the rewards that an imported policy learnt from
 
 
 @dataclass(frozen=True)

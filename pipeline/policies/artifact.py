@@ -60,8 +60,13 @@ Space = Annotated[Any, AfterValidator(space_from_json)]
 Scaled = Literal["observations", "actions"]
 
 
-def save_policy(policy: Policy, folder: str | Path, provenance: Mapping[str, Any]) -> str:
-    """Write the artifact, whole or not at all, replacing what was there; returns its `policy_digest`."""
+def save_policy(
+    policy: Policy, folder: str | Path, provenance: Mapping[str, Any], return_scale: float | None = None
+) -> str:
+    """Write the artifact, whole or not at all, replacing what was there; returns its `policy_digest`.
+
+    `return_scale` divides its critic's values, and rewards, where PPO that goes on from it normalises them.
+    """
     scaling = scaling_of(policy)
     units: dict[str, Any] = {"scaled": [name for name, affine in vars(scaling).items() if affine is not None]}
     if scaling.observations is not None and isfinite(scaling.observations.clip):
@@ -75,6 +80,7 @@ def save_policy(policy: Policy, folder: str | Path, provenance: Mapping[str, Any
     spec = {
         **(units if scaling else {}),
         **({"residual": True} if isinstance(policy, ResidualPolicy) else {}),
+        **({"return_scale": return_scale} if return_scale is not None else {}),
         "format_version": FORMAT_VERSION,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
@@ -121,6 +127,7 @@ class PolicySpec(_Spec):
     network: Network
     action_distribution: str
     residual: bool = False
+    return_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,10 @@
     save_policy(policy, folder, {"source": ..., "sb3_version": ...})       # from here on it is one of ours
 
 The network is rebuilt from the tensors and the settings of the zip; what these do not say for certain is refused by
-name. A PPO, A2C or TRPO whose network is one that PPO trains here becomes such a policy; any other actor becomes one
-that acts, passes the gate and demonstrates. Spaces are those of the task. The optimiser is not carried over.
-What a policy of ours scales is written into its first and last layers, and a clone and its correction become one actor
-twice as wide, so that `PPO.load` needs nothing of ours.
+name. A PPO, A2C or TRPO whose network is one that PPO trains here becomes such a policy, whose critic values rewards as
+they are; any other actor becomes one that acts, passes the gate and demonstrates. Spaces are those of the task. The
+optimiser is not carried over. What a policy of ours scales is written into its first and last layers, and a clone and
+its correction become one actor twice as wide, so that `PPO.load` needs nothing of ours.
 """
 
 import os

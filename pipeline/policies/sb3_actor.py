@@ -94,11 +94,14 @@ def actor_of(held: SB3Zip) -> SB3Actor:
     named = {key: _plain(value) for key, value in held.policy_arguments.items()}
     arguments = validate(_PolicyArguments, named, f"{what}: policy_kwargs")
     if (network := _trainable(held, arguments)) is not None:
+        # its critic valued divided rewards; a policy's critic here values them as they are
+        unit = np.float32(held.return_scale or 1)
+        tensors = {name: unit * of if name.startswith("value_net.") else of for name, of in held.tensors.items()}
         if (statistics := held.normalisation) is None:
-            return SB3Actor(network, held.tensors)
+            return SB3Actor(network, tensors)
         scale = np.sqrt(statistics.variance + statistics.epsilon)
         offset, scale = (figures.ravel().astype(np.float32) for figures in (statistics.mean, scale))
-        return SB3Actor(network, held.tensors, Scaling(Affine(offset, scale, statistics.clip)))
+        return SB3Actor(network, tensors, Scaling(Affine(offset, scale, statistics.clip)))
     return SB3Actor(*_frozen(held, arguments, what))
 
 

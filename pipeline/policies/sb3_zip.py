@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from math import prod
+from math import inf, prod, sqrt
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,6 +78,7 @@ class SB3Zip:
     tensors: Mapping[str, np.ndarray]  # the state of the policy
     pickled: Mapping[str, tuple[str, ...]]  # part of the zip, or file beside it -> the names it asks Python for
     normalisation: Normalisation | None
+    return_scale: float | None  # what its rewards were divided by; the critic's values are in that unit
     zoo: ZooConfig | None
 
 
@@ -115,10 +116,10 @@ def read_sb3_zip(path: str | Path) -> SB3Zip:
     if not isinstance(arguments, dict):
         arguments = arguments.name if isinstance(arguments, Named) else arguments
         raise BadInput(f"{what}: policy_kwargs = {shortened(arguments)}, expected a mapping")
-    normalisation = None
+    normalisation, return_scale = None, None
     for statistics in (folder / name for folder in (file.parent, file.with_suffix("")) for name in STATISTICS):
         if statistics.is_file():
-            normalisation, pickled[statistics.name] = _normalisation(statistics, observation_space)
+            normalisation, return_scale, pickled[statistics.name] = _normalisation(statistics, observation_space)
             break
     zoo = file.parent / ZOO_CONFIG
     system = members.get("system_info.txt", b"").decode("utf-8", "replace")
@@ -138,6 +139,7 @@ def read_sb3_zip(path: str | Path) -> SB3Zip:
         tensors=tensors,
         pickled=pickled,
         normalisation=normalisation,
+        return_scale=return_scale,
         zoo=read_zoo_config(zoo) if zoo.is_file() else None,
     )
 
@@ -300,9 +302,9 @@ def _space(record: Any, what: str) -> spaces.Space[Any]:
         raise BadInput(f"{what} is no space that policies here have: {shortened(str(error))}") from None
 
 
-def _normalisation(path: Path, space: spaces.Space[Any]) -> tuple[Normalisation | None, tuple[str, ...]]:
-    """The statistics in a `vecnormalize.pkl`; None when it normalised rewards alone."""
-    what = f"{path.name} beside the zip"
+def _normalisation(path: Path, space: spaces.Space[Any]) -> tuple[Normalisation | None, float | None, tuple[str, ...]]:
+    """The statistics in a `vecnormalize.pkl`: of observations, and the spread of returns; None: not normalised."""
+    what, normalisation, return_scale = f"{path.name} beside the zip", None, None
     try:
         if path.stat().st_size > MAX_PART_BYTES:
             raise BadInput(f"{what} is larger than the {MAX_PART_BYTES} bytes allowed")
@@ -310,15 +312,23 @@ def _normalisation(path: Path, space: spaces.Space[Any]) -> tuple[Normalisation 
         held = read.value.attributes
         if not read.value.name.endswith(".VecNormalize"):
             raise ValueError(f"it holds a {read.value.name}, expected a VecNormalize")
-        if not held["norm_obs"]:
-            return None, read.names
-        statistics = held["obs_rms"].attributes
-        mean, variance = (array_of(statistics[key], what).astype(np.float64) for key in ("mean", "var"))
         epsilon, clip = (float(array_of(held[key], what)) for key in ("epsilon", "clip_obs"))
+        if held["norm_obs"]:
+            statistics = held["obs_rms"].attributes
+            mean, variance = (array_of(statistics[key], what).astype(np.float64) for key in ("mean", "var"))
+            normalisation = Normalisation(mean, variance, epsilon, clip)
+        if held["norm_reward"]:
+            return_scale = sqrt(float(array_of(held["ret_rms"].attributes["var"], what)) + epsilon)
     except DAMAGE as error:
         raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
-    if not isinstance(space, spaces.Box) or mean.shape != space.shape or variance.shape != space.shape:
-        raise BadInput(f"{what} is of observations of shape {mean.shape}, the policy reads {shortened(str(space))}")
-    if not (np.isfinite(mean).all() and np.isfinite(variance).all() and (variance + epsilon > 0).all() and clip > 0):
-        raise BadInput(f"{what} holds statistics that are no numbers, or a spread of 0; save it again after training")
-    return Normalisation(mean, variance, epsilon, clip), read.names
+    no_numbers = f"{what} holds statistics that are no numbers, or a spread of 0; save it again after training"
+    if return_scale is not None and not 0 < return_scale < inf:
+        raise BadInput(no_numbers)
+    if normalisation is not None:
+        if not isinstance(space, spaces.Box) or mean.shape != space.shape or variance.shape != space.shape:
+            raise BadInput(f"{what} is of observations of shape {mean.shape}, the policy reads {shortened(str(space))}")
+        if not (
+            np.isfinite(mean).all() and np.isfinite(variance).all() and (variance + epsilon > 0).all() and clip > 0
+        ):
+            raise BadInput(no_numbers)
+    return normalisation, return_scale, read.names

@@ -18,6 +18,7 @@ from pipeline.names import Alias, Artifact, Metric, Tag, VersionTag, lineage_run
 from pipeline.play.demonstrators import as_policy_sees, policy_actions
 from pipeline.play.evaluation import run_episodes
 from pipeline.policies import WRAPPERS, save_policy
+from pipeline.policies.frozen import FrozenActor
 from pipeline.report.clips import draw_episode, save_film
 from pipeline.report.stage_pages import gate_markdown
 from pipeline.stages import StageOutcome
@@ -123,13 +124,15 @@ def _import_zip(task: Task, path: Path, folder: Path) -> tuple[str, dict[str, st
     Rebuilt from its tensors and settings, nothing in it is executed.
     """
     from pipeline.policies.sb3 import import_sb3_zip  # late: the gate seldom needs it
+    from pipeline.policies.sb3_zip import read_sb3_zip
 
     policy = import_sb3_zip(path, task.observation_space, task.action_space, task.wrappers)
     with path.open("rb") as stream:
         source = {"source": path.name, "source_sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
     # whoever gives it to this task says that it belongs behind the task's wrappers; the gate plays it there
     origin = {"task": task.config.name, "format": "stable-baselines3 zip", WRAPPERS: task.wrappers, **source}
-    return save_policy(policy, folder, origin), source
+    trainable = not isinstance(policy, FrozenActor)
+    return save_policy(policy, folder, origin, read_sb3_zip(path).return_scale if trainable else None), source
 
 
 def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:

@@ -25,6 +25,7 @@ from pipeline.policies import (
     policy_digest,
     scaling_of,
 )
+from pipeline.policies.artifact import PolicySpec, read_spec
 from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Task
 from pipeline.tracking.references import Reference, fetched
@@ -54,9 +55,11 @@ class StoredPolicy:
 
     def as_start(self) -> Start:
         """For a training."""
-        certificate = self.certificate
-        scale = None if certificate is None else certificate.return_scale
-        return Start(self.reference, self.folder, self.digest, certificate is not None, scale)
+        if self.certificate is not None:
+            return Start(self.reference, self.folder, self.digest, True, self.certificate.return_scale)
+        spec = read_spec(self.folder)
+        scale = spec.return_scale if isinstance(spec, PolicySpec) else None
+        return Start(self.reference, self.folder, self.digest, False, scale)
 
     def scaling(self) -> Scaling:
         """The units it computes in."""

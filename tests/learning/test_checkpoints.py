@@ -20,6 +20,7 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.repeatability import repeats_itself
 from pipeline.learning.train import train
 from pipeline.policies import build_policy, load_trainable, save_policy
+from pipeline.policies.sb3 import export_sb3_zip, import_sb3_zip
 from pipeline.tasks import Task
 
 
@@ -121,6 +122,20 @@ def test_from_every_checkpoint_the_training_ends_the_same(job, whole, tmp_path):
     assert outcome(job) == reached  # nothing was to be written: the boundaries are there all the same
     off = replace(job, training=replace(job.training, checkpoint_every=0))
     assert outcome(off)[0] != reached[0]
+
+
+def test_a_start_from_an_imported_policy_ends_the_same_after_a_kill(job, tmp_path):
+    """It has a deviation of its own, and a critic that learnt from divided rewards."""
+    task = Task(job.task)
+    export_sb3_zip(build_policy(task.observation_space, task.action_space, job.training.network, 4), tmp_path / "a.zip")
+    imported = import_sb3_zip(tmp_path / "a.zip", task.observation_space, task.action_space)
+    save_policy(imported, tmp_path / "policy", {}, return_scale=2.5)
+    start = str(tmp_path / "policy")
+    job = replace(job, initial_policy=start, return_scale=2.5, warm_start=ADAPTIVE_WARM_START)
+    reached, taken = reached_and_taken(job, tmp_path / "whole")
+    assert len(taken) == 5
+    for checkpoint in taken:
+        assert resumed(job, tmp_path / str(checkpoint["number"]), checkpoint) == reached
 
 
 def test_an_adaptive_warm_start_decides_the_same_after_a_kill_and_says_what(job, tmp_path, monkeypatch):

@@ -229,6 +229,7 @@ BROKEN = {
     "a huge network": (lambda f: _edit_network(f, [10**6] * 4), "larger than"),
     "a negative width": (lambda f: _edit_network(f, [-4]), r"network\.hidden\.0 = -4"),
     "a wrong distribution": (lambda f: _edit_spec(f, action_distribution="squashed"), "action_distribution"),
+    "a return scale of 0": (lambda f: _edit_spec(f, return_scale=0), "return_scale = 0"),
     "provenance of another kind": (lambda f: _edit_spec(f, provenance=[]), r"provenance = \[\]"),
     "another network": (lambda f: _edit_network(f, [16]), "its network needs"),
     "another width": (lambda f: _edit_network(f, [16, 9]), "its network needs"),

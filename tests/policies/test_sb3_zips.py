@@ -285,8 +285,11 @@ def test_ppo_trained_behind_vecnormalize_reads_what_the_environment_gives_and_is
     np.testing.assert_allclose(units.offset, env.obs_rms.mean, rtol=1e-6)
     assert (abs(units.inward(observations)) == 1.5).any(), "nothing was cut: this shows nothing"
     np.testing.assert_array_equal(act_function(stored)(observations), act_function(policy)(observations))
-    values = model.policy.predict_values(torch.as_tensor(env.normalize_obs(observations).astype(np.float32)))
-    torch.testing.assert_close(stored.predict_values(torch.as_tensor(observations)), values, rtol=0, atol=5e-6)
+    # its critic learnt from divided rewards, and values them as they are
+    scale = np.sqrt(env.ret_rms.var + env.epsilon)
+    assert read_sb3_zip(tmp_path / "theirs.zip").return_scale == pytest.approx(scale)
+    values = scale * model.policy.predict_values(torch.as_tensor(env.normalize_obs(observations).astype(np.float32)))
+    torch.testing.assert_close(stored.predict_values(torch.as_tensor(observations)), values.float(), rtol=0, atol=5e-6)
     fresh = build_policy(OBSERVATIONS, ACTIONS, network_of(stored), 2, scaling_of(stored))
     assert transfer(fresh, str(tmp_path / "ours"), network_of(stored), None).action_distance == 0
     # a zip for `PPO.load` cuts nothing, and acts the same within the bound

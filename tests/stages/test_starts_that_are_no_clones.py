@@ -1,10 +1,15 @@
 """`finetune` from what the other stages take for a policy: an imported or approved expert, or any training's."""
 
+import gymnasium as gym
+import numpy as np
 import pytest
-from test_experts_in_doubt import EASY, EXPERT, PROMOTE, refusal, sac_zip
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from test_experts_in_doubt import EASY, EXPERT, PROMOTE, another_zip, refusal, sac_zip
 
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Tag, lineage_run_tag
+from pipeline.policies import load_trainable
 from pipeline.stages import run_stage
 from pipeline.tracking.groups import read_evaluations
 from pipeline.tracking.models import find_policy
@@ -44,6 +49,23 @@ def test_an_imported_expert_is_fine_tuned_by_its_version_as_it_stands_and_says_w
     again, none = finetuned(client, "again", str(expert.run_id))
     assert none == []
     assert "are not trained again: pretrained seed 1, pretrained seed 2" in again.summary[0]
+
+
+def test_a_critic_that_learnt_from_divided_rewards_goes_on_in_its_unit(story, client, tmp_path):
+    path, theirs = another_zip(tmp_path)
+
+    class Alike(gym.Env):
+        observation_space, action_space = theirs.observation_space, theirs.action_space
+
+    behind = VecNormalize(DummyVecEnv([Alike]), norm_obs=False)
+    behind.ret_rms.var, behind.epsilon = np.array(3.75), 0.25
+    behind.save(tmp_path / "vecnormalize.pkl")
+    run_stage("promote", PROMOTE, {"expert": str(path)}, EASY)
+    start = find_policy(client, f"models:/{EXPERT}@approved", "social_nav", {}).as_start()
+    assert start.return_scale == 2  # the root of 3.75 + 0.25
+    values = load_trainable(start.folder).predict_values
+    observations = torch.zeros((1, *theirs.observation_space.shape))
+    torch.testing.assert_close(values(observations), 2 * theirs.predict_values(observations))
 
 
 def test_what_ppo_cannot_go_on_from_is_refused_by_its_name_and_with_the_setting_that_fits(story, tmp_path):
