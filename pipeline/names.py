@@ -231,6 +231,7 @@ class Metric:
     TIMESTEPS_TO_TARGET: Final = "timesteps_to_target"
     CONVERGED_AT: Final = "converged_at_timestep"
     RATIO: Final = "sample_efficiency/ratio"
+    BEST_TIMESTEP: Final = "best_timestep"  # of the evaluation that chose the checkpoint
     ENVIRONMENT_STEPS: Final = "bill/environment_steps"
     EVALUATION_STEPS: Final = "bill/evaluation_steps"
     GRADIENT_STEPS: Final = "bill/gradient_steps"

@@ -9,11 +9,8 @@ from pipeline.config.base import Bound, Count, LibraryArguments, Name, Positive,
 from pipeline.names import Metric
 
 MINIMISED: Final = (Metric.COLLISION_RATE, "comfort_exposure")  # in every task, whatever its file says
-JUDGED: Final = (
-    "primary",
-    "meanings",
-    "smallest_difference",
-)  # what a comparison alone reads: no training depends on it
+# what a comparison alone reads: no training depends on it
+JUDGED: Final = ("primary", "meanings", "smallest_difference", "thresholds_why")
 SMALLEST_DIFFERENCE: Final = {Metric.SUCCESS_RATE: 0.02, Metric.COLLISION_RATE: 0.02}
 
 
@@ -122,6 +119,8 @@ class TaskConfig:
     """Scenario name -> its own keyword arguments of the environment."""
     scenario_sets: dict[Name, dict[Name, Positive]]
     """Set name -> scenario -> share of the episodes (relative weights)."""
+    thresholds_why: str = ""
+    """Where these limits come from, in the words of whoever set them; a report quotes them."""
     holdout_sets: tuple[Name, ...] = ()
     """Sets that training and recording must never touch."""
     collision: Outcome | None = None

@@ -31,13 +31,12 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
 
     Raises ValueError for an animation of a media type that browsers do not play.
     """
-    c, x = comparison, context
+    c, x, target = comparison, context, comparison.settings.ratio_target
+    rails = lineage_rails(x.lineage or ())
     pictures = {
-        "gauge": str(
-            blocks().gauge(ratio_gauge(c.ratio, c.ratio_kind, c.settings.ratio_target), c.settings.ratio_target)
-        ),
+        "gauge": str(blocks().gauge(ratio_gauge(c.ratio, c.ratio_kind, target), target)),
         "playback": blocks().playback(x.animations or ()),
-        "lineage": blocks().lineage(lineage_rails(x.lineage or ())),
+        "lineage": blocks().lineage(rails),
     }
     common = [f for f in c.arms[Arm.SCRATCH].curves if f in c.arms[Arm.PRETRAINED].curves]
     shown = dict.fromkeys([*c.settings.target, *(f for f in common if f in ("return_mean", "snqi"))])
@@ -52,11 +51,11 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
         "profile": figures.performance_profile(c),
         "expert": None if expert is None else figures.expert_curve(x.experts or (), expert),
         "bill": None if c.bill is None else figures.bill_lines(c.bill),
-        "shift": None if x.shift is None else figures.shift_bars(x.shift),
+        "shift": None if x.shift is None else figures.shift_bars(x.shift, "fine-tuning"),
+        **{f"shift-{name}": figures.shift_bars(shift, name) for name, shift in (x.holdout_shifts or {}).items()},
     }
     drawn = {name: svg for name, svg in made.items() if svg is not None}
     pictures |= {f"figures/{name}.svg": svg for name, svg in drawn.items()}
-    titles = {node.key: node.title for node in x.lineage or ()}
     measured = {name for policy in x.references or () for name in policy.figures}
     compared = [f.figure for f in c.finals[c.settings.training_set] if f.figure in measured]
 
@@ -72,7 +71,7 @@ def build_report(comparison: Comparison, context: ReportContext) -> dict[str, by
             forests=forests,
             labels=ARM_LABELS,
             reference_figures=(compared or sorted(measured))[:MOST_REFERENCE_FIGURES],
-            parents=lambda node: ", ".join(titles.get(parent, parent) for parent in node.parents),
+            rails=rails,
             linked=markdown_link if page else lambda text, url: text,
         )
 

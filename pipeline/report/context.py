@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.config.task import TaskConfig
 from pipeline.names import Metric
@@ -9,6 +10,7 @@ from pipeline.statistics.comparison import RunCurve
 from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.finals import Regression
 from pipeline.statistics.shift import Shift
+from pipeline.statistics.snqi import load_weights
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,13 @@ def glossary(task: TaskConfig, figures: Sequence[str]) -> tuple[Term, ...]:
         **{name: f"{m.over} of the environment's `{m.info}` in an episode" for name, m in task.metrics.items()},
         **task.meanings,
     }
-
-    def direction(figure: str) -> str:
-        if figure == Metric.LENGTH_MEAN:
-            return "neither"
-        return "less is better" if figure in task.minimised else "more is better"
-
+    if task.snqi is not None and "snqi" in known:
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in load_weights(Path(task.snqi.weights)).items())
+        known["snqi"] += f"; weights: {weights}"
+    better = {Metric.LENGTH_MEAN: "neither", **dict.fromkeys(task.minimised, "less is better")}
     return tuple(
-        Term(f, known.get(f, f.replace("_", " ")), direction(f), task.smallest_difference.get(f)) for f in figures
+        Term(f, known.get(f, f.replace("_", " ")), better.get(f, "more is better"), task.smallest_difference.get(f))
+        for f in figures
     )
 
 
@@ -122,7 +123,8 @@ class ReportContext:
     holdout_shifts: Mapping[str, Shift] | None = None  # hold-out set -> the same for rollouts there
     experts: tuple[RunCurve, ...] | None = None  # the training of the expert, seed by seed
     others: tuple[OtherComparison, ...] | None = None  # that this store has, newest first
-    target_origin: str | None = None  # where the target stands, and since when, as a sentence
+    target_origin: str | None = None  # where the target stands, why, and since when, as a sentence
+    scenario_sets: Mapping[str, str] | None = None  # of the final evaluations -> the names of its scenarios
     glossary: tuple[Term, ...] | None = None
     shift_samples: tuple[str, str] = ("demonstrations", "fine-tuning rollouts")  # what was compared
     regressions: tuple[Regression, ...] | None = None

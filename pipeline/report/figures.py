@@ -29,7 +29,7 @@ from pipeline.report.palette import (
     PRETRAINED,
     TARGET,
 )
-from pipeline.report.text import limits, words
+from pipeline.report.text import limits, p_value, words
 from pipeline.statistics.comparison import Bill, Comparison, RunCurve
 from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.finals import Contrast, Finals
@@ -260,10 +260,6 @@ def sensitivity_rows(comparison: Comparison) -> str:
         axes = drawn.axes
         axes.axvline(1, color=INK, linewidth=1)
         axes.axvline(target, color=TARGET, linewidth=1.3, linestyle=(0, (2, 2)))
-        axes.set_title(axes.get_title(loc="left"), pad=18)
-        axes.annotate(
-            f"target {target:g}", (target, 1.02), xycoords=("data", "axes fraction"), ha="center", color=TARGET
-        )
         for y, row in zip(at, rows, strict=True):
             low, value, high = (min(max(v, 0.0), most) for v in (row.ratio.low, row.ratio.value, row.ratio.high))
             axes.plot([low, high], [y, y], color=PRETRAINED, linewidth=1.6)
@@ -318,22 +314,23 @@ def bill_lines(bill: Bill) -> str:
     return drawn.svg
 
 
-def shift_bars(shift: Shift) -> str | None:
-    """The features that differ most; filled where the difference is significant. None without features."""
+def shift_bars(shift: Shift, where: str) -> str | None:
+    """The features that differ most there; filled where the difference is significant. None without features."""
     features = shift.features[:MOST_FEATURES]
     if not features:
         return None
-    with canvas("shift", "Features that differ most", height=1.2 + 0.26 * len(features)) as drawn:
+    with canvas(f"shift-{where}", f"Features that differ most: {cut(where)}", 1.2 + 0.26 * len(features)) as drawn:
         axes = drawn.axes
         for row, feature in enumerate(features):
             loud = feature.p_value <= shift.significance
             axes.barh(row, feature.distance, height=0.65, color=BAD if loud else OTHER)
-            p = "< 0.01" if feature.p_value < 0.01 else f"{feature.p_value:.2f}"
-            axes.text(feature.distance + 0.012, row, f"p {p}", va="center", fontsize=8.5, color=MUTED)
+            p = f"p {p_value(feature.p_value)}"
+            axes.text(feature.distance + 0.012, row, p, va="center", fontsize=8.5, color=MUTED)
         axes.set_yticks(range(len(features)), [cut(f.name) for f in features])
         axes.set_ylim(len(features) - 0.4, -0.6)
         axes.set_xlim(0, min(1.12, max(0.2, 1.25 * features[0].distance + 0.08)))
         axes.grid(axis="y", visible=False)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("Kolmogorov-Smirnov distance, 0 to 1")
     return drawn.svg
 
@@ -341,20 +338,21 @@ def shift_bars(shift: Shift) -> str | None:
 def _label_ends(axes: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:
     """Names, a line for each part between commas, at the height (y, colour) where lines end, right of the axes.
 
-    Where they would overlap they are moved apart, in the order of the ends.
+    Where they would overlap they are moved apart, in the order of the ends; an arrow is on those beyond the axes.
     """
     low, high = axes.get_ylim()
-    wanted = sorted((min(max((y - low) / (high - low), 0.0), 1.0), text.replace(", ", "\n"), c) for text, y, c in ends)
+    wanted = sorted(((y - low) / (high - low), text.replace(", ", "\n"), colour) for text, y, colour in ends)
     heights = [LABEL_HEIGHT * (text.count("\n") + 1) for _, text, _ in wanted]
     tops = list[float]()
     for (at, _, _), height in zip(wanted, heights, strict=True):
-        tops.append(max([at + height / 2, *(top + height for top in tops[-1:])]))
+        tops.append(max([min(max(at, 0.0), 1.0) + height / 2, *(top + height for top in tops[-1:])]))
     ceiling = 1.0 + LABEL_HEIGHT / 2
     for index in reversed(range(len(tops))):
         tops[index] = ceiling = min(tops[index], ceiling)
         ceiling -= heights[index]
-    for (_, text, colour), top, height in zip(wanted, tops, heights, strict=True):
+    for (at, text, colour), top, height in zip(wanted, tops, heights, strict=True):
         place: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (5, 0), "textcoords": "offset points"}
+        text += " ↓" if at < 0 else " ↑" if at > 1 else ""
         axes.annotate(text, (1, top - height / 2), va="center", color=colour, fontsize=8.5, **place)
 
 

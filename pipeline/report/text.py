@@ -107,7 +107,8 @@ def decimals_of(estimate: Estimate) -> int:
 
 def change(difference: Estimate | None, decimals: int | None = None) -> str:
     """`Estimate(0.02, -0.01, 0.05)` -> `+0.020 [−0.010, 0.050]`."""
-    return f"{'+' if difference is not None and difference.value > 0 else ''}{spread(difference, decimals)}"
+    text = spread(difference, decimals)
+    return f"+{text}" if difference is not None and difference.value > 0 and text.split()[0].strip("0.") else text
 
 
 def p_value(p: float | None) -> str:

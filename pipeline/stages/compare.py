@@ -13,7 +13,7 @@ from pipeline.config.task import JUDGED, TaskConfig
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.learning.schedule import final_episodes
-from pipeline.names import CONTROLS, START, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
+from pipeline.names import CONFIG_PARAM_PREFIX, CONTROLS, START, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.play.demonstrators import Actor, as_policy_sees
 from pipeline.play.evaluation import episode_figures, run_episodes, summarise, with_intervals
 from pipeline.play.scenario_shift import scenario_shift
@@ -185,6 +185,7 @@ def arm_data(run: StageRun, evidence: Evidence) -> dict[str, list[RunData]]:
                     wall_seconds=spent.get(Metric.WALL_SECONDS, np.nan),
                     gradient_steps=spent.get(Metric.GRADIENT_STEPS, np.nan),
                     dataset=member.run.data.tags.get(Tag.LINEAGE_DATASET, ""),
+                    best_step=int(spent[Metric.BEST_TIMESTEP]) if Metric.BEST_TIMESTEP in spent else None,
                 )
             )  # fmt: skip
     return data
@@ -256,17 +257,23 @@ def report_context(
     if len(ids) > 1:  # each was cloned by a run of its own
         made_by = (m.run.data.tags[lineage_run_tag("pretrain")] for m in group.arms[Arm.PRETRAINED])
         policy = ",".join(dict.fromkeys(made_by))
-    weights = SettingDifference("initial weights", "fresh, from the seed", f"policy of run {policy.replace(',', ', ')}")
+    made = f"{comparison.clones} different policies, one a seed," if comparison.clones > 1 else "one policy"
+    made = f"{made} of run {policy.replace(',', ', ')}"
+    weights = SettingDifference("initial weights", "fresh, from the seed", made)
     chain = lineage.trace(run.client, run.run_id, up=True)
     parents: dict[str, tuple[str, ...]] = {}
     for source, below in chain.edges:
         parents[below] = (*parents.get(below, ()), source)
     resumed = {member.run.data.tags.get(Tag.RESUME) for _, member in members}
     record = environment_record()
+    trained_in = read_text_artifact(run.client, group.finetune.info.run_id, Artifact.ENVIRONMENT)
+    machine = record if trained_in is None else parse_json(trained_in, Artifact.ENVIRONMENT)
     again, download = f"{group.name}-again", "mlflow artifacts download --artifact-path config.yaml"
     described: dict[str, str] | None = None
     if evidence.dataset is not None:
         metadata, success = evidence.dataset.metadata, evidence.dataset.trajectories.metrics.get(Metric.SUCCESS)
+        cloned = get_run(run.client, first_clones, "clones").data
+        method, epochs = (cloned.params.get(f"{CONFIG_PARAM_PREFIX}{key}") for key in ("algorithm", "cloning.epochs"))
         described = {
             **({"datasets": ", ".join(ids), "facts below": "of the first"} if len(ids) > 1 else {}),
             "dataset": metadata.dataset_id,
@@ -277,7 +284,8 @@ def report_context(
             "execution noise": f"{metadata.noise_std:g} of the half action range; labels are clean",
             "success": "not known" if success is None else f"{success.mean():.3f}",
             "content digest": metadata.content_digest,
-            "imitation": get_run(run.client, first_clones, "clones").data.tags.get(Tag.IMITATION, "not judged"),
+            "imitation": cloned.tags.get(Tag.IMITATION, "not judged"),
+            "imitation method": f"{method or 'not known'}{f', {epochs} epochs' if method == 'bc' else ''}",
         }
     return ReportContext(
         task=evidence.task.config.name,
@@ -296,7 +304,8 @@ def report_context(
         holdout_shifts=_holdout_shifts(run, evidence),
         experts=_experts(run, group),
         others=_others(run, group),
-        target_origin=_target_origin(run, evidence, target),
+        target_origin=target_origin(run, evidence, target, chain),
+        scenario_sets={name: ", ".join(evidence.task.config.scenario_sets[name]) for name in comparison.finals},
         glossary=glossary(evidence.task.config, figures),
         demonstrated=evidence.dataset is not None,
         dataset=described,
@@ -322,7 +331,7 @@ def report_context(
         versions=record["packages"],
         commit=record["git"]["commit"],
         dirty=record["git"]["dirty"],
-        machine=record["platform"],
+        machine=", ".join(machine[key] for key in ("platform", "processor") if key in machine),
         # the weakest of what the trainings say of themselves
         resume=next((label for label in (Resume.NOT_EXACT, Resume.EXACT) if label in resumed), None),
     )  # fmt: skip
@@ -407,23 +416,24 @@ def _experts(run: StageRun, group: Group) -> tuple[RunCurve, ...] | None:
     return tuple(sorted(curves, key=lambda curve: curve.seed)) or None
 
 
-def _target_origin(run: StageRun, evidence: Evidence, target: Mapping[str, Bound]) -> str:
-    """Where the target stands, and whether it stood there when the first training of the group began."""
-    first = min((m.run for of_arm in evidence.group.arms.values() for m in of_arm), key=lambda r: r.info.start_time)
-    began = datetime.fromtimestamp(first.info.start_time / 1_000, UTC).isoformat(" ", "minutes").removesuffix("+00:00")
+def target_origin(run: StageRun, evidence: Evidence, target: Mapping[str, Bound], chain: lineage.Lineage) -> str:
+    """Where the target stands, why, and which run behind the comparison was the first to record it."""
     limits = ", ".join(f"{figure.replace('_', ' ')} {bound}" for figure, bound in target.items())
     if evidence.task.config.thresholds != target:
-        return f"{limits}, given to this comparison alone (setting target), not by the task file."
-    recorded = read_text_artifact(run.client, first.info.run_id, Artifact.TASK)
-    then = None if recorded is None else parse_yaml(recorded, Artifact.TASK).get("thresholds")
-    where = f"{limits}, the thresholds of the task file of '{evidence.task.config.name}'"
-    if then is None or {figure: to_data(bound) for figure, bound in target.items()} != {
-        figure: to_data(validate(Bound, bound, Artifact.TASK)) for figure, bound in then.items()
-    }:
-        return f"{where}; not the ones recorded when the first training began ({began} UTC)."
-    return (
-        f"{where}, recorded in {Artifact.TASK} of run {first.info.run_id} when the first training began, {began} UTC."
-    )
+        return f"{limits}, given to this comparison alone (setting target), not by the task file: after both arms."
+    why = f" ({evidence.task.config.thresholds_why})" if evidence.task.config.thresholds_why else ""
+    where = f"{limits}, the thresholds of the task file of '{evidence.task.config.name}'{why}"
+    cloned = get_run(run.client, started_from(evidence.group.finetune), "clones").info.start_time
+    for node in chain.nodes:  # oldest first
+        recorded = read_text_artifact(run.client, node.run_id, Artifact.TASK) if node.run_id != run.run_id else None
+        then = {} if recorded is None else parse_yaml(recorded, Artifact.TASK).get("thresholds", {})
+        if {figure: validate(Bound, bound, Artifact.TASK) for figure, bound in then.items()} == target:
+            began = get_run(run.client, node.run_id, "lineage").info.start_time
+            at = datetime.fromtimestamp(began / 1_000, UTC).isoformat(" ", "minutes").removesuffix("+00:00")
+            order = "before" if began < cloned else "not before"
+            first = f"first recorded in {Artifact.TASK} of run {node.run_id} ({node.stage}), {at} UTC"
+            return f"{where}; {first}, {order} the clones were made."
+    return f"{where}; no run before this comparison recorded it: whether it was chosen afterwards is not known."
 
 
 def _log(run: StageRun, comparison: Comparison, report: Mapping[str, bytes]) -> None:

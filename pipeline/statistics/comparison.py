@@ -35,7 +35,7 @@ from pipeline.statistics.efficiency import (
     sign_test,
 )
 from pipeline.statistics.estimate import Estimate, FromEpisodes, MeanOverSeeds, by_dataset
-from pipeline.statistics.finals import Clones, FinalFigure, FinalVerdict, final_figures
+from pipeline.statistics.finals import Clones, FinalFigure, FinalVerdict, final_figures, last_figures
 from pipeline.statistics.matched import (
     MINIMUM_PAIRS,
     ComparisonSettings,
@@ -88,6 +88,7 @@ class RunCurve:
     seed: int
     steps: tuple[int, ...]
     figures: Mapping[str, tuple[float, ...]]
+    best_step: int | None = None  # of the evaluation that chose the checkpoint; None: not known
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ class ArmSummary:
     evaluation_steps: int  # environment steps of all evaluations, over all seeds
     wall_seconds: Estimate  # a run
     gradient_steps: float  # a run, mean over seeds
+
+    @property
+    def training_steps(self) -> int:
+        """Environment steps of training to the ends of all runs."""
+        return sum(run.steps[-1] for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class Comparison:
     clones: int  # different policies that the pre-trained seeds started from; 0: not known
     final_verdict: FinalVerdict
     finals: Mapping[str, tuple[FinalFigure, ...]]  # scenario set -> figures, the training set first
+    last: tuple[FinalFigure, ...]  # of the last policies, not the best ones, on the episodes of the learning curves
     arms: Mapping[str, ArmSummary]
     ranking: tuple[RankedArm, ...]  # of more than two arms: each against `scratch`, fewest steps first
     profiles: Mapping[str, Profile]  # arm -> of the final figure on the training set
@@ -228,21 +235,20 @@ def compare(
         clones=different_clones,
         final_verdict=decisive.contrasts[Arm.SCRATCH].verdict or FinalVerdict.UNDECIDED,
         finals=finals,
+        last=last_figures(ordered, settings),
         arms=arms,
         ranking=_ranked(trained, ordered, arms, decisive, settings) if len(trained) > 1 else (),
         profiles={arm: performance_profile(values, grid, settings.seed) for arm, values in both.items()},
         bill=None
         if upfront is None
-        else _bill(ordered, arms, mean_saving(pairs, from_episodes(matched, settings, saving)), upfront),
+        else _bill(arms, mean_saving(pairs, from_episodes(matched, settings, saving)), upfront),
         settings=settings,
     )
 
 
-def _bill(
-    runs: Mapping[str, Sequence[RunData]], arms: Mapping[str, ArmSummary], saved: Estimate, upfront: UpfrontCost
-) -> Bill:
+def _bill(arms: Mapping[str, ArmSummary], saved: Estimate, upfront: UpfrontCost) -> Bill:
     baseline, pretrained = (sum(time.steps for time in arms[arm].times) for arm in (Arm.SCRATCH, Arm.PRETRAINED))
-    of_runs = {arm: sum(int(run.steps[-1]) + run.evaluation_steps for run in of_arm) for arm, of_arm in runs.items()}
+    of_runs = {name: arm.training_steps + arm.evaluation_steps for name, arm in arms.items()}
     spent = upfront.steps + upfront.evaluation_steps + sum(of_runs.values())
     return Bill(
         upfront=upfront,
@@ -252,7 +258,7 @@ def _bill(
         total_ratio=(pretrained + upfront.steps) / baseline,
         break_even=break_even(upfront.steps, saved),
         spent=spent,
-        trainings=spent / (of_runs[Arm.SCRATCH] / len(runs[Arm.SCRATCH])),
+        trainings=spent / (of_runs[Arm.SCRATCH] / len(arms[Arm.SCRATCH].seeds)),
     )
 
 
@@ -368,7 +374,9 @@ def _summarise_arm(arm: str, runs: Sequence[RunData], settings: ComparisonSettin
         restricted_mean=restricted_mean(times, from_episodes([runs], settings, mean_of_arm), datasets),
         curves={figure: _curve(runs, figure) for figure in common},
         runs=tuple(
-            RunCurve(run.seed, tuple(int(s) for s in run.steps), {name: _floats(v) for name, v in run.figures.items()})
+            RunCurve(
+                run.seed, tuple(run.steps.tolist()), {f: _floats(v) for f, v in run.figures.items()}, run.best_step
+            )
             for run in runs
         ),
         margins={figure: tuple(episodes) for figure, episodes in margins.items()},

@@ -84,6 +84,31 @@ def final_figures(
     return _with_verdicts(finals, primary, len(units), settings)
 
 
+def last_figures(runs: Mapping[str, Sequence[RunData]], settings: ComparisonSettings) -> tuple[FinalFigure, ...]:
+    """The primary figures of every seed's last policy, whatever was the best, on the episodes of the learning curves.
+
+    `start` is the first evaluation of `pretrained`. Described, without verdicts; figures that every run has.
+    """
+    name, datasets = settings.training_set, {arm: [run.dataset for run in of_arm] for arm, of_arm in runs.items()}
+    datasets[START] = datasets[Arm.PRETRAINED]
+    evaluated = {arm: (of_arm, -1) for arm, of_arm in runs.items()} | {START: (runs[Arm.PRETRAINED], 0)}
+    played = {
+        arm: [
+            {name: {f: np.atleast_1d(run.episodes.get(f, values)[at]) for f, values in run.figures.items()}}
+            for run in of_arm
+        ]
+        for arm, (of_arm, at) in evaluated.items()
+    }
+    shared = set.intersection(*(set(final[name]) for finals in played.values() for final in finals))
+    primary = dict.fromkeys((settings.final_figure, *settings.primary))
+    return tuple(_measured(played, name, f, False, datasets, settings) for f in primary if f in shared)
+
+
+def within(mean: Estimate, figure: str) -> Estimate:
+    """No rate is below 0 or above 1, and so no interval of one is."""
+    return replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high)) if figure.endswith("_rate") else mean
+
+
 def _measured(
     played: Mapping[str, Sequence[Mapping[str, Mapping[str, np.ndarray]]]],
     scenario_set: str,
@@ -117,7 +142,7 @@ def _measured(
         smallest_difference=settings.smallest_difference.get(figure),
         values={arm: tuple(of_arm.tolist()) for arm, of_arm in values.items()},
         episodes={arm: tuple(map(tuple, table.tolist())) for arm, table in tables.items()} if primary else {},
-        means={arm: mean.estimate for arm, mean in over.items()},
+        means={arm: within(mean.estimate, figure) for arm, mean in over.items()},
         interquartile_means={arm: interquartile_mean(of_arm, **settings.resampling) for arm, of_arm in values.items()},
         contrasts=contrasts,
         probability_of_improvement=improvement,

@@ -43,6 +43,7 @@ class RunData:
     wall_seconds: float = np.nan
     gradient_steps: float = np.nan
     dataset: str = ""  # that its clone comes from
+    best_step: int | None = None  # of the evaluation that chose the checkpoint which `final` is of; None: not known
     episodes: Mapping[str, np.ndarray] = field(default_factory=dict)  # figure -> (n, E) of each evaluation, where known
 
 

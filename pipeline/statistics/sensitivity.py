@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import floor
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.config.base import Bound
 from pipeline.names import Arm
@@ -12,7 +14,8 @@ from pipeline.statistics.estimate import Estimate, FromEpisodes
 from pipeline.statistics.matched import ComparisonSettings, RunData, Verdict, decide, pairs_of
 from pipeline.statistics.redrawing import from_episodes, log_ratio
 
-STEPS_ASIDE = 3  # levels on either side of the task's
+ASIDE = (1, 2, 3, 5, 8, 13, 21, 34, 55)  # steps between the task's level and those on either side of it
+STEPS_ASIDE = 3  # at least, and as many as it takes to the best level that a run held
 RATE_STEP = 0.01  # between two levels of a rate
 RANGE_STEP = 0.05  # between two levels of another figure, in shares of its observed range
 PATIENCE, EVERY_NTH = "patience", "every nth evaluation"
@@ -64,8 +67,21 @@ def _variations(
         step = RATE_STEP if rate else RANGE_STEP * float(np.ptp(measured)) if len(measured) else 0.0
         for side, sign in (("min", ">="), ("max", "<=")):
             own = getattr(bound, side)
-            asides = range(-STEPS_ASIDE, STEPS_ASIDE + 1) if step > 0 else (0,)
-            for aside in () if own is None else asides:
+            if own is None:
+                continue
+            better = 1 if side == "min" else -1
+            held = [
+                (better * sliding_window_view(run.figures[figure], settings.patience)).min(axis=-1)
+                for of_arm in runs.values()
+                for run in of_arm
+                if len(run.steps) >= settings.patience
+            ]
+            asides = {0}
+            if step > 0:
+                best = max((level for levels in held for level in levels if np.isfinite(level)), default=better * own)
+                reach = max(STEPS_ASIDE, floor((best - better * own) / step + 1e-9))
+                asides |= {way * a for a in (*ASIDE, reach) if a <= reach for way in (-1, 1)}
+            for aside in sorted(asides):
                 level = own if aside == 0 else round(own + aside * step, 6)
                 if rate and not 0 <= level <= 1:
                     continue

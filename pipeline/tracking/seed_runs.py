@@ -226,7 +226,7 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
             Metric.GRADIENT_STEPS: result.gradient_steps,
             Metric.WALL_SECONDS: result.wall_seconds.total,
             "bill/evaluation_seconds": result.wall_seconds.evaluation,
-            "best_timestep": result.best_timestep,
+            Metric.BEST_TIMESTEP: result.best_timestep,
             **({} if result.converged_at is None else {Metric.CONVERGED_AT: result.converged_at}),
         },
         result.environment_steps,

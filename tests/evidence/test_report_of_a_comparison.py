@@ -1,10 +1,15 @@
 """What `compare` leaves behind: one page, the same facts as JSON, and the figures that a search needs as metrics."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import mlflow
 import pytest
 
+from pipeline.config.loading import load_task
+from pipeline.stages.compare import target_origin
+from pipeline.tracking import lineage
 from pipeline.tracking.store import connect, run_address
 
 STAGES = ("train_expert", "promote", "collect", "pretrain", "baseline", "finetune")
@@ -55,6 +60,25 @@ def test_hold_outs_references_regressions_and_the_four_arms_are_in_it(report):
     assert "final/holdout/success_rate_difference_ci_low" in run.data.metrics
     kinds = [node["kind"] for node in data["context"]["lineage"]]
     assert {*STAGES, "compare"} <= set(kinds)
+
+
+def test_it_says_since_when_the_target_stands_and_which_checkpoints_it_judges(report, runs):
+    """The smoke config gives a target of its own; the task's thresholds stand in the store since the expert."""
+    run, data = report
+    assert "given to this comparison alone" in data["context"]["target_origin"]
+    steps = {arm["arm"]: [r["best_step"] for r in arm["runs"]] for arm in data["comparison"]["arms"].values()}
+    assert set(steps["pretrained_lr0"]) == {0} and None not in steps["scratch"]
+    client, task = connect(), load_task("configs/tasks/social_nav.yaml")
+    finetune, seen = client.get_run(runs("finetune")[0]), SimpleNamespace(client=client, run_id=run.info.run_id)
+    evidence = SimpleNamespace(task=SimpleNamespace(config=task), group=SimpleNamespace(finetune=finetune))
+    chain = lineage.trace(client, run.info.run_id, up=True)
+    said = target_origin(seen, evidence, task.thresholds, chain)
+    assert task.thresholds_why in said and f"{runs('train_expert')[0]} (train_expert)" in said
+    assert said.endswith(" UTC, before the clones were made.")
+    later = replace(chain, nodes=tuple(node for node in chain.nodes if node.stage in ("finetune", "compare")))
+    assert target_origin(seen, evidence, task.thresholds, later).endswith(" UTC, not before the clones were made.")
+    nobody = replace(chain, nodes=chain.nodes[-1:])
+    assert "no run before this comparison recorded it" in target_origin(seen, evidence, task.thresholds, nobody)
 
 
 def test_it_says_how_to_train_it_again_under_another_name(report):

@@ -13,7 +13,7 @@ from outline import first_screen, outline
 from pipeline.report.comparison_report import build_report, report_data
 from pipeline.report.context import Animation, ReportContext
 from pipeline.statistics.comparison import Comparison, UpfrontCost, compare
-from pipeline.statistics.estimate import FromEpisodes
+from pipeline.statistics.estimate import Estimate, FromEpisodes
 
 BARE = ReportContext(task="social_nav", group="g", created_at="2026-11-21T09:30:00Z")
 
@@ -72,6 +72,52 @@ def test_it_says_whether_intervals_of_times_cover_the_evaluation_episodes(compar
         assert said in page.replace("those ", "")
 
 
+def test_what_it_cost_stands_in_the_headline_and_is_a_sum_that_a_reader_can_redo(
+    files: dict[str, bytes], comparison: Comparison
+) -> None:
+    bill = comparison.bill
+    assert bill is not None
+    headline = first_screen(files["report.html"]).partition("</p>")[0]
+    assert f"paid back after {bill.break_even.reuses} trainings" in headline
+    assert f"{bill.upfront.steps / bill.baseline_steps.value:.2f} runs from scratch" in headline
+    lines = files["report.md"].decode()
+    table = lines.partition("| everything behind this comparison")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = {name.strip(): cells for _, name, *cells, _ in (line.split("|") for line in table)}
+    steps = {name: [int(cell.replace(",", "").strip() or 0) for cell in cells] for name, cells in rows.items()}
+    before, total = steps.pop("before the arms"), steps.pop("all")
+    assert before[0] == sum(s for name, (s, _) in steps.items() if "runs to their ends" not in name)
+    assert total == [sum(s for s, _ in steps.values()), before[1] + sum(e for _, e in steps.values())]
+    assert sum(total) == bill.spent
+    never = replace(bill, break_even=replace(bill.break_even, reuses=None))
+    page = build_report(replace(comparison, bill=never), BARE)["report.html"]
+    assert "never paid back" in first_screen(page).partition("</p>")[0]
+
+
+def test_described_figures_that_moved_are_counted_on_the_first_screen_without_a_verdict(comparison: Comparison) -> None:
+    """Comfort exposure is the one figure of the made-up runs that is not primary, on the training set alone."""
+    (comfort,) = (f for f in comparison.finals["train_small"] if not f.primary)
+    for low, counted in ((0.001, "1 other figures 1 differs"), (-0.001, "1 other figures 0 differ ")):
+        moved = replace(comfort.contrasts["scratch"], difference=Estimate(0.004, low, 0.008))
+        figures = [f for f in comparison.finals["train_small"] if f.primary]
+        figures.append(replace(comfort, contrasts={**comfort.contrasts, "scratch": moved}))
+        finals = {**comparison.finals, "train_small": tuple(figures)}
+        first = first_screen(build_report(replace(comparison, finals=finals), BARE)["report.html"])
+        assert f"of {counted}".rstrip() in first
+        assert ("comfort exposure ↓ on train_small +0.004" in first) == (low > 0)
+
+
+def test_the_final_figure_says_how_often_the_best_checkpoint_is_the_clone(comparison: Comparison) -> None:
+    for best, said in ((None, "is not known"), (0, "the best of 5 of 5 pre-trained"), (8, "the best of 0 of 5")):
+        arm = comparison.arms["pretrained"]
+        arms = {**comparison.arms, "pretrained": replace(arm, runs=tuple(replace(r, best_step=best) for r in arm.runs))}
+        page = build_report(replace(comparison, arms=arms), BARE)["report.md"].decode()
+        assert said in page
+    (line,) = (line for line in page.splitlines() if line.startswith("Last policies"))
+    (last,) = (f for f in comparison.last if f.figure == "success_rate")
+    for arm in ("scratch", "pretrained"):
+        assert f"{last.means[arm].value:.3f}" in line
+
+
 def test_every_seed_is_shown_with_its_censoring(files: dict[str, bytes], comparison: Comparison) -> None:
     censored = [pair for pair in comparison.pairs if pair.baseline.censored]
     assert len(censored) == 1
@@ -87,7 +133,7 @@ def test_markdown_and_page_say_the_same(files: dict[str, bytes]) -> None:
     titles = re.findall("^## (.+)$", lines, re.MULTILINE)
     assert len(titles) == 12
     assert titles == re.findall("<h2>(.*)</h2>", page)
-    assert page.count("<details><summary>") == lines.count("\n### ") == 10
+    assert page.count("<details><summary>") == lines.count("\n### ") == 11
     shown = re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]*>", " ", page)))
     rows = [line for line in lines.splitlines() if line.startswith("| ")]
     cells = {cell.strip() for row in rows for cell in row.split("|") if not re.fullmatch(r"\s*-+:?\s*", cell)}

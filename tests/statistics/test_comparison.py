@@ -10,7 +10,7 @@ from pipeline.errors import BadInput
 from pipeline.names import START
 from pipeline.statistics.comparison import UpfrontCost, compare
 from pipeline.statistics.efficiency import TimeToTarget, matched_pair
-from pipeline.statistics.estimate import Estimate
+from pipeline.statistics.estimate import Estimate, MeanOverSeeds
 from pipeline.statistics.finals import FinalVerdict, decide_final, measure_regression
 from pipeline.statistics.matched import ComparisonSettings, RunData, Verdict, decide, met_target
 from pipeline.statistics.planning import seeds_needed
@@ -83,6 +83,35 @@ def test_final_performance_is_compared_by_figure_and_scenario_set_with_its_direc
     assert success.probability_of_improvement.value == 1.0
     assert collision.probability_of_improvement.value == 1.0  # fewer collisions are better
     assert result.final_verdict is FinalVerdict.BETTER
+
+
+def test_the_last_policies_are_described_beside_the_best_ones() -> None:
+    """On the episodes of the curves: the last evaluation of every arm, and as start the first of the pre-trained."""
+    scratch = [replace(r, best_step=50_000) for r in SCRATCH]
+    ends = [
+        replace(r, figures={f: np.append(v[:-1], [0.85]) for f, v in r.figures.items()}, best_step=0) for r in scratch
+    ]
+    result = compare({"scratch": scratch, "pretrained": ends}, SETTINGS)
+    success, collision = result.last
+    assert (success.means["scratch"].value, success.means["pretrained"].value) == (0.95, 0.85)
+    assert (success.means[START].value, collision.means[START].value) == (0.2, 0.6)
+    assert success.contrasts["scratch"].difference.value == pytest.approx(-0.1)
+    assert success.contrasts[START].difference.value == pytest.approx(0.65)
+    assert {one.verdict for f in result.last for one in f.contrasts.values()} == {None}
+    assert [run.best_step for run in result.arms["pretrained"].runs] == [0, 0, 0, 0]
+
+
+def test_the_last_policies_have_the_spread_over_the_episodes_of_their_evaluations() -> None:
+    generator = np.random.default_rng(0)
+    played = [generator.random((11, 20)) < 0.9 for _ in SCRATCH]
+    runs = [
+        replace(r, figures={**r.figures, "success_rate": table.mean(axis=1)}, episodes={"success_rate": table * 1.0})
+        for r, table in zip(SCRATCH, played, strict=True)
+    ]
+    success = compare({"scratch": runs, "pretrained": runs}, SETTINGS).last[0]
+    for arm, at in (("scratch", -1), (START, 0)):
+        over = MeanOverSeeds.of(np.stack([table[at] for table in played])).estimate
+        assert success.means[arm] == replace(over, high=min(1.0, over.high))  # no rate is above 1
 
 
 def test_exchanging_the_arms_turns_the_verdict_around() -> None:
