@@ -2,10 +2,12 @@
 
     python benchmarks/report_in_browser.py                      # of a tiny comparison, made for the purpose
     python benchmarks/report_in_browser.py report.html          # exit code 1 and a list when something is wrong
+    python benchmarks/report_in_browser.py report.html --picture docs/img/report.png    # also its first screen
 
 Checked at 1280 and 390 pixels, light and dark, and as printed: no content wider than the window, every section has a
 heading and content, every figure is drawn, its texts lie inside it and none on another, every picture is decoded, no
-line of text is cut, the verdict lies within the first screen; in print tables and commands fit the paper, what is
+line of text is cut, no column of a table at desktop width, folded or not, films have room for their controls, the
+verdict lies within the first screen; in print tables and commands fit the paper, what is
 folded is open, and films are pictures.
 Not part of `make test`, because it needs a Chromium or Chrome in PATH.
 """
@@ -66,6 +68,15 @@ function check() {
   for (const element of page.querySelectorAll(".name, .detail, header td, header th, figcaption, summary, h2"))
     if (element.scrollWidth > element.clientWidth + 2 && element.clientWidth)
       faults.push(`text is cut: ${element.textContent.slice(0, 40)}`);
+  if (!PRINTED && width > 1000) {
+    for (const folded of page.querySelectorAll("details")) folded.open = true;
+    for (const table of page.querySelectorAll(".scroll"))
+      if (table.scrollWidth > table.clientWidth + 2)
+        faults.push(`a column is cut: ${table.textContent.trim().slice(0, 40)}`);
+  }
+  for (const film of page.querySelectorAll("video"))
+    if (film.offsetWidth && film.clientHeight < film.parentElement.querySelector("img").clientHeight + 40)
+      faults.push("the controls of a film lie on its captions");
   if (PRINTED) {
     for (const element of page.querySelectorAll(".scroll, pre"))
       if (element.scrollWidth > element.clientWidth + 2)
@@ -82,7 +93,9 @@ function check() {
   const background = frame.contentWindow.getComputedStyle(root).backgroundColor;
   const result = document.createElement("pre");
   result.id = "result";
-  result.textContent = JSON.stringify({faults, background, sections: page.querySelectorAll("section").length});
+  result.textContent = JSON.stringify({
+    faults, background, sections: page.querySelectorAll("section").length,
+    height: Math.ceil(page.querySelector("nav").getBoundingClientRect().top)});
   document.body.append(result);
 }
 frame.addEventListener("load", () => setTimeout(check, 300));
@@ -90,7 +103,7 @@ frame.addEventListener("load", () => setTimeout(check, 300));
 
 
 def measure(browser: str, report: str, size: tuple[int, int], scheme: str, printed: bool) -> dict[str, object]:
-    """What the browser found: `faults`, `background`, `sections`."""
+    """What the browser found: `faults`, `background`, `sections`, the `height` of the first screen."""
     if printed:  # Chromium prints from a protocol alone, so that the rules of paper are put on the screen
         report = report.replace("@media print", "@media all")
     width, height = size
@@ -119,6 +132,19 @@ def measure(browser: str, report: str, size: tuple[int, int], scheme: str, print
     return result
 
 
+def take_picture(browser: str, report: str, size: tuple[int, int], file: Path) -> None:
+    """The top of the page, in a window of this size, as a PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        page.write_text(report, encoding="utf-8")
+        command = [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            f"--user-data-dir={folder}/profile", f"--window-size={size[0]},{size[1]}",
+            f"--screenshot={file.resolve()}", page.as_uri(),
+        ]  # fmt: skip
+        subprocess.run(command, capture_output=True, timeout=120, check=True)
+
+
 def smoke_report() -> str:
     """The report of `main` on the smoke configs, made in a store of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +158,9 @@ def smoke_report() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, nargs="?", help="a report.html; none makes one")
-    chosen: Path | None = parser.parse_args().report
+    parser.add_argument("--picture", type=Path, help="PNG to keep the first screen in, as a desktop shows it by day")
+    arguments = parser.parse_args()
+    chosen: Path | None = arguments.report
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         print(f"error: no browser in PATH; install one of {', '.join(BROWSERS)}", file=sys.stderr)
@@ -148,6 +176,8 @@ def main() -> int:
         for fault in faults:
             print(f"  {fault}")
         wrong += len(faults)
+        if arguments.picture is not None and (size, how) == (WINDOWS[0], "light"):
+            take_picture(browser, report, (size[0], int(str(result["height"]))), arguments.picture)
     return 1 if wrong else 0
 
 

@@ -124,7 +124,7 @@ class ReportContext:
     experts: tuple[RunCurve, ...] | None = None  # the training of the expert, seed by seed
     others: tuple[OtherComparison, ...] | None = None  # that this store has, newest first
     target_origin: str | None = None  # where the target stands, why, and since when, as a sentence
-    scenario_sets: Mapping[str, str] | None = None  # of the final evaluations -> the names of its scenarios
+    scenario_sets: Mapping[str, str] | None = None  # of the final evaluations -> its scenarios with their shares
     glossary: tuple[Term, ...] | None = None
     shift_samples: tuple[str, str] = ("demonstrations", "fine-tuning rollouts")  # what was compared
     regressions: tuple[Regression, ...] | None = None

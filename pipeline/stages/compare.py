@@ -259,6 +259,8 @@ def report_context(
         policy = ",".join(dict.fromkeys(made_by))
     made = f"{comparison.clones} different policies, one a seed," if comparison.clones > 1 else "one policy"
     made = f"{made} of run {policy.replace(',', ', ')}"
+    several = f", {comparison.clones} clones, one a seed, of which the first is named"
+    several = several if comparison.clones > 1 and len(ids) < 2 else ""
     weights = SettingDifference("initial weights", "fresh, from the seed", made)
     chain = lineage.trace(run.client, run.run_id, up=True)
     parents: dict[str, tuple[str, ...]] = {}
@@ -305,13 +307,17 @@ def report_context(
         experts=_experts(run, group),
         others=_others(run, group),
         target_origin=target_origin(run, evidence, target, chain),
-        scenario_sets={name: ", ".join(evidence.task.config.scenario_sets[name]) for name in comparison.finals},
+        scenario_sets={
+            name: ", ".join(f"{one} {share:g}" for one, share in evidence.task.config.scenario_sets[name].items())
+            for name in comparison.finals
+        },
         glossary=glossary(evidence.task.config, figures),
         demonstrated=evidence.dataset is not None,
         dataset=described,
         lineage=tuple(
             LineageNode(
-                node.run_id, node.stage, node.title, f"run {node.run_id}",
+                node.run_id, node.stage, node.title,
+                f"run {node.run_id}{several if node.stage == 'pretrain' else ''}",
                 run_address(get_run(run.client, node.run_id, "lineage")), parents.get(node.run_id, ()),
             )
             for node in chain.nodes
