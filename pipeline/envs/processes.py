@@ -3,7 +3,8 @@
 import multiprocessing
 import os
 import threading
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from typing import Final
 
 from pipeline.names import THREAD_VARIABLES
@@ -19,7 +20,7 @@ def fork_server() -> ForkServerContext:
     return context
 
 
-def start(process: ForkServerProcess) -> None:
+def start(process: BaseProcess) -> None:
     """Start a process; the fork server, which starts with the first one, tells its libraries to use one thread."""
     # it takes its environment from us when it starts; libraries read these once, when they load
     with STARTING:

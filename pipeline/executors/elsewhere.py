@@ -134,7 +134,7 @@ class Elsewhere:
                         if time.monotonic() < heard.ended_at + LATE_SECONDS:
                             continue
                         missing = f"{heard.ended.points - heard.points} of its points are missing in {heard.place}"
-                        end = TrainingCrashed(f"training of seed {heard.job.seed}: {missing}")
+                        end = TrainingCrashed(f"{heard.job.name}: {missing}")
                     # what was killed may be writing still, and goes on from there
                     if not isinstance(end, TrainingKilled):
                         for name, home in (("output", heard.job.output), ("checkpoints", heard.job.checkpoints)):
@@ -179,8 +179,8 @@ class EventFile:
         sync(self._file)
 
 
-def train_on_node(job: Job[Any], place: Path, folder: str) -> Ended:
-    """What a job does: train in a process of its own, in the folder where the command was given, and say so.
+def train_on_node(job: Job[Any], place: Path, folder: str, forks: bool = False) -> Ended:
+    """What a job does: train in a process of its own (`LocalProcesses`), in the folder of the command, and say so.
 
     Ends this process without a word when that one is killed, as when both are: then the job is begun again.
     """
@@ -194,7 +194,7 @@ def train_on_node(job: Job[Any], place: Path, folder: str) -> Ended:
     # else every process of a training would begin with the script of Ray's that this one runs
     vars(sys.modules["__main__"]).pop("__file__", None)
     say = EventFile(place)
-    with closing(LocalProcesses(at_once=1)) as processes:
+    with closing(LocalProcesses(at_once=1, forks=forks)) as processes:
         try:
             processes.submit("training", job)
         except (EOFError, ConnectionError):  # the fork server was killed, as everything of a cancelled job is

@@ -2,7 +2,7 @@
 
 Each child has its own pipe, so that a killed one cannot damage what another says; it ends by itself when the parent
 does. It leads a process group, so that whatever processes its environments start end with it. The processes come from a
-fork server that has everything loaded (`preloaded`). Not here: what is done with the events.
+fork server that has everything loaded (`preloaded`), or are forks of this one. Not here: what is done with the events.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Hashable
 from multiprocessing import connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from pipeline.envs.processes import fork_server, start
@@ -25,9 +25,11 @@ GRACE_SECONDS: Final = 5.0
 class LocalProcesses:
     """Trainings in processes of their own."""
 
-    def __init__(self, at_once: int) -> None:
+    def __init__(self, at_once: int, forks: bool = False) -> None:
+        """`forks`: of this process, which must have no threads, instead of the fork server's."""
         self.at_once = max(1, at_once)
-        self._children: dict[Hashable, tuple[Job[Any], ForkServerProcess, connection.Connection]] = {}
+        self._context = multiprocessing.get_context("fork") if forks else fork_server()
+        self._children: dict[Hashable, tuple[Job[Any], BaseProcess, connection.Connection]] = {}
 
     def __len__(self) -> int:
         """How many run."""
@@ -35,10 +37,9 @@ class LocalProcesses:
 
     def submit(self, key: Hashable, job: Job[Any]) -> None:
         """Start a training. That no more than `at_once` run is up to the caller."""
-        context = fork_server()
-        pipe, sender = context.Pipe(duplex=False)
+        pipe, sender = self._context.Pipe(duplex=False)
         # not a daemon: those may have no processes of their own, which environments do have
-        process = context.Process(target=_train, args=(job, sender), name=f"training-seed-{job.seed}", daemon=False)
+        process = self._context.Process(target=_train, args=(job, sender), name=job.name, daemon=False)
         start(process)
         sender.close()
         self._children[key] = job, process, pipe
@@ -59,7 +60,7 @@ class LocalProcesses:
                 text = f"its process {how}; if memory ran out, lower training.n_envs or workers"
                 # 255 is multiprocessing's own, where the fork server was killed too and nobody knows
                 kind = TrainingKilled if code < 0 or code == 255 else TrainingCrashed
-                news = kind(f"training of seed {job.seed} crashed: {text}")
+                news = kind(f"{job.name} crashed: {text}")
             found.append((key, news))
             if not isinstance(news, TrainingEvent):
                 self._end(key)
@@ -96,6 +97,7 @@ def _train(job: Job[Any], pipe: connection.Connection) -> None:
     os.register_at_fork(after_in_child=pipe.close)  # else what an environment started would hold it open after our end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its children
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM sends it to every process of a job, for the parent
     threading.Thread(target=_die_with_parent, daemon=True).start()
     pipe.send(attempt(job, pipe.send))
     pipe.close()

@@ -60,4 +60,4 @@ def attempt(job: Job[Any], emit: Emit) -> News:
     except Exception as error:
         refused = disk_refusal(error)
         what = f"could not go on: {refused}" if refused else f"crashed: {traceback.format_exc()}"
-        return (OSError if refused else TrainingCrashed)(f"training of seed {job.seed} {what}")
+        return (OSError if refused else TrainingCrashed)(f"{job.name} {what}")

@@ -42,11 +42,11 @@ class RayCluster:
             self._begin = ray.remote(max_retries=settings.retries, **settings.options)(train_on_node)
         except (ValueError, TypeError) as error:
             raise BadInput(f"executor.options: {error}") from None
-        self._tasks: dict[ray.ObjectRef, tuple[Hashable, int]] = {}
+        self._tasks: dict[ray.ObjectRef, tuple[Hashable, str]] = {}
 
     def begin(self, key: Hashable, job: Job[Any], place: Path) -> None:
         """Begin a job. One that a process before this one had begun ended with that process."""
-        self._tasks[self._begin.remote(job, place, os.getcwd())] = key, job.seed
+        self._tasks[self._begin.remote(job, place, os.getcwd())] = key, job.name
 
     def ended(self, seconds: float) -> list[tuple[Hashable, Ended]]:
         """Jobs whose end has become known within so many seconds."""
@@ -56,13 +56,13 @@ class RayCluster:
             return []
         ready, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=seconds)
         for task in ready:
-            key, seed = self._tasks.pop(task)
+            key, name = self._tasks.pop(task)
             try:
                 ended = ray.get(task)
             except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
-                ended = Ended(TrainingKilled(f"training of seed {seed}: its nodes were lost too often: {error}"), 0)
+                ended = Ended(TrainingKilled(f"{name}: its nodes were lost too often: {error}"), 0)
             except RayError as error:
-                ended = Ended(TrainingCrashed(f"training of seed {seed} crashed: {error}"), 0)
+                ended = Ended(TrainingCrashed(f"{name} crashed: {error}"), 0)
             found.append((key, ended))
         return found
 

@@ -6,12 +6,10 @@ ids of its jobs stand in the training's folder, so that the same command, given 
 
 import contextlib
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +18,6 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, Uncomplet
 from submitit.helpers import Checkpointable
 
 from pipeline.config.task import ExecutorSettings
-from pipeline.envs.processes import fork_server
 from pipeline.errors import BadInput
 from pipeline.executors.elsewhere import LATE_SECONDS, Ended, train_on_node
 from pipeline.executors.news import TrainingCrashed, TrainingKilled
@@ -37,12 +34,8 @@ class TrainingOnNode(Checkpointable):
     """What a job of SLURM's does. `Checkpointable`: queued again, it does the same, which goes on from a checkpoint."""
 
     def __call__(self, job: Job[Any], place: Path, folder: str) -> Ended:
-        # subtle: every process of a job gets the signal that this one has a handler for; what is ignored is inherited
-        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        fork_server()
-        ensure_running()
-        signal.signal(signal.SIGUSR2, handler)
-        return train_on_node(job, place, folder)
+        # what loads everything loads it once: this process, to read the job
+        return train_on_node(job, place, folder, forks=True)
 
 
 @dataclass
@@ -81,7 +74,7 @@ class SlurmCluster:
         setup = [*(f"export {name}=1" for name in THREAD_VARIABLES), *options.pop("setup", ())]
         try:
             executor = submitit.SlurmExecutor(place / "slurm", max_num_timeout=self._settings.retries)
-            executor.update_parameters(job_name=f"training-seed-{job.seed}", setup=setup, **options)
+            executor.update_parameters(job_name=job.name.replace(" ", "_"), setup=setup, **options)
             slurm = executor.submit(TrainingOnNode(), job, place, str(Path.cwd()))
         except (FailedJobError, FailedSubmissionError, ValueError, TypeError) as error:
             raise BadInput(f"executor.options: SLURM does not take them: {error}") from None
@@ -92,14 +85,23 @@ class SlurmCluster:
     def ended(self, seconds: float) -> list[tuple[Hashable, Ended]]:
         """Jobs whose end has become known within so many seconds."""
         time.sleep(seconds)
-        states = None
+        states: dict[str, str] | None = None  # of every job of this user's that SLURM knows; None: not asked, no answer
         if time.monotonic() - self._looked > QUEUE_SECONDS:
-            states, self._looked = _queue(), time.monotonic()
+            command = ["squeue", "--me", "--states=all", "--noheader", "--format=%i %T"]
+            answer = subprocess.run(command, capture_output=True, text=True)
+            self._looked = time.monotonic()
+            if not answer.returncode:
+                states = dict(line.split() for line in answer.stdout.splitlines())
         found = []
         for key, submitted in list(self._submitted.items()):
             ended = None
             if submitted.slurm.paths.result_pickle.exists():
-                ended = _read(submitted)
+                try:
+                    ended = submitted.slurm.result()
+                except UncompletedJobError as error:
+                    # submitit's own words, of a job that was queued again too often
+                    kind = TrainingKilled if "timed-out too many times" in str(error) else TrainingCrashed
+                    ended = Ended(kind(f"{submitted.job.name} crashed: {error}"), 0)
             elif states is not None:
                 ended = self._given_up(submitted, states.get(submitted.slurm.job_id))
             if ended is not None:
@@ -117,7 +119,7 @@ class SlurmCluster:
         if submitted.silent_since is None:
             submitted.silent_since = time.monotonic()
         late = time.monotonic() - submitted.silent_since > LATE_SECONDS
-        training, job_id = f"training of seed {submitted.job.seed}", submitted.slurm.job_id
+        training, job_id = submitted.job.name, submitted.slurm.job_id
         if state == "CANCELLED":
             return Ended(TrainingKilled(f"{training}: its job {job_id} was cancelled"), 0)
         if state not in LOST and not late:
@@ -147,20 +149,3 @@ def _ids(place: Path) -> list[str]:
     with contextlib.suppress(FileNotFoundError):
         return (place / JOB_IDS).read_text(encoding="utf-8").split()
     return []
-
-
-def _queue() -> dict[str, str] | None:
-    """State of every job of this user's that SLURM still knows; None when it does not answer."""
-    command = ["squeue", "--me", "--states=all", "--noheader", "--format=%i %T"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    return None if answer.returncode else dict(line.split() for line in answer.stdout.splitlines())
-
-
-def _read(submitted: Submitted) -> Ended:
-    """What the training came to, as submitit kept it."""
-    try:
-        return submitted.slurm.result()
-    except UncompletedJobError as error:
-        # submitit's own words in its signal handler, where it gives up a job that was queued again too often
-        kind = TrainingKilled if "timed-out too many times" in str(error) else TrainingCrashed
-        return Ended(kind(f"training of seed {submitted.job.seed} crashed: {error}"), 0)

@@ -63,6 +63,11 @@ class CloneJob:
     checkpoints: str | None = None  # it takes none
     checkpoint_key: str = ""
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"clone of seed {self.seed}"
+
     def moved(self, place: Path) -> "CloneJob":
         """The same in another folder."""
         return replace(self, output=str(place / "output"))

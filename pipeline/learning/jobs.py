@@ -61,6 +61,11 @@ class TrainingJob:
         return train(self, emit)
 
     @property
+    def name(self) -> str:
+        """For people."""
+        return f"training of seed {self.seed}"
+
+    @property
     def budget(self) -> int:
         """Environment steps asked for; SB3 rounds up to whole rollouts unless `exact_budget`."""
         return self.training.total_timesteps if self.total_timesteps is None else self.total_timesteps
@@ -137,7 +142,7 @@ class TrainingResult:
 
 
 class Job(Protocol[Result_co]):
-    """What runs somewhere, with a thread of its own: a `TrainingJob`, or the job of a clone."""
+    """What runs somewhere, with a thread of its own: a `TrainingJob`, the job of a clone, or a chunk of episodes."""
 
     @property
     def task(self) -> TaskConfig:
@@ -145,6 +150,10 @@ class Job(Protocol[Result_co]):
 
     @property
     def seed(self) -> int: ...
+
+    @property
+    def name(self) -> str:
+        """For people."""
 
     @property
     def output(self) -> str:

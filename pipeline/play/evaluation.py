@@ -7,7 +7,7 @@ Which episodes, and what the figures must be, is decided elsewhere.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -35,6 +35,9 @@ HISTOGRAM_BINS: Final = 20
 RATES: Final = {Metric.SUCCESS: Metric.SUCCESS_RATE, Metric.COLLISION: Metric.COLLISION_RATE}
 MEANS: Final = {**RATES, **{name: f"{name}_mean" for name in (Metric.RETURN, Metric.LENGTH)}}  # others keep their names
 SNQI: Final = "snqi"
+
+
+Recorder = Callable[[Sequence[Episode]], Trajectories]
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,10 @@ def record_episodes(
     return replace(recorded, metrics=with_snqi(task.config, recorded.metrics))
 
 
-def record(task: Task, config: Collect, actor: Actor) -> tuple[Trajectories, int]:
+def record(task: Task, config: Collect, actor: Actor, elsewhere: Recorder | None = None) -> tuple[Trajectories, int]:
     """The kept episodes, in the asked-for shares, and the environment steps that were played for them.
+
+    By `actor`, here or `elsewhere`.
 
     What the filter drops is recorded again with fresh seeds, scenario by scenario, a few times; a demonstrator that
     fails more often leaves a dataset that validation finds short.
@@ -157,7 +162,10 @@ def record(task: Task, config: Collect, actor: Actor) -> tuple[Trajectories, int
         if not batch:
             return concatenate(kept), steps
         batch.sort(key=lambda episode: episode.seed)  # scenarios interleaved
-        part = record_episodes(task, actor, batch, config.noise.std, config.seeds[0], config.n_envs)
+        if elsewhere is not None:
+            part = elsewhere(batch)
+        else:
+            part = record_episodes(task, actor, batch, config.noise.std, config.seeds[0], config.n_envs)
         good = np.flatnonzero(part.passing(config.filter.min_return, config.filter.only_success))
         kept.append(part.select(good))
         steps += part.steps

@@ -34,6 +34,7 @@ from pipeline.data.foreign import ImportTarget, kept_episodes, take_in
 from pipeline.data.formats import read_foreign
 from pipeline.data.spaces import keys_of, space_to_json
 from pipeline.errors import BadInput, shortened
+from pipeline.executors.episodes import Player, recording
 from pipeline.names import (
     EVAL_PREFIX,
     LINEAGE_PREFIX,
@@ -48,7 +49,7 @@ from pipeline.names import (
     lineage_run_tag,
 )
 from pipeline.play.demonstrators import Script, scripted
-from pipeline.play.evaluation import record, records_of, summarise, with_intervals, with_snqi
+from pipeline.play.evaluation import records_of, summarise, with_intervals, with_snqi
 from pipeline.policies import ActFunction
 from pipeline.report.stage_pages import rollout_table, statistics_table, validation_markdown
 from pipeline.stages import StageOutcome
@@ -170,6 +171,7 @@ def _recorded(run: StageRun, config: Collect, task: Task, reference: str) -> Dem
         if reference != "latest":
             raise BadInput(f"expert {reference!r} and scripted.demonstrator exclude each other; give one of them")
         demonstrator, started = scripted(config.scripted.demonstrator, config.scripted.kwargs), _now()
+        player = Player(config.scripted.demonstrator, script=config.scripted)
     else:
         expert = _approved(run, task, reference)
         version = expert.version
@@ -179,9 +181,10 @@ def _recorded(run: StageRun, config: Collect, task: Task, reference: str) -> Dem
         gate = get_run(run.client, version.tags[VersionTag.GATE_RUN_ID], judge)
         run.tag({**lineage.from_policy(expert, "expert", maker), lineage_run_tag("gate"): gate.info.run_id})
         demonstrator = expert.demonstrator(task)
+        player = Player(expert.reference, str(expert.folder))
         started = moment_of_use(run.client, version, "collect")
     run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
-    trajectories, steps = record(task, config, demonstrator.actor)
+    trajectories, steps = recording(task, player, config)
     counted = _counted(run, task.config.name, trajectories)
     metadata = DatasetMetadata(
         **counted,

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Evaluate
 from pipeline.errors import BadInput
+from pipeline.executors.episodes import Player, rollouts
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
-from pipeline.play.demonstrators import as_policy_sees, policy_actions, scripted
-from pipeline.play.evaluation import run_episodes, summarise, summarise_by_scenario, with_intervals
+from pipeline.play.demonstrators import scripted
+from pipeline.play.evaluation import summarise, summarise_by_scenario, with_intervals
 from pipeline.report.clips import check_drawable, draw_episode, save_film
 from pipeline.report.stage_pages import statistics_table
 from pipeline.report.text import one_line
@@ -35,17 +36,18 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
         )
         run.record_config(config, task.config, {"policy": demonstrator.provenance["digest"]})
         run.json(demonstrator.provenance, "demonstrator.json")
-        actor = demonstrator.actor
+        player = Player(name, script=config.scripted)
     else:
         policy = find_policy(run.client, reference, task.config.name, {Tag.STAGE: "pretrain"})
         run.record_config(config, task.config, {"policy": policy.digest})
         maker = {} if policy.run_id is None else get_run(run.client, policy.run_id, "policy").data.tags
         run.tag(lineage.from_policy(policy, "policy", maker))
-        name, task = policy.reference, as_policy_sees(task, policy.folder)
-        actor = policy_actions(task, policy.folder, policy.reference, config.deterministic)
+        name = policy.reference
+        player = Player(name, str(policy.folder), deterministic=config.deterministic)
+    task, actor = player.seated(task)
     check_drawable(task, "pictures", config.pictures)
     warnings = tuple(f"TAINTED: {reason}" for reason in lineage.inherit_taint(run))
-    records = run_episodes(task, actor, episodes)
+    records = rollouts(task, player, episodes)
     table, shown = statistics_table(records), statistics_table(records, strips=True)
     figures = summarise(records)
     run.metrics({f"{EVAL_PREFIX}{figure}": value for figure, value in with_intervals(figures).items()})

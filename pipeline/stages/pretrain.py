@@ -4,7 +4,7 @@ By behavioural cloning, or by an algorithm that also plays in the environment; w
 is held against its untrained self, the best constant action and the demonstrator: a failed imitation is a verdict.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from math import isfinite
@@ -19,6 +19,7 @@ from pipeline.learning.divergence import Diverged
 from pipeline.learning.jobs import TrainingEvent
 from pipeline.learning.yardsticks import evidence, play_yardsticks
 from pipeline.names import Artifact, Imitation, Metric, Tag
+from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.policies import load_trainable, scaling_of
 from pipeline.report.text import one_line
@@ -29,6 +30,7 @@ from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.content_key import clone_key, cloning_inputs
 from pipeline.tracking.datasets import (
+    StoredDataset,
     answering,
     demonstrator_of,
     fetch_for_training,
@@ -73,15 +75,62 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     yardsticks = play_yardsticks(task, config, dataset.trajectories, metadata, known)
     if config.use_camera:
         task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
-    data, digest = dataset.trajectories, metadata.content_digest
-    made: dict[int, Clone] = {}  # seed -> its clone
-    verdicts: dict[int, ImitationVerdict] = {}
+    data = dataset.trajectories
 
     def judged(some: Sequence[Clone]) -> ImitationVerdict:
         rollouts = yardsticks.rollouts([c.final for c in some], [c.untrained for c in some], task.config)
         beats_untrained = any(clone.result.beats_untrained for clone in some)
         return judge(rollouts, config.judgement, beats_untrained, yardsticks.allowance)
 
+    made, verdicts = _make_clones(run, config, task, dataset, demonstrator, judged)
+    say_mixed_processors(run, "pretrain", [clone.machine for clone in made.values()])
+    clones = [made[seed] for seed in config.seeds]
+    # the stage's own policy is the first seed's clone: it was not chosen by how well it does
+    run.file(clones[0].folder, Artifact.POLICY)
+    run.text(clones[0].certificate.to_json(), Artifact.CERTIFICATE)
+    run.tag({Tag.POLICY_DIGEST: clones[0].digest})
+    figures = [point_figures(clone.final) for clone in clones]
+    steps = sum(clone.result.environment_steps for clone in clones)
+    run.metrics(
+        {
+            **{f"final/{name}": sum(f[name] for f in figures) / len(figures) for name in figures[0]},
+            Metric.WALL_SECONDS: sum(clone.result.wall_seconds for clone in clones),
+            Metric.ENVIRONMENT_STEPS: steps,
+            Metric.EVALUATION_STEPS: sum(clone.evaluation_steps for clone in clones) + yardsticks.steps,
+        }
+    )
+    pooled = judged(clones)
+    lines = _log_verdict(run, pooled, {seed: verdicts[seed] for seed in config.seeds}, clones, data)
+    success = [of_clone[Metric.SUCCESS_RATE] for of_clone in figures]
+    otherwise = recorded_otherwise(metadata, task)
+    some = "" if config.episodes is None else f"{config.episodes} episodes of "
+    how = "" if config.algorithm == "bc" else f" by {config.algorithm}, {steps:,} environment steps"
+    return StageOutcome(
+        (
+            f"pretrain: {len(clones)} clones of {some}{metadata.dataset_id}{how}: success on fresh episodes "
+            f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); "
+            f"{_critics([clone.result.critic_explained_variance for clone in clones])}",
+            *lines,
+            *(["  the demonstrations have no rewards: actors alone were cloned"] * (REWARDS in metadata.missing)),
+            *(() if otherwise is None else (f"  warning: {otherwise}",)),
+        ),
+        verdict=pooled.state != Imitation.FAILED,
+        outputs={"policy": run.run_id},
+    )
+
+
+def _make_clones(
+    run: StageRun,
+    config: Pretrain,
+    task: Task,
+    dataset: StoredDataset,
+    demonstrator: Demonstrator | None,
+    judged: Callable[[Sequence[Clone]], ImitationVerdict],
+) -> tuple[dict[int, Clone], dict[int, ImitationVerdict]]:
+    """Seed -> its clone, and what it is judged to have learnt; each is a run of its own as soon as it is begun."""
+    metadata, made_from = dataset.metadata, lineage.from_dataset(dataset.run)
+    made: dict[int, Clone] = {}
+    verdicts: dict[int, ImitationVerdict] = {}
     with Forwarder(run) as forwarder:
         keys = {seed: clone_key(config, task.config, metadata, seed) for seed in config.seeds}
         left: dict[int, StageRun] = {}  # seed -> the run of a clone that is not made yet
@@ -93,7 +142,15 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
             left[seed].params({"seed": seed})
             left[seed].record_key(keys[seed])
         jobs = [
-            CloneJob(task.config, config, data, digest, seed, str(child.folder), demonstrator)
+            CloneJob(
+                task.config,
+                config,
+                dataset.trajectories,
+                metadata.content_digest,
+                seed,
+                str(child.folder),
+                demonstrator,
+            )
             for seed, child in left.items()
         ]
 
@@ -130,40 +187,7 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
                 child.describe(f"not finished: {type(error).__name__}: {error}"[:500])
                 child.close("FAILED")
             raise
-    say_mixed_processors(run, "pretrain", [clone.machine for clone in made.values()])
-    clones = [made[seed] for seed in config.seeds]
-    # the stage's own policy is the first seed's clone: it was not chosen by how well it does
-    run.file(clones[0].folder, Artifact.POLICY)
-    run.text(clones[0].certificate.to_json(), Artifact.CERTIFICATE)
-    run.tag({Tag.POLICY_DIGEST: clones[0].digest})
-    figures = [point_figures(clone.final) for clone in clones]
-    steps = sum(clone.result.environment_steps for clone in clones)
-    run.metrics(
-        {
-            **{f"final/{name}": sum(f[name] for f in figures) / len(figures) for name in figures[0]},
-            Metric.WALL_SECONDS: sum(clone.result.wall_seconds for clone in clones),
-            Metric.ENVIRONMENT_STEPS: steps,
-            Metric.EVALUATION_STEPS: sum(clone.evaluation_steps for clone in clones) + yardsticks.steps,
-        }
-    )
-    pooled = judged(clones)
-    lines = _log_verdict(run, pooled, {seed: verdicts[seed] for seed in config.seeds}, clones, data)
-    success = [of_clone[Metric.SUCCESS_RATE] for of_clone in figures]
-    otherwise = recorded_otherwise(metadata, task)
-    some = "" if config.episodes is None else f"{config.episodes} episodes of "
-    how = "" if config.algorithm == "bc" else f" by {config.algorithm}, {steps:,} environment steps"
-    return StageOutcome(
-        (
-            f"pretrain: {len(clones)} clones of {some}{metadata.dataset_id}{how}: success on fresh episodes "
-            f"{sum(success) / len(success):.3f} ({min(success):.3f} to {max(success):.3f} over seeds); "
-            f"{_critics([clone.result.critic_explained_variance for clone in clones])}",
-            *lines,
-            *(["  the demonstrations have no rewards: actors alone were cloned"] * (REWARDS in metadata.missing)),
-            *(() if otherwise is None else (f"  warning: {otherwise}",)),
-        ),
-        verdict=pooled.state != Imitation.FAILED,
-        outputs={"policy": run.run_id},
-    )
+    return made, verdicts
 
 
 def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:

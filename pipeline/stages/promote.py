@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
 from pipeline.errors import BadInput
+from pipeline.executors.episodes import Player, rollouts
 from pipeline.gate import GateDecision, PlayedEpisodes, decide
 from pipeline.names import Alias, Artifact, Metric, Tag, VersionTag, lineage_run_tag
-from pipeline.play.demonstrators import as_policy_sees, policy_actions
-from pipeline.play.evaluation import run_episodes
+from pipeline.play.demonstrators import as_policy_sees
 from pipeline.policies import WRAPPERS, save_policy
 from pipeline.policies.frozen import FrozenActor
 from pipeline.report.clips import draw_episode, save_film
@@ -66,12 +66,11 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     run.tag(_lineage(run, candidate))
     measured = []
     for subject, policy in subjects.items():
-        seen = as_policy_sees(task, policy.folder)
-        act = policy_actions(seen, policy.folder, policy.reference)
+        player = Player(policy.reference, str(policy.folder))
         for scenario_set in sorted({rule.scenario_set for rule in config.rules}):
             for seed in config.seeds:
                 episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)
-                measured.append(PlayedEpisodes(subject, scenario_set, seed, run_episodes(seen, act, episodes)))
+                measured.append(PlayedEpisodes(subject, scenario_set, seed, rollouts(task, player, episodes)))
     run.metrics({Metric.EVALUATION_STEPS: sum(m.records.steps for m in measured)})
     decision = decide(config.rules, measured)
     return _conclude(run, candidate, decision, task.config.approvers, _film(run, task, candidate, measured[0]))

@@ -7,9 +7,17 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from pipeline.config.loading import load_task, validate
+from pipeline.config.stages import Collect
+from pipeline.config.task import ExecutorSettings
+from pipeline.config.training import Network
+from pipeline.data import content_digest
 from pipeline.errors import BadInput
+from pipeline.executors.episodes import CHUNK, Player, recording, rollouts
 from pipeline.names import STAGES, Metric, Tag
+from pipeline.policies import build_policy, save_policy
 from pipeline.stages import run_stage
+from pipeline.tasks import Purpose, Task
 from pipeline.tracking.runs import experiment_ids
 from pipeline.tracking.store import connect
 
@@ -64,6 +72,27 @@ def test_what_the_user_did_wrong_comes_back_as_it_was_said(cluster, make_jobs, h
     (job,) = make_jobs(tmp_path, 1, {"kind": "ray", "folder": str(tmp_path / "shared")})
     with pytest.raises(BadInput, match="best_metric 'comfort' is not measured"):
         heard().train([replace(job, best_metric="comfort")])
+
+
+def test_chunks_of_episodes_come_to_the_same_there(cluster, make_jobs, tmp_path):
+    (there,) = (job.task for job in make_jobs(tmp_path, 1, {"kind": "ray", "folder": str(tmp_path / "shared")}))
+    here = replace(there, executor=ExecutorSettings())
+    policy = build_policy(Task(here).observation_space, Task(here).action_space, Network(hidden=(8,)), 3)
+    save_policy(policy, tmp_path / "policy", {})
+    settings = {"task": "", "episodes": 2 * CHUNK + 1, "seeds": [4], "noise": {"std": 0.3}, "n_envs": 7}
+    config = validate(Collect, {**settings, "filter": {"min_return": 15.0}}, "test")
+    player = Player("a policy", str(tmp_path / "policy"))
+    recorded = [recording(Task(task), player, config) for task in (here, there)]
+    assert content_digest(recorded[0][0]) == content_digest(recorded[1][0])
+    assert recorded[0][1] == recorded[1][1] > recorded[0][0].steps  # some were played and not kept
+    episodes = Task(here).episodes("train", 7, 2 * CHUNK + 1, Purpose.EVALUATE)
+    played = [rollouts(Task(task), player, episodes) for task in (here, there)]
+    assert [records.episodes for records in played] == [episodes, episodes]
+    assert [part.metrics["return"].tolist() for part in played[1:]] == [played[0].metrics["return"].tolist()]
+    assert (played[0].action_histogram.counts == played[1].action_histogram.counts).all()
+    with pytest.raises(BadInput, match="policy a policy does not fit task"):
+        rollouts(Task(load_task("configs/tasks/social_nav.yaml")), player, episodes)
+    assert not list((tmp_path / "shared").iterdir())
 
 
 def _ends(stage: str, config: str, overrides: dict[str, str]) -> dict:

@@ -42,12 +42,12 @@ def test_trainings_in_the_queue_come_to_what_they_come_to_here(executor, make_jo
 
 def _queue_again(training: int, folder: Path) -> None:
     """What SLURM does before the time of a job is over."""
-    _command("scancel", "--signal=USR2", f"--name=training-seed-{training}")
+    _command("scancel", "--signal=USR2", f"--name=training_of_seed_{training}")
 
 
 def _kill(training: int, folder: Path) -> None:
     """Its process, whose number is in the name of what it writes, dies without a word."""
-    name = _command("squeue", "--noheader", "--format=%i", f"--name=training-seed-{training}").strip()
+    name = _command("squeue", "--noheader", "--format=%i", f"--name=training_of_seed_{training}").strip()
     (place,) = (ids.parent for ids in folder.glob("*/slurm-jobs") if name in ids.read_text().split())
     (events,) = place.glob("events-*")
     os.kill(int(events.name.rpartition("-")[2]), signal.SIGKILL)

@@ -84,11 +84,11 @@ def test_a_killed_training_is_named_by_its_seed_and_the_others_end(jobs, make_tr
     def kill_the_second(index, event):
         if not pids and index == 1:
             pids.update(_trainings())
-            os.kill(pids["training-seed-2"], signal.SIGKILL)
+            os.kill(pids["training of seed 2"], signal.SIGKILL)
 
     with pytest.raises(TrainingCrashed, match="training of seed 2 crashed: its process was killed by signal SIGKILL"):
         run_side_by_side(_long(jobs, make_training), 2, kill_the_second)
-    assert set(pids) == {"training-seed-1", "training-seed-2"}
+    assert set(pids) == {"training of seed 1", "training of seed 2"}
     assert not any(psutil.pid_exists(pid) for pid in pids.values())
 
 
