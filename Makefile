@@ -18,6 +18,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 # `mlflow run --env-manager local` runs the first `python` in PATH: make that the environment's
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
+# modules are compiled once, not by every process again: that takes twice as long as importing them
+unexport PYTHONDONTWRITEBYTECODE
 TASK ?= social_nav
 STORE := sqlite:///mlflow.db
 

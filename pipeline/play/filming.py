@@ -86,7 +86,7 @@ def _picture(env: gym.Env[Any, Any], most_pixels: int | None) -> np.ndarray:
         raise BadInput(f"environment {env} gives no picture with render_mode {RENDER_MODE!r}; playback needs one")
     if most_pixels is not None and max(frame.shape[:2]) > most_pixels:
         picture = Image.fromarray(frame)
-        picture.thumbnail((most_pixels, most_pixels))
+        picture.thumbnail((most_pixels, most_pixels), Image.Resampling.HAMMING)
         return np.asarray(picture)
     return frame.copy()  # an environment may draw into one array again and again
 

@@ -213,6 +213,13 @@ def action_distribution(action_space: gym.Space[Any]) -> str:
     return next(name for kind, name in zip(kinds, names, strict=True) if isinstance(action_space, kind))
 
 
+class NoOptimizer:
+    """In the place of the optimizer that SB3 makes with a policy: torch's first one loads its compiler, for a second."""
+
+    def __init__(self, parameters: Any, **settings: Any) -> None:
+        """Takes what an optimizer takes."""
+
+
 def build_policy(
     observation_space: gym.Space[Any],
     action_space: gym.Space[Any],
@@ -221,14 +228,17 @@ def build_policy(
     scaling: Scaling = UNSCALED,
     residual: bool = False,
 ) -> ActorCriticPolicy:
-    """A fresh policy on the CPU whose weights follow from `seed` alone: the one that PPO with this seed starts from."""
+    """A fresh policy on the CPU whose weights follow from `seed` alone: the one that PPO with this seed starts from.
+
+    It has no optimizer.
+    """
     check_observation_space(observation_space)
     check_action_space(action_space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         arguments = policy_arguments(observation_space, network, scaling, residual)
         policy = policy_class(observation_space, scaling, residual)(
-            observation_space, action_space, lr_schedule=lambda _: 0.0, **arguments
+            observation_space, action_space, lambda _: 0.0, optimizer_class=NoOptimizer, **arguments
         )
     policy.set_training_mode(False)
     return policy

@@ -106,9 +106,12 @@ def side_by_side(clips: Sequence[Clip]) -> Iterator[np.ndarray]:
     layouts = [_layout(clip) for clip in clips]
     stride = max(clip.shown[1] - clip.shown[0] if len(clip.frames) > 1 else 1 for clip in clips)
     longest = max(clip.shown[-1] for clip in clips)
+    columns, drawn = [np.empty(0, np.uint8)] * len(clips), [-1] * len(clips)
     for step in range(0, longest + stride, stride):
-        at = [bisect_right(clip.shown, step) - 1 for clip in clips]
-        columns = [_drawn(*of_clip) for of_clip in zip(clips, layouts, at, strict=True)]
+        for which, clip in enumerate(clips):
+            index = bisect_right(clip.shown, step) - 1
+            if index != drawn[which]:  # otherwise it is over, and holds its last frame
+                columns[which], drawn[which] = _drawn(clip, layouts[which], index), index
         height = max(len(column) for column in columns)
         padded = [np.pad(c, ((0, height - len(c)), (0, GAP), (0, 0)), constant_values=255) for c in columns]
         yield _even(np.concatenate(padded, axis=1)[:, :-GAP])
@@ -158,7 +161,7 @@ def to_mp4(frames: Iterable[np.ndarray], frames_per_second: float) -> bytes:
         path = Path(folder) / "clip.mp4"
         writer: Any = imageio.get_writer(
             path, format="FFMPEG", fps=frames_per_second, codec="libx264", pixelformat="yuv420p", macro_block_size=2,
-            ffmpeg_params=["-crf", "26", "-movflags", "+faststart"],
+            ffmpeg_params=["-crf", "26", "-preset", "veryfast", "-movflags", "+faststart"],
         )  # fmt: skip
         with writer:
             for frame in frames:

@@ -142,4 +142,5 @@ def draw_frame(
     canvas.text(12, 17, title, 17, _INK, "lm")
     canvas.text(WIDTH - 12, 17, outcome, 17, _INK, "rm")
     canvas.text(12, 40, facts, 13, _INK, "lm")
-    return np.asarray(canvas.image.resize((WIDTH, HEIGHT), Image.Resampling.BOX))
+    # the mean of each square, rounded after either direction
+    return np.asarray(canvas.image.reduce((_OVERSAMPLING, 1)).reduce((1, _OVERSAMPLING)))
