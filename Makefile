@@ -59,7 +59,9 @@ race: setup
 	python benchmarks/registry_race.py --store sqlite --operations $(RACE_OPERATIONS)
 	python benchmarks/registry_race.py --store postgresql --operations $(RACE_OPERATIONS)
 
+# the first line says which page to open: at its bare address MLflow shows a new browser prompts and traces, not runs
 ui: setup
+	MLFLOW_TRACKING_URI=$(STORE) MLFLOW_EXPERIMENT_NAME=$(TASK) python -m pipeline store
 	mlflow ui --backend-store-uri $(STORE)
 
 setup: $(VENV)/.installed

@@ -41,7 +41,7 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
 
         with _terminate_cleanly():
             outcome = run_stage(stage, config, upstream, overrides)
-        for line in outcome.summary:
+        for line in (*outcome.summary, *outcome.table.splitlines()):
             say(line)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         return _told(stage, error)
@@ -180,12 +180,13 @@ def ask(arguments: Sequence[str] | None = None) -> int:
                 say(line)
             return DONE if checked.report.passed else VERDICT_NO
         if known.verb == "store":
-            from pipeline.tracking.store import connect, experiment_id, ui_command  # late: --help answers at once
+            from pipeline.tracking.store import connect, experiment_id, how_to_look  # late: --help answers at once
+            from pipeline.tracking.views import view_address
 
-            client = connect()
+            client, address = connect(), ""
             if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):  # `mlflow run` would put its artifacts into ./mlruns
-                experiment_id(client, name, "MLFLOW_EXPERIMENT_NAME")
-            say(f"store: ready; look at it: {ui_command()}")
+                address = view_address(experiment_id(client, name, "MLFLOW_EXPERIMENT_NAME"), "comparisons")
+            say(f"store: ready; look at it: {how_to_look(address)}")
             return DONE
         for line in _answer(known).split("\n"):
             say(line)

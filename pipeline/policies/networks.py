@@ -214,7 +214,7 @@ def action_distribution(action_space: gym.Space[Any]) -> str:
 
 
 class NoOptimizer:
-    """In the place of the optimizer that SB3 makes with a policy: torch's first one loads its compiler, for a second."""
+    """Stands where SB3 makes an optimizer with a policy: the first of torch's loads its compiler, for a second."""
 
     def __init__(self, parameters: Any, **settings: Any) -> None:
         """Takes what an optimizer takes."""
@@ -236,9 +236,9 @@ def build_policy(
     check_action_space(action_space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        arguments = policy_arguments(observation_space, network, scaling, residual)
+        arguments = {**policy_arguments(observation_space, network, scaling, residual), "optimizer_class": NoOptimizer}
         policy = policy_class(observation_space, scaling, residual)(
-            observation_space, action_space, lambda _: 0.0, optimizer_class=NoOptimizer, **arguments
+            observation_space, action_space, lr_schedule=lambda _: 0.0, **arguments
         )
     policy.set_training_mode(False)
     return policy

@@ -46,6 +46,7 @@ class StageOutcome:
     outputs: Mapping[str, str] = field(default_factory=dict)  # references for the next stages
     run_id: str | None = None  # known once it is over
     see: str = ""  # Markdown for the run's description: where to look next
+    table: str = ""  # below the summary where the stage is asked for alone
 
 
 def stage_module(stage: str) -> Any:
@@ -111,7 +112,7 @@ def conclude(run: StageRun, stage: str, outcome: StageOutcome) -> None:
         run.tag({Tag.VERDICT: "yes" if outcome.verdict else "no"})
     run.tag({f"{OUTPUT_PREFIX}{role}": reference for role, reference in outcome.outputs.items()})
     run.text("".join(f"{printable(line)}\n" for line in outcome.summary), Artifact.SUMMARY)
-    lines = [one_line(line).removeprefix("- ") for line in outcome.summary if line and not line.startswith("|")]
+    lines = [one_line(line).removeprefix("- ") for line in outcome.summary if line]
     paragraphs = [
         (stage_module(stage).__doc__ or f"`{stage}`").splitlines()[0],
         "\n".join(f"- {line[:MOST_CHARACTERS]}" for line in lines[:MOST_LINES]),

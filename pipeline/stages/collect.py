@@ -148,6 +148,7 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
     run.metrics({Metric.ENVIRONMENT_STEPS: given.steps, **sizes})
     lines = [f"collect: dataset {metadata.dataset_id}: {report.summary()}", f"  demonstrations: {metadata.origin}"]
     lines += [f"  {line}" for line in told_of_source(metadata)]
+    table = ""
     # data of another environment, or NaN, can be neither counted nor averaged
     if {"actions_in_space", "metrics_finite"} <= {o.rule for o in report.rules if o.state == PASSED}:
         records, figures = records_of(trajectories, task.action_space), trajectories.metrics
@@ -158,8 +159,8 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
             for name, form in ((Metric.SUCCESS, ".3f"), (Metric.RETURN, ".2f"))
         )
         lines.append(f"  success {success}, mean return {mean_return}, {given.steps:,} steps")
-        lines += rollout_table(records).splitlines()
-    return StageOutcome(tuple(lines), verdict=report.passed, outputs={"dataset": metadata.dataset_id})
+        table = rollout_table(records)
+    return StageOutcome(tuple(lines), verdict=report.passed, outputs={"dataset": metadata.dataset_id}, table=table)
 
 
 # --- recorded --------------------------------------------------------------------------------------------------------

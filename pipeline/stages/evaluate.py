@@ -67,5 +67,5 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
         f"episodes of {config.scenario_set!r}"
     )
     whole = f"  actions in bars: statistics.md of run {run.run_id}"
-    lines = (title, *warnings, *shown.splitlines(), whole, *([drawn] if config.pictures else []))
-    return StageOutcome(lines, see=" ".join(films[:MOST_SHOWN]))
+    lines = (title, *warnings, whole, *([drawn] if config.pictures else []))
+    return StageOutcome(lines, see=" ".join(films[:MOST_SHOWN]), table=shown)

@@ -36,7 +36,7 @@ from pipeline.tracking.models import find_version
 from pipeline.tracking.reuse import Found, find_finished
 from pipeline.tracking.runs import read_text_artifact
 from pipeline.tracking.stage_run import StageRun, open_run
-from pipeline.tracking.store import ui_command
+from pipeline.tracking.store import how_to_look
 from pipeline.tracking.views import FINAL, view_address
 
 UPSTREAM = ("expert", "policy")
@@ -180,8 +180,8 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
             conclude(parent, "main", outcome)
     if outcome.failed and parent is not run:
         parent.close("FAILED")  # its stage did its work, and the verdict is a refusal
-    address = view_address(parent.experiment_id, "comparisons")
-    return replace(outcome, summary=(*outcome.summary, f"  all of it: {ui_command()}, and there {address}"))
+    look = how_to_look(view_address(parent.experiment_id, "comparisons"))
+    return replace(outcome, summary=(*outcome.summary, f"  all of it: {look}"))
 
 
 class _Main:
@@ -237,8 +237,8 @@ class _Main:
             see += f" In the registry: {version_link(expert)}."
         lines = [f"main: {seconds}"]
         if "compare" in runs:
-            figure, *_, report = self._done["compare"][0].summary
-            lines = [f"main: {figure.removeprefix('compare: ')}", f"  {seconds}", report]
+            figure, *reasons = self._done["compare"][0].summary
+            lines = [f"main: {figure.removeprefix('compare: ')}", *reasons, f"  {seconds}"]
             lines.append(f"  where it comes from: python -m pipeline lineage {runs['compare']}")
             by_step = {"curves": "the success of the arms"}
             if self._stages.finetune.training.visualize_every:
@@ -358,9 +358,7 @@ class _Main:
                 outputs={k.removeprefix(OUTPUT_PREFIX): v for k, v in tags.items() if k.startswith(OUTPUT_PREFIX)},
                 run_id=run_id,
             )
-        for line in outcome.summary:
+        for line in outcome.summary if stage != "compare" else ():  # what it comes to is what `main` ends with
             say(line)
-        seconds = time.monotonic() - started
-        say(f"    ({seconds:.0f} s)")
-        self._done[name] = outcome, seconds
+        self._done[name] = outcome, time.monotonic() - started
         return outcome

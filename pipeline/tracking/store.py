@@ -277,8 +277,9 @@ def run_address(run: Run) -> str | None:
     return f"{server_address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
-def ui_command() -> str:
-    """What a person types to look at the store."""
+def how_to_look(address: str) -> str:
+    """What a person types and opens to look at a page of the store's UI; `address`: what stands behind the server's."""
     uri = mlflow.get_tracking_uri()
-    web = urlparse(uri).scheme in ("http", "https")
-    return f"open {uri}" if web else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    if urlparse(uri).scheme in ("http", "https"):
+        return f"open {uri.rstrip('/')}/{address}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}, then open http://127.0.0.1:5000/{address}"

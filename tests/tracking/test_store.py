@@ -19,7 +19,7 @@ from pipeline.names import Tag
 from pipeline.sweep.study import storage
 from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.stage_run import open_run
-from pipeline.tracking.store import connect, experiment_id, local_folder, ui_command
+from pipeline.tracking.store import connect, experiment_id, how_to_look, local_folder
 
 ODD = "a b ü #1 100%"
 
@@ -104,14 +104,17 @@ def test_a_sqlite_uri_without_a_file_of_its_own_is_one_line(tmp_path, monkeypatc
 
 def test_the_command_to_look_at_a_store_can_be_typed(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////a b/mlflow.db")
-    assert ui_command() == "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
+    typed = "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
+    assert how_to_look("#/experiments/1") == f"{typed}, then open http://127.0.0.1:5000/#/experiments/1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://lab.example/mlflow/")
+    assert how_to_look("#/experiments/1") == "open https://lab.example/mlflow/#/experiments/1"
 
 
 def test_the_store_can_be_made_by_a_command_that_does_nothing_else(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/deep/mlflow.db")
     for _ in range(2):
         assert ask(["store"]) == DONE
-        assert capsys.readouterr().out == f"store: ready; look at it: {ui_command()}\n"
+        assert capsys.readouterr().out == f"store: ready; look at it: {how_to_look('')}\n"
     assert search(connect(), {}, status=None) == []
     assert (tmp_path / "deep" / "mlflow.db").is_file()
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "walks")
