@@ -22,6 +22,7 @@ from pipeline.learning.jobs import Emit
 from pipeline.play.demonstrators import Actor, as_policy_sees, policy_actions, scripted
 from pipeline.play.evaluation import (
     ActionHistogram,
+    Counted,
     EpisodeRecords,
     concatenate_records,
     record,
@@ -85,26 +86,28 @@ class EpisodesJob:
         return record_episodes(seen, actor, self.episodes, noise, seed, self.recorded.n_envs)
 
 
-def rollouts(task: Task, player: Player, episodes: Sequence[Episode]) -> EpisodeRecords:
+def rollouts(task: Task, player: Player, episodes: Sequence[Episode], ended: Counted) -> EpisodeRecords:
     """`run_episodes`, on this machine or in chunks on the task's cluster."""
     if executor_settings(task.config).kind == "local":
         seen, actor = player.seated(task)
-        return run_episodes(seen, actor, episodes)
-    parts: list[EpisodeRecords] = _in_chunks(task, player, episodes, None)
+        return run_episodes(seen, actor, episodes, ended=ended)
+    parts: list[EpisodeRecords] = _in_chunks(task, player, episodes, None, ended)
     counts = [part.action_histogram.counts for part in parts if part.action_histogram is not None]
     edges = ActionHistogram.empty(task.action_space).edges
     return replace(concatenate_records(parts), action_histogram=ActionHistogram(edges, np.sum(counts, axis=0)))
 
 
-def recording(task: Task, player: Player, config: Collect) -> tuple[Trajectories, int]:
+def recording(task: Task, player: Player, config: Collect, ended: Counted) -> tuple[Trajectories, int]:
     """`record`, on this machine or in chunks on the task's cluster."""
     seen, actor = player.seated(task)
     if executor_settings(task.config).kind == "local":
-        return record(seen, config, actor)
-    return record(seen, config, actor, lambda episodes: concatenate(_in_chunks(task, player, episodes, config)))
+        return record(seen, config, actor, ended=ended)
+    return record(seen, config, actor, lambda batch: concatenate(_in_chunks(task, player, batch, config, ended)))
 
 
-def _in_chunks(task: Task, player: Player, episodes: Sequence[Episode], recorded: Collect | None) -> list[Any]:
+def _in_chunks(
+    task: Task, player: Player, episodes: Sequence[Episode], recorded: Collect | None, ended: Counted
+) -> list[Any]:
     jobs = [
         EpisodesJob(
             task.config,
@@ -116,4 +119,8 @@ def _in_chunks(task: Task, player: Player, episodes: Sequence[Episode], recorded
         )
         for first in range(0, len(episodes), CHUNK)
     ]
-    return run_side_by_side(jobs, 0, lambda index, event: None)
+
+    def count(index: int, part: EpisodeRecords | Trajectories) -> None:
+        ended(len(jobs[index].episodes))
+
+    return run_side_by_side(jobs, 0, lambda index, event: None, count)

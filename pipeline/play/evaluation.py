@@ -38,6 +38,7 @@ SNQI: Final = "snqi"
 
 
 Recorder = Callable[[Sequence[Episode]], Trajectories]
+Counted = Callable[[int], object]  # is told how many more episodes have ended
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,12 @@ class EpisodeRecords:
 
 
 def run_episodes(
-    task: Task, actor: Actor, episodes: Sequence[Episode], n_envs: int = 100, env: EpisodeVecEnv | None = None
+    task: Task,
+    actor: Actor,
+    episodes: Sequence[Episode],
+    n_envs: int = 100,
+    env: EpisodeVecEnv | None = None,
+    ended: Counted = lambda count: None,
 ) -> EpisodeRecords:
     """Play every episode to its end, `n_envs` at a time, or in the slots of an `env` that is to be reused.
 
@@ -92,6 +98,7 @@ def run_episodes(
         for step in play(task, chosen, actor, episodes):
             histogram.add(step.actions[step.running])
             finished |= {info["episode_spec"]: task.outcome(info) for info in step.ended.values()}
+            ended(len(step.ended))
     figures = [finished[episode] for episode in episodes]
     metrics = {name: np.array([row[name] for row in figures], np.float64) for name in figures[0]}
     for name, values in metrics.items():
@@ -103,7 +110,13 @@ def run_episodes(
 
 
 def record_episodes(
-    task: Task, actor: Actor, episodes: Sequence[Episode], noise_std: float, noise_seed: int, n_envs: int = 64
+    task: Task,
+    actor: Actor,
+    episodes: Sequence[Episode],
+    noise_std: float,
+    noise_seed: int,
+    n_envs: int = 64,
+    ended: Counted = lambda count: None,
 ) -> Trajectories:
     """Play and record every episode; labels are the clean actions, the environment receives them with noise (DART).
 
@@ -119,6 +132,7 @@ def record_episodes(
             rows = to_rows(space, step.observations)
             for slot in np.flatnonzero(step.running).tolist():
                 begun[slot].append((rows[slot], step.actions[slot], step.executed[slot], step.rewards[slot]))
+            ended(len(step.ended))
             for slot, info in step.ended.items():
                 seen, actions, executed, rewards = zip(*begun[slot], strict=True)
                 begun[slot].clear()
@@ -140,7 +154,9 @@ def record_episodes(
     return replace(recorded, metrics=with_snqi(task.config, recorded.metrics))
 
 
-def record(task: Task, config: Collect, actor: Actor, elsewhere: Recorder | None = None) -> tuple[Trajectories, int]:
+def record(
+    task: Task, config: Collect, actor: Actor, elsewhere: Recorder | None = None, ended: Counted = lambda count: None
+) -> tuple[Trajectories, int]:
     """The kept episodes, in the asked-for shares, and the environment steps that were played for them.
 
     By `actor`, here or `elsewhere`.
@@ -165,7 +181,7 @@ def record(task: Task, config: Collect, actor: Actor, elsewhere: Recorder | None
         if elsewhere is not None:
             part = elsewhere(batch)
         else:
-            part = record_episodes(task, actor, batch, config.noise.std, config.seeds[0], config.n_envs)
+            part = record_episodes(task, actor, batch, config.noise.std, config.seeds[0], config.n_envs, ended)
         good = np.flatnonzero(part.passing(config.filter.min_return, config.filter.only_success))
         kept.append(part.select(good))
         steps += part.steps

@@ -1,4 +1,4 @@
-"""Trainings that run side by side, told: progress on a terminal or in lines, films, warnings, what they came to."""
+"""Episodes and trainings that run, told: progress on a terminal or in lines, films, warnings, what they came to."""
 
 import sys
 import time
@@ -21,7 +21,50 @@ from pipeline.tasks import Task
 LINE_EVERY_SECONDS: Final = 30.0
 
 
-class TrainingProgress:
+class Progress:
+    """How much of something is done: a bar on a terminal, elsewhere a line every 30 s.
+
+    with Progress("promote", 400, "episodes") as progress:
+        progress.add(1)
+    """
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self._title, self._total, self._unit, self._said = title, total, unit, ""
+        self._last_line = time.monotonic()
+        shown = sys.stderr.isatty()
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", unit_scale=True, disable=not shown)
+        self._done = 0  # a bar that is not shown does not count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def add(self, count: int, also: str = "") -> None:
+        """So much more is done; `also` is a figure that people want to see move."""
+        self._done += count
+        self._bar.update(count)
+        if also:
+            self._said = f", {also}"
+            self._bar.set_postfix_str(also)
+        if self._bar.disable and time.monotonic() - self._last_line > LINE_EVERY_SECONDS:
+            self._last_line = time.monotonic()
+            say(self.line(), sys.stderr)
+
+    def note(self, text: str) -> None:
+        """A line between what moves."""
+        self._bar.write(printable(f"{self._title} {text}"), file=sys.stderr)
+
+    def line(self) -> str:
+        """`finetune: 1,200,000 of 4,000,000 steps (30 %), last success rate 0.85`."""
+        share = f"{self._done:,} of {self._total:,} {self._unit} ({self._done / self._total:.0%})"
+        return f"{self._title}: {share}{self._said}"
+
+
+class TrainingProgress(Progress):
     """Environment steps done over all jobs, and the newest success rate seen; films of the jobs with index in `filmed`.
 
     with TrainingProgress("finetune", jobs) as progress:
@@ -32,25 +75,9 @@ class TrainingProgress:
         self._tasks = [Task(job.task, job.training.environment, job.training.use_camera) for job in jobs]
         for job, task in zip(jobs, self._tasks, strict=True):
             check_drawable(task, "training.visualize_every", job.training.visualize_every)
-        self._title, self._jobs, self._filmed = title, jobs, filmed
+        self._jobs, self._filmed = jobs, filmed
         self._steps = [0] * len(jobs)
-        self._success: float | None = None
-        self._last_line = time.monotonic()
-        self._bar = tqdm(
-            total=sum(job.budget for job in jobs),
-            desc=title,
-            unit="step",
-            unit_scale=True,
-            disable=not sys.stderr.isatty(),
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
+        super().__init__(title, sum(job.budget for job in jobs), "steps")
 
     def on_event(self, index: int, event: TrainingEvent) -> Path | None:
         """Take note of what job `index` says.
@@ -67,24 +94,12 @@ class TrainingProgress:
             path = Path(job.output) / Artifact.PLAYBACK / f"step-{event.timestep:09d}"
             return save_film(draw_episode(task, episode, actor, about), path)
         if event.kind == "note":
-            self._bar.write(printable(f"{self._title} seed {job.seed}: {event.text}"), file=sys.stderr)
-        done = min(event.timestep, job.budget)
-        self._bar.update(max(0, done - self._steps[index]))
-        self._steps[index] = max(self._steps[index], done)
+            self.note(f"seed {job.seed}: {event.text}")
+        before, done = self._steps[index], min(event.timestep, job.budget)
+        self._steps[index] = max(before, done)
         success = event.metrics.get(f"{EVAL_PREFIX}{Metric.SUCCESS_RATE}")
-        if success is not None:
-            self._success = success
-            self._bar.set_postfix_str(f"success {success:.2f}")
-        if self._bar.disable and time.monotonic() - self._last_line > LINE_EVERY_SECONDS:
-            self._last_line = time.monotonic()
-            say(self.line(), sys.stderr)
+        self.add(self._steps[index] - before, "" if success is None else f"last success rate {success:.2f}")
         return None
-
-    def line(self) -> str:
-        """`finetune: 1,200,000 of 4,000,000 steps (30 %), last success rate 0.85`."""
-        total, done = sum(job.budget for job in self._jobs), sum(self._steps)
-        success = "" if self._success is None else f", last success rate {self._success:.2f}"
-        return f"{self._title}: {done:,} of {total:,} steps ({done / total:.0%}){success}"
 
 
 def trainings_summary(

@@ -51,6 +51,7 @@ from pipeline.names import (
 from pipeline.play.demonstrators import Script, scripted
 from pipeline.play.evaluation import records_of, summarise, with_intervals, with_snqi
 from pipeline.policies import ActFunction
+from pipeline.report.progress import Progress
 from pipeline.report.stage_pages import rollout_table, statistics_table, validation_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
@@ -185,7 +186,8 @@ def _recorded(run: StageRun, config: Collect, task: Task, reference: str) -> Dem
         player = Player(expert.reference, str(expert.folder))
         started = moment_of_use(run.client, version, "collect")
     run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
-    trajectories, steps = recording(task, player, config)
+    with Progress("collect", config.episodes, "episodes") as progress:
+        trajectories, steps = recording(task, player, config, progress.add)
     counted = _counted(run, task.config.name, trajectories)
     metadata = DatasetMetadata(
         **counted,

@@ -10,6 +10,7 @@ from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import summarise, summarise_by_scenario, with_intervals
 from pipeline.report.clips import check_drawable, draw_episode, save_film
+from pipeline.report.progress import Progress
 from pipeline.report.stage_pages import statistics_table
 from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome
@@ -47,7 +48,8 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     task, actor = player.seated(task)
     check_drawable(task, "pictures", config.pictures)
     warnings = tuple(f"TAINTED: {reason}" for reason in lineage.inherit_taint(run))
-    records = rollouts(task, player, episodes)
+    with Progress("evaluate", len(episodes), "episodes") as progress:
+        records = rollouts(task, player, episodes, progress.add)
     table, shown = statistics_table(records), statistics_table(records, strips=True)
     figures = summarise(records)
     run.metrics({f"{EVAL_PREFIX}{figure}": value for figure, value in with_intervals(figures).items()})

@@ -7,6 +7,7 @@ approvers, one of them signs before the alias moves.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +21,7 @@ from pipeline.play.demonstrators import as_policy_sees
 from pipeline.policies import WRAPPERS, save_policy
 from pipeline.policies.frozen import FrozenActor
 from pipeline.report.clips import draw_episode, save_film
+from pipeline.report.progress import Progress
 from pipeline.report.stage_pages import gate_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
@@ -64,13 +66,15 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     subjects = _subjects(run, config, candidate)
     run.record_config(config, task.config, {name: policy.digest for name, policy in subjects.items()})
     run.tag(_lineage(run, candidate))
+    scenario_sets = sorted({rule.scenario_set for rule in config.rules})
     measured = []
-    for subject, policy in subjects.items():
-        player = Player(policy.reference, str(policy.folder))
-        for scenario_set in sorted({rule.scenario_set for rule in config.rules}):
-            for seed in config.seeds:
-                episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)
-                measured.append(PlayedEpisodes(subject, scenario_set, seed, rollouts(task, player, episodes)))
+    total = len(subjects) * len(scenario_sets) * len(config.seeds) * config.episodes
+    with Progress("promote", total, "episodes") as progress:
+        for (subject, policy), scenario_set, seed in product(subjects.items(), scenario_sets, config.seeds):
+            player = Player(policy.reference, str(policy.folder))
+            episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)
+            records = rollouts(task, player, episodes, progress.add)
+            measured.append(PlayedEpisodes(subject, scenario_set, seed, records))
     run.metrics({Metric.EVALUATION_STEPS: sum(m.records.steps for m in measured)})
     decision = decide(config.rules, measured)
     return _conclude(run, candidate, decision, task.config.approvers, _film(run, task, candidate, measured[0]))

@@ -82,16 +82,19 @@ def test_chunks_of_episodes_come_to_the_same_there(cluster, make_jobs, tmp_path)
     settings = {"task": "", "episodes": 2 * CHUNK + 1, "seeds": [4], "noise": {"std": 0.3}, "n_envs": 7}
     config = validate(Collect, {**settings, "filter": {"min_return": 15.0}}, "test")
     player = Player("a policy", str(tmp_path / "policy"))
-    recorded = [recording(Task(task), player, config) for task in (here, there)]
+    ended: list[int] = []
+    recorded = [recording(Task(task), player, config, ended.append) for task in (here, there)]
     assert content_digest(recorded[0][0]) == content_digest(recorded[1][0])
     assert recorded[0][1] == recorded[1][1] > recorded[0][0].steps  # some were played and not kept
     episodes = Task(here).episodes("train", 7, 2 * CHUNK + 1, Purpose.EVALUATE)
-    played = [rollouts(Task(task), player, episodes) for task in (here, there)]
+    del ended[:]
+    played = [rollouts(Task(task), player, episodes, ended.append) for task in (here, there)]
+    assert sum(ended) == 2 * len(episodes)
     assert [records.episodes for records in played] == [episodes, episodes]
     assert [part.metrics["return"].tolist() for part in played[1:]] == [played[0].metrics["return"].tolist()]
     assert (played[0].action_histogram.counts == played[1].action_histogram.counts).all()
     with pytest.raises(BadInput, match="policy a policy does not fit task"):
-        rollouts(Task(load_task("configs/tasks/social_nav.yaml")), player, episodes)
+        rollouts(Task(load_task("configs/tasks/social_nav.yaml")), player, episodes, ended.append)
     assert not list((tmp_path / "shared").iterdir())
 
 
