@@ -7,7 +7,7 @@ Where somebody demonstrates, he plays the same episodes.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -22,16 +22,20 @@ from pipeline.config.training import Network
 from pipeline.data.observations import element_names, flat_rows, from_rows, one_row, row_dtype
 from pipeline.data.spaces import space_bounds
 from pipeline.envs.calling import RAISED, raised
+from pipeline.envs.episodes import Episode
 from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
 from pipeline.files import digest
 from pipeline.play.demonstrators import Script
+from pipeline.play.evaluation import record_episodes
 from pipeline.play.rollouts import from_actor, play_alone
 from pipeline.policies import build_policy
 from pipeline.tasks import RENDER_MODE, Purpose, Task
 
 LARGEST = float(np.finfo(np.float32).max)  # that a policy can read
 LONGEST = 2_000  # steps after which a probed episode is left where it is
+NOISES = (0.2, 0.1, 0.05)  # execution noise that is tried, widest first; discrete actions begin at 0.1
+KEPT = 0.5  # of what a demonstrator is better than random play, under noise that it can be recorded with
 BATCH = 256  # observations of a gradient step, of PPO and of cloning
 
 
@@ -71,7 +75,20 @@ class Probe:
     shown: np.ndarray | None  # (N,) float64 returns of the demonstrator in the same episodes
     shown_steps: float | None  # its mean number of steps
     shown_finals: tuple[dict[str, float], ...]  # (N,) its final infos; nothing of an episode that was left
+    noisy: dict[float, float]  # execution noise -> its mean return under it, in the order that they were tried
     spreads: dict[str, ElementSpread]  # "" for a Box, else keys of a Dict that are Boxes; pictures are none
+
+    @property
+    def noise(self) -> float:
+        """Execution noise to record with: the widest that was borne, 0 if none was; what is usual where none was tried.
+
+        Borne is noise under which the demonstrator keeps half of what it is better than random play.
+        """
+        if not self.noisy:
+            return _noises(self.action_space)[0]
+        assert self.shown is not None
+        least = self.returns.mean() + KEPT * (self.shown.mean() - self.returns.mean())
+        return next((std for std, returned in self.noisy.items() if returned >= least), 0.0)
 
     @property
     def renders(self) -> bool:
@@ -84,7 +101,8 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
     Raises BadInput when the environment, or the demonstrator in it, cannot be played.
     """
     scenario = next(iter(task.config.scenarios))
-    seeds = [episode.seed for episode in task.episodes("train", seed, episodes, Purpose.EVALUATE)]
+    chosen = task.episodes("train", seed, episodes, Purpose.EVALUATE)
+    seeds = [episode.seed for episode in chosen]
     with closing(task.make_env(scenario)) as env:
         played = [_play(env, one) for one in seeds]
         alone = _play(env, seeds[0]).same_as(played[0])
@@ -109,6 +127,11 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             name = f"element {at}" if names is None else names[at]
             more = f" (and {len(wrong) - 1} more elements)" if len(wrong) > 1 else ""
             outside = f"{name} was {low[at]:g} to {high[at]:g}, declared is {least[at]:g} to {most[at]:g}{more}"
+        noisy: dict[float, float] = {}
+        bounded = np.isfinite(space_bounds(env.action_space)).all()
+        if demonstrator is not None and bounded and all(one.over for one in shown):
+            random, without = (float(np.mean([one.episode_return for one in some])) for some in (played, shown))
+            noisy = returns_under_noise(task, demonstrator, chosen, seed, random, without)
         rows = [len(one.rewards) + 1 for one in played]
         spreads = {}  # over all rows, from those of single episodes
         for key in played[0].spreads:
@@ -141,8 +164,28 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             shown=np.array([one.episode_return for one in shown]) if shown else None,
             shown_steps=float(np.mean([len(one.rewards) for one in shown])) if shown else None,
             shown_finals=tuple(one.final if one.over else {} for one in shown),
+            noisy=noisy,
             spreads=spreads,
         )
+
+
+def returns_under_noise(
+    task: Task, demonstrator: Script, episodes: Sequence[Episode], seed: int, random: float, without: float
+) -> dict[float, float]:
+    """Execution noise -> mean return of the demonstrator under it, widest first, until one is borne (`Probe.noise`).
+
+    `random`, `without`: those of random play and without noise; nothing is tried of who is no better than random play.
+    """
+    noisy: dict[float, float] = {}
+    for std in _noises(task.action_space) if without > random else ():
+        noisy[std] = float(record_episodes(task, demonstrator, episodes, std, seed).returns().mean())
+        if noisy[std] >= random + KEPT * (without - random):
+            break
+    return noisy
+
+
+def _noises(space: gym.Space[Any]) -> tuple[float, ...]:
+    return NOISES if isinstance(space, spaces.Box) else NOISES[1:]
 
 
 def _drawn(task: Task, scenario: str, seed: int) -> tuple[str, float]:

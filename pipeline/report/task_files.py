@@ -12,7 +12,6 @@ from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any, Final
 
 import numpy as np
-from gymnasium import spaces
 from jinja2 import Template
 
 from pipeline.config.loading import to_data
@@ -268,7 +267,7 @@ def sizes(probe: Probe) -> Sizes:
         evaluation_episodes=evaluated,
         demonstrations=demonstrations,
         cloning_epochs=epochs,
-        noise=0.2 if isinstance(probe.action_space, spaces.Box) else 0.1,
+        noise=probe.noise,
         large_returns=bool(np.abs(probe.returns).mean() > LARGE_RETURN),
         minutes=(trainings * training + CLONES * cloning + recording + films + OVERHEAD) / 60,
     )

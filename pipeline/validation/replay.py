@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import isclose
+from typing import Final
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +18,8 @@ from pipeline.play.evaluation import with_snqi
 from pipeline.play.rollouts import from_record, play_alone
 from pipeline.tasks import Task
 from pipeline.validation.facts import Replay
+
+SAME_FIGURE: Final = 1e-12
 
 
 class TaskReplay:
@@ -87,12 +91,16 @@ def replay_episodes(trajectories: Trajectories, replay: Replay, episodes: Iterab
 
 
 def first_difference(recorded: EpisodeData, replayed: EpisodeData) -> Departure | None:
-    """The earliest difference; every bit counts. None: there is none."""
+    """The earliest difference. None: there is none.
+
+    Every bit of observations, rewards and ends counts. Figures may differ in the last digits: what a library computes
+    of the same bits need not add up in the same order twice (PushT's coverage, by shapely).
+    """
     if departure := between_episodes(recorded, replayed):
         return departure
     # the return and the length are held to rewards and steps by rules of their own
     for name in sorted({*recorded.metrics} & {*replayed.metrics} - {Metric.RETURN, Metric.LENGTH}):
         was, now = recorded.metrics[name], replayed.metrics[name]
-        if was != now:  # NaN is no match
+        if not isclose(was, now, rel_tol=SAME_FIGURE):  # NaN is no match
             return Departure(len(recorded), name, None, was, now)
     return None

@@ -52,6 +52,27 @@ class Known(gym.Env):
         return self._observe(), reward, over, False, info
 
 
+class Rope(gym.Env):
+    """Forty steps on a rope that lies at 0.5 or -0.5, as is seen; an action within 0.1 of it is paid 1."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._left, self._rope = 40, np.array([self.np_random.choice([-0.5, 0.5])], np.float32)
+        return self._rope, {}
+
+    def step(self, action):
+        self._left -= 1
+        return self._rope, float(abs(action - self._rope)[0] < 0.1), False, self._left == 0, {}
+
+
+def balance(observation):
+    """Walks on the rope."""
+    return observation
+
+
 def odd(observation):
     """Chooses 1 whenever it sees 104: two of four steps."""
     return int(observation[0] == 104.0)

@@ -153,6 +153,22 @@ def test_what_no_task_file_can_name_is_no_figure_and_actions_may_have_two_axes()
     assert probed("strange_environments:Plate").updating > 0
 
 
+def test_noise_that_a_demonstrator_does_not_bear_is_not_proposed():
+    """Of noise s, P(|N(0, s)| < 0.1) is borne: 0.38 of it at 0.2, 0.68 at 0.1; half is enough."""
+    probe = probed("strange_environments:Rope", "balance")
+    assert list(probe.noisy) == [0.2, 0.1] and probe.noise == 0.1
+    for std, share in ((0.2, 0.38), (0.1, 0.68)):
+        assert abs(probe.noisy[std] / 40 - share) < 4 * np.sqrt(share * (1 - share) / 160)  # four episodes
+    collect = written(probe, demonstrator="strange_environments:balance")["known/collect.yaml"]
+    assert parse_yaml(collect, "c")["noise"] == {"std": 0.1}
+    assert "# Mean return of strange_environments:balance: " in collect and ", 40 without." in collect
+    told = summary(NewTask(env=KNOWN, name="known", demonstrator="strange_environments:balance"), probe, ["a"])
+    assert any(line.startswith("  records under noise of 0.1: it returns ") for line in told)
+    assert replace(probe, noisy={0.2: 1.0, 0.1: 2.0, 0.05: 3.0}).noise == 0.0
+    assert probed("strange_environments:Rope").noise == 0.2  # nobody demonstrates: what is usual
+    assert probed(by="odd").noisy == {} and probed(by="odd").noise == 0.1  # no better than random play
+
+
 def test_observations_that_leave_their_space_are_told():
     probe = probed("strange_environments:Narrow")
     assert probe.outside.startswith("element 1 was -") and probe.outside.endswith("declared is 0 to 0")

@@ -147,6 +147,10 @@ def test_a_replay_departs_by_kind_by_length_or_by_a_bit(good):
     short = good.replay(replace(episode, executed_actions=episode.executed_actions[:10]))
     assert first_difference(episode, short).quantity == "length"
     assert (first_difference(episode, short).recorded, first_difference(episode, short).replayed) == (40, 10)
+    was = replace(episode, metrics={**episode.metrics, "coverage": 0.45140081282712})
+    for factor, departs in ((1 + 2**-52, False), (1 + 1e-9, True)):  # a figure's last digits are not held
+        now = replace(again, metrics={**again.metrics, "coverage": factor * 0.45140081282712})
+        assert (first_difference(was, now) is not None) == departs
     rewards = again.rewards.copy()
     rewards[4] += 0.5
     moved = replace(again, rewards=rewards)
