@@ -84,9 +84,12 @@ function check() {
     for (const folded of page.querySelectorAll("details"))
       if (folded.clientHeight < 1.5 * folded.querySelector("summary").clientHeight)
         faults.push(`stays folded: ${folded.querySelector("summary").textContent}`);
-    for (const film of page.querySelectorAll("video"))
-      if (film.offsetWidth || !film.parentElement.querySelector("img")?.offsetWidth)
-        faults.push("a film is printed, or has no picture to be printed");
+    for (const film of page.querySelectorAll("video")) {
+      const picture = film.parentElement.querySelector("img")?.getBoundingClientRect();
+      const room = film.closest("figure").getBoundingClientRect();
+      if (film.offsetWidth || !picture?.width || picture.right > room.right + 1)
+        faults.push("a film is printed, or has no picture to be printed, or one that does not fit");
+    }
   }
   const badge = page.querySelector("header > p > strong").getBoundingClientRect();
   if (badge.bottom > height && !PRINTED) faults.push("the verdict lies below the first screen");

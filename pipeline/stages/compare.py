@@ -299,6 +299,10 @@ def report_context(
         differences=(
             weights,
             *(SettingDifference(key, scratch.get(key, "–"), pretrained.get(key, "–")) for key in keys),
+            *(  # written down in both arms, done in one
+                SettingDifference(f"warm_start.{key}", "–", value)
+                for key, value in flatten(to_data(trained.warm_start)).items()
+            ),
         ),
         shared_settings=flatten(to_data(trained)["training"]),
         references=_references(run, evidence),

@@ -56,6 +56,8 @@ def test_hold_outs_references_regressions_and_the_four_arms_are_in_it(report):
     assert set(data["comparison"]["arms"]) == {"scratch", "pretrained", "scratch_lr0", "pretrained_lr0"}
     assert {r["name"] for r in data["context"]["references"]} == {"expert"}
     assert data["context"]["dataset"]["imitation"] == "failed"  # of an expert that does nothing yet
+    differences = {one["key"]: one["scratch"] for one in data["context"]["differences"]}
+    assert differences["warm_start.clone_penalty"] == "–" and "initial weights" in differences
     assert data["context"]["regressions"] == []  # fine-tuned where it was demonstrated
     assert "final/holdout/success_rate_difference_ci_low" in run.data.metrics
     kinds = [node["kind"] for node in data["context"]["lineage"]]
