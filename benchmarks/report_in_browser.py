@@ -23,6 +23,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WINDOWS = ((1280, 900), (390, 844))
 SCHEMES = {"light": "1", "dark": "0"}  # values of Chromium's preferredColorScheme
@@ -146,6 +148,8 @@ def take_picture(browser: str, report: str, size: tuple[int, int], file: Path) -
             f"--screenshot={file.resolve()}", page.as_uri(),
         ]  # fmt: skip
         subprocess.run(command, capture_output=True, timeout=120, check=True)
+    picture = Image.open(file).convert("RGB")
+    picture.quantize(256, method=Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
 
 
 def smoke_report() -> str:
