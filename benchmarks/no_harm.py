@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.update(MLFLOW_DISABLE_TELEMETRY="true")
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false")
 
 from mlflow import MlflowClient
 
