@@ -152,6 +152,8 @@ class PPOTraining:
     total_timesteps: Count = 1_000_000
     n_envs: Count = 64
     network: Network = Network()
+    initial_action_std: Positive = 1.0
+    """Standard deviation of a fresh policy's actions, in the units it computes in; without effect on discrete ones."""
     learning_rate: LearningRate = LearningRate()
     normalize_reward: bool = False
     ppo: PPOArguments = field(default_factory=_PPOArguments)

@@ -14,7 +14,7 @@ EXPLAINED: Final = 0.5  # share of the variance of a rollout's returns that the 
 LONGEST_BURN_IN: Final = 1  # rollouts
 LONGEST_TRIAL: Final = 8  # rollouts
 STD_OVER_OWN: Final = 6.0
-STD_RANGE: Final = (0.1, 1.0)  # the upper end is that of a training from scratch
+LEAST_STD: Final = 0.1
 PENALTY: Final = 1.0
 LEAST_RATE: Final = 0.3  # of the learning rate of a training from scratch
 HOLDS: Final = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -30,14 +30,15 @@ class Decision:
     reason: str
 
 
-def wide_std(own: Sequence[float]) -> list[float]:
+def wide_std(own: Sequence[float], most: float) -> list[float]:
     """Standard deviations that are tried first, an action dimension each; `own` are the clone's, its labels' spread.
+
+    `most` is that of a training from scratch, 1.0 in what follows.
 
     A clone that copies to 0.02 tries 0.12, one that copies to 0.2 what a training from scratch explores in, one that
     copies to 0.5 or worse nothing wider: `[0.001, 0.02, 0.2, 0.6]` -> `[0.1, 0.12, 1.0, 0.6]`.
     """
-    least, most = STD_RANGE
-    return [min(max((1 if std >= most / 2 else STD_OVER_OWN) * std, least), most) for std in own]
+    return [min(max((1 if std >= most / 2 else STD_OVER_OWN) * std, LEAST_STD), most) for std in own]
 
 
 @dataclass

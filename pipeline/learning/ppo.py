@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from math import log
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,11 @@ def fresh_policy(job: TrainingJob, task: Task) -> ActorCriticPolicy:
         scaling, residual = scaling_of(start), residual or isinstance(start, ResidualPolicy)
     elif scaling is None:
         scaling = scaling_by_bounds(*spaces, network)
-    return build_policy(*spaces, network, job.seed, scaling, residual)
+    policy = build_policy(*spaces, network, job.seed, scaling, residual)
+    if job.training.initial_action_std != 1.0 and hasattr(policy, "log_std"):
+        with torch.no_grad():
+            policy.log_std.fill_(log(job.training.initial_action_std))
+    return policy
 
 
 def learning_rate_schedule(setting: LearningRate) -> Callable[[float], float]:
@@ -123,5 +128,5 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tupl
             for parameter in model.policy.value_net.parameters():
                 parameter.div_(job.return_scale)
     if not job.learning_rate_zero:
-        model.begin_warm_start(job.warm_start)
+        model.begin_warm_start(job.warm_start, training.initial_action_std)
     return model, proof

@@ -52,13 +52,16 @@ class WarmPPO(Continued, PPO):
         """The policy itself."""
         return self.policy
 
-    def begin_warm_start(self, settings: WarmStart) -> None:
-        """Take the present policy as the clone to stay near to. Call once, before `learn`."""
+    def begin_warm_start(self, settings: WarmStart, most_std: float = 1.0) -> None:
+        """Take the present policy as the clone to stay near to. Call once, before `learn`.
+
+        `most_std` is the standard deviation of actions that a training from scratch explores in.
+        """
         self.warm_start = settings
         log_std = getattr(self.policy, "log_std", None)
         if settings.initial_action_std == ADAPTIVE and log_std is not None:
             own = log_std.exp().tolist()
-            self._explore(wide := wide_std(own), [f"the clone has {std:.3g}" for std in own])
+            self._explore(wide := wide_std(own, most_std), [f"the clone has {std:.3g}" for std in own])
             if any(tried > had for tried, had in zip(wide, own, strict=True)):
                 self._trial = Trial(own, [None] * self.n_envs)
         if settings.clone_penalty != 0:

@@ -25,7 +25,10 @@ def test_the_burn_in_is_over_once_a_rollout_is_explained_or_at_its_cap(explained
 
 def test_the_less_exact_the_clone_the_wider_what_is_tried():
     # six times its own standard deviation, at least 0.1, at most that of a training from scratch; its own from 0.5 on
-    assert wide_std([0.001, 0.015, 0.1, 0.2, 0.49, 0.5, 3.0]) == pytest.approx([0.1, 0.1, 0.6, 1.0, 1.0, 0.5, 1.0])
+    own = [0.001, 0.015, 0.1, 0.2, 0.49, 0.5, 3.0]
+    assert wide_std(own, most=1.0) == pytest.approx([0.1, 0.1, 0.6, 1.0, 1.0, 0.5, 1.0])
+    assert wide_std([0.01, 0.03, 0.1], most=0.15) == pytest.approx([0.1, 0.15, 0.1])
+    assert wide_std([0.01, 0.03], most=0.05) == pytest.approx([0.05, 0.05])
 
 
 def verdicts(*rollouts, clone=(10.0, 20.0, 30.0), environments=2):

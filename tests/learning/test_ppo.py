@@ -67,6 +67,16 @@ def test_the_first_point_is_the_untrained_policy_of_the_seed(trained):
     assert result.evaluations[0].records.metrics["return"].tolist() == fresh.metrics["return"].tolist()
 
 
+def test_a_fresh_policy_explores_as_far_as_is_said_and_has_the_same_weights_otherwise(pendulum, make_training):
+    usual, narrow = (
+        fresh_policy(TrainingJob(pendulum, make_training(initial_action_std=std), 5, ""), Task(pendulum)).state_dict()
+        for std in (1.0, 0.125)
+    )
+    assert usual.pop("log_std").exp().tolist() == [1.0]
+    assert narrow.pop("log_std").exp().tolist() == pytest.approx([0.125])
+    assert all((usual[name] == narrow[name]).all() for name in usual)
+
+
 def test_best_and_last_are_kept_and_are_what_was_measured(trained):
     job, result, _ = trained
     task = Task(job.task)
