@@ -63,6 +63,7 @@ class UpfrontCost:
     demonstration_steps: int  # recording, all generations
     evaluation_steps: int = 0  # evaluations of experts, gates and clones; shown, and charged to nobody
     wall_seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds
+    evaluations: Mapping[str, int] = field(default_factory=dict)  # stage -> of `evaluation_steps`
     imitation_steps: int = 0  # that gail, airl or dagger played to make the clones; 0 for bc
 
     @property

@@ -130,20 +130,20 @@ def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost | None:
     """
     before = sources(client, group.finetune, UPSTREAM_ROLES)
     ids = {run.info.run_id for run in before}
-    steps, seconds, evaluations = Counter[str](), defaultdict[str, float](float), 0
+    steps, seconds, evaluations = Counter[str](), defaultdict[str, float](float), Counter[str]()
     for run in before:
         if run.data.tags.get(MLFLOW_PARENT_RUN_ID) in ids:
             continue
         stage = run.data.tags.get(Tag.STAGE, "").removesuffix("_seed")
         stage = stage if stage in NO_EXPERT else "train_expert"  # whatever else made a policy that demonstrated
         seconds[stage] += _duration(run)
+        evaluations[stage] += int(run.data.metrics.get(Metric.EVALUATION_STEPS, 0))
         spent = run.data.metrics.get(Metric.ENVIRONMENT_STEPS)
         if stage == "promote" and Tag.POLICY_DIGEST in run.data.tags:  # it imported what it judged
             if spent is None:
                 return None
             stage = "train_expert"
         steps[stage] += int(spent or 0)
-        evaluations += int(run.data.metrics.get(Metric.EVALUATION_STEPS, 0))
     for stage, run in (("baseline", group.baseline), ("finetune", group.finetune)):
         taken_over = [
             member.run
@@ -156,7 +156,8 @@ def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost | None:
         expert_steps=steps["train_expert"],
         demonstration_steps=steps["collect"],
         imitation_steps=steps["pretrain"],
-        evaluation_steps=evaluations,
+        evaluation_steps=evaluations.total(),
+        evaluations=dict(evaluations),
         wall_seconds=dict(seconds),
     )
 

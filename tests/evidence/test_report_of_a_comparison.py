@@ -35,6 +35,7 @@ def test_the_bill_is_made_of_what_the_runs_before_it_recorded(report, runs):
     assert upfront["demonstration_steps"] == logged("collect", "environment_steps") > 0
     evaluated = {stage: logged(stage, "evaluation_steps") for stage in ("train_expert", "promote", "pretrain")}
     assert upfront["evaluation_steps"] == sum(evaluated.values())
+    assert upfront["evaluations"] == {**evaluated, "collect": 0}
     assert all(steps > 0 for steps in evaluated.values())
     metrics = run.data.metrics
     assert metrics["bill/upfront_steps"] == upfront["expert_steps"] + upfront["demonstration_steps"]

@@ -93,6 +93,7 @@ def made_up_comparison(kind: str = "faster") -> Comparison:
         expert_steps=2_450_000,
         demonstration_steps=21_344,
         evaluation_steps=310_000,
+        evaluations={"train_expert": 100_000, "promote": 200_000, "collect": 0, "pretrain": 10_000},
         wall_seconds={"train_expert": 98.3, "promote": 6.1, "collect": 2.2, "pretrain": 14.8, "finetune": 71.5},
     )
     arms = runs(kind)
