@@ -27,11 +27,11 @@ from pipeline.envs.serial import outcome_of
 from pipeline.errors import BadInput
 from pipeline.files import digest
 from pipeline.play.demonstrators import Script
-from pipeline.play.evaluation import record_episodes
-from pipeline.play.rollouts import from_actor, play_alone
+from pipeline.play.rollouts import ExecutionNoise, from_actor, play_alone
 from pipeline.policies import build_policy
 from pipeline.tasks import RENDER_MODE, Purpose, Task
 
+SUCCESS_KEYS = ("is_success", "success", "reached_goal", "goal_reached")  # of a final info
 LARGEST = float(np.finfo(np.float32).max)  # that a policy can read
 LONGEST = 2_000  # steps after which a probed episode is left where it is
 NOISES = (0.2, 0.1, 0.05)  # execution noise that is tried, widest first; discrete actions begin at 0.1
@@ -45,6 +45,21 @@ class ElementSpread:
 
     mean: np.ndarray  # (elements,) float64
     std: np.ndarray  # (elements,) float64
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a demonstrator came to over some episodes."""
+
+    returned: float  # mean return
+    success: float | None  # share of the episodes; None: no final info tells it
+
+    @classmethod
+    def of(cls, played: "Sequence[_Played]") -> "Shown":
+        """Of episodes that are over."""
+        key = next((key for key in SUCCESS_KEYS if all(one.final.get(key) in (0.0, 1.0) for one in played)), None)
+        success = None if key is None else float(np.mean([one.final[key] for one in played]))
+        return cls(float(np.mean([one.episode_return for one in played])), success)
 
 
 @dataclass(frozen=True)
@@ -75,20 +90,9 @@ class Probe:
     shown: np.ndarray | None  # (N,) float64 returns of the demonstrator in the same episodes
     shown_steps: float | None  # its mean number of steps
     shown_finals: tuple[dict[str, float], ...]  # (N,) its final infos; nothing of an episode that was left
-    noisy: dict[float, float]  # execution noise -> its mean return under it, in the order that they were tried
+    noise: float  # execution noise to record with (`borne_noise`); what is usual where nobody demonstrates
+    noisy: "dict[float, Shown]"  # execution noise -> what came of the demonstrator, in the order that they were tried
     spreads: dict[str, ElementSpread]  # "" for a Box, else keys of a Dict that are Boxes; pictures are none
-
-    @property
-    def noise(self) -> float:
-        """Execution noise to record with: the widest that was borne, 0 if none was; what is usual where none was tried.
-
-        Borne is noise under which the demonstrator keeps half of what it is better than random play.
-        """
-        if not self.noisy:
-            return _noises(self.action_space)[0]
-        assert self.shown is not None
-        least = self.returns.mean() + KEPT * (self.shown.mean() - self.returns.mean())
-        return next((std for std, returned in self.noisy.items() if returned >= least), 0.0)
 
     @property
     def renders(self) -> bool:
@@ -101,8 +105,7 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
     Raises BadInput when the environment, or the demonstrator in it, cannot be played.
     """
     scenario = next(iter(task.config.scenarios))
-    chosen = task.episodes("train", seed, episodes, Purpose.EVALUATE)
-    seeds = [episode.seed for episode in chosen]
+    seeds = [episode.seed for episode in task.episodes("train", seed, episodes, Purpose.EVALUATE)]
     with closing(task.make_env(scenario)) as env:
         played = [_play(env, one) for one in seeds]
         alone = _play(env, seeds[0]).same_as(played[0])
@@ -127,11 +130,10 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             name = f"element {at}" if names is None else names[at]
             more = f" (and {len(wrong) - 1} more elements)" if len(wrong) > 1 else ""
             outside = f"{name} was {low[at]:g} to {high[at]:g}, declared is {least[at]:g} to {most[at]:g}{more}"
-        noisy: dict[float, float] = {}
+        noise, noisy = _noises(env.action_space)[0], dict[float, Shown]()
         bounded = np.isfinite(space_bounds(env.action_space)).all()
         if demonstrator is not None and bounded and all(one.over for one in shown):
-            random, without = (float(np.mean([one.episode_return for one in some])) for some in (played, shown))
-            noisy = returns_under_noise(task, demonstrator, chosen, seed, random, without)
+            noise, noisy = borne_noise(env, seeds, demonstrator, played, shown)
         rows = [len(one.rewards) + 1 for one in played]
         spreads = {}  # over all rows, from those of single episodes
         for key in played[0].spreads:
@@ -164,24 +166,34 @@ def probe_environment(task: Task, episodes: int, seed: int, demonstrator: Script
             shown=np.array([one.episode_return for one in shown]) if shown else None,
             shown_steps=float(np.mean([len(one.rewards) for one in shown])) if shown else None,
             shown_finals=tuple(one.final if one.over else {} for one in shown),
+            noise=noise,
             noisy=noisy,
             spreads=spreads,
         )
 
 
-def returns_under_noise(
-    task: Task, demonstrator: Script, episodes: Sequence[Episode], seed: int, random: float, without: float
-) -> dict[float, float]:
-    """Execution noise -> mean return of the demonstrator under it, widest first, until one is borne (`Probe.noise`).
+def borne_noise(
+    env: gym.Env[Any, Any],
+    seeds: Sequence[int],
+    demonstrator: Script,
+    random: "Sequence[_Played]",
+    shown: "Sequence[_Played]",
+) -> tuple[float, dict[float, Shown]]:
+    """The widest execution noise that a demonstrator bears, 0 if none, and what came of it under all that were tried.
 
-    `random`, `without`: those of random play and without noise; nothing is tried of who is no better than random play.
+    Borne is noise that leaves half of what it is better than `random` play, and half of its successes, where the final
+    infos tell them. The usual noise is not tried of who is no better than random play.
     """
-    noisy: dict[float, float] = {}
-    for std in _noises(task.action_space) if without > random else ():
-        noisy[std] = float(record_episodes(task, demonstrator, episodes, std, seed).returns().mean())
-        if noisy[std] >= random + KEPT * (without - random):
-            break
-    return noisy
+    usual, alone, tried = _noises(env.action_space), Shown.of(shown), dict[float, Shown]()
+    chance = float(np.mean([one.episode_return for one in random]))
+    if alone.returned <= chance:
+        return usual[0], tried
+    for std in usual:
+        now = tried[std] = Shown.of([_play(env, seed, demonstrator, noise=std) for seed in seeds])
+        succeeds = alone.success is None or (now.success or 0.0) >= KEPT * alone.success
+        if succeeds and now.returned - chance >= KEPT * (alone.returned - chance):
+            return std, tried
+    return 0.0, tried
 
 
 def _noises(space: gym.Space[Any]) -> tuple[float, ...]:
@@ -239,9 +251,18 @@ class _Played:
 
 
 def _play(
-    env: gym.Env[Any, Any], seed: int, demonstrator: Script | None = None, beside: gym.Env[Any, Any] | None = None
+    env: gym.Env[Any, Any],
+    seed: int,
+    demonstrator: Script | None = None,
+    beside: gym.Env[Any, Any] | None = None,
+    noise: float = 0.0,
 ) -> _Played:
-    """An episode, at random or with a demonstrator; another environment may be played `beside` it, as in recordings."""
+    """An episode, at random or with a demonstrator, whose actions may be disturbed.
+
+    Another environment may be played `beside` it, as in recordings.
+    """
+    disturbance = ExecutionNoise(env.action_space, noise, seed, n_envs=1)
+    disturbance.begin(0, Episode("default", seed))
     env.action_space.seed(seed)
     answer = (
         (lambda _: env.action_space.sample()) if demonstrator is None else from_actor(demonstrator, env.action_space)
@@ -251,6 +272,8 @@ def _play(
     def choose(observation: Any) -> Any:
         nonlocal other_over
         action = answer(observation)
+        if noise:
+            action = disturbance.disturb(np.asarray(action)[None], np.zeros(1, np.int64))[0]
         if beside is not None:
             if other_over:
                 beside.reset(seed=seed)

@@ -18,10 +18,9 @@ from pipeline.config.loading import to_data
 from pipeline.config.stages import NewTask
 from pipeline.envs.parallel import SLOW_STEP
 from pipeline.errors import printable
-from pipeline.play.probing import BATCH, LONGEST, ElementSpread, Probe
+from pipeline.play.probing import BATCH, LONGEST, SUCCESS_KEYS, ElementSpread, Probe
 from pipeline.report.text import environment
 
-SUCCESS_KEYS: Final = ("is_success", "success", "reached_goal", "goal_reached")
 COLLISION_KEYS: Final = ("collision", "is_collision", "collided", "crash", "crashed")
 LEAST_RETURN: Final = 1e-3  # any reward, where most episodes have none
 COLLISIONS: Final = 0.05

@@ -53,19 +53,29 @@ class Known(gym.Env):
 
 
 class Rope(gym.Env):
-    """Forty steps on a rope that lies at 0.5 or -0.5, as is seen; an action within 0.1 of it is paid 1."""
+    """Forty steps on a rope that lies at 0.5 or -0.5, as is seen; an action within `width` of it is paid 1.
+
+    `told`: whoever is on its side of 0 is paid, and success is to have been within `width` at every step.
+    """
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
 
+    def __init__(self, width: float = 0.1, told: bool = False) -> None:
+        self._width, self._told = width, told
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self._left, self._rope = 40, np.array([self.np_random.choice([-0.5, 0.5])], np.float32)
+        self._never_off = True
         return self._rope, {}
 
     def step(self, action):
         self._left -= 1
-        return self._rope, float(abs(action - self._rope)[0] < 0.1), False, self._left == 0, {}
+        on = bool(abs(action - self._rope)[0] < self._width)
+        self._never_off &= on
+        paid = bool((action * self._rope)[0] > 0) if self._told else on
+        return self._rope, float(paid), False, self._left == 0, {"success": self._never_off} if self._told else {}
 
 
 def balance(observation):

@@ -158,13 +158,18 @@ def test_noise_that_a_demonstrator_does_not_bear_is_not_proposed():
     probe = probed("strange_environments:Rope", "balance")
     assert list(probe.noisy) == [0.2, 0.1] and probe.noise == 0.1
     for std, share in ((0.2, 0.38), (0.1, 0.68)):
-        assert abs(probe.noisy[std] / 40 - share) < 4 * np.sqrt(share * (1 - share) / 160)  # four episodes
+        assert abs(probe.noisy[std].returned / 40 - share) < 4 * np.sqrt(share * (1 - share) / 160)  # four episodes
     collect = written(probe, demonstrator="strange_environments:balance")["known/collect.yaml"]
     assert parse_yaml(collect, "c")["noise"] == {"std": 0.1}
-    assert "# Mean return of strange_environments:balance: " in collect and ", 40 without." in collect
+    assert "# strange_environments:balance returns " in collect and ", 40 without." in collect
     told = summary(NewTask(env=KNOWN, name="known", demonstrator="strange_environments:balance"), probe, ["a"])
-    assert any(line.startswith("  records under noise of 0.1: it returns ") for line in told)
-    assert replace(probe, noisy={0.2: 1.0, 0.1: 2.0, 0.05: 3.0}).noise == 0.0
+    (line,) = [line for line in told if line.startswith("  records under noise of 0.1: it returns ")]
+    assert line.endswith(" under 0.1")  # the next one begins anew
+    assert probed("strange_environments:Rope", "balance", width=0.001).noise == 0.0
+    # a return that is kept is not enough where success is lost
+    told_of = probed("strange_environments:Rope", "balance", width=0.01, told=True)
+    assert [came.success for came in told_of.noisy.values()] == [0.0, 0.0, 0.0]
+    assert told_of.noise == 0.0 and told_of.noisy[0.2].returned > 30
     assert probed("strange_environments:Rope").noise == 0.2  # nobody demonstrates: what is usual
     assert probed(by="odd").noisy == {} and probed(by="odd").noise == 0.1  # no better than random play
 
