@@ -1,7 +1,7 @@
 # make demo   set up and run the whole pipeline on an embedded store (mlflow.db): social navigation, or TASK=lunar_lander, quadruped
 # make test   set up and run linters, type checks, the import contract and the tests
-# make test-slow  what is long by nature: kills, outages, races, failing disks, hostile input, clusters (Debian: apt-get install
-#             slurm-wlm munge), the versions of plain pip
+# make test-slow  what is long by nature: kills, outages, races, failing disks, hostile input, clusters and a team's server
+#             (Debian: apt-get install slurm-wlm munge postgresql), the versions of plain pip
 # make test-processors  the tests under each instruction set that this machine's libraries can be told to use
 # make setup  only the set-up; a second call reuses what is there
 # make check  linters, types, import contract
@@ -9,6 +9,7 @@
 # make older  the whole pipeline, tiny, on the older versions that plain pip resolves
 # make browser  a tiny comparison, its report opened in Chromium at two sizes, light and dark (needs Chromium in PATH)
 # make race   sixteen processes at one registry, in SQLite and in PostgreSQL (Debian: apt-get install postgresql)
+# make team   PostgreSQL, a bucket and a server with users on loopback, until Ctrl-C (Debian: apt-get install postgresql)
 # make ui     look at the demo's runs in a browser
 # make clean  remove the environment (never the store)
 
@@ -23,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 TASK ?= social_nav
 STORE := sqlite:///mlflow.db
 
-.PHONY: demo test test-slow test-processors golden golden-check setup check older browser race ui clean
+.PHONY: demo test test-slow test-processors golden golden-check setup check older browser race team ui clean
 
 # the store first: two demos, started in the same second, would both make its tables; artifacts lie beside it
 demo: setup
@@ -55,9 +56,11 @@ browser: setup
 
 RACE_OPERATIONS ?= 10000
 race: setup
-	"$(BIN)/uv" pip install --quiet --python "$(BIN)/python" -c constraints.txt -e '.[postgresql]'
 	python benchmarks/registry_race.py --store sqlite --operations $(RACE_OPERATIONS)
 	python benchmarks/registry_race.py --store postgresql --operations $(RACE_OPERATIONS)
+
+team: setup
+	@python -m benchmarks.team
 
 # the first line says which page to open: at its bare address MLflow shows a new browser prompts and traces, not runs
 ui: setup

@@ -13,7 +13,7 @@ from pathlib import Path
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
     """Its address `postgresql+psycopg://...`, with an empty database. Ends the program when it is not installed."""
-    programs = _programs()
+    folder_of_programs = programs()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -26,7 +26,7 @@ def postgres() -> Iterator[str]:
 
     def run(program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [*as_user, str(programs / program), *arguments], cwd=folder, text=True,
+            [*as_user, str(folder_of_programs / program), *arguments], cwd=folder, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         if done.returncode:
@@ -45,7 +45,7 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _programs() -> Path:
+def programs() -> Path:
     """The folder of `initdb` and `pg_ctl`; Debian keeps it out of PATH."""
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda place: int(place.parent.name), reverse=True)
     found = shutil.which("initdb")

@@ -9,15 +9,27 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
 class LocalServer:
-    """Its database, a copy of `empty_store` when one is given, and artifacts lie in `folder`."""
+    """Its database, a copy of `empty_store` when one is given, and artifacts lie in `folder`, unless said otherwise."""
 
-    def __init__(self, folder: Path, empty_store: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        empty_store: Path | None = None,
+        database: str | None = None,
+        artifacts: str | None = None,
+        options: Sequence[str] = ("--workers", "1"),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._options = [*options, "--backend-store-uri", database or f"sqlite:///{folder}/server.db"]
+        self._options += ["--artifacts-destination", artifacts or str(folder / "artifacts")]
+        self._variables = variables or {}
         if empty_store is not None:  # making one takes seconds
             shutil.copy(empty_store, folder / "server.db")
         with socket.socket() as free:
@@ -28,10 +40,9 @@ class LocalServer:
 
     def start(self) -> None:
         """Start it, and return when it answers."""
-        store = f"sqlite:///{self.folder}/server.db"
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", store, "--artifacts-destination", str(self.folder / "artifacts")]
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), *self._options]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
+        environment |= self._variables
         environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # it would start processes that nobody needs here
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(

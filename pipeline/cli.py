@@ -37,6 +37,7 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
         # before numpy and torch read them: networks this small run fastest, and with equal bits, on one thread
         for variable in THREAD_VARIABLES:
             os.environ.setdefault(variable, "1")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # of every run, where a server has it
         from pipeline.stages import run_stage  # late: --help and a misspelt argument answer at once
 
         with _terminate_cleanly():

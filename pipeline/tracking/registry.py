@@ -22,6 +22,7 @@ from pipeline.errors import BadInput, shortened
 from pipeline.names import Alias, Gate, VersionTag, registered_model
 from pipeline.tracking.store import exclusive, pages, refuses
 
+LOGGED_MODEL = "models:/m-"  # how the address of one begins
 EVIDENCE = "## What the gate found"
 MOST_CHARACTERS = 5_000  # of a description in the registry
 
@@ -67,7 +68,11 @@ def register_candidate(
                 VersionTag.TASK: task,
                 VersionTag.PROMOTABLE: str(promotable).lower(),
             }
-            version = client.create_model_version(name, source, run_id, tags=tags, description=description)
+            # a server takes a logged model for a source only where the request names it as well
+            model_id = source.removeprefix("models:/") if source.startswith(LOGGED_MODEL) else None
+            version = client.create_model_version(
+                name, source, run_id, tags=tags, description=description, model_id=model_id
+            )
         client.set_registered_model_alias(name, Alias.CANDIDATE, version.version)
     return client.get_model_version(name, version.version)
 

@@ -39,6 +39,7 @@ from pipeline.tracking.store import (
     connect,
     exclusive,
     local_folder,
+    permitted,
     present_experiment,
     refused_as,
     unanswered,
@@ -236,7 +237,7 @@ def open_run(
     client = connect()
     given = _given_run(client, stage, run_id) if run_id else None
     outer = _opened[-1] if nested and _opened else None
-    with tempfile.TemporaryDirectory(prefix=f"{stage}-", dir=scratch()) as folder:
+    with permitted(stage), tempfile.TemporaryDirectory(prefix=f"{stage}-", dir=scratch()) as folder:
         run = _start(client, stage, experiment, given, outer, command, Path(folder))
         _opened.append(run)
         status, last = "FAILED", {}

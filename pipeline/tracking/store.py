@@ -33,6 +33,7 @@ T = TypeVar("T")
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 CONNECT_SECONDS = 10.0
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+DENIED = "PERMISSION_DENIED"  # by a server that knows its users
 HALF_MADE = ("already exists", "duplicate column")  # what SQLite says when MLflow begins with its tables anew
 DEFAULT_EXPERIMENT = "imitation-pretraining"
 # what the UI shows of an experiment; without a kind it is taken for one of prompts and traces
@@ -145,13 +146,28 @@ def refused_as(line: str) -> Iterator[None]:
         raise BadInput(line) from None
 
 
+@contextlib.contextmanager
+def permitted(doing: str) -> Iterator[None]:
+    """What the server does not let this user do is told in one line. Raises BadInput, and any other error as it is."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != DENIED:
+            raise
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+        raise BadInput(
+            f"{doing}: MLFLOW_TRACKING_USERNAME = {shortened(user)} may not do that ({shortened(str(error), 300)}); "
+            "ask who runs the server for the permission"
+        ) from None
+
+
 def unanswered(error: BaseException) -> bool:
     """The store gave no answer: it is stopped, hangs, or cannot be reached."""
     if disk_refusal(error) is not None:  # of a SQLite store: that is an answer
         return False
     if isinstance(error, OperationalError | ConnectionError):
         return True
-    if not isinstance(error, MlflowException) or isinstance(error, RestException):
+    if not isinstance(error, MlflowException) or isinstance(error, RestException) or error.error_code == DENIED:
         return False
     # MLflow has no type of its own for a request without an answer
     return "API request to" in str(error) or error.error_code == "TEMPORARILY_UNAVAILABLE"

@@ -58,6 +58,12 @@ def test_a_question_to_the_store_is_answered(whole, command, capfd):
     assert len(capfd.readouterr().out.splitlines()) > 1
 
 
+def test_why_the_gate_approved_a_version_is_said(whole, capfd):
+    (command,) = [command for row, command in zip(ROWS, COMMANDS, strict=True) if "approved, or refused" in row[0]]
+    assert ask(filled_in(command)[3:]) == 0
+    assert [version["reason"] for version in json.loads(capfd.readouterr().out)] == ["all 6 checks hold"]
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("mlflow artifacts download")])
 def test_what_is_downloaded_is_there(whole, command, tmp_path):
     words = filled_in(command)

@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
 from pipeline.cli import DONE, ask, stage_main
 from pipeline.errors import BadInput
@@ -19,7 +21,7 @@ from pipeline.names import Tag
 from pipeline.sweep.study import storage
 from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.stage_run import open_run
-from pipeline.tracking.store import connect, experiment_id, how_to_look, local_folder
+from pipeline.tracking.store import connect, experiment_id, how_to_look, local_folder, permitted, unanswered
 
 ODD = "a b ü #1 100%"
 
@@ -108,6 +110,19 @@ def test_the_command_to_look_at_a_store_can_be_typed(monkeypatch):
     assert how_to_look("#/experiments/1") == f"{typed}, then open http://127.0.0.1:5000/#/experiments/1"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://lab.example/mlflow/")
     assert how_to_look("#/experiments/1") == "open https://lab.example/mlflow/#/experiments/1"
+
+
+def test_what_a_server_does_not_let_a_user_do_is_one_line_and_no_outage(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
+    error = MlflowException("API request to endpoint /runs/create failed with error code 403", PERMISSION_DENIED)
+    line = "collect: MLFLOW_TRACKING_USERNAME = 'reader' may not do that"
+    with pytest.raises(BadInput, match=line), permitted("collect"):
+        raise error
+    assert not unanswered(error)
+    other = MlflowException("API request to endpoint /runs/create failed with error code 503", TEMPORARILY_UNAVAILABLE)
+    with pytest.raises(MlflowException), permitted("collect"):
+        raise other
+    assert unanswered(other)
 
 
 def test_the_store_can_be_made_by_a_command_that_does_nothing_else(tmp_path, monkeypatch, capsys):
