@@ -60,7 +60,7 @@ race: setup
 	python benchmarks/registry_race.py --store postgresql --operations $(RACE_OPERATIONS)
 
 team: setup
-	@python -m benchmarks.team
+	@python -W ignore -m benchmarks.team
 
 # the first line says which page to open: at its bare address MLflow shows a new browser prompts and traces, not runs
 ui: setup

@@ -21,10 +21,10 @@ from pipeline.tasks import Task
 LINE_EVERY_SECONDS: Final = 30.0
 
 
-class Progress:
+class ProgressBar:
     """How much of something is done: a bar on a terminal, elsewhere a line every 30 s.
 
-    with Progress("promote", 400, "episodes") as progress:
+    with ProgressBar("promote", 400, "episodes") as progress:
         progress.add(1)
     """
 
@@ -64,7 +64,7 @@ class Progress:
         return f"{self._title}: {share}{self._said}"
 
 
-class TrainingProgress(Progress):
+class TrainingProgress(ProgressBar):
     """Environment steps done over all jobs, and the newest success rate seen; films of the jobs with index in `filmed`.
 
     with TrainingProgress("finetune", jobs) as progress:

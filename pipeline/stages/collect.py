@@ -34,7 +34,7 @@ from pipeline.data.foreign import ImportTarget, kept_episodes, take_in
 from pipeline.data.formats import read_foreign
 from pipeline.data.spaces import keys_of, space_to_json
 from pipeline.errors import BadInput, shortened
-from pipeline.executors.episodes import Player, recording
+from pipeline.executors.players import Player, recording
 from pipeline.names import (
     EVAL_PREFIX,
     LINEAGE_PREFIX,
@@ -51,7 +51,7 @@ from pipeline.names import (
 from pipeline.play.demonstrators import Script, scripted
 from pipeline.play.evaluation import records_of, summarise, with_intervals, with_snqi
 from pipeline.policies import ActFunction
-from pipeline.report.progress import Progress
+from pipeline.report.progress import ProgressBar
 from pipeline.report.stage_pages import rollout_table, statistics_table, validation_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
@@ -186,7 +186,7 @@ def _recorded(run: StageRun, config: Collect, task: Task, reference: str) -> Dem
         player = Player(expert.reference, str(expert.folder))
         started = moment_of_use(run.client, version, "collect")
     run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
-    with Progress("collect", config.episodes, "episodes") as progress:
+    with ProgressBar("collect", config.episodes, "episodes") as progress:
         trajectories, steps = recording(task, player, config, progress.add)
     counted = _counted(run, task.config.name, trajectories)
     metadata = DatasetMetadata(

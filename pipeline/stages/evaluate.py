@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Evaluate
 from pipeline.errors import BadInput
-from pipeline.executors.episodes import Player, rollouts
+from pipeline.executors.players import Player, rollouts
 from pipeline.names import EVAL_PREFIX, Artifact, Metric, Tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import summarise, summarise_by_scenario, with_intervals
 from pipeline.report.clips import check_drawable, draw_episode, save_film
-from pipeline.report.progress import Progress
+from pipeline.report.progress import ProgressBar
 from pipeline.report.stage_pages import statistics_table
 from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome
@@ -48,7 +48,7 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     task, actor = player.seated(task)
     check_drawable(task, "pictures", config.pictures)
     warnings = tuple(f"TAINTED: {reason}" for reason in lineage.inherit_taint(run))
-    with Progress("evaluate", len(episodes), "episodes") as progress:
+    with ProgressBar("evaluate", len(episodes), "episodes") as progress:
         records = rollouts(task, player, episodes, progress.add)
     table, shown = statistics_table(records), statistics_table(records, strips=True)
     figures = summarise(records)

@@ -14,14 +14,14 @@ from tempfile import TemporaryDirectory
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
 from pipeline.errors import BadInput
-from pipeline.executors.episodes import Player, rollouts
+from pipeline.executors.players import Player, rollouts
 from pipeline.gate import GateDecision, PlayedEpisodes, decide
 from pipeline.names import Alias, Artifact, Metric, Tag, VersionTag, lineage_run_tag
 from pipeline.play.demonstrators import as_policy_sees
 from pipeline.policies import WRAPPERS, save_policy
 from pipeline.policies.frozen import FrozenActor
 from pipeline.report.clips import draw_episode, save_film
-from pipeline.report.progress import Progress
+from pipeline.report.progress import ProgressBar
 from pipeline.report.stage_pages import gate_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
@@ -69,7 +69,7 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     scenario_sets = sorted({rule.scenario_set for rule in config.rules})
     measured = []
     total = len(subjects) * len(scenario_sets) * len(config.seeds) * config.episodes
-    with Progress("promote", total, "episodes") as progress:
+    with ProgressBar("promote", total, "episodes") as progress:
         for (subject, policy), scenario_set, seed in product(subjects.items(), scenario_sets, config.seeds):
             player = Player(policy.reference, str(policy.folder))
             episodes = task.episodes(scenario_set, seed, config.episodes, Purpose.GATE)

@@ -13,7 +13,7 @@ from pipeline.config.task import ExecutorSettings
 from pipeline.config.training import Network
 from pipeline.data import content_digest
 from pipeline.errors import BadInput
-from pipeline.executors.episodes import CHUNK, Player, recording, rollouts
+from pipeline.executors.players import CHUNK, Player, recording, rollouts
 from pipeline.names import STAGES, Metric, Tag
 from pipeline.policies import build_policy, save_policy
 from pipeline.stages import run_stage

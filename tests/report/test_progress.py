@@ -1,11 +1,11 @@
 """What is said while something runs: elsewhere than on a terminal a line every half minute, never more."""
 
 from pipeline.report import progress
-from pipeline.report.progress import Progress
+from pipeline.report.progress import ProgressBar
 
 
 def test_a_line_says_how_much_is_done_and_comes_when_it_is_due(monkeypatch, capfd):
-    with Progress("collect", 1_200, "episodes") as shown:
+    with ProgressBar("collect", 1_200, "episodes") as shown:
         shown.add(300)
         assert shown.line() == "collect: 300 of 1,200 episodes (25%)"
         assert capfd.readouterr().err == ""
