@@ -6,6 +6,7 @@ that is not the user's (a full disk, a defect): one line for what the system ref
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import os
@@ -38,8 +39,13 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
         for variable in THREAD_VARIABLES:
             os.environ.setdefault(variable, "1")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # of every run, where a server has it
-        from pipeline.stages import run_stage  # late: --help and a misspelt argument answer at once
+        gc.disable()
+        from pipeline.stages import run_stage, stage_module  # late: --help and a misspelt argument answer at once
 
+        stage_module(stage)
+        if not gc.get_freeze_count():  # what libraries made stays: to look through it again and again takes seconds
+            gc.freeze()
+        gc.enable()
         with _terminate_cleanly():
             outcome = run_stage(stage, config, upstream, overrides)
         for line in (*outcome.summary, *outcome.table.splitlines()):
