@@ -121,6 +121,11 @@ class Filter:
     min_return: float | None = None
     only_success: bool = False
 
+    @property
+    def drops(self) -> bool:
+        """Whether it may leave an episode out."""
+        return self.min_return is not None or self.only_success
+
 
 @configuration
 class Scripted:

@@ -164,10 +164,9 @@ def record(
     What the filter drops is recorded again with fresh seeds, scenario by scenario, a few times; a demonstrator that
     fails more often leaves a dataset that validation finds short.
     """
-    filtered = config.filter.min_return is not None or config.filter.only_success
     asked = task.episodes(config.scenario_set, config.seeds, config.episodes, Purpose.RECORD)
     missing = Counter(episode.scenario for episode in asked)
-    waiting = task.recordable_episodes(config.scenario_set, config.seeds, config.episodes, filtered)
+    waiting = task.recordable_episodes(config.scenario_set, config.seeds, config.episodes, config.filter.drops)
     kept: list[Trajectories] = []
     steps = 0
     while True:

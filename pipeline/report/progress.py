@@ -28,7 +28,7 @@ class ProgressBar:
         progress.add(1)
     """
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
         self._title, self._total, self._unit, self._said = title, total, unit, ""
         self._last_line = time.monotonic()
         shown = sys.stderr.isatty()
@@ -60,8 +60,10 @@ class ProgressBar:
 
     def line(self) -> str:
         """`finetune: 1,200,000 of 4,000,000 steps (30 %), last success rate 0.85`."""
-        share = f"{self._done:,} of {self._total:,} {self._unit} ({self._done / self._total:.0%})"
-        return f"{self._title}: {share}{self._said}"
+        done = f"{self._done:,} {self._unit}"
+        if self._total is not None:
+            done = f"{self._done:,} of {self._total:,} {self._unit} ({self._done / self._total:.0%})"
+        return f"{self._title}: {done}{self._said}"
 
 
 class TrainingProgress(ProgressBar):

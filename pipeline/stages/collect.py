@@ -186,7 +186,8 @@ def _recorded(run: StageRun, config: Collect, task: Task, reference: str) -> Dem
         player = Player(expert.reference, str(expert.folder))
         started = moment_of_use(run.client, version, "collect")
     run.record_config(config, task.config, {"demonstrator": demonstrator.provenance["digest"]})
-    with ProgressBar("collect", config.episodes, "episodes") as progress:
+    total = None if config.filter.drops else config.episodes  # nobody knows how many it takes
+    with ProgressBar("collect", total, "episodes") as progress:
         trajectories, steps = recording(task, player, config, progress.add)
     counted = _counted(run, task.config.name, trajectories)
     metadata = DatasetMetadata(

@@ -14,5 +14,6 @@ def test_a_line_says_how_much_is_done_and_comes_when_it_is_due(monkeypatch, capf
         shown.add(0)
         line = "collect: 600 of 1,200 episodes (50%), last success rate 0.50\n"
         assert capfd.readouterr().err == 2 * line
+        assert ProgressBar("collect", None, "episodes").line() == "collect: 0 episodes"  # nobody knows of how many
         shown.note("seed 3: goes on")
         assert capfd.readouterr().err == "collect seed 3: goes on\n"
