@@ -188,11 +188,14 @@ def mean_saving(pairs: Sequence[SeedPair], from_episodes: FromEpisodes = NO_EPIS
 def median_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLES) -> MedianRatio:
     """Median of per-seed ratios, percentile bootstrap over matched pairs; bounds count at their value.
 
-    The median is itself a bound exactly when moving the bounds to where the truth might lie would move it.
+    The median is itself a bound exactly when moving the bounds to where the truth might lie would move it; of one from
+    above the interval begins at 0.
     """
     estimate = bootstrap(np.median, np.array([p.ratio for p in pairs]), seed=seed, resamples=resamples)
     least = np.median([0.0 if p.kind in ("upper bound", "undetermined") else p.ratio for p in pairs])
     most = np.median([inf if p.kind in ("lower bound", "undetermined") else p.ratio for p in pairs])
+    if least != estimate.value:
+        estimate = replace(estimate, low=0.0)
     return MedianRatio(estimate, KINDS[bool(least != estimate.value), bool(most != estimate.value)])
 
 

@@ -123,6 +123,7 @@ def carries(rows: Sequence[SensitivityRow]) -> tuple[str, ...]:
             for row in beyond
         ]
         said.append(
-            f"holds for {span if first < last else f'{what} of {levels[own].level:g} alone'}; {'; '.join(elsewhere)}"
+            f"holds for {f'the tried {span}' if first < last else f'{what} of {levels[own].level:g} alone'}; "
+            f"{'; '.join(elsewhere)}"
         )
     return tuple(said)

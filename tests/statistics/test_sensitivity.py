@@ -71,5 +71,5 @@ def test_it_is_said_up_to_where_the_verdict_holds():
     figures = {"success_rate": np.full(11, 0.895), "collision_rate": np.zeros(11)}
     slow = {"scratch": [replace(run(s, None), figures=figures) for s in (1, 2, 3, 4)], "pretrained": PRETRAINED}
     assert carries(sensitivity(slow, SETTINGS))[0].startswith(
-        "holds for limits of success rate from 0.9 to 0.95; at 0.89 "
+        "holds for the tried limits of success rate from 0.9 to 0.95; at 0.89 "
     )
