@@ -66,7 +66,7 @@ def test_collect_prints_steps_reward_and_actions(store, tmp_path):
     collected = run_stage("collect", str(path), {}, {})
     assert collected.summary[1].startswith(f"  demonstrations: script {SCRIPT} (version ")
     assert collected.summary[1].endswith(f"; {UNAPPROVED}")
-    table = collected.summary[3:]
+    table = collected.table.splitlines()
     trajectories = query.load_demonstrations(collected.outputs["dataset"]).trajectories
     steps = next(line for line in table if line.startswith("| steps"))
     assert f"| {trajectories.lengths.min():.0f} | {trajectories.lengths.max():.0f} |" in " ".join(steps.split())
