@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.task import TaskConfig
+from pipeline.learning.adaptive import Decision
 from pipeline.names import Metric
 from pipeline.statistics.comparison import RunCurve
 from pipeline.statistics.estimate import Estimate
@@ -116,6 +117,7 @@ class ReportContext:
     created_at: str  # UTC, ISO 8601
     taints: tuple[str, ...] = ()  # why something that the comparison rests on must not be trusted any more
     differences: tuple[SettingDifference, ...] | None = None
+    decisions: Mapping[int, Sequence[Decision]] | None = None  # seed -> what its adaptive warm start decided
     shared_settings: Mapping[str, str] | None = None  # dotted key -> value, equal in both arms
     references: tuple[ReferencePolicy, ...] | None = None
     animations: tuple[Animation, ...] | None = None

@@ -12,6 +12,7 @@ from pipeline.config.stages import Compare, Finetune
 from pipeline.config.task import JUDGED, TaskConfig
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
+from pipeline.learning.adaptive import Decision
 from pipeline.learning.schedule import final_episodes
 from pipeline.names import CONFIG_PARAM_PREFIX, CONTROLS, START, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.play.demonstrators import Actor, as_policy_sees
@@ -304,6 +305,12 @@ def report_context(
                 for key, value in flatten(to_data(trained.warm_start)).items()
             ),
         ),
+        decisions={
+            member.seed: [Decision(**decision) for decision in parse_json(text, Artifact.WARM_START)]
+            for arm, member in members
+            if arm == Arm.PRETRAINED
+            and (text := read_text_artifact(run.client, member.run.info.run_id, Artifact.WARM_START))
+        },
         shared_settings=flatten(to_data(trained)["training"]),
         references=_references(run, evidence),
         shift=_shift(run, group),

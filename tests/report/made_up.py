@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 
 from pipeline.config.base import Bound
+from pipeline.learning.adaptive import Decision
 from pipeline.report.context import (
     Animation,
     LineageNode,
@@ -171,6 +172,13 @@ def made_up_context() -> ReportContext:
             SettingDifference("initial weights", "random, from the seed", f"clone {digest('clone')}"),
             SettingDifference("warm_start.initial_action_std", "–", "0.2"),
         ),
+        decisions={
+            2: [
+                Decision(0, "initial_action_std/0", 0.87, "the clone has 0.87"),
+                Decision(16_384, "clone_penalty", 0.5, "not shown to be worse"),
+                Decision(24_576, "clone_penalty", 0.0, "better than the clone"),
+            ]
+        },
         shared_settings={f"training.setting_{i}": str(i * 0.1) for i in range(12)},
         references=(
             ReferencePolicy("expert (social_nav-expert/3)", "train_small", figures, 600),

@@ -129,12 +129,20 @@ def test_every_seed_is_shown_with_its_censoring(files: dict[str, bytes], compari
         assert re.search("(>|&gt;)[\u00a0 ]1,000,000", text)
 
 
+def test_what_a_warm_start_decided_stands_seed_by_seed(files: dict[str, bytes]) -> None:
+    lines = files["report.md"].decode().splitlines()
+    assert [" ".join(line.split()) for line in lines if line.startswith("| 2 ") and " at " in line] == [
+        "| 2 | clone_penalty | 0.5 at 16,384, 0 at 24,576 |",
+        "| 2 | initial_action_std/0 | 0.87 at 0 |",
+    ]
+
+
 def test_markdown_and_page_say_the_same(files: dict[str, bytes]) -> None:
     lines, page = files["report.md"].decode(), files["report.html"].decode()
     titles = re.findall("^## (.+)$", lines, re.MULTILINE)
     assert len(titles) == 12
     assert titles == re.findall("<h2>(.*)</h2>", page)
-    assert page.count("<details><summary>") == lines.count("\n### ") == 11
+    assert page.count("<details><summary>") == lines.count("\n### ") == 12
     shown = re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]*>", " ", page)))
     rows = [line for line in lines.splitlines() if line.startswith("| ")]
     cells = {cell.strip() for row in rows for cell in row.split("|") if not re.fullmatch(r"\s*-+:?\s*", cell)}
