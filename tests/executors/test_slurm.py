@@ -128,7 +128,7 @@ def test_a_time_limit(executor, make_jobs, heard, tmp_path, monkeypatch):
         environment = {"id": "sleeping_environment:SleepingCartPole", "kwargs": {"seconds": seconds}}
         return make_jobs(folder, 1, executor, steps=20_000, environment=environment)
 
-    found = heard().train(jobs(tmp_path, executor, 0.002), limit_once)  # at least 80 seconds of sleep
+    found = heard().train(jobs(tmp_path, executor, 0.005), limit_once)  # at least 100 seconds of sleep
     assert any("goes on from its checkpoint" in note for note in found.notes)
     assert found == heard().train(jobs(tmp_path / "home", None, 0.0))
 

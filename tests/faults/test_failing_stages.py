@@ -54,7 +54,7 @@ def test_what_the_system_refuses_is_one_line_code_3_and_the_failed_run_says_it(s
 
 
 def test_a_defect_is_told_with_its_traceback_and_code_3(store, in_repository, capfd, monkeypatch):
-    monkeypatch.setattr("pipeline.stages.collect.record", lambda *given: {}["nothing"])
+    monkeypatch.setattr("pipeline.stages.collect.recording", lambda *given: {}["nothing"])
     assert stage_main("collect", ["--config", "configs/smoke/lunar_lander/collect.yaml"]) == 3
     assert "KeyError: 'nothing'" in capfd.readouterr().err.splitlines()[-1]
     (run,) = search(connect(), {Tag.STAGE: "collect"}, status=None)
