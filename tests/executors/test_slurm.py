@@ -116,7 +116,7 @@ def test_a_time_limit(executor, make_jobs, heard, tmp_path, monkeypatch):
     limited = []
 
     def limit_once(index, event):
-        if not limited and event.timestep > 2000:
+        if not limited and event.timestep > 4000:  # there is a checkpoint
             ((job_id,),) = _job_ids(tmp_path / "shared")
             limited.append(job_id)
             _command("scontrol", "update", f"JobId={job_id}", "TimeLimit=1")
