@@ -87,8 +87,11 @@ class EpisodesJob:
 
 
 def rollouts(task: Task, player: Player, episodes: Sequence[Episode], ended: Counted) -> EpisodeRecords:
-    """`run_episodes`, on this machine or in chunks on the task's cluster."""
-    if executor_settings(task.config).kind == "local":
+    """`run_episodes`, on this machine or in chunks on the task's cluster.
+
+    Who acts at random draws for one episode after the other, and stays here: chunks would all draw the same.
+    """
+    if executor_settings(task.config).kind == "local" or not player.deterministic:
         seen, actor = player.seated(task)
         return run_episodes(seen, actor, episodes, ended=ended)
     parts: list[EpisodeRecords] = _in_chunks(task, player, episodes, None, ended)

@@ -272,24 +272,6 @@ def report_context(
     trained_in = read_text_artifact(run.client, group.finetune.info.run_id, Artifact.ENVIRONMENT)
     machine = record if trained_in is None else parse_json(trained_in, Artifact.ENVIRONMENT)
     again, download = f"{group.name}-again", "mlflow artifacts download --artifact-path config.yaml"
-    described: dict[str, str] | None = None
-    if evidence.dataset is not None:
-        metadata, success = evidence.dataset.metadata, evidence.dataset.trajectories.metrics.get(Metric.SUCCESS)
-        cloned = get_run(run.client, first_clones, "clones").data
-        method, epochs = (cloned.params.get(f"{CONFIG_PARAM_PREFIX}{key}") for key in ("algorithm", "cloning.epochs"))
-        described = {
-            **({"datasets": ", ".join(ids), "facts below": "of the first"} if len(ids) > 1 else {}),
-            "dataset": metadata.dataset_id,
-            "episodes": f"{metadata.episodes:,}",
-            "environment steps": f"{metadata.steps:,}",
-            "scenario set": metadata.scenario_set,
-            "demonstrator": metadata.origin,
-            "execution noise": f"{metadata.noise_std:g} of the half action range; labels are clean",
-            "success": "not known" if success is None else f"{success.mean():.3f}",
-            "content digest": metadata.content_digest,
-            "imitation": cloned.tags.get(Tag.IMITATION, "not judged"),
-            "imitation method": f"{method or 'not known'}{f', {epochs} epochs' if method == 'bc' else ''}",
-        }
     return ReportContext(
         task=evidence.task.config.name,
         group=group.name,
@@ -305,12 +287,7 @@ def report_context(
                 for key, value in flatten(to_data(trained.warm_start)).items()
             ),
         ),
-        decisions={
-            member.seed: [Decision(**decision) for decision in parse_json(text, Artifact.WARM_START)]
-            for arm, member in members
-            if arm == Arm.PRETRAINED
-            and (text := read_text_artifact(run.client, member.run.info.run_id, Artifact.WARM_START))
-        },
+        decisions=_decisions(run, group),
         shared_settings=flatten(to_data(trained)["training"]),
         references=_references(run, evidence),
         shift=_shift(run, group),
@@ -324,7 +301,7 @@ def report_context(
         },
         glossary=glossary(evidence.task.config, figures),
         demonstrated=evidence.dataset is not None,
-        dataset=described,
+        dataset=_demonstrations(run, evidence, tuple(ids), first_clones),
         lineage=tuple(
             LineageNode(
                 node.run_id, node.stage, node.title,
@@ -352,6 +329,38 @@ def report_context(
         # the weakest of what the trainings say of themselves
         resume=next((label for label in (Resume.NOT_EXACT, Resume.EXACT) if label in resumed), None),
     )  # fmt: skip
+
+
+def _decisions(run: StageRun, group: Group) -> dict[int, list[Decision]]:
+    """What the adaptive warm start of a pre-trained seed decided; nothing of a seed that had fixed values."""
+    found = {}
+    for member in group.arms[Arm.PRETRAINED]:
+        text = read_text_artifact(run.client, member.run.info.run_id, Artifact.WARM_START)
+        if text is not None:
+            found[member.seed] = [Decision(**decision) for decision in parse_json(text, Artifact.WARM_START)]
+    return found
+
+
+def _demonstrations(run: StageRun, evidence: Evidence, datasets: Sequence[str], clones: str) -> dict[str, str] | None:
+    """Facts about what was cloned, and how; `clones`: the run that made them. None without demonstrations."""
+    if evidence.dataset is None:
+        return None
+    metadata, success = evidence.dataset.metadata, evidence.dataset.trajectories.metrics.get(Metric.SUCCESS)
+    cloned = get_run(run.client, clones, "clones").data
+    method, epochs = (cloned.params.get(f"{CONFIG_PARAM_PREFIX}{key}") for key in ("algorithm", "cloning.epochs"))
+    return {
+        **({"datasets": ", ".join(datasets), "facts below": "of the first"} if len(datasets) > 1 else {}),
+        "dataset": metadata.dataset_id,
+        "episodes": f"{metadata.episodes:,}",
+        "environment steps": f"{metadata.steps:,}",
+        "scenario set": metadata.scenario_set,
+        "demonstrator": metadata.origin,
+        "execution noise": f"{metadata.noise_std:g} of the half action range; labels are clean",
+        "success": "not known" if success is None else f"{success.mean():.3f}",
+        "content digest": metadata.content_digest,
+        "imitation": cloned.tags.get(Tag.IMITATION, "not judged"),
+        "imitation method": f"{method or 'not known'}{f', {epochs} epochs' if method == 'bc' else ''}",
+    }
 
 
 def _references(run: StageRun, evidence: Evidence) -> tuple[ReferencePolicy, ...]:
