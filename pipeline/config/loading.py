@@ -1,5 +1,6 @@
 """From a YAML file and dotted overrides to a validated configuration, and back to plain data."""
 
+import copy
 import json
 import os
 import re
@@ -118,9 +119,15 @@ def load(cls: type[C], path: str | Path, overrides: Mapping[str, str] | None = N
     data = parse_yaml(read_text(path, "config"), f"config {str(path)!r}")
     if not isinstance(data, dict):
         raise BadInput(f"config {str(path)!r} must be a mapping of settings, got {type(data).__name__}")
-    for key, text in (overrides or {}).items():
-        _override(cls, data, key, text)
-    return validate(cls, data, f"config {str(path)!r}")
+    return override(cls, data, overrides or {}, f"config {str(path)!r}")
+
+
+def override(cls: type[C], data: Mapping[str, Any], overrides: Mapping[str, str], source: str) -> C:
+    """Settings as plain data, with dotted overrides on top, as `cls`. Raises BadInput that names `source`."""
+    changed = copy.deepcopy(dict(data))
+    for key, text in overrides.items():
+        _override(cls, changed, key, text)
+    return validate(cls, changed, source)
 
 
 def load_task(path: str | Path) -> TaskConfig:

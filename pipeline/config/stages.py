@@ -442,17 +442,21 @@ class NewTask:
     folder: str = "configs"
 
 
+StageConfig = str | dict[str, Any]
+
+
 @configuration
 class StageConfigs:
-    """Paths of the stage configs that `main` runs."""
+    """The stage configs that `main` runs: the path of each, or its settings themselves."""
 
-    collect: str
-    pretrain: str
-    finetune: str
-    compare: str
-    train_expert: str | None = None
-    """Together with `promote`: given exactly when `collect` records from an expert."""
-    promote: str | None = None
+    collect: StageConfig
+    pretrain: StageConfig
+    finetune: StageConfig
+    compare: StageConfig
+    train_expert: StageConfig | None = None
+    """None: the expert is given to `main`, or none is needed."""
+    promote: StageConfig | None = None
+    """Given exactly when `collect` records from an expert."""
 
 
 @configuration

@@ -154,6 +154,8 @@ class PPOTraining:
     network: Network = Network()
     initial_action_std: Positive = 1.0
     """Standard deviation of a fresh policy's actions, in the units it computes in; without effect on discrete ones."""
+    orthogonal_init: bool = True
+    """Fresh weights are orthogonal, those of the last layer of the actor small; false: as torch draws them."""
     learning_rate: LearningRate = LearningRate()
     normalize_reward: bool = False
     ppo: PPOArguments = field(default_factory=_PPOArguments)

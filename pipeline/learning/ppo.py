@@ -83,7 +83,7 @@ def fresh_policy(job: TrainingJob, task: Task) -> ActorCriticPolicy:
         scaling, residual = scaling_of(start), residual or isinstance(start, ResidualPolicy)
     elif scaling is None:
         scaling = scaling_by_bounds(*spaces, network)
-    policy = build_policy(*spaces, network, job.seed, scaling, residual)
+    policy = build_policy(*spaces, network, job.seed, scaling, residual, job.training.orthogonal_init)
     if job.training.initial_action_std != 1.0 and hasattr(policy, "log_std"):
         with torch.no_grad():
             policy.log_std.fill_(log(job.training.initial_action_std))

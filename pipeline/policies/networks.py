@@ -227,6 +227,7 @@ def build_policy(
     seed: int,
     scaling: Scaling = UNSCALED,
     residual: bool = False,
+    orthogonal_init: bool = True,
 ) -> ActorCriticPolicy:
     """A fresh policy on the CPU whose weights follow from `seed` alone: the one that PPO with this seed starts from.
 
@@ -238,7 +239,7 @@ def build_policy(
         torch.manual_seed(seed)
         arguments = {**policy_arguments(observation_space, network, scaling, residual), "optimizer_class": NoOptimizer}
         policy = policy_class(observation_space, scaling, residual)(
-            observation_space, action_space, lr_schedule=lambda _: 0.0, **arguments
+            observation_space, action_space, lr_schedule=lambda _: 0.0, ortho_init=orthogonal_init, **arguments
         )
     policy.set_training_mode(False)
     return policy

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.config.loading import load, load_task, to_data
+from pipeline.config.loading import load, load_task, override, to_data
 from pipeline.config.stages import (
     SOURCES,
     STAGE_CONFIGS,
@@ -65,8 +65,8 @@ DEFAULTS: Final = {setting.name: setting.default for setting in fields(Main)}
 class Plan:
     """The configurations of all stages, loaded and checked before the first one starts."""
 
-    train_expert: TrainExpert | None  # None, and `promote` with it: the demonstrations are not an expert's
-    promote: Promote | None
+    train_expert: TrainExpert | None  # None: the expert is given, or the demonstrations are not an expert's
+    promote: Promote | None  # None: they are not
     collect: Collect
     pretrain: Pretrain
     finetune: Finetune  # of both arms
@@ -78,32 +78,32 @@ def plan(config: Main) -> Plan:
 
     Raises BadInput for any fault in any of them.
     """
-    paths = {stage: path for stage, path in vars(config.stages).items() if path is not None}
+    given = {stage: source for stage, source in vars(config.stages).items() if source is not None}
     for key in config.overrides:
-        if key.partition(".")[0] not in paths:
+        if key.partition(".")[0] not in given:
             raise BadInput(
-                f"main: override {key!r} is of no stage config that it uses; there are: {', '.join(paths)} (finetune's "
+                f"main: override {key!r} is of no stage config that it uses; there are: {', '.join(given)} (finetune's "
                 "is the baseline's too)"
             )
     configs: dict[str, Any] = dict.fromkeys(("train_expert", "promote"))
-    for stage, path in paths.items():
-        cls, own = STAGE_CONFIGS[stage], f"{stage}."
-        given = {key.removeprefix(own): text for key, text in config.overrides.items() if key.startswith(own)}
-        seeds = getattr(load(cls, path, given), "seeds", ())
-        configs[stage] = load(cls, path, {**_from_knobs(config, stage, seeds), **given})
+    for stage, source in given.items():
+        own = f"{stage}."
+        overrides = {key.removeprefix(own): text for key, text in config.overrides.items() if key.startswith(own)}
+        seeds = getattr(_stage_config(stage, source, overrides), "seeds", ())
+        configs[stage] = _stage_config(stage, source, {**_from_knobs(config, stage, seeds), **overrides})
     chosen = Plan(**configs)
-    # an expert is trained and approved exactly when `collect` records from it
+    # an expert is approved exactly when `collect` records from it
     source = chosen.collect.source
+    if source == "expert" and chosen.promote is None:
+        raise BadInput(
+            "main: stages.promote is missing: collect records from an expert; give its config, or name another source "
+            f"in collect's ({', '.join(SOURCES)})"
+        )
     for stage in ("train_expert", "promote"):
-        if stage not in paths and source == "expert":
+        if stage in given and source != "expert":
             raise BadInput(
-                f"main: stages.{stage} is missing: {paths['collect']} records from an expert; give its config, or "
-                f"name another source there ({', '.join(SOURCES)})"
-            )
-        if stage in paths and source != "expert":
-            raise BadInput(
-                f"main: stages.{stage} = {paths[stage]!r}: {paths['collect']} takes its demonstrations from "
-                f"{source}, so no expert is needed; leave it out"
+                f"main: stages.{stage} is given: collect takes its demonstrations from {source}, so no expert is "
+                "needed; leave it out"
             )
     tasks = {stage: load_task(c.task).name for stage, c in configs.items() if c is not None}
     if len(set(tasks.values())) != 1:
@@ -121,6 +121,16 @@ def plan(config: Main) -> Plan:
     if config.datasets > 1:
         _check_datasets(config.datasets, chosen)
     return chosen
+
+
+def _stage_config(stage: str, source: str | Mapping[str, Any], overrides: Mapping[str, str]) -> Any:
+    """A stage's config from its path or its settings, with overrides on top. Raises BadInput."""
+    cls = STAGE_CONFIGS[stage]
+    return (
+        load(cls, source, overrides)
+        if isinstance(source, str)
+        else override(cls, source, overrides, f"main: stages.{stage}")
+    )
 
 
 def _check_datasets(count: int, stages: Plan) -> None:
@@ -164,9 +174,15 @@ def _from_knobs(config: Main, stage: str, seeds: tuple[int, ...]) -> dict[str, s
 def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcome:
     stages = plan(config)
     check_arms(stages.finetune)
-    if "expert" in upstream and stages.train_expert is None:
-        source = f"{config.stages.collect} takes its demonstrations from {stages.collect.source}"
+    if "expert" in upstream and stages.promote is None:
+        source = f"collect takes its demonstrations from {stages.collect.source}"
         raise BadInput(f"expert {upstream['expert']!r} has no use: {source}; leave it out")
+    clones = "policy" not in upstream and not config.skip_pretrain
+    if clones and "expert" not in upstream and stages.promote is not None and stages.train_expert is None:
+        raise BadInput(
+            "main: no expert: give one that is trained (-P expert=their.zip, or a version of the registry), or the "
+            "config of its training as stages.train_expert"
+        )
     with contextlib.ExitStack() as stack:
         parent, elsewhere = run, config.experiment_name
         if elsewhere is not None:  # the stages nest in a run of the experiment that the config names

@@ -1,7 +1,9 @@
 """A task whose demonstrator is a script: `main` without an expert, from the recording to the report."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -93,7 +95,7 @@ def test_the_script_is_gymnasiums_own_heuristic():
                 over = terminated or truncated
 
 
-def main_config(tmp_path: Path, **stages: str | None) -> Main:
+def main_config(tmp_path: Path, **stages: Any) -> Main:
     data = yaml.safe_load(Path(SMOKE).read_text())
     data["stages"] = {k: v for k, v in {**data["stages"], **stages}.items() if v is not None}
     path = tmp_path / "main.yaml"
@@ -101,12 +103,33 @@ def main_config(tmp_path: Path, **stages: str | None) -> Main:
     return load(Main, str(path))
 
 
-def test_an_expert_is_trained_exactly_when_collect_records_from_one(tmp_path):
+def test_an_expert_is_approved_exactly_when_collect_records_from_one(tmp_path):
     assert plan(main_config(tmp_path)).train_expert is None
-    with pytest.raises(BadInput, match=r"stages\.promote = .* takes its demonstrations from scripted"):
+    with pytest.raises(BadInput, match=r"stages\.promote is given: collect takes its demonstrations from scripted"):
         plan(main_config(tmp_path, promote="configs/smoke/promote.yaml"))
-    with pytest.raises(BadInput, match=r"stages\.train_expert is missing: .* records from an expert"):
+    with pytest.raises(BadInput, match=r"stages\.promote is missing: collect records from an expert"):
         plan(main_config(tmp_path, collect="configs/smoke/collect.yaml"))
+
+
+def test_without_the_training_of_an_expert_one_must_be_given(store, tmp_path):
+    data = yaml.safe_load(Path("configs/smoke/main.yaml").read_text())
+    del data["stages"]["train_expert"]
+    path = tmp_path / "main.yaml"
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(BadInput, match=r"no expert: give one .*-P expert="):
+        run_stage("main", str(path), {}, {})
+
+
+def test_main_takes_the_settings_of_a_stage_in_place_of_the_path_of_its_config(tmp_path):
+    paths = yaml.safe_load(Path(SMOKE).read_text())["stages"]
+    settings = {stage: yaml.safe_load(Path(file).read_text()) for stage, file in paths.items()}
+    whole = main_config(tmp_path, **settings)
+    assert plan(whole) == plan(load(Main, SMOKE))
+    changed = plan(replace(whole, overrides={"collect.episodes": "7"}, matched_seeds=4))
+    assert (changed.collect.episodes, changed.finetune.seeds) == (7, (1, 2, 3, 4))
+    settings["collect"]["episode"] = 3
+    with pytest.raises(BadInput, match=r"main: stages\.collect: unknown key 'episode'.*episodes"):
+        plan(main_config(tmp_path, **settings))
 
 
 def test_an_expert_that_nobody_would_ask_is_refused(store):

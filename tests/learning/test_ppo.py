@@ -35,6 +35,7 @@ from pipeline.learning.schedule import (
 from pipeline.learning.train import train
 from pipeline.play.evaluation import point_figures, run_episodes
 from pipeline.policies import act_function, build_policy, load_policy, policy_digest, scaling_of, weights_digest
+from pipeline.policies.networks import policy_arguments
 from pipeline.stages.train_expert import best_result
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.content_key import training_key
@@ -75,6 +76,16 @@ def test_a_fresh_policy_explores_as_far_as_is_said_and_has_the_same_weights_othe
     assert usual.pop("log_std").exp().tolist() == [1.0]
     assert narrow.pop("log_std").exp().tolist() == pytest.approx([0.125])
     assert all((usual[name] == narrow[name]).all() for name in usual)
+
+
+def test_fresh_weights_are_those_of_sb3_with_its_own_initialisation_and_without_it(pendulum, make_training):
+    task = Task(pendulum)
+    for orthogonal in (True, False):
+        job = TrainingJob(pendulum, make_training(orthogonal_init=orthogonal), 5, "")
+        arguments = {**policy_arguments(task.observation_space, job.training.network), "ortho_init": orthogonal}
+        theirs = PPO("MlpPolicy", "Pendulum-v1", seed=5, policy_kwargs=arguments).policy.state_dict()
+        ours = fresh_policy(job, task).state_dict()
+        assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
 def test_best_and_last_are_kept_and_are_what_was_measured(trained):
