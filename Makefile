@@ -1,4 +1,5 @@
-# make demo   set up and run the whole pipeline on an embedded store (mlflow.db): social navigation, or TASK=lunar_lander, quadruped
+# make demo   set up and run the whole pipeline on an embedded store (mlflow.db): social navigation, or TASK=lunar_lander, quadruped;
+#             TASK=half_cheetah EXPERT=path/to/HalfCheetah-v3.zip, and so on for the tasks of configs/benchmark: two arms, three seeds
 # make test   set up and run linters, type checks, the import contract and the tests
 # make test-slow  what is long by nature: kills, outages, races, failing disks, hostile input, clusters and a team's server
 #             (Debian: apt-get install slurm-wlm munge postgresql), the versions of plain pip
@@ -9,6 +10,7 @@
 # make older  the whole pipeline, tiny, on the older versions that plain pip resolves
 # make browser  a tiny comparison, its report opened in Chromium at two sizes, light and dark (needs Chromium in PATH)
 # make race   sixteen processes at one registry, in SQLite and in PostgreSQL (Debian: apt-get install postgresql)
+# make benchmark ZOO=path/to/rl-trained-agents  the public benchmark (docs/benchmark.md), hours; TASK=hopper: one of its tasks
 # make team   PostgreSQL, a bucket and a server with users on loopback, until Ctrl-C (Debian: apt-get install postgresql)
 # make ui     look at the demo's runs in a browser
 # make clean  remove the environment (never the store)
@@ -24,13 +26,17 @@ unexport PYTHONDONTWRITEBYTECODE
 TASK ?= social_nav
 STORE := sqlite:///mlflow.db
 
-.PHONY: demo test test-slow test-processors golden golden-check setup check older browser race team ui clean
+# a task of the benchmark as a demo: only scratch and warm, and few seeds
+BENCHMARK := $(wildcard configs/benchmark/$(TASK).yaml)
+DEMO = $(if $(BENCHMARK),-P config=$(BENCHMARK) -P matched_seeds=3 -P finetune.arms={},-P config=configs/$(TASK)/main.yaml) \
+	$(if $(EXPERT),-P expert=$(EXPERT))
+
+.PHONY: benchmark demo test test-slow test-processors golden golden-check setup check older browser race team ui clean
 
 # the store first: two demos, started in the same second, would both make its tables; artifacts lie beside it
 demo: setup
 	MLFLOW_TRACKING_URI=$(STORE) MLFLOW_EXPERIMENT_NAME=$(TASK) python -m pipeline store
-	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) \
-		-P config=configs/$(TASK)/main.yaml
+	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) $(DEMO)
 
 test: check
 	pytest -n 2 -m "not slow"
@@ -58,6 +64,9 @@ RACE_OPERATIONS ?= 10000
 race: setup
 	python benchmarks/registry_race.py --store sqlite --operations $(RACE_OPERATIONS)
 	python benchmarks/registry_race.py --store postgresql --operations $(RACE_OPERATIONS)
+
+benchmark: setup
+	python -m benchmarks.public $(if $(filter command line,$(origin TASK)),$(TASK)) $(if $(ZOO),--zoo $(ZOO))
 
 team: setup
 	@python -W ignore -m benchmarks.team

@@ -1,0 +1,220 @@
+"""The public benchmark: what a start from demonstrations is worth on environments that everybody knows.
+
+    make benchmark ZOO=path/to/rl-trained-agents                # every task, one after the other; goes on where it was
+    make benchmark ZOO=path/to/rl-trained-agents TASK=hopper
+    python -m benchmarks.public --table                         # docs/benchmark.md's, from docs/benchmark/*.json
+    python -m benchmarks.public --picture docs/img/benchmark.png
+
+A task is a run of `main` with configs/benchmark/<task>.yaml in one store (benchmark.db), as a group of its name.
+Its report stays there; what tables and picture need of it is written to docs/benchmark/<task>.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from mlflow import MlflowClient
+from scipy.stats import trim_mean
+
+from pipeline.names import Arm, Metric, Tag
+from pipeline.report.text import aligned
+from pipeline.statistics.estimate import MeanOverSeeds
+from pipeline.tracking.runs import search
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "benchmark"
+# task -> the agent of the RL Zoo that demonstrates; None: the task's config names its demonstrations
+TASKS = {
+    "half_cheetah": "tqc-HalfCheetah-v3",
+    "half_cheetah_a2c": "a2c-HalfCheetah-v3",
+    "walker2d": "sac-Walker2d-v3",
+    "hopper": "tqc-Hopper-v3",
+    "hopper_sac": "sac-Hopper-v3",
+    "swimmer": "sac-Swimmer-v3",
+    "bipedal_walker": "ppo-BipedalWalker-v3",
+}
+RESAMPLES = 2_000
+WORDS = {Arm.PRETRAINED: "warm"}
+ARMS = (Arm.SCRATCH, Arm.PRETRAINED, "clone", "naive", "residual", "sac", "sac_demos")
+
+
+def command(task: str, zoo: str, arms: Sequence[str]) -> list[str]:
+    """`mlflow run` of a task; `arms`: only these beside `scratch` and `pretrained`, and none that is not PPO's."""
+    said = ["mlflow", "run", ".", "-e", "main", "--env-manager", "local", "--experiment-name", "benchmark"]
+    said += ["-P", f"config=configs/benchmark/{task}.yaml", "-P", f"group={task}{'-ppo' if arms else ''}"]
+    if (agent := TASKS[task]) is not None:
+        (policy,) = sorted(Path(zoo).joinpath(agent).glob("*.zip"))
+        said += ["-P", f"expert={policy}"]
+    return said + (["-P", f"finetune.arms=[{', '.join(arms)}]"] if arms else [])
+
+
+def extract(report: dict[str, Any], task: str) -> dict[str, Any]:
+    """What the tables need of a report: every arm's evaluations, final figures, costs, and where they come from."""
+    compared, context = report["comparison"], report["context"]
+    settings = compared["settings"]
+    ((figure, bound),) = settings["target"].items()
+    final = next(f for f in compared["finals"][settings["training_set"]] if f["figure"] == figure)
+    expert = next((r["figures"][figure]["value"] for r in context["references"] if r["name"] == "expert"), None)
+    return {
+        "task": task,
+        "demonstrator": TASKS[task],
+        "figure": figure,
+        "target": bound["min"],
+        "unit": expert if figure == Metric.RETURN_MEAN else 1.0,  # of the figure: scores are shares of it
+        "patience": settings["patience"],
+        "clones": float(np.mean(final["values"]["start"])),
+        "arms": {
+            name: {
+                "budget": arm["budget"],
+                "wall_seconds": arm["wall_seconds"]["value"],
+                "gradient_steps": arm["gradient_steps"],
+                "runs": [
+                    {
+                        "seed": run["seed"],
+                        "steps": run["steps"],
+                        "evaluations": run["figures"][figure],
+                        "final": final["values"][name][index],
+                    }
+                    for index, run in enumerate(arm["runs"])
+                ],
+            }
+            for name, arm in ((name, compared["arms"].get(name)) for name in ARMS)
+            if arm is not None
+        },
+        "ratios": {row["arm"]: row["ratio"] for row in compared["ranking"]},
+        "commit": context["commit"],
+        "machine": context["machine"],
+        "versions": context["versions"],
+        "created_at": context["created_at"],
+    }
+
+
+def steps_to_target(result: dict[str, Any], arm: str) -> list[tuple[int, bool]]:
+    """Of every run: the first of `patience` consecutive evaluations at the target or above; else (budget, True).
+
+    A run that meets it before its first update counts as one evaluation interval.
+    """
+    times = []
+    for run in result["arms"][arm]["runs"]:
+        met = np.array(run["evaluations"]) >= result["target"]
+        held = np.lib.stride_tricks.sliding_window_view(met, result["patience"]).all(axis=1)
+        first = int(held.argmax())
+        times.append((run["steps"][max(first, 1)], False) if held.any() else (result["arms"][arm]["budget"], True))
+    return times
+
+
+def scores(result: dict[str, Any], arm: str) -> np.ndarray:
+    """Final figures of an arm as shares of the demonstrator's, (runs,)."""
+    return np.array([run["final"] for run in result["arms"][arm]["runs"]]) / result["unit"]
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Of every task and arm: steps to target, their ratio to scratch, the final figure, and what it lacks of warm's."""
+    header = ("task, demonstrator", "arm", "met", "steps to target", "ratio to scratch", "final", "warm - arm", "s")
+    rows = [header, ("---", "---", "--:", "--:", "--:", "--:", "--:", "--:")]
+    for result in results:
+        title = ", ".join(part for part in (result["task"], result["demonstrator"]) if part)
+        never = {arm: [censored for _, censored in steps_to_target(result, arm)] for arm in result["arms"]}
+        for arm, costs in result["arms"].items():
+            ratio = difference = ""
+            if arm in result["ratios"] and not (all(never[arm]) and all(never[Arm.SCRATCH])):
+                sides = (any(never[Arm.SCRATCH]), any(never[arm]))
+                ratio = {(True, False): "<= ", (False, True): ">= ", (True, True): "? "}.get(sides, "")
+                ratio += interval(result["ratios"][arm])
+            if arm != Arm.PRETRAINED:
+                over = MeanOverSeeds.of(scores(result, Arm.PRETRAINED) - scores(result, arm)).estimate
+                difference = interval(vars(over))
+            steps = np.mean([steps for steps, _ in steps_to_target(result, arm)])
+            rows.append(
+                (
+                    title if arm == Arm.SCRATCH else "",
+                    WORDS.get(arm, arm),
+                    f"{never[arm].count(False)} of {len(never[arm])}",
+                    f"{'> ' if all(never[arm]) else ''}{steps:,.0f}",
+                    ratio,
+                    f"{scores(result, arm).mean():.2f}",
+                    difference,
+                    f"{costs['wall_seconds']:,.0f}",
+                )
+            )
+    return aligned("\n".join(f"| {' | '.join(row)} |" for row in rows))
+
+
+def interval(estimate: dict[str, float | None]) -> str:
+    value, low, high = (estimate[end] for end in ("value", "low", "high"))
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def picture(results: Sequence[dict[str, Any]], path: str) -> None:
+    """Performance profiles and interquartile means over tasks and seeds (Agarwal et al. 2021).
+
+    Of the arms that every task has; intervals resample the runs of every task by themselves.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(3, 2), layout="constrained")
+    arms = [arm for arm in ARMS if all(arm in result["arms"] for result in results)]
+    at = np.linspace(0, 1.4, 281)
+    for row, arm in enumerate(arms):
+        of_tasks = [scores(result, arm) for result in results]
+        runs = np.concatenate(of_tasks)
+        random = np.random.default_rng(0)
+        drawn = np.concatenate([random.choice(runs, (RESAMPLES, len(runs))) for runs in of_tasks], axis=1)
+        shares = np.array([(drawn > x).mean(axis=1) for x in at])
+        left.plot(at, [(runs > x).mean() for x in at], color=f"C{row}", label=WORDS.get(arm, arm))
+        left.fill_between(at, *np.quantile(shares, (0.025, 0.975), axis=1), color=f"C{row}", alpha=0.12, linewidth=0)
+        ends = np.quantile(trim_mean(drawn, 0.25, axis=1), (0.025, 0.975))
+        right.plot(ends, [row, row], color=f"C{row}", linewidth=6, alpha=0.35)
+        right.plot(trim_mean(runs, 0.25), row, "o", color=f"C{row}")
+    left.set(xlabel="final score x (1: the demonstrator)", ylabel="share of runs that end above x", ylim=(0, 1.02))
+    left.legend(frameon=False)
+    right.set(yticks=range(len(arms)), yticklabels=[WORDS.get(arm, arm) for arm in arms])
+    right.set(xlabel="interquartile mean of final scores")
+    right.invert_yaxis()
+    figure.suptitle(f"{len(results)} tasks; 95 % intervals over matched seeds", fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=list(TASKS), help="default: all")
+    parser.add_argument("--zoo", help="folder of github.com/DLR-RM/rl-trained-agents")
+    parser.add_argument("--arms", nargs="*", default=(), help="only these beside scratch and warm, e.g. clone naive")
+    parser.add_argument("--store", default="sqlite:///benchmark.db")
+    parser.add_argument("--table", action="store_true", help="only the table of what is there")
+    parser.add_argument("--picture", help="only the picture of what is there, to this file")
+    known = parser.parse_args()
+    unknown = [task for task in known.tasks if task not in TASKS]
+    if unknown:
+        parser.error(f"task {unknown[0]!r} is not of the benchmark; there are: {', '.join(TASKS)}")
+    if not (known.table or known.picture):
+        for task in known.tasks:
+            if TASKS[task] is not None and known.zoo is None:
+                parser.error(f"task {task!r} is demonstrated by {TASKS[task]} of the RL Zoo; say where it is: --zoo")
+            paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_TRACKING_URI": known.store}
+            code = subprocess.run(
+                command(task, known.zoo, known.arms), cwd=ROOT, env={**os.environ, **paths}
+            ).returncode
+            print(f"{task}: code {code}", flush=True)
+            client = MlflowClient(known.store)
+            for made in search(client, {Tag.STAGE: "compare", Tag.TASK: task})[:1]:
+                report = client.download_artifacts(made.info.run_id, "report/report.json")
+                RESULTS.mkdir(exist_ok=True)
+                extracted = extract(json.loads(Path(report).read_text()), task)
+                RESULTS.joinpath(f"{task}.json").write_text(json.dumps(extracted, indent=1) + "\n")
+    results = [json.loads(file.read_text()) for task in TASKS if (file := RESULTS / f"{task}.json").exists()]
+    if known.picture:
+        picture(results, known.picture)
+    else:
+        print(table(results))
+
+
+if __name__ == "__main__":
+    main()
