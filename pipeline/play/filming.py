@@ -45,14 +45,22 @@ class Film:
 
 
 def film(
-    task: Task, episode: Episode, choose: Choose, most_frames: int | None = None, most_pixels: int | None = None
+    task: Task,
+    episode: Episode,
+    choose: Choose,
+    most_frames: int | None = None,
+    most_pixels: int | None = None,
+    length: int = 0,
 ) -> Film:
     """Play an episode to its end, or as far as `choose` goes. Raises BadInput when nothing renders.
 
     A film of more than `most_frames` has those of every second, fourth, ... step; frames are scaled down to
-    `most_pixels` in width and height. None: every step, and as it is drawn.
+    `most_pixels` in width and height. None: every step, and as it is drawn. `length`: the steps that the episode is
+    known to take; then nothing is drawn that is not kept.
     """
     frames, steps, rewards, stride = list[np.ndarray](), list[int](), list[float](), 1
+    while most_frames is not None and length // stride + 1 > most_frames:
+        stride *= 2
     counters = {name: 0.0 for name in task.config.events}
     events: dict[str, list[int]] = {name: [] for name in task.config.events}
     with closing(task.make_env(episode.scenario, RENDER_MODE)) as env:

@@ -38,6 +38,7 @@ GAP: Final = 8
 LEAST_WIDTH: Final = 200  # narrower pictures are centred in this
 MOST_GIF_COLOURS: Final = 128
 MOST_GIF_BYTES: Final = 4_000_000
+MOST_FILM_FRAMES: Final = 200  # to draw one takes a tenth of a second where there is no graphics card
 MOST_WEBP_FRAMES: Final = 60
 MOST_WEBP_PIXELS: Final = 340  # three stand beside each other in the UI
 INK, PAPER, MUTED, TRACK = (27, 31, 36), (255, 255, 255), (87, 96, 106), (216, 222, 228)
@@ -70,9 +71,12 @@ def check_drawable(task: Task, setting: str, value: int) -> None:
         )
 
 
-def draw_episode(task: Task, episode: Episode, actor: Actor, title: str) -> list[np.ndarray]:
-    """Let somebody play an episode to its end; (H, W, 3) uint8 frames, one a step, for `save_film` and `to_webp`."""
-    seen = film(task, episode, from_actor(actor, task.action_space))
+def draw_episode(task: Task, episode: Episode, actor: Actor, title: str, length: int = 0) -> list[np.ndarray]:
+    """Let somebody play an episode to its end; (H, W, 3) uint8 frames for `save_film` and `to_webp`.
+
+    They are at most `MOST_FILM_FRAMES`: of a longer episode every so many steps are seen. `length` as in `film`.
+    """
+    seen = film(task, episode, from_actor(actor, task.action_space), MOST_FILM_FRAMES, length=length)
     statistics = {"return": f"{seen.episode_return:.4g}", "steps": str(len(seen.rewards))}
     return annotate(Clip(title, seen.frames, statistics, seen.events, steps=seen.steps))
 

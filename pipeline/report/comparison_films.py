@@ -59,7 +59,8 @@ def comparison_films(
     for why, scenario_set, index in episodes_to_show(judged)[:count]:
         episode, clips, ends = episodes[scenario_set][index], list[Clip](), list[str]()
         for name, (actor, played) in policies.items():
-            seen = film(task, episode, from_actor(actor, task.action_space), MOST_FRAMES, MOST_PIXELS)
+            length = int(played[scenario_set][Metric.LENGTH_MEAN][index])
+            seen = film(task, episode, from_actor(actor, task.action_space), MOST_FRAMES, MOST_PIXELS, length)
             statistics = {"return": f"{seen.episode_return:.2f}"}
             clips.append(Clip(name, seen.frames, statistics, seen.events, steps=seen.steps))
             figures = played[scenario_set]

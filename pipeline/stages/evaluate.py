@@ -60,7 +60,8 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
     films = []
     for number, episode in enumerate(episodes[: config.pictures]):
         about = f"{name} in episode {number}: {episode.scenario}, seed {episode.seed}"
-        film = save_film(draw_episode(task, episode, actor, about), run.folder / f"episode-{number}")
+        length = int(records.metrics[Metric.LENGTH][number])
+        film = save_film(draw_episode(task, episode, actor, about, length), run.folder / f"episode-{number}")
         films.append(run.film(film, number))
     drawn = f"  {config.pictures} drawn: {Artifact.PLAYBACK}/ of run {run.run_id}"
     success = figures[Metric.SUCCESS_RATE]

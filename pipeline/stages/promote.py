@@ -87,7 +87,8 @@ def _film(run: StageRun, task: Task, candidate: StoredPolicy, played: PlayedEpis
         return ""
     episode = played.records.episodes[0]
     try:
-        frames = draw_episode(seen, episode, candidate.acts(), f"{candidate.reference}, {episode.scenario}")
+        title, length = f"{candidate.reference}, {episode.scenario}", int(played.records.metrics[Metric.LENGTH][0])
+        frames = draw_episode(seen, episode, candidate.acts(), title, length)
     except BadInput as error:  # how it looks decides nothing
         return f"There is no film of it: {error}."
     return f"The gate's first episode:\n\n{run.film(save_film(frames, run.folder / 'candidate'), 0)}"

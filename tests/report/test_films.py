@@ -67,7 +67,9 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_step(tmp_path):
         TrainingProgress("test", [undrawable])
 
 
-def test_a_long_film_shows_its_start_its_end_and_every_so_many_steps_between_no_larger_than_asked(tmp_path):
+def test_a_long_film_shows_its_start_its_end_and_every_so_many_steps_between_no_larger_than_asked(
+    tmp_path, monkeypatch
+):
     """Frames that are left out or made smaller: the others are those of the whole film."""
     task = replace(job(tmp_path, "CartPole-v1", 0).task, horizon=200)
     seen = Task(task)
@@ -77,6 +79,16 @@ def test_a_long_film_shows_its_start_its_end_and_every_so_many_steps_between_no_
     def played(*limits):
         return film(seen, episode, from_actor(balance, seen.action_space), *limits)
 
+    drawn = []
+    make_env = Task.make_env
+
+    def watched(*arguments):
+        env = make_env(*arguments)
+        render = env.render
+        env.render = lambda: drawn.append(1) or render()
+        return env
+
+    monkeypatch.setattr(Task, "make_env", watched)
     whole, sampled, small = played(), played(20), played(20, 100)
     last = len(whole.rewards)
     assert last > 60 and whole.steps == tuple(range(last + 1))
@@ -84,4 +96,7 @@ def test_a_long_film_shows_its_start_its_end_and_every_so_many_steps_between_no_
     assert stride in (4, 8, 16) and sampled.steps == (*range(0, last, stride), last)
     assert all((whole.frames[step] == f).all() for step, f in zip(sampled.steps, sampled.frames, strict=True))
     assert (sampled.rewards == whole.rewards).all()
+    drawn.clear()
+    known = played(20, None, last)  # how long it is: nothing is drawn that is not kept
+    assert known.steps == sampled.steps and len(drawn) == len(known.frames)
     assert small.steps == sampled.steps and {max(f.shape) for f in small.frames} == {100}
