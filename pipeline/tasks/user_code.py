@@ -4,6 +4,7 @@ Whoever names a module runs its code. What may be named is decided by whoever ca
 """
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from sys import stdlib_module_names
@@ -101,12 +102,30 @@ def make_environment(
             disable_env_checker=True,
             **kwargs,
         )
+        mujoco_says_it_once()
         return made
     except gym.error.DependencyNotInstalled as error:
         raise BadInput(f"environment {reference!r} needs a package that is not installed: {error}") from None
     except (gym.error.Error, ImportError) as error:
         hint = did_you_mean(reference, gym.registry)
         raise BadInput(f"environment.id {reference!r} cannot be made: {str(error).rstrip('.')}.{hint}") from None
+
+
+_said = set[str]()
+
+
+def mujoco_says_it_once() -> None:
+    """Print every warning of MuJoCo's once: it repeats those of a model with every environment, in a file as well."""
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is None or mujoco.get_mju_user_warning() is not None:
+        return
+
+    def warn(text: str) -> None:
+        if text not in _said:
+            _said.add(text)
+            print(f"MuJoCo: {text}", file=sys.stderr)
+
+    mujoco.set_mju_user_warning(warn)
 
 
 REFUSED_WRAPPERS: Final[Mapping[str, str]] = {

@@ -1,0 +1,125 @@
+"""The public benchmark: its settings are alike in all arms, its table is what its JSON files say, and it runs."""
+
+import json
+import shutil
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from project import mlflow_run, uri_of
+from scipy import stats
+
+from benchmarks.public import ARMS, RESULTS, TASKS, WORDS, extract, table
+from pipeline.config.loading import load
+from pipeline.config.stages import Main
+from pipeline.names import Arm, Artifact, Tag
+from pipeline.stages.main import plan
+from pipeline.tracking.runs import read_text_artifact, search
+
+PAGE = Path("docs/benchmark.md")
+ZOO = Path(__file__).parents[3] / "shared/data/zoo"  # beside the repository
+WRITTEN = sorted(RESULTS.glob("*.json"))
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(in_repository):
+    """Configs are named relative to the repository."""
+
+
+def test_a_task_trains_every_arm_with_one_network_on_seeds_that_have_a_clone():
+    for task, agent in TASKS.items():
+        stages = plan(load(Main, f"configs/benchmark/{task}.yaml"))
+        assert (stages.promote is not None) == (agent is not None)
+        assert {"clone", "naive", "residual"} <= set(stages.finetune.arms), task
+        assert len(stages.finetune.seeds) >= 5 and set(stages.finetune.seeds) <= set(stages.pretrain.seeds), task
+        assert stages.pretrain.network == stages.finetune.training.network, task
+        assert stages.pretrain.cloning.gamma == stages.finetune.training.ppo["gamma"], task
+
+
+def rows_of(page: str) -> dict[tuple[str, str], list[str]]:
+    """(task, arm) -> cells of the page's table."""
+    found, task = {}, ""
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 8 and cells[1] in {WORDS.get(arm, arm) for arm in ARMS}:
+            task = cells[0].partition(",")[0] or task
+            found[task, cells[1]] = cells[2:]
+    return found
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=[file.stem for file in WRITTEN])
+def test_the_table_is_what_the_evaluations_say(file):
+    result, rows = json.loads(file.read_text()), rows_of(PAGE.read_text())
+    warm = np.array([run["final"] for run in result["arms"][Arm.PRETRAINED]["runs"]])
+    times = {}
+    for arm, trained in result["arms"].items():
+        met, steps = 0, []
+        for run in trained["runs"]:
+            held = [
+                at
+                for at in range(len(run["steps"]) - result["patience"] + 1)
+                if min(run["evaluations"][at : at + result["patience"]]) >= result["target"]
+            ]
+            met += bool(held)
+            steps.append(run["steps"][max(held[0], 1)] if held else trained["budget"])
+        times[arm] = mean(steps)
+        cells = rows[result["task"], WORDS.get(arm, arm)]
+        assert cells[0] == f"{met} of {len(trained['runs'])}"
+        assert cells[1].removeprefix("> ") == f"{times[arm]:,.0f}" and cells[1].startswith(">") == (met == 0)
+        final = np.array([run["final"] for run in trained["runs"]])
+        assert cells[3] == f"{final.mean() / result['unit']:.2f}"
+        if arm != Arm.PRETRAINED:
+            low, high = stats.ttest_rel(warm / result["unit"], final / result["unit"]).confidence_interval()
+            expected = f"{(warm - final).mean() / result['unit']:.2f} [{low:.2f}, {high:.2f}]"
+            assert cells[4].replace("-0.00", "0.00") == expected.replace("-0.00", "0.00")
+    for arm, ratio in result["ratios"].items():
+        assert ratio["value"] == pytest.approx(times[arm] / times[Arm.SCRATCH])
+
+
+SHORT = {
+    "promote.rules": "[{scenario_set: train, metric: return_mean, min: 500}]",
+    "pretrain.cloning.epochs": "2",
+    "pretrain.cloning.evaluate_every_epochs": "2",
+    "pretrain.final_episodes": "5",
+    "pretrain.judgement.episodes": "5",
+    "finetune.final_episodes": "5",
+    "finetune.training.evaluation.episodes": "3",
+    "finetune.arms": "[clone, naive, residual]",
+    "matched_seeds": "3",
+    "ppo_timesteps": "1024",
+    "compare.playback_episodes": "0",
+}
+
+
+@pytest.mark.slow
+def test_a_task_runs_from_the_zip_to_its_row_and_gives_the_same_digests_in_another_folder(tmp_path):
+    assert ZOO.is_dir(), f"the agents of the RL Zoo are not at {ZOO}: put them there (DLR-RM/rl-trained-agents)"
+    (agent,) = (ZOO / TASKS["hopper_sac"]).glob("*.zip")
+    found = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy("configs/benchmark/hopper_sac.yaml", folder / "main.yaml")
+        ended = mlflow_run(folder, "main", f"expert={agent}", *(f"{key}={value}" for key, value in SHORT.items()))
+        assert ended.code in (0, 1), ended.err  # so little training may well make nothing faster
+        client = MlflowClient(uri_of(folder))
+        (compared,) = search(client, {Tag.STAGE: "compare"})
+        report = json.loads(read_text_artifact(client, compared.info.run_id, f"{Artifact.REPORT}/report.json"))
+        result = json.loads(json.dumps(extract(report, "hopper_sac")))
+        written = rows_of(table([result]))
+        assert set(result["arms"]) == {"scratch", "pretrained", "clone", "naive", "residual"}
+        assert {arm for _, arm in written} == {WORDS.get(arm, arm) for arm in result["arms"]}
+        digests = sorted(
+            (run.info.run_name, kind, run.data.tags[kind])
+            for run in search(client, {}, status=None)
+            for kind in (Tag.DATASET_DIGEST, Tag.WEIGHTS_DIGEST)
+            if kind in run.data.tags
+        )
+        assert len(digests) >= 15
+        found.append((digests, result["arms"]))
+    (digests, arms), (others, again) = found
+    assert digests == others
+    for arm, trained in arms.items():
+        assert trained["runs"] == again[arm]["runs"]
