@@ -25,6 +25,7 @@ import numpy as np
 from mlflow import MlflowClient
 from scipy.stats import trim_mean
 
+from pipeline.config.base import Bound
 from pipeline.names import Arm, Metric, Tag
 from pipeline.report.text import aligned
 from pipeline.statistics.estimate import MeanOverSeeds
@@ -41,17 +42,30 @@ TASKS = {
     "hopper_sac": "sac-Hopper-v3",
     "swimmer": "sac-Swimmer-v3",
     "bipedal_walker": "ppo-BipedalWalker-v3",
+    "lunar_lander": None,
+    "social_nav": None,
+    "quadruped": None,
 }
+PPO_ARMS = ("clone", "naive", "residual")  # beside scratch and warm
 RESAMPLES = 2_000
 WORDS = {Arm.PRETRAINED: "warm"}
 ARMS = (Arm.SCRATCH, Arm.PRETRAINED, "clone", "naive", "residual", "sac", "sac_demos")
 
 
-def command(task: str, zoo: str, arms: Sequence[str]) -> list[str]:
-    """`mlflow run` of a task; `arms`: only these beside `scratch` and `pretrained`, and none that is not PPO's."""
+def config_of(task: str) -> str:
+    """The config of `main`: that of the benchmark, or the one that the task ships with."""
+    own = f"configs/benchmark/{task}.yaml"
+    return own if ROOT.joinpath(own).exists() else f"configs/{task}/main.yaml"
+
+
+def command(task: str, zoo: str | None, arms: Sequence[str]) -> list[str]:
+    """`mlflow run` of a task; `arms`: only these beside `scratch` and `warm`, where the config has more."""
+    config = config_of(task)
+    if not config.startswith("configs/benchmark/"):
+        arms = arms or PPO_ARMS
     said = ["mlflow", "run", ".", "-e", "main", "--env-manager", "local", "--experiment-name", "benchmark"]
-    said += ["-P", f"config=configs/benchmark/{task}.yaml", "-P", f"group={task}{'-ppo' if arms else ''}"]
-    if (agent := TASKS[task]) is not None:
+    said += ["-P", f"config={config}", "-P", f"group={task}{'-ppo' if arms else ''}"]
+    if (agent := TASKS[task]) is not None and zoo is not None:
         (policy,) = sorted(Path(zoo).joinpath(agent).glob("*.zip"))
         said += ["-P", f"expert={policy}"]
     return said + (["-P", f"finetune.arms=[{', '.join(arms)}]"] if arms else [])
@@ -61,15 +75,17 @@ def extract(report: dict[str, Any], task: str) -> dict[str, Any]:
     """What the tables need of a report: every arm's evaluations, final figures, costs, and where they come from."""
     compared, context = report["comparison"], report["context"]
     settings = compared["settings"]
-    ((figure, bound),) = settings["target"].items()
+    figure = next(name for name, bound in settings["target"].items() if bound["min"] is not None)
     final = next(f for f in compared["finals"][settings["training_set"]] if f["figure"] == figure)
-    expert = next((r["figures"][figure]["value"] for r in context["references"] if r["name"] == "expert"), None)
+    shown = [
+        r["figures"][figure]["value"] for r in context["references"] if r["scenario_set"] == settings["training_set"]
+    ]
     return {
         "task": task,
         "demonstrator": TASKS[task],
         "figure": figure,
-        "target": bound["min"],
-        "unit": expert if figure == Metric.RETURN_MEAN else 1.0,  # of the figure: scores are shares of it
+        "target": settings["target"],
+        "unit": shown[0] if figure == Metric.RETURN_MEAN else 1.0,  # of the figure: scores are shares of it
         "patience": settings["patience"],
         "clones": float(np.mean(final["values"]["start"])),
         "arms": {
@@ -81,7 +97,7 @@ def extract(report: dict[str, Any], task: str) -> dict[str, Any]:
                     {
                         "seed": run["seed"],
                         "steps": run["steps"],
-                        "evaluations": run["figures"][figure],
+                        "evaluations": {name: run["figures"][name] for name in settings["target"]},
                         "final": final["values"][name][index],
                     }
                     for index, run in enumerate(arm["runs"])
@@ -98,6 +114,16 @@ def extract(report: dict[str, Any], task: str) -> dict[str, Any]:
     }
 
 
+def keep(task: str, store: str) -> None:
+    """Write the JSON of the task's last comparison, if the store has one."""
+    client = MlflowClient(store)
+    for made in search(client, {Tag.STAGE: "compare", Tag.TASK: task})[:1]:
+        report = client.download_artifacts(made.info.run_id, "report/report.json")
+        RESULTS.mkdir(exist_ok=True)
+        extracted = extract(json.loads(Path(report).read_text()), task)
+        RESULTS.joinpath(f"{task}.json").write_text(json.dumps(extracted, indent=1) + "\n")
+
+
 def steps_to_target(result: dict[str, Any], arm: str) -> list[tuple[int, bool]]:
     """Of every run: the first of `patience` consecutive evaluations at the target or above; else (budget, True).
 
@@ -105,7 +131,9 @@ def steps_to_target(result: dict[str, Any], arm: str) -> list[tuple[int, bool]]:
     """
     times = []
     for run in result["arms"][arm]["runs"]:
-        met = np.array(run["evaluations"]) >= result["target"]
+        met = np.ones(len(run["steps"]), bool)
+        for figure, bound in result["target"].items():
+            met &= [Bound(**bound).holds(value) for value in run["evaluations"][figure]]
         held = np.lib.stride_tricks.sliding_window_view(met, result["patience"]).all(axis=1)
         first = int(held.argmax())
         times.append((run["steps"][max(first, 1)], False) if held.any() else (result["arms"][arm]["budget"], True))
@@ -188,13 +216,14 @@ def main() -> None:
     parser.add_argument("--zoo", help="folder of github.com/DLR-RM/rl-trained-agents")
     parser.add_argument("--arms", nargs="*", default=(), help="only these beside scratch and warm, e.g. clone naive")
     parser.add_argument("--store", default="sqlite:///benchmark.db")
+    parser.add_argument("--from-store", action="store_true", help="run nothing, only write the JSON files again")
     parser.add_argument("--table", action="store_true", help="only the table of what is there")
     parser.add_argument("--picture", help="only the picture of what is there, to this file")
     known = parser.parse_args()
     unknown = [task for task in known.tasks if task not in TASKS]
     if unknown:
         parser.error(f"task {unknown[0]!r} is not of the benchmark; there are: {', '.join(TASKS)}")
-    if not (known.table or known.picture):
+    if not (known.table or known.picture or known.from_store):
         for task in known.tasks:
             if TASKS[task] is not None and known.zoo is None:
                 parser.error(f"task {task!r} is demonstrated by {TASKS[task]} of the RL Zoo; say where it is: --zoo")
@@ -203,12 +232,10 @@ def main() -> None:
                 command(task, known.zoo, known.arms), cwd=ROOT, env={**os.environ, **paths}
             ).returncode
             print(f"{task}: code {code}", flush=True)
-            client = MlflowClient(known.store)
-            for made in search(client, {Tag.STAGE: "compare", Tag.TASK: task})[:1]:
-                report = client.download_artifacts(made.info.run_id, "report/report.json")
-                RESULTS.mkdir(exist_ok=True)
-                extracted = extract(json.loads(Path(report).read_text()), task)
-                RESULTS.joinpath(f"{task}.json").write_text(json.dumps(extracted, indent=1) + "\n")
+            keep(task, known.store)
+    elif known.from_store:
+        for task in known.tasks:
+            keep(task, known.store)
     results = [json.loads(file.read_text()) for task in TASKS if (file := RESULTS / f"{task}.json").exists()]
     if known.picture:
         picture(results, known.picture)
