@@ -5,8 +5,8 @@
     python -m benchmarks.public --table                         # docs/benchmark.md's, from docs/benchmark/*.json
     python -m benchmarks.public --picture docs/img/benchmark.png
 
-A task is a run of `main` with configs/benchmark/<task>.yaml in one store (benchmark.db), as a group of its name.
-Its report stays there; what tables and picture need of it is written to docs/benchmark/<task>.json.
+A task is a run of `main` with configs/benchmark/<task>.yaml in one store (benchmark.db), or two: groups <task>-ppo and
+<task>-sac. Its reports stay there; what tables and picture need of it is written to docs/benchmark/<task>.json.
 """
 
 import argparse
@@ -22,6 +22,7 @@ os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_ENABLE_ARTIFACTS_PROGR
 
 import matplotlib.pyplot as plt
 import numpy as np
+import yaml
 from mlflow import MlflowClient
 from scipy.stats import trim_mean
 
@@ -47,6 +48,7 @@ TASKS = {
     "quadruped": None,
 }
 PPO_ARMS = ("clone", "naive", "residual")  # beside scratch and warm
+SEEDS_OF_SAC = 3
 RESAMPLES = 2_000
 WORDS = {Arm.PRETRAINED: "warm"}
 ARMS = (Arm.SCRATCH, Arm.PRETRAINED, "clone", "naive", "residual", "sac", "sac_demos")
@@ -58,17 +60,22 @@ def config_of(task: str) -> str:
     return own if ROOT.joinpath(own).exists() else f"configs/{task}/main.yaml"
 
 
-def command(task: str, zoo: str | None, arms: Sequence[str]) -> list[str]:
-    """`mlflow run` of a task; `arms`: only these beside `scratch` and `warm`, where the config has more."""
-    config = config_of(task)
-    if not config.startswith("configs/benchmark/"):
-        arms = arms or PPO_ARMS
+def comparisons(task: str, zoo: str | None) -> dict[str, list[str]]:
+    """Group -> `mlflow run` of it: the arms of PPO on five seeds, and those of SAC, which cost more, on three."""
     said = ["mlflow", "run", ".", "-e", "main", "--env-manager", "local", "--experiment-name", "benchmark"]
-    said += ["-P", f"config={config}", "-P", f"group={task}{'-ppo' if arms else ''}"]
+    said += ["-P", f"config={config_of(task)}"]
     if (agent := TASKS[task]) is not None and zoo is not None:
         (policy,) = sorted(Path(zoo).joinpath(agent).glob("*.zip"))
         said += ["-P", f"expert={policy}"]
-    return said + (["-P", f"finetune.arms=[{', '.join(arms)}]"] if arms else [])
+    ppo = f"{task}-ppo"
+    commands = {ppo: [*said, "-P", f"group={ppo}", "-P", f"finetune.arms=[{', '.join(PPO_ARMS)}]"]}
+    stages = yaml.safe_load(ROOT.joinpath(config_of(task)).read_text())["stages"]
+    arms = stages["finetune"]["arms"] if isinstance(stages["finetune"], dict) else PPO_ARMS
+    if sac := {name: arms[name] for name in arms if name not in PPO_ARMS}:
+        group = f"{task}-sac"
+        commands[group] = [*said, "-P", f"group={group}", "-P", f"finetune.arms={json.dumps(sac)}"]
+        commands[group] += ["-P", f"matched_seeds={SEEDS_OF_SAC}"]
+    return commands
 
 
 def extract(report: dict[str, Any], task: str) -> dict[str, Any]:
@@ -115,13 +122,21 @@ def extract(report: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def keep(task: str, store: str) -> None:
-    """Write the JSON of the task's last comparison, if the store has one."""
-    client = MlflowClient(store)
-    for made in search(client, {Tag.STAGE: "compare", Tag.TASK: task})[:1]:
-        report = client.download_artifacts(made.info.run_id, "report/report.json")
-        RESULTS.mkdir(exist_ok=True)
-        extracted = extract(json.loads(Path(report).read_text()), task)
-        RESULTS.joinpath(f"{task}.json").write_text(json.dumps(extracted, indent=1) + "\n")
+    """Write the JSON of the task's last comparisons, if the store has them; SAC's arms join those of PPO."""
+    client, found = MlflowClient(store), dict[str, dict[str, Any]]()
+    for group in (f"{task}-ppo", f"{task}-sac"):
+        for made in search(client, {Tag.STAGE: "compare", Tag.GROUP: group})[:1]:
+            report = client.download_artifacts(made.info.run_id, "report/report.json")
+            found[group] = extract(json.loads(Path(report).read_text()), task)
+    if not found:
+        return
+    result, *further = found.values()
+    for of_sac in further:
+        result["arms"] = {**of_sac["arms"], **result["arms"]}
+        result["ratios"] = {**of_sac["ratios"], **result["ratios"]}
+    result["arms"] = {arm: result["arms"][arm] for arm in ARMS if arm in result["arms"]}
+    RESULTS.mkdir(exist_ok=True)
+    RESULTS.joinpath(f"{task}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def steps_to_target(result: dict[str, Any], arm: str) -> list[tuple[int, bool]]:
@@ -145,6 +160,11 @@ def scores(result: dict[str, Any], arm: str) -> np.ndarray:
     return np.array([run["final"] for run in result["arms"][arm]["runs"]]) / result["unit"]
 
 
+def seeds(result: dict[str, Any], arm: str) -> list[int]:
+    """Of its runs."""
+    return [run["seed"] for run in result["arms"][arm]["runs"]]
+
+
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Of every task and arm: steps to target, their ratio to scratch, the final figure, and what it lacks of warm's."""
     header = ("task, demonstrator", "arm", "met", "steps to target", "ratio to scratch", "final", "warm - arm", "s")
@@ -159,7 +179,10 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 ratio = {(True, False): "<= ", (False, True): ">= ", (True, True): "? "}.get(sides, "")
                 ratio += interval(result["ratios"][arm])
             if arm != Arm.PRETRAINED:
-                over = MeanOverSeeds.of(scores(result, Arm.PRETRAINED) - scores(result, arm)).estimate
+                warm, other = (
+                    dict(zip(seeds(result, a), scores(result, a), strict=True)) for a in (Arm.PRETRAINED, arm)
+                )
+                over = MeanOverSeeds.of(np.array([warm[seed] - other[seed] for seed in other])).estimate
                 difference = interval(vars(over))
             steps = np.mean([steps for steps, _ in steps_to_target(result, arm)])
             rows.append(
@@ -214,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=list(TASKS), help="default: all")
     parser.add_argument("--zoo", help="folder of github.com/DLR-RM/rl-trained-agents")
-    parser.add_argument("--arms", nargs="*", default=(), help="only these beside scratch and warm, e.g. clone naive")
+    parser.add_argument("--only", choices=("ppo", "sac"), help="only the arms of this algorithm")
     parser.add_argument("--store", default="sqlite:///benchmark.db")
     parser.add_argument("--from-store", action="store_true", help="run nothing, only write the JSON files again")
     parser.add_argument("--table", action="store_true", help="only the table of what is there")
@@ -228,11 +251,11 @@ def main() -> None:
             if TASKS[task] is not None and known.zoo is None:
                 parser.error(f"task {task!r} is demonstrated by {TASKS[task]} of the RL Zoo; say where it is: --zoo")
             paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_TRACKING_URI": known.store}
-            code = subprocess.run(
-                command(task, known.zoo, known.arms), cwd=ROOT, env={**os.environ, **paths}
-            ).returncode
-            print(f"{task}: code {code}", flush=True)
-            keep(task, known.store)
+            for group, command in comparisons(task, known.zoo).items():
+                if known.only is None or group.endswith(known.only):
+                    code = subprocess.run(command, cwd=ROOT, env={**os.environ, **paths}).returncode
+                    print(f"{group}: code {code}", flush=True)
+                    keep(task, known.store)
     elif known.from_store:
         for task in known.tasks:
             keep(task, known.store)

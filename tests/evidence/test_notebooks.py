@@ -23,6 +23,8 @@ def test_every_cell_executes_and_shows_something(path, copied, monkeypatch, caps
         assert {"scratch", "pretrained"} <= set(curves.columns)
         assert list(curves["scratch"].dropna().index) == [0, 1024, 2048]
         assert namespace["newest"].group == "trial"
+    elif path.stem == "public_benchmark":
+        assert {"scratch", "pretrained", "clone", "naive", "residual"} <= set(namespace["final"].arm)
     else:
         said = capsys.readouterr().out
         assert [stage for stage in ("train_expert", "promote", "collect", "pretrain", "compare") if stage in said] == [
@@ -34,8 +36,8 @@ def test_every_cell_executes_and_shows_something(path, copied, monkeypatch, caps
         ]
 
 
-def test_there_are_two_and_they_are_stored_without_outputs():
-    assert [path.stem for path in NOTEBOOKS] == ["lineage_and_promotion", "reading_a_comparison"]
+def test_there_are_three_and_they_are_stored_without_outputs():
+    assert [path.stem for path in NOTEBOOKS] == ["lineage_and_promotion", "public_benchmark", "reading_a_comparison"]
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         assert all(not cell.get("outputs") for cell in cells)

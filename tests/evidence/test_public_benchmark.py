@@ -7,7 +7,6 @@ from statistics import mean
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 from project import mlflow_run, uri_of
 from scipy import stats
 
@@ -17,6 +16,7 @@ from pipeline.config.stages import Main
 from pipeline.names import Arm, Artifact, Tag
 from pipeline.stages.main import plan
 from pipeline.tracking.runs import read_text_artifact, search
+from pipeline.tracking.store import connect
 
 PAGE = Path("docs/benchmark.md")
 ZOO = Path(__file__).parents[3] / "shared/data/zoo"  # beside the repository
@@ -53,8 +53,8 @@ def rows_of(page: str) -> dict[tuple[str, str], list[str]]:
 @pytest.mark.parametrize("file", WRITTEN, ids=[file.stem for file in WRITTEN])
 def test_the_table_is_what_the_evaluations_say(file):
     result, rows = json.loads(file.read_text()), rows_of(PAGE.read_text())
-    warm = np.array([run["final"] for run in result["arms"][Arm.PRETRAINED]["runs"]])
-    times = {}
+    warm = {run["seed"]: run["final"] for run in result["arms"][Arm.PRETRAINED]["runs"]}
+    by_seed: dict[str, dict[int, int]] = {}
     for arm, trained in result["arms"].items():
         met, steps = 0, []
         for run in trained["runs"]:
@@ -75,18 +75,21 @@ def test_the_table_is_what_the_evaluations_say(file):
             ]
             met += bool(held)
             steps.append(run["steps"][max(held[0], 1)] if held else trained["budget"])
-        times[arm] = mean(steps)
+        by_seed[arm] = {run["seed"]: count for run, count in zip(trained["runs"], steps, strict=True)}
         cells = rows[result["task"], WORDS.get(arm, arm)]
         assert cells[0] == f"{met} of {len(trained['runs'])}"
-        assert cells[1].removeprefix("> ") == f"{times[arm]:,.0f}" and cells[1].startswith(">") == (met == 0)
+        assert cells[1].removeprefix("> ") == f"{mean(steps):,.0f}" and cells[1].startswith(">") == (met == 0)
         final = np.array([run["final"] for run in trained["runs"]])
         assert cells[3] == f"{final.mean() / result['unit']:.2f}"
         if arm != Arm.PRETRAINED:
-            low, high = stats.ttest_rel(warm / result["unit"], final / result["unit"]).confidence_interval()
-            expected = f"{(warm - final).mean() / result['unit']:.2f} [{low:.2f}, {high:.2f}]"
+            matched = np.array([warm[run["seed"]] for run in trained["runs"]])
+            low, high = stats.ttest_rel(matched / result["unit"], final / result["unit"]).confidence_interval()
+            expected = f"{(matched - final).mean() / result['unit']:.2f} [{low:.2f}, {high:.2f}]"
             assert cells[4].replace("-0.00", "0.00") == expected.replace("-0.00", "0.00")
     for arm, ratio in result["ratios"].items():
-        assert ratio["value"] == pytest.approx(times[arm] / times[Arm.SCRATCH])
+        matched = {run["seed"] for run in result["arms"][arm]["runs"]}
+        from_scratch = [steps for seed, steps in by_seed[Arm.SCRATCH].items() if seed in matched]
+        assert ratio["value"] == pytest.approx(mean(by_seed[arm].values()) / mean(from_scratch))
 
 
 SHORT = {
@@ -105,7 +108,7 @@ SHORT = {
 
 
 @pytest.mark.slow
-def test_a_task_runs_from_the_zip_to_its_row_and_gives_the_same_digests_in_another_folder(tmp_path):
+def test_a_task_runs_from_the_zip_to_its_row_and_gives_the_same_digests_in_another_folder(tmp_path, monkeypatch):
     assert ZOO.is_dir(), f"the agents of the RL Zoo are not at {ZOO}: put them there (DLR-RM/rl-trained-agents)"
     (agent,) = (ZOO / TASKS["hopper_sac"]).glob("*.zip")
     found = []
@@ -115,7 +118,8 @@ def test_a_task_runs_from_the_zip_to_its_row_and_gives_the_same_digests_in_anoth
         shutil.copy("configs/benchmark/hopper_sac.yaml", folder / "main.yaml")
         ended = mlflow_run(folder, "main", f"expert={agent}", *(f"{key}={value}" for key, value in SHORT.items()))
         assert ended.code in (0, 1), ended.err  # so little training may well make nothing faster
-        client = MlflowClient(uri_of(folder))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri_of(folder))
+        client = connect()
         (compared,) = search(client, {Tag.STAGE: "compare"})
         report = json.loads(read_text_artifact(client, compared.info.run_id, f"{Artifact.REPORT}/report.json"))
         result = json.loads(json.dumps(extract(report, "hopper_sac")))
