@@ -149,9 +149,9 @@ def steps_to_target(result: dict[str, Any], arm: str) -> list[tuple[int, bool]]:
         met = np.ones(len(run["steps"]), bool)
         for figure, bound in result["target"].items():
             met &= [Bound(**bound).holds(value) for value in run["evaluations"][figure]]
-        held = np.lib.stride_tricks.sliding_window_view(met, result["patience"]).all(axis=1)
-        first = int(held.argmax())
-        times.append((run["steps"][max(first, 1)], False) if held.any() else (result["arms"][arm]["budget"], True))
+        patience, budget = result["patience"], result["arms"][arm]["budget"]
+        held = [at for at in range(len(met) - patience + 1) if met[at : at + patience].all()]
+        times.append((run["steps"][max(held[0], 1)], False) if held else (budget, True))
     return times
 
 
