@@ -18,7 +18,7 @@ from pipeline.tracking.runs import get_run, points_of, search
 from pipeline.tracking.spool import Spool, deliver
 from pipeline.tracking.stage_run import StageRun, code_tags
 
-PAUSE_SECONDS = 10.0  # between two rounds: fewer and larger requests cost less
+PAUSE_SECONDS = 15.0  # between two rounds: fewer and larger requests cost less
 RETRY_SECONDS = 1.0
 PATIENCE_VARIABLE = "PIPELINE_PATIENCE_SECONDS"
 PATIENCE_SECONDS = 60.0  # how long a finished training waits for a store that takes nothing

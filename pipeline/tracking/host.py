@@ -29,6 +29,7 @@ def git_state() -> tuple[str, bool]:
         return "unknown", True
 
 
+@cache
 def installed(package: str) -> str | None:
     """The version of a distribution, or None."""
     try:

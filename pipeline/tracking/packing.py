@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from gymnasium import spaces
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -55,11 +54,12 @@ def pack(place: Path, folder: Path, model_id: str, run_id: str) -> Path:
     (packed / "requirements.txt").write_text("\n".join(REQUIREMENTS))
     model = Model(model_id=model_id, run_id=run_id)
     model.signature = signature(read_spec(folder).action_space)
-    mlflow.pyfunc.add_to_model(
-        model,
+    # by `mlflow.pyfunc.add_to_model`, which this is, all of `mlflow.pyfunc` would be imported
+    model.add_flavor(
+        "python_function",
         loader_module="mlflow.pyfunc.loaders.code_model",
-        conda_env="conda.yaml",
-        python_env="python_env.yaml",
+        python_version=python,
+        env={"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
         model_code_path=MODEL_CODE.name,
         artifacts={"policy": {"path": kept, "uri": kept}},
         streamable=False,
