@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 RESAMPLES = 1_000
 
@@ -102,14 +102,14 @@ class MeanOverSeeds:
     def estimate(self) -> Estimate:
         if self.error == np.inf:
             return Estimate(self.mean, -np.inf, np.inf)
-        reach = float(stats.t.ppf(0.975, self.freedom)) * self.error
+        reach = float(stdtrit(self.freedom, 0.975)) * self.error
         return Estimate(self.mean, self.mean - reach, self.mean + reach)
 
     @property
     def p_value(self) -> float:
         if self.error in (0.0, np.inf):
             return float(self.mean == 0 or self.error > 0)
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+        return float(2 * stdtr(self.freedom, -abs(self.mean) / self.error))
 
 
 def by_dataset(values: np.ndarray, datasets: Sequence[str]) -> np.ndarray:
@@ -226,7 +226,9 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Es
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"need 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
-    low, high = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    from scipy.stats import binomtest  # late: no training needs it, and it takes as long to import as torch
+
+    low, high = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return Estimate(successes / trials, float(low), float(high))
 
 
