@@ -8,6 +8,7 @@
 # make check  linters, types, import contract
 # make golden, golden-check  what the smoke pipelines leave, bit for bit, before a change and after it
 # make older  the whole pipeline, tiny, on the older versions that plain pip resolves
+# make metaworld  the environment in which Meta-World's tasks of the benchmark run: .venv-metaworld
 # make browser  a tiny comparison, its report opened in Chromium at two sizes, light and dark (needs Chromium in PATH)
 # make race   sixteen processes at one registry, in SQLite and in PostgreSQL (Debian: apt-get install postgresql)
 # make benchmark ZOO=path/to/rl-trained-agents  the public benchmark (docs/benchmark.md), hours; TASK=hopper: one of its tasks
@@ -31,7 +32,7 @@ BENCHMARK := $(wildcard configs/benchmark/$(TASK).yaml)
 DEMO = $(if $(BENCHMARK),-P config=$(BENCHMARK) -P matched_seeds=3 -P finetune.arms={},-P config=configs/$(TASK)/main.yaml) \
 	$(if $(EXPERT),-P expert=$(EXPERT))
 
-.PHONY: benchmark demo test test-slow test-processors golden golden-check setup check older browser race team ui clean
+.PHONY: benchmark demo test test-slow test-processors golden golden-check setup check older metaworld browser race team ui clean
 
 # the store first: two demos, started in the same second, would both make its tables; artifacts lie beside it
 demo: setup
@@ -100,5 +101,17 @@ $(OLDER)/.installed: pyproject.toml
 	$(OLDER)/bin/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
+# metaworld asks for MuJoCo 3.3.0; everything else is as in $(VENV)
+METAWORLD := .venv-metaworld
+metaworld: $(METAWORLD)/.installed
+
+$(METAWORLD)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(METAWORLD)
+	grep -v '^mujoco' constraints.txt > $(METAWORLD)/constraints.txt
+	$(METAWORLD)/bin/python -m pip install --quiet --disable-pip-version-check -c $(METAWORLD)/constraints.txt torch uv
+	$(METAWORLD)/bin/uv pip install --quiet --python $(METAWORLD)/bin/python -c $(METAWORLD)/constraints.txt \
+		-e . metaworld==3.1.1
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDER)
+	rm -rf $(VENV) $(OLDER) $(METAWORLD)
