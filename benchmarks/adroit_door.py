@@ -1,4 +1,4 @@
-"""The Adroit door: human demonstrations as a plain .npz, and the environment with the reward that they were recorded under.
+"""The Adroit door: human demonstrations as a plain .npz, and the environment with the reward that they were given.
 
     python -m benchmarks.adroit_door ../shared/data/adroit_door_human/demonstrations.npz work/adroit_door.npz
 
@@ -38,7 +38,7 @@ class PublishedDoor(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def convert(given: Path, out: Path) -> str:
-    """Writes what `collect` reads (docs/datasets.md). Every number is as recorded; success of a step follows from its reward."""
+    """Write what `collect` reads (docs/datasets.md): every number as recorded, and success, which the reward says."""
     with np.load(given, allow_pickle=False) as arrays:
         kept = {name: arrays[name] for name in ("observations", "actions", "rewards", "lengths")}
     success = kept["rewards"] > SOLVED
