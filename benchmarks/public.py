@@ -233,7 +233,8 @@ def picture(results: Sequence[dict[str, Any]], path: str) -> None:
     right.set(yticks=range(len(arms)), yticklabels=[WORDS.get(arm, arm) for arm in arms])
     right.set(xlabel="interquartile mean of final scores")
     right.invert_yaxis()
-    figure.suptitle(f"{len(results)} tasks; 95 % intervals over matched seeds", fontsize=10)
+    tasks = ", ".join(result["task"].replace("_", " ") for result in results)
+    figure.suptitle(f"{tasks}: 95 % intervals over matched seeds", fontsize=10)
     figure.savefig(path, dpi=150)
 
 
