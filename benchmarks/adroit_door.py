@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import gymnasium_robotics
 import numpy as np
 
 ENVIRONMENT = "AdroitHandDoor-v1"
@@ -29,6 +28,8 @@ class PublishedDoor(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(self, render_mode: str | None = None) -> None:
+        import gymnasium_robotics  # late: who converts demonstrations needs no simulator
+
         gym.register_envs(gymnasium_robotics)
         super().__init__(gym.make(ENVIRONMENT, render_mode=render_mode, disable_env_checker=True))
 

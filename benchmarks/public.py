@@ -255,7 +255,9 @@ def main() -> None:
         for task in known.tasks:
             if TASKS[task] is not None and known.zoo is None:
                 parser.error(f"task {task!r} is demonstrated by {TASKS[task]} of the RL Zoo; say where it is: --zoo")
-            paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_TRACKING_URI": known.store}
+            # metaworld asks for another MuJoCo: make metaworld
+            venv = ROOT / ".venv-metaworld/bin" if task.startswith("metaworld") else Path(sys.executable).parent
+            paths = {"PATH": f"{venv}:{os.environ['PATH']}", "MLFLOW_TRACKING_URI": known.store}
             for group, command in comparisons(task, known.zoo).items():
                 if known.only is None or group.endswith(known.only):
                     code = subprocess.run(command, cwd=ROOT, env={**os.environ, **paths}).returncode

@@ -10,9 +10,11 @@ import pytest
 from project import mlflow_run, uri_of
 from scipy import stats
 
+from benchmarks.adroit_door import convert
 from benchmarks.public import ARMS, RESULTS, TASKS, WORDS, config_of, extract, table
 from pipeline.config.loading import load
 from pipeline.config.stages import Main
+from pipeline.data.formats.npz import read_plain_npz
 from pipeline.names import Arm, Artifact, Tag
 from pipeline.stages.main import plan
 from pipeline.tracking.runs import read_text_artifact, search
@@ -90,6 +92,16 @@ def test_the_table_is_what_the_evaluations_say(file):
         matched = {run["seed"] for run in result["arms"][arm]["runs"]}
         from_scratch = [steps for seed, steps in by_seed[Arm.SCRATCH].items() if seed in matched]
         assert ratio["value"] == pytest.approx(mean(by_seed[arm].values()) / mean(from_scratch))
+
+
+def test_the_door_is_open_where_the_recorded_reward_says_so(tmp_path):
+    rewards = np.array([-0.3, 2.1, 10.2, 20.3, 10.1, -0.2, 20.4])  # below 0.2 rad, above it, above 1.0, above 1.35
+    arrays = {"observations": np.zeros((7, 39)), "actions": np.zeros((7, 28)), "rewards": rewards}
+    np.savez(tmp_path / "given.npz", **arrays, lengths=np.array([5, 2]), initial_qpos=np.zeros((2, 30)))
+    assert convert(tmp_path / "given.npz", tmp_path / "door.npz").endswith("at some step of 2, at the last step of 1")
+    first, second = read_plain_npz(tmp_path / "door.npz").episodes
+    assert first.infos["success"].tolist() == [0, 0, 0, 1, 0] and second.infos["success"].tolist() == [0, 1]
+    assert np.array_equal(np.concatenate([first.rewards, second.rewards]), rewards)
 
 
 SHORT = {
