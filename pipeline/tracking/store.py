@@ -69,8 +69,9 @@ def connect() -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # it writes a traceback of every failing statement, besides raising it: what is raised is told in one line
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    # they write of every failing statement, besides raising it: what is raised is told in one line
+    for writer in ("mlflow.store.db.utils", "psycopg"):
+        logging.getLogger(writer).setLevel(logging.CRITICAL)
     try:
         if database is not None:
             if database.is_dir():
