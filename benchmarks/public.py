@@ -144,7 +144,7 @@ def keep(task: str, store: str) -> None:
 
 
 def steps_to_target(result: dict[str, Any], arm: str) -> list[tuple[int, bool]]:
-    """Of every run: the first of `patience` consecutive evaluations at the target or above; else (budget, True).
+    """Of every run: the first of `patience` consecutive evaluations at the target or above; else (its last step, True).
 
     A run that meets it before its first update counts as one evaluation interval.
     """
@@ -153,9 +153,9 @@ def steps_to_target(result: dict[str, Any], arm: str) -> list[tuple[int, bool]]:
         met = np.ones(len(run["steps"]), bool)
         for figure, bound in result["target"].items():
             met &= [Bound(**bound).holds(value) for value in run["evaluations"][figure]]
-        patience, budget = result["patience"], result["arms"][arm]["budget"]
+        patience = result["patience"]
         held = [at for at in range(len(met) - patience + 1) if met[at : at + patience].all()]
-        times.append((run["steps"][max(held[0], 1)], False) if held else (budget, True))
+        times.append((run["steps"][max(held[0], 1)], False) if held else (run["steps"][-1], True))
     return times
 
 
