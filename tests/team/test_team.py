@@ -116,6 +116,44 @@ def test_of_two_promotions_at_once_one_version_is_approved_in_the_end(lab, train
     assert gates == {v: Gate.APPROVED if v == approved else Gate.SUPERSEDED for v in gates}
 
 
+def test_an_approver_signs_what_trainer_made_and_nobody_else_can(lab, trained, repository, tmp_path):
+    task, lines = tmp_path / "social_nav.yaml", []
+    for user in ("trainer", "approver"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / user], check=True)
+        lines.append(f"{user} {(tmp_path / user).with_suffix('.pub').read_text()}")
+    (tmp_path / "approvers").write_text("".join(lines))
+    known = (repository / "configs/tasks/social_nav.yaml").read_text()
+    task.write_text(f"{known}approvers: {tmp_path / 'approvers'}\n")
+
+    def stage(user: str, name: str, *more: str) -> subprocess.CompletedProcess:
+        config = f"configs/smoke/{name}.yaml"
+        return ask(lab, user, repository, f"entrypoints.{name}", "--config", config, "--task", str(task), *more)
+
+    def sign(user: str, key: str) -> subprocess.CompletedProcess:
+        return stage(user, "promote", "--expert", version, "--sign", str(tmp_path / key))
+
+    with mock.patch.dict(os.environ, lab.environment("trainer")):
+        client = MlflowClient(lab.address)
+        version = client.get_model_version_by_alias(EXPERT, Alias.APPROVED).version  # by the gate alone
+        for refused, why in (
+            (stage("trainer", "collect", "--expert", version), "was signed by nobody"),
+            (sign("trainer", "trainer"), "was trained by 'trainer'"),
+            (sign("reader", "approver"), "MLFLOW_TRACKING_USERNAME = 'reader' may not do that"),
+        ):
+            assert refused.returncode == 2 and why in refused.stderr, refused.stdout + refused.stderr
+        assert VersionTag.SIGNATURE not in client.get_model_version(EXPERT, version).tags
+        signed = sign("approver", "approver")
+        assert signed.returncode == 0, signed.stdout + signed.stderr
+        assert client.get_model_version(EXPERT, version).tags[VersionTag.APPROVED_BY] == "approver"
+        assert search(client, {Tag.STAGE: "promote"})[0].data.tags["mlflow.user"] == "approver"
+        assert stage("trainer", "collect", "--expert", version).returncode == 0
+        # trainer may write tags, but no signature
+        client.set_model_version_tag(EXPERT, version, VersionTag.APPROVED_BY, "trainer")
+        forged = stage("trainer", "collect", "--expert", version)
+        assert forged.returncode == 2 and "the signature of 'trainer' is not of this version" in forged.stderr
+        client.set_model_version_tag(EXPERT, version, VersionTag.APPROVED_BY, "approver")
+
+
 def test_a_dump_and_a_copy_of_the_bucket_are_a_backup(lab, trained, tmp_path):
     server = urlparse(lab.database)
     where = ["-h", str(server.hostname), "-p", str(server.port), "-U", str(server.username)]
