@@ -16,7 +16,7 @@ from gymnasium.wrappers import TimeLimit
 from pipeline.config.task import Wrapper
 from pipeline.envs.calling import RAISED, broken, left_as_found
 from pipeline.envs.camera import draw_headless
-from pipeline.errors import BadInput, did_you_mean, shortened
+from pipeline.errors import BadInput, did_you_mean, say, shortened
 
 REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:Name
 
@@ -123,7 +123,7 @@ def mujoco_says_it_once() -> None:
     def warn(text: str) -> None:
         if text not in _said:
             _said.add(text)
-            print(f"MuJoCo: {text}", file=sys.stderr)
+            say(f"MuJoCo: {text}", sys.stderr)
 
     mujoco.set_mju_user_warning(warn)
 
