@@ -166,7 +166,9 @@ def read_stage_config(folder: Path) -> None:
 
 
 def task_files(root: Path) -> tuple[Path, ...]:
-    found = sorted((ROOT / "configs" / "tasks").glob("*.yaml"))
+    every = sorted((ROOT / "configs" / "tasks").glob("*.yaml"))
+    # those of benchmarks need packages of their own
+    found = [path for path in every if not load_task(path).environment.id.startswith("benchmarks.")]
     for path in found:
         shutil.copy(path, _fresh(root / path.stem) / "task.yaml")
     return tuple(root / path.stem for path in found)

@@ -115,9 +115,9 @@ class TaskConfig:
     success: Outcome
     thresholds: dict[str, Bound]
     """Figure -> bound: what "solved" means; read by convergence, gate and comparison."""
-    scenarios: dict[Name, LibraryArguments]
+    scenarios: Annotated[dict[Name, LibraryArguments], Field(min_length=1)]
     """Scenario name -> its own keyword arguments of the environment."""
-    scenario_sets: dict[Name, dict[Name, Positive]]
+    scenario_sets: Annotated[dict[Name, dict[Name, Positive]], Field(min_length=1)]
     """Set name -> scenario -> share of the episodes (relative weights)."""
     thresholds_why: str = ""
     """Where these limits come from, in the words of whoever set them; a report quotes them."""

@@ -289,6 +289,8 @@ EXPERT = "task: t\n"
         (TaskConfig, TASK.replace("far: 1}, hold", "fra: 1}, hold"), ["'train' names 'fra'", "does not define"]),
         (TaskConfig, TASK.replace("near: 2", "near: 0"), ["scenario_sets.train.near = 0", "greater than 0"]),
         (TaskConfig, TASK.replace("{near: 2, far: 1}", "{}"), ["scenario set 'train' is empty"]),
+        (TaskConfig, TASK.partition("scenario_sets")[0] + "scenario_sets: {}", ["scenario_sets", "at least 1"]),
+        (TaskConfig, TASK.partition("scenarios")[0] + "scenarios: {}\nscenario_sets: {}", ["scenarios", "at least 1"]),
         (TaskConfig, TASK.replace("{info: reached}", "{}"), ["success", "exactly one of info and return_at_least"]),
         (
             TaskConfig,
