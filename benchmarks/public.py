@@ -64,13 +64,26 @@ def config_of(task: str) -> str:
     return own if ROOT.joinpath(own).exists() else f"configs/{task}/main.yaml"
 
 
+def zip_of(agent: str, zoo: str) -> Path:
+    """The agent in a clone of rl-trained-agents (`tqc/Hopper-v3_1/Hopper-v3.zip`), or in a folder of its own name.
+
+    Raises SystemExit when it is in neither.
+    """
+    algorithm, _, name = agent.partition("-")
+    places = Path(zoo, algorithm, f"{name}_1", f"{name}.zip"), Path(zoo, agent, f"{name}.zip")
+    found = [place for place in places if place.is_file()]
+    if not found:
+        print(f"error: {agent} is not in {zoo}: neither {places[0]} nor {places[1]}; give --zoo", file=sys.stderr)
+        raise SystemExit(2)
+    return found[0].resolve()
+
+
 def comparisons(task: str, zoo: str | None) -> dict[str, list[str]]:
     """Group -> `mlflow run` of it: the arms of PPO on five seeds, and those of SAC, which cost more, on three."""
     said = ["mlflow", "run", ".", "-e", "main", "--env-manager", "local", "--experiment-name", "benchmark"]
     said += ["-P", f"config={config_of(task)}"]
     if (agent := TASKS[task]) is not None and zoo is not None:
-        (policy,) = sorted(Path(zoo).joinpath(agent).glob("*.zip"))
-        said += ["-P", f"expert={policy}"]
+        said += ["-P", f"expert={zip_of(agent, zoo)}"]
     ppo = f"{task}-ppo"
     commands = {ppo: [*said, "-P", f"group={ppo}", "-P", f"finetune.arms=[{', '.join(PPO_ARMS)}]"]}
     stages = yaml.safe_load(ROOT.joinpath(config_of(task)).read_text())["stages"]

@@ -117,11 +117,12 @@ def read_sb3_zip(path: str | Path) -> SB3Zip:
         arguments = arguments.name if isinstance(arguments, Named) else arguments
         raise BadInput(f"{what}: policy_kwargs = {shortened(arguments)}, expected a mapping")
     normalisation, return_scale = None, None
-    for statistics in (folder / name for folder in (file.parent, file.with_suffix("")) for name in STATISTICS):
+    beside = file.parent, file.with_suffix("")  # the RL Zoo has a folder of the zip's name
+    for statistics in (folder / name for folder in beside for name in STATISTICS):
         if statistics.is_file():
             normalisation, return_scale, pickled[statistics.name] = _normalisation(statistics, observation_space)
             break
-    zoo = file.parent / ZOO_CONFIG
+    zoo = next((folder / ZOO_CONFIG for folder in beside if (folder / ZOO_CONFIG).is_file()), None)
     system = members.get("system_info.txt", b"").decode("utf-8", "replace")
     python = re.search(r"Python: (\d+(?:\.\d+)+)", system)
     steps = values.get("num_timesteps")
@@ -140,7 +141,7 @@ def read_sb3_zip(path: str | Path) -> SB3Zip:
         pickled=pickled,
         normalisation=normalisation,
         return_scale=return_scale,
-        zoo=read_zoo_config(zoo) if zoo.is_file() else None,
+        zoo=None if zoo is None else read_zoo_config(zoo),
     )
 
 

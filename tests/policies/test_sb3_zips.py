@@ -298,6 +298,14 @@ def test_ppo_trained_behind_vecnormalize_reads_what_the_environment_gives_and_is
     away, _ = PPO.load(tmp_path / "away.zip", device="cpu").predict(inside, deterministic=True)
     np.testing.assert_allclose(away, act_function(policy)(inside), atol=5e-6)
     assert inspect_sb3_zip(tmp_path / "theirs.zip")["normalized"] == {"shape": [4], "clip": 1.5, "epsilon": 1e-4}
+    # in the folder of the zip's name, where the RL Zoo has both
+    (tmp_path / "theirs").mkdir()
+    for name in ("vecnormalize.pkl", "config.yml"):
+        (tmp_path / name).rename(tmp_path / "theirs" / name)
+    again = import_sb3_zip(tmp_path / "theirs.zip", OBSERVATIONS, ACTIONS)
+    np.testing.assert_array_equal(act_function(again)(observations), act_function(policy)(observations))
+    for name in ("vecnormalize.pkl", "config.yml"):
+        (tmp_path / "theirs" / name).rename(tmp_path / name)
     (tmp_path / "vecnormalize.pkl").unlink()
     with pytest.raises(BadInput, match=r"put its vecnormalize\.pkl beside it"):
         import_sb3_zip(tmp_path / "theirs.zip", OBSERVATIONS, ACTIONS)
