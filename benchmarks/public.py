@@ -51,6 +51,7 @@ TASKS = {
     "social_nav": None,
     "quadruped": None,
 }
+METAWORLD = ROOT / ".venv-metaworld" / "bin"  # metaworld asks for another MuJoCo
 PPO_ARMS = ("clone", "naive", "residual")  # beside scratch and warm
 SEEDS_OF_SAC = 3
 RESAMPLES = 2_000
@@ -268,10 +269,13 @@ def main() -> None:
         for task in known.tasks:
             if TASKS[task] is not None and known.zoo is None:
                 parser.error(f"task {task!r} is demonstrated by {TASKS[task]} of the RL Zoo; say where it is: --zoo")
-            # metaworld asks for another MuJoCo: make metaworld
-            venv = ROOT / ".venv-metaworld/bin" if task.startswith("metaworld") else Path(sys.executable).parent
+            if task.startswith("metaworld") and not METAWORLD.exists():
+                parser.error(f"task {task!r} has an environment of its own: run `make metaworld` first")
+        commands = {task: comparisons(task, known.zoo) for task in known.tasks}  # a zip that is missing is told at once
+        for task, of_task in commands.items():
+            venv = METAWORLD if task.startswith("metaworld") else Path(sys.executable).parent
             paths = {"PATH": f"{venv}:{os.environ['PATH']}", "MLFLOW_TRACKING_URI": known.store}
-            for group, command in comparisons(task, known.zoo).items():
+            for group, command in of_task.items():
                 if known.only is None or group.endswith(known.only):
                     code = subprocess.run(command, cwd=ROOT, env={**os.environ, **paths}).returncode
                     print(f"{group}: code {code}", flush=True)

@@ -125,12 +125,9 @@ def plan(config: Main) -> Plan:
 
 def _stage_config(stage: str, source: str | Mapping[str, Any], overrides: Mapping[str, str]) -> Any:
     """A stage's config from its path or its settings, with overrides on top. Raises BadInput."""
-    cls = STAGE_CONFIGS[stage]
-    return (
-        load(cls, source, overrides)
-        if isinstance(source, str)
-        else override(cls, source, overrides, f"main: stages.{stage}")
-    )
+    if isinstance(source, str):
+        return load(STAGE_CONFIGS[stage], source, overrides)
+    return override(STAGE_CONFIGS[stage], source, overrides, f"main: stages.{stage}")
 
 
 def _check_datasets(count: int, stages: Plan) -> None:

@@ -24,7 +24,13 @@ from pipeline.envs.serial import SerialVecEnv
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import Metric
 from pipeline.tasks.seeds import Purpose, drawn_episodes, endless_episodes
-from pipeline.tasks.user_code import call_with_user_arguments, imported_class, make_environment, wrap_environment
+from pipeline.tasks.user_code import (
+    call_with_user_arguments,
+    imported_class,
+    make_environment,
+    mujoco_says_it_once,
+    wrap_environment,
+)
 
 RECORDING_ROUNDS: Final = 5  # of recording again what a filter dropped
 RENDER_MODE: Final = "rgb_array"
@@ -160,6 +166,7 @@ class Task:
             env = make_environment(self.config.environment.id, kwargs, mode, self.config.horizon)
         except RAISED as error:
             broken(f"environment {self.config.environment.id!r} cannot be made", error)
+        mujoco_says_it_once()
         limit = None if env.spec is None else env.spec.max_episode_steps
         try:
             if self._wrappers:

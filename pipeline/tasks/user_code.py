@@ -102,7 +102,6 @@ def make_environment(
             disable_env_checker=True,
             **kwargs,
         )
-        mujoco_says_it_once()
         return made
     except gym.error.DependencyNotInstalled as error:
         raise BadInput(f"environment {reference!r} needs a package that is not installed: {error}") from None
