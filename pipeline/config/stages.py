@@ -148,6 +148,8 @@ class Foreign:
     clip_actions: bool = False
     """Put actions that are outside of a Box into it, as environments do that clip what they are given; the dataset says
     how many."""
+    behind_wrappers: bool = False
+    """It was recorded through the task's wrappers; a set that does not say is else taken to have passed none."""
 
 
 @configuration

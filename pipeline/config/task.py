@@ -11,6 +11,8 @@ from pipeline.names import Metric
 MINIMISED: Final = (Metric.COLLISION_RATE, "comfort_exposure")  # in every task, whatever its file says
 # what a comparison alone reads: no training depends on it
 JUDGED: Final = ("primary", "meanings", "smallest_difference", "thresholds_why")
+AUTO: Final = "auto"
+CPU: Final = "cpu"
 SMALLEST_DIFFERENCE: Final = {Metric.SUCCESS_RATE: 0.02, Metric.COLLISION_RATE: 0.02}
 
 
@@ -147,6 +149,9 @@ class TaskConfig:
     environment_workers: Steps | Literal["auto"] = 0
     """Processes that step the environments of a training, an evaluation or a recording, to the bits of one; 0: none but
     the one that asks; auto: as many as there are cores where a step takes more than a millisecond, else 0."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = AUTO
+    """What networks learn on: cpu; cuda, a GPU that a training has to itself; cuda:1, that GPU, shared by as many
+    trainings as run at a time; auto: a GPU for policies that see pictures, where there is one, else the CPU."""
     executor: ExecutorSettings = ExecutorSettings()
     """Where trainings run, to the same bits; PIPELINE_EXECUTOR stands above it."""
 

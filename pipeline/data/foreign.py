@@ -76,6 +76,9 @@ class RecordedTask(Protocol):
     environment_kwargs: dict[str, Any]
 
     @property
+    def wrappers(self) -> list[Any]: ...
+
+    @property
     def observation_space(self) -> gym.Space[Any]: ...
 
     @property
@@ -97,6 +100,7 @@ class ImportTarget:
     task: RecordedTask
     scenario: str
     scenario_set: str = "train"
+    behind_wrappers: bool = False  # it says nothing of wrappers, and passed those of the task
 
 
 def source_digest(path: Path) -> str:
@@ -385,14 +389,15 @@ def _clipped(found: ForeignSet, kept: Sequence[int], space: spaces.Space) -> tup
 def _environment(stated: Mapping[str, Any] | None, target: ImportTarget) -> dict[str, Any]:
     """The environment that the set names, as far as it names one; in our words where that comes to the same.
 
-    Where it names none, the user's word counts that it is the task's; behind none of our wrappers, for nothing that was
-    recorded elsewhere went through them.
+    Where it names none, the user's word counts that it is the task's, and whether it was behind the task's wrappers.
     """
     config, kwargs = target.task.config, target.task.environment_kwargs
     own = config.scenarios[target.scenario]
     ours = {"id": config.environment.id, "kwargs": kwargs, "wrappers": [], "scenarios": {target.scenario: own}}
     if stated is None:
-        return ours
+        return {**ours, "wrappers": target.task.wrappers} if target.behind_wrappers else ours
+    if target.behind_wrappers:
+        raise BadInput(f"behind_wrappers: the set says itself what it was recorded in ({stated['id']}); remove it")
     theirs = {**ours, "wrappers": stated["wrappers"]}
     arguments = {key: value for key, value in stated["kwargs"].items() if key != "render_mode"}
     if stated["id"] != config.environment.id.rpartition(":")[2]:

@@ -11,15 +11,19 @@ import os
 import signal
 import threading
 from collections.abc import Hashable
+from functools import cache
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from queue import Queue
 from typing import Any, Final
 
 from pipeline.envs.processes import fork_server, start
 from pipeline.executors.news import News, TrainingCrashed, TrainingKilled, attempt
+from pipeline.learning.device import GPU, gpu_names
 from pipeline.learning.jobs import Job, TrainingEvent
 
 GRACE_SECONDS: Final = 5.0
+VISIBLE_GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
 class LocalProcesses:
@@ -30,16 +34,22 @@ class LocalProcesses:
         self.at_once = max(1, at_once)
         self._context = multiprocessing.get_context("fork") if forks else fork_server()
         self._children: dict[Hashable, tuple[Job[Any], BaseProcess, connection.Connection]] = {}
+        self._gpus: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
         """How many run."""
         return len(self._children)
 
     def submit(self, key: Hashable, job: Job[Any]) -> None:
-        """Start a training. That no more than `at_once` run is up to the caller."""
+        """Start a training, on a GPU that no other has. That no more than `at_once` run is up to the caller."""
+        gpu = None
+        if job.device == GPU and gpu_names():
+            self._gpus[key] = index = free_gpus().get()
+            visible = os.environ.get(VISIBLE_GPUS)
+            gpu = visible.split(",")[index] if visible else str(index)
         pipe, sender = self._context.Pipe(duplex=False)
         # not a daemon: those may have no processes of their own, which environments do have
-        process = self._context.Process(target=_train, args=(job, sender), name=job.name, daemon=False)
+        process = self._context.Process(target=_train, args=(job, sender, gpu), name=job.name, daemon=False)
         start(process)
         sender.close()
         self._children[key] = job, process, pipe
@@ -89,10 +99,23 @@ class LocalProcesses:
         with contextlib.suppress(OSError):  # nobody is left, as it should be
             os.killpg(process.pid, signal.SIGKILL)
         pipe.close()
+        if key in self._gpus:
+            free_gpus().put(self._gpus.pop(key))
 
 
-def _train(job: Job[Any], pipe: connection.Connection) -> None:
-    """What a child does, from its first line to its last."""
+@cache
+def free_gpus() -> "Queue[int]":
+    """Those that no training of this process has, whichever thread asks: trials of a sweep are threads."""
+    free: Queue[int] = Queue()
+    for index in range(len(gpu_names())):
+        free.put(index)
+    return free
+
+
+def _train(job: Job[Any], pipe: connection.Connection, gpu: str | None) -> None:
+    """What a child does, from its first line to its last; `gpu`: the only one that it sees."""
+    if gpu is not None:
+        os.environ[VISIBLE_GPUS] = gpu
     os.setpgrp()
     os.register_at_fork(after_in_child=pipe.close)  # else what an environment started would hold it open after our end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its children

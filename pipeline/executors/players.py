@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.config.loading import executor_settings
 from pipeline.config.stages import Collect, Scripted
-from pipeline.config.task import TaskConfig
+from pipeline.config.task import CPU, TaskConfig
 from pipeline.data import Trajectories, concatenate
 from pipeline.envs.episodes import Episode
 from pipeline.executors.side_by_side import run_side_by_side
@@ -64,6 +64,11 @@ class EpisodesJob:
     output: str = ""  # it leaves nothing
     checkpoints: str | None = None
     checkpoint_key: str = ""
+
+    @property
+    def device(self) -> str:
+        """Nothing is learnt here."""
+        return CPU
 
     @property
     def name(self) -> str:

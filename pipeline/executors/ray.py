@@ -17,6 +17,7 @@ from pipeline.config.task import ExecutorSettings
 from pipeline.errors import BadInput
 from pipeline.executors.elsewhere import Ended, train_on_node
 from pipeline.executors.news import TrainingCrashed, TrainingKilled
+from pipeline.learning.device import GPU
 from pipeline.learning.jobs import Job
 
 CONNECTING: Final = threading.Lock()  # once a process; the trials of a sweep are threads
@@ -26,6 +27,7 @@ class RayCluster:
     """Jobs as tasks of the cluster that RAY_ADDRESS names, or of the one that this machine is a node of."""
 
     def __init__(self, settings: ExecutorSettings) -> None:
+        self._settings = settings
         with CONNECTING:
             if not ray.is_initialized():
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -46,7 +48,10 @@ class RayCluster:
 
     def begin(self, key: Hashable, job: Job[Any], place: Path) -> None:
         """Begin a job. One that a process before this one had begun ended with that process."""
-        self._tasks[self._begin.remote(job, place, os.getcwd())] = key, job.name
+        begin = self._begin
+        if job.device.startswith(GPU) and "num_gpus" not in self._settings.options:
+            begin = begin.options(num_gpus=1)
+        self._tasks[begin.remote(job, place, os.getcwd())] = key, job.name
 
     def ended(self, seconds: float) -> list[tuple[Hashable, Ended]]:
         """Jobs whose end has become known within so many seconds."""

@@ -14,6 +14,7 @@ from pipeline.config.task import ExecutorSettings
 from pipeline.errors import BadInput, Interrupted
 from pipeline.executors.local import LocalProcesses
 from pipeline.executors.news import Executor
+from pipeline.learning.device import GPU, gpu_names
 from pipeline.learning.jobs import Emit, Job, TrainingEvent
 
 Result = TypeVar("Result")
@@ -31,10 +32,11 @@ def run_side_by_side(
 ) -> list[Result]:
     """Do all jobs of a task where it says, or where `settings` do. What they came to, in their order.
 
-    On this machine `workers` of them run at a time; 0: one after the other, in this process. `on_event(index of the
-    job, event)` runs in this process, in order per job; `on_result` as soon as a job is done, so that what it came to
-    outlives whatever ends the others. Raises BadInput as the training raised it, OSError when its disk refuses,
-    `TrainingCrashed` for anything else, Interrupted once `stop` is set; the other trainings are then ended.
+    On this machine `workers` of them run at a time, but one a GPU; 0: one after the other, in this process.
+    `on_event(index of the job, event)` runs in this process, in order per job; `on_result` as soon as a job is done, so
+    that what it came to outlives whatever ends the others. Raises BadInput as the training raised it, OSError when its
+    disk refuses, `TrainingCrashed` for anything else, Interrupted once `stop` is set; the other trainings are then
+    ended.
     """
     waiting = list(range(len(jobs)))
     results: dict[int, Result] = {}
@@ -46,6 +48,8 @@ def run_side_by_side(
             results[index] = jobs[index].perform(emit)
             on_result(index, results[index])
         return list(results.values())
+    if jobs and jobs[0].device == GPU:
+        workers = min(workers, len(gpu_names()))
     with contextlib.closing(executor(settings, workers)) as place:
         while waiting or len(place):
             while waiting and len(place) < place.at_once:

@@ -21,6 +21,7 @@ from pipeline.config.task import ExecutorSettings
 from pipeline.errors import BadInput
 from pipeline.executors.elsewhere import LATE_SECONDS, Ended, train_on_node
 from pipeline.executors.news import TrainingCrashed, TrainingKilled
+from pipeline.learning.device import GPU
 from pipeline.learning.jobs import Job
 from pipeline.names import THREAD_VARIABLES
 
@@ -71,6 +72,10 @@ class SlurmCluster:
 
     def _submit(self, job: Job[Any], place: Path) -> "submitit.Job[Ended]":
         options = dict(self._settings.options)
+        if job.device.startswith(GPU) and not any(
+            "gres" in text or "gpus" in text for text in map(str, options.items())
+        ):
+            options["additional_parameters"] = {**options.get("additional_parameters", {}), "gres": "gpu:1"}
         setup = [*(f"export {name}=1" for name in THREAD_VARIABLES), *options.pop("setup", ())]
         try:
             executor = submitit.SlurmExecutor(place / "slurm", max_num_timeout=self._settings.retries)

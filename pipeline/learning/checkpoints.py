@@ -41,7 +41,7 @@ def to_bytes(state: Mapping[str, Any], job: str) -> bytes:
             return {str(key): plain(part, f"{place}/{key}" if place else str(key)) for key, part in value.items()}
         if not isinstance(value, torch.Tensor):
             return value
-        tensors[place] = value.detach().clone().contiguous()
+        tensors[place] = value.detach().cpu().clone().contiguous()
         return {TENSOR: place}
 
     text = json.dumps({"job": job, STATE: plain(state, "")}, default=float)

@@ -16,6 +16,7 @@ from pipeline.data import Trajectories
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.learning.cloning import CloningResult, EpochPoint, check_demonstrations, clone, split_by_episode
+from pipeline.learning.device import begin_on, chosen_device
 from pipeline.learning.jobs import Emit, TrainingEvent
 from pipeline.learning.processor import machine
 from pipeline.learning.schedule import evaluation_episodes, final_episodes
@@ -68,6 +69,11 @@ class CloneJob:
         """For people."""
         return f"clone of seed {self.seed}"
 
+    @property
+    def device(self) -> str:
+        """`cpu`, `cuda` or `cuda:1`, as of a training."""
+        return chosen_device(self.task, {}, self.config.use_camera)
+
     def moved(self, place: Path) -> "CloneJob":
         """The same in another folder."""
         return replace(self, output=str(place / "output"))
@@ -119,6 +125,7 @@ def make_clone(
     points of the curves: metrics and their epoch. Raises Diverged, the best policy seen in the folder.
     """
     policy = untrained_clone(task, config, data, seed)
+    device = chosen_device(task.config, {}, config.use_camera)
     place, library = folder / Artifact.POLICY, folder / "library"
     provenance = {"task": task.config.name, "seed": seed, "dataset_digest": data_digest, WRAPPERS: task.wrappers}
     scheduled = evaluation_episodes(task, config.scenario_set, config.evaluation)
@@ -136,6 +143,7 @@ def make_clone(
 
         untrained = copy.deepcopy(policy)
         played_untrained = play(untrained, final[: config.judgement.episodes])
+        policy.to(begin_on(device))
         try:
             if config.algorithm == "bc":
                 result = clone(policy, data, config.cloning, seed, play, on_point=on_point)
@@ -144,10 +152,11 @@ def make_clone(
 
                 result = imitate(task, policy, data, config, seed, library, play, demonstrator, on_point)
         finally:  # also the best one seen before it diverged
+            policy.to("cpu")
             digest = save_policy(policy, place, provenance)
         how = imitated(policy, untrained, data, result.train_episodes, result.held_out_episodes)
         held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
         explained, size = result.critic_explained_variance, return_scale(data, gamma)
         certificate = Transfer.between(policy, str(place), explained, held_out, gamma, size)
-        here = machine(torch.get_num_threads())
+        here = machine(torch.get_num_threads(), device)
         return Clone(place, digest, certificate, result, play(policy, final), played_untrained, how, here)

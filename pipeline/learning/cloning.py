@@ -225,10 +225,13 @@ def clone(
 
 
 class _Inputs:
-    """Observations as tensors, held once however many sets draw from them, as a part of the policy reads them."""
+    """Observations as tensors, held once however many sets draw from them, as a part of the policy reads them.
+
+    They lie in memory, where large pictures fit; what the policy learns on gets a batch at a time.
+    """
 
     def __init__(self, policy: ActorCriticPolicy, extractor: nn.Module, data: Trajectories) -> None:
-        self._policy, self._extractor = policy, extractor
+        self._policy, self._extractor, self.device = policy, extractor, policy.device
         stored = from_rows(data.observations)
         self._rows: Any  # (S + N, features) float32; for a convolutional extractor as recorded, one tensor or one a key
         if isinstance(stored, dict):
@@ -239,9 +242,14 @@ class _Inputs:
         self.chunk = _PICTURES if self._learns else _CHUNK
         if not self._learns:
             with torch.no_grad():
-                self._rows = self._read(self._rows).to(torch.float32)
+                self._rows = self._read(self._rows).to("cpu", torch.float32)
 
     def _read(self, rows: Any) -> torch.Tensor:
+        rows = (
+            {key: part.to(self.device) for key, part in rows.items()}
+            if isinstance(rows, dict)
+            else rows.to(self.device)
+        )
         scaled = preprocess_obs(rows, self._policy.observation_space, normalize_images=self._policy.normalize_images)
         features: torch.Tensor = self._extractor(scaled)
         return features
@@ -249,7 +257,8 @@ class _Inputs:
     def features(self, rows: torch.Tensor, size: int | None = None) -> Iterator[torch.Tensor]:
         """(n, features) of the given rows (n,) int64, `size` of them at a time, or as many as fit into memory."""
         if not self._learns:
-            yield from self._rows[rows].split(size or self.chunk)  # small: all at once is faster
+            # small: all at once is faster
+            yield from self._rows[rows].to(self.device).split(size or self.chunk)
             return
         for few in rows.split(size or self.chunk):
             mapping = isinstance(self._rows, dict)
@@ -269,7 +278,8 @@ class _Samples:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(features, targets) of `size` samples each, the last of the rest; by default as many as fit into memory."""
         rows, y = (self.rows, self.y) if order is None else (self.rows[order], self.y[order])
-        yield from zip(self.inputs.features(rows, size), y.split(size or self.inputs.chunk), strict=True)
+        targets = y.to(self.inputs.device).split(size or self.inputs.chunk)
+        yield from zip(self.inputs.features(rows, size), targets, strict=True)
 
 
 def _steps(data: Trajectories, episodes: np.ndarray) -> np.ndarray:
@@ -287,8 +297,9 @@ class _Actor:
         self._head = nn.Sequential(*policy.mlp_extractor.policy_net, policy.action_net)
         self.log_std: nn.Parameter | None = getattr(policy, "log_std", None)
         space, units = policy.action_space, scaling_of(policy).actions
-        self._scale = torch.ones(1) if units is None else torch.from_numpy(units.scale)
-        self._stretch = float(self._scale.log().sum())  # how much wider actions are spread than what the head gives
+        scale = torch.ones(1) if units is None else torch.from_numpy(units.scale)
+        self._stretch = float(scale.log().sum())  # how much wider actions are spread than what the head gives
+        self._scale = scale.to(policy.device)
         self._choices = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else []
         self._binary = isinstance(space, spaces.MultiBinary)
 
@@ -340,19 +351,22 @@ class _Actor:
         def norm(tensors: Iterable[torch.Tensor | None]) -> float:
             return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors if tensor is not None))
 
-        output = torch.cat([self._head(x) for x, _ in validation.batches()])
+        output, labels = (
+            torch.cat([self._head(x) for x, _ in validation.batches()]),
+            validation.y.to(self._scale.device),
+        )
         metrics = {
             "bc/train_loss": mean_loss(train),
             "bc/val_loss": mean_loss(validation),
-            "bc/neglogp": float(self._negative_log_likelihood(output, validation.y)),
+            "bc/neglogp": float(self._negative_log_likelihood(output, labels)),
             "bc/entropy": float(self._entropy(output)),
             "bc/weight_norm": norm(self.parameters()),
             "bc/grad_norm": norm(parameter.grad for parameter in self.parameters()),
         }
         if self.log_std is None:
             chosen = torch.stack([part.argmax(dim=1) for part in self._logits(output)], dim=1)
-            return {**metrics, "bc/accuracy": float((chosen == validation.y).all(dim=1).float().mean())}
-        error, std = (output - validation.y).abs() * self._scale, self.log_std.exp() * self._scale
+            return {**metrics, "bc/accuracy": float((chosen == labels).all(dim=1).float().mean())}
+        error, std = (output - labels).abs() * self._scale, self.log_std.exp() * self._scale
         return {**metrics, "bc/mean_absolute_error": float(error.mean()), "bc/std": float(std.mean())}
 
     def _logits(self, output: torch.Tensor) -> list[torch.Tensor]:
@@ -418,7 +432,7 @@ def train_critic(
     def values(rows: torch.Tensor) -> np.ndarray:
         """(n,) float64 in the unit of the return."""
         predicted = torch.cat([head(x) for x in inputs.features(rows)]).flatten()
-        return mean + spread * predicted.numpy().astype(np.float64)
+        return mean + spread * predicted.cpu().numpy().astype(np.float64)
 
     def diverged(epoch: int) -> Diverged:
         critic.load_state_dict(untrained)

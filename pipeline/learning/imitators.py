@@ -330,7 +330,7 @@ def _dagger(
         batch_size=cloning.batch_size,
         optimizer_kwargs={"lr": cloning.learning_rate},
         ent_weight=cloning.entropy_weight,
-        device="cpu",
+        device=policy.device,
         custom_logger=course.logger,
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Convergence, PPOTraining, SACTraining, WarmStart
 from pipeline.learning.adaptive import Decision
+from pipeline.learning.device import chosen_device
 from pipeline.names import Metric
 from pipeline.play.evaluation import EpisodeRecords
 from pipeline.policies import Scaling
@@ -64,6 +65,11 @@ class TrainingJob:
     def name(self) -> str:
         """For people."""
         return f"training of seed {self.seed}"
+
+    @property
+    def device(self) -> str:
+        """`cpu`, `cuda` or `cuda:1`; a job of a task that says `auto` asks this machine, so each may say another."""
+        return chosen_device(self.task, self.training.environment, self.training.use_camera)
 
     @property
     def budget(self) -> int:
@@ -154,6 +160,10 @@ class Job(Protocol[Result_co]):
     @property
     def name(self) -> str:
         """For people."""
+
+    @property
+    def device(self) -> str:
+        """What its networks learn on, on this machine: `cpu`, `cuda` or `cuda:1`."""
 
     @property
     def output(self) -> str:

@@ -1,6 +1,7 @@
 """PPO as the arms use it: its environment, the weights it starts from, and what its settings become of SB3's."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from math import log
 from typing import Any
@@ -13,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from pipeline.config.training import ADAPTIVE, LearningRate, PPOTraining
 from pipeline.errors import BadInput
+from pipeline.learning.device import begin_on
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.warm_start import WarmPPO
 from pipeline.policies import (
@@ -104,17 +106,19 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tupl
     training, fresh = job.training, fresh_policy(job, task)
     scaling, residual = scaling_of(fresh), isinstance(fresh, ResidualPolicy)
     rate = LearningRate(initial=0.0) if job.learning_rate_zero else training.learning_rate
-    model: WarmPPO = call_with_user_arguments(
-        WarmPPO,
-        "training.ppo",
-        policy=policy_class(task.observation_space, scaling, residual),
-        env=env,
-        learning_rate=learning_rate_schedule(rate),
-        policy_kwargs=policy_arguments(task.observation_space, training.network, scaling, residual),
-        seed=job.seed_of(part),
-        device="cpu",
-        **training.ppo,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are trying to run")  # SB3's, of a GPU that the task file asks for
+        model: WarmPPO = call_with_user_arguments(
+            WarmPPO,
+            "training.ppo",
+            policy=policy_class(task.observation_space, scaling, residual),
+            env=env,
+            learning_rate=learning_rate_schedule(rate),
+            policy_kwargs=policy_arguments(task.observation_space, training.network, scaling, residual),
+            seed=job.seed_of(part),
+            device=begin_on(job.device),
+            **training.ppo,
+        )
     model.exact_budget = job.exact_budget
     if job.initial_policy is None or job.warm_start is None:
         load_tensors(model.policy, fresh.state_dict())

@@ -8,6 +8,9 @@ from typing import Final
 import torch
 from llvmlite.binding import get_host_cpu_name
 
+from pipeline.config.task import CPU
+from pipeline.learning.device import device_kind
+
 # variables by which a person makes libraries take the kernels of another processor
 DISPATCH: Final = (
     "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "GLIBC_TUNABLES", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS",
@@ -15,7 +18,7 @@ DISPATCH: Final = (
 )  # fmt: skip
 
 
-def machine(threads: int) -> dict[str, str]:
+def machine(threads: int, device: str = CPU) -> dict[str, str]:
     """What of this machine can change the bits of a result."""
     return {
         "python": platform.python_version(),
@@ -24,7 +27,7 @@ def machine(threads: int) -> dict[str, str]:
         "microarchitecture": get_host_cpu_name(),  # what kernels are chosen by: `znver4`, `sapphirerapids`, `apple-m1`
         "instructions": torch.backends.cpu.get_cpu_capability(),
         **{name: os.environ[name] for name in DISPATCH if os.environ.get(name)},
-        "device": "cpu",
+        "device": device_kind(device),
         "threads": str(threads),
     }
 
@@ -33,4 +36,5 @@ def processor_kind(machine: Mapping[str, str]) -> str:
     """The kind of processor within which the same work gives the same bits: `x86_64 znver4, AVX512`."""
     told = [f"{name}={machine[name]}" for name in DISPATCH if name in machine]
     kind = f"{machine.get('processor', 'unknown')} {machine.get('microarchitecture', 'unknown')}"
-    return ", ".join([kind, machine.get("instructions", "unknown"), *told])
+    gpu = [device for device in [machine.get("device", CPU)] if device != CPU]
+    return ", ".join([kind, machine.get("instructions", "unknown"), *told, *gpu])

@@ -54,7 +54,9 @@ def _joined(one: Any, other: Any) -> Any:
     return torch.cat([one, other])
 
 
-def transitions(observation_space: Any, action_space: spaces.Box, data: Trajectories) -> ReplayBuffer:
+def transitions(
+    observation_space: Any, action_space: spaces.Box, data: Trajectories, device: torch.device | str = "cpu"
+) -> ReplayBuffer:
     """Demonstrations as SB3 keeps what it played: actions that were executed, from -1 to 1 between their bounds.
 
     The last step of an episode that did not terminate is left out where nobody recorded what came of it.
@@ -69,7 +71,7 @@ def transitions(observation_space: Any, action_space: spaces.Box, data: Trajecto
     # subtle: without a row after its end a terminated episode has its last one twice, and nothing is learnt from it
     after = before + (~ends[known] | bool(data.final_rows))
     kind = DictReplayBuffer if isinstance(observation_space, spaces.Dict) else ReplayBuffer
-    buffer = kind(len(before), observation_space, action_space, device="cpu")
+    buffer = kind(len(before), observation_space, action_space, device)
     for name, rows in (("observations", before), ("next_observations", after)):
         for array, recorded in _pairs(getattr(buffer, name), from_rows(data.observations[rows])).values():
             array[:, 0] = recorded.reshape(array[:, 0].shape)

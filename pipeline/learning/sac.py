@@ -24,6 +24,7 @@ from pipeline.config.training import SACTraining
 from pipeline.data import ENDS, REWARDS, Trajectories, content_digest, read_archive
 from pipeline.errors import BadInput, shortened
 from pipeline.learning.continued import Continued, restore_optimizer
+from pipeline.learning.device import begin_on
 from pipeline.learning.divergence import Diverged, not_finite
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.replay_buffer import (
@@ -49,7 +50,7 @@ class LayerNormPolicy(SACPolicy):
             assert isinstance(layers, nn.Sequential)
             for i in reversed(range(len(layers) - 1)):  # the last one gives the value
                 if isinstance(linear := layers[i], nn.Linear):
-                    layers.insert(i + 1, nn.LayerNorm(linear.out_features))
+                    layers.insert(i + 1, nn.LayerNorm(linear.out_features, device=linear.weight.device))
         return critic
 
 
@@ -190,7 +191,7 @@ def make_sac(job: TrainingJob, task: Task, env: VecEnv, seed: int, rollout: int)
     """SAC as SB3 makes it of a seed; `rollout`: the environment steps that PPO logs after."""
     settings, demonstrations = job.sac, job.demonstrations
     assert settings is not None
-    nested = isinstance(task.observation_space, spaces.Dict)
+    nested, device = isinstance(task.observation_space, spaces.Dict), begin_on(job.device)
     replay: dict[str, Any] = {}
     if demonstrations is not None:
         assert isinstance(task.action_space, spaces.Box)
@@ -198,7 +199,7 @@ def make_sac(job: TrainingJob, task: Task, env: VecEnv, seed: int, rollout: int)
         if content_digest(data) != job.demonstrations_digest:
             raise BadInput(f"the demonstrations in {demonstrations!r} changed since the training was asked for")
         mixed = {
-            "demonstrations": transitions(task.observation_space, task.action_space, data),
+            "demonstrations": transitions(task.observation_space, task.action_space, data, device),
             "share": job.demonstrations_share,
         }
         buffer = MixedDictReplayBuffer if nested else MixedReplayBuffer
@@ -222,7 +223,7 @@ def make_sac(job: TrainingJob, task: Task, env: VecEnv, seed: int, rollout: int)
         target_entropy=settings.target_entropy,
         policy_kwargs=sac_arguments(task, settings, job.scaling),
         seed=seed,
-        device="cpu",
+        device=device,
         **replay,
     )
     model.log_every = rollout

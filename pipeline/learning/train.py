@@ -102,7 +102,7 @@ def _train_part(
             model.restore(before["model"])
             model.seconds_before = before["said"]["elapsed"]
             evaluation.restore(before["evaluation"])
-        if (here := machine(threads=1)) not in origin["machines"]:
+        if (here := machine(threads=1, device=job.device)) not in origin["machines"]:
             origin["machines"].append(here)
         try:
             model.learn(job.budget - model.num_timesteps, callback=evaluation, reset_num_timesteps=False)

@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.errors import BadInput
 from pipeline.files import compiled
 from pipeline.policies.frozen import FrozenActor
-from pipeline.policies.networks import ResidualPolicy, images_in, scaling_of
+from pipeline.policies.networks import ResidualPolicy, build_policy, images_in, network_of, scaling_of
 from pipeline.policies.units import Affine
 
 Observations = Any  # (n, *obs_shape) array, or a mapping of such arrays for Dict spaces
@@ -28,13 +28,19 @@ def act_function(policy: ActorCriticPolicy | FrozenActor, deterministic: bool = 
 
     Deterministic actions equal those of `policy.predict` up to rounding. A row's action follows from that row alone,
     on every processor: what an episode does must not depend on the episodes next to it. Layers are `dense`, which
-    promises that; pictures go through PyTorch one at a time. The function is the policy as it is now: make a new one
-    after it has learnt. Stochastic actions draw from torch's generator; a frozen actor has none, and raises BadInput.
+    promises that; pictures go through PyTorch one at a time, on the CPU wherever the policy learns. The function is the
+    policy as it is now: make a new one after it has learnt. Stochastic actions draw from torch's generator; a frozen
+    actor has none, and raises BadInput.
     """
     if isinstance(policy, FrozenActor):
         if not deterministic:
             raise BadInput("this policy acts deterministically alone: how it explored is not known; ask for that")
         return _frozen_actions(policy)
+    if policy.device.type != "cpu":
+        spaces_, tensors = (policy.observation_space, policy.action_space), policy.state_dict()
+        residual = isinstance(policy, ResidualPolicy)
+        policy = build_policy(*spaces_, network_of(policy), 0, scaling_of(policy), residual)
+        policy.load_state_dict(tensors)
     space, extractor = policy.observation_space, policy.pi_features_extractor
     if not deterministic or any(True for _ in extractor.parameters()):
 

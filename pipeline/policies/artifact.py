@@ -291,8 +291,8 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def tensors_of(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A detached copy of every tensor of the policy, by name."""
-    return {name: tensor.detach().clone().contiguous() for name, tensor in policy.state_dict().items()}
+    """A detached copy on the CPU of every tensor of the policy, by name."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in policy.state_dict().items()}
 
 
 def between_policies(before: Path, now: Path) -> str | None:

@@ -184,7 +184,7 @@ def scaling_of(policy: nn.Module) -> Scaling:
     def affine(offset: str, scale: str, clip: float = inf) -> Affine | None:
         if offset not in tensors:
             return None
-        return Affine(tensors[offset].numpy().copy(), tensors[scale].numpy().copy(), clip)
+        return Affine(tensors[offset].cpu().numpy().copy(), tensors[scale].cpu().numpy().copy(), clip)
 
     clip = float(getattr(getattr(policy, "features_extractor", policy), "clip", inf))  # only acting, it has it itself
     return Scaling(affine(f"{front}offset", f"{front}scale", clip), affine("action_offset", "action_scale"))

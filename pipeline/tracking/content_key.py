@@ -28,6 +28,7 @@ from pipeline.config.task import JUDGED, TaskConfig
 from pipeline.data import DatasetMetadata
 from pipeline.errors import printable
 from pipeline.files import digest
+from pipeline.learning.device import chosen_device
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.processor import machine, processor_kind
 from pipeline.policies import policy_digest
@@ -126,15 +127,20 @@ SECTIONS: Final = ("config", "task", "input", "code", "package", "machine")
 
 
 def content_key(
-    settings: Mapping[str, Any], task: TaskConfig, inputs: Mapping[str, str], threads: int | None = None
+    settings: Mapping[str, Any],
+    task: TaskConfig,
+    inputs: Mapping[str, str],
+    threads: int | None = None,
+    device: str | None = None,
 ) -> ContentKey:
     """Of work with these settings (plain data) in this task on inputs given by digest.
 
-    `threads`: None takes this process's. Raises BadInput for a SNQI file that cannot be read.
+    `threads`: None takes this process's; `device`: None takes what the task says. Raises BadInput for a SNQI file that
+    cannot be read.
     """
     described = {**to_data(task), "snqi": None}
     # how fast and where, who may say yes, what is claimed
-    for elsewhere in ("environment_workers", "executor", "approvers", *JUDGED):
+    for elsewhere in ("environment_workers", "device", "executor", "approvers", *JUDGED):
         del described[elsewhere]
     texts = json.dumps([settings, described], ensure_ascii=False)
     references = [found[1] for found in re.finditer(f'"({REFERENCE.pattern})"', texts)]
@@ -157,7 +163,7 @@ def content_key(
             "input": inputs,
             "code": {**package_code(), **code},
             "package": {**{name: text for name in (*PACKAGES, *ENGINES) if (text := installed(name))}, **packages},
-            "machine": machine(torch.get_num_threads() if threads is None else threads),
+            "machine": machine(torch.get_num_threads() if threads is None else threads, device or task.device),
         }
     )
 
@@ -178,7 +184,7 @@ def training_key(job: TrainingJob) -> ContentKey:
         inputs["demonstrations"] = job.demonstrations_digest
     if start is None and job.scaling:
         inputs["scaling"] = job.scaling.digest
-    return content_key(settings, job.task, inputs, threads=1)
+    return content_key(settings, job.task, inputs, threads=1, device=job.device)
 
 
 def cloning_inputs(config: Pretrain, metadata: DatasetMetadata) -> dict[str, str]:
@@ -190,7 +196,8 @@ def cloning_inputs(config: Pretrain, metadata: DatasetMetadata) -> dict[str, str
 def clone_key(config: Pretrain, task: TaskConfig, metadata: DatasetMetadata, seed: int) -> ContentKey:
     """The content key of one clone."""
     settings = {key: value for key, value in to_data(config).items() if key != "seeds"}
-    return content_key({**settings, "seed": seed}, task, cloning_inputs(config, metadata))
+    device = chosen_device(task, {}, config.use_camera)
+    return content_key({**settings, "seed": seed}, task, cloning_inputs(config, metadata), device=device)
 
 
 def digest_of(data: Any) -> str:

@@ -57,6 +57,7 @@ DTYPES: Final = {
     "rewards": "float32", "terminations": "bool", "truncations": "bool", "lengths": "int64", "seeds": "int64",
 }  # fmt: skip
 DECLARE = "; if the environment declares it too narrow: pipeline.envs.limits:DeclareObservation in environment.wrappers"
+THROUGH = "; if it was recorded through them: behind_wrappers of collect's source"
 CLIP = "; where the environment clips what it is given anyway: clip_actions of collect's source"
 DECLARED = ("spaces",)  # called missing where nobody declared them
 BOUND_RELATIVE = 1e-6  # of an observation bound: one rounding of float32
@@ -708,7 +709,8 @@ def matches_task(dataset: Dataset, context: Context) -> Findings:
     for key, (value, stated) in facts.items():
         expected = to_data(stated)
         if value != expected:
-            yield Finding(shortened(value), shortened(expected), f"{key} differs from the task file")
+            remedy = THROUGH if key == "environment.wrappers" and not value else ""
+            yield Finding(shortened(value), shortened(expected), f"{key} differs from the task file{remedy}")
     scenario_set = metadata["scenario_set"]
     if scenario_set not in task.scenario_sets:
         message = "the task file does not define this scenario set"

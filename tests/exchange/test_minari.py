@@ -325,8 +325,10 @@ def test_what_a_set_says_of_its_environment_is_held_to_the_task(tmp_path):
     clip = {"wrappers": [{"name": "ClipAction"}]}
     assert failed(of(), pendulum) == failed(of(**clip), clipped) == failed(of(kwargs={"g": 5.0}), light) == ()
     assert failed({**of(), "scenarios": {"line": {"g": 5.0}}}, light) == failed(of()) == ()
-    wrappers = ("environment.wrappers differs from the task file",)
-    assert failed(of(**clip), pendulum) == failed(of(**clip)) == failed(of(), clipped) == wrappers
+    differs = "environment.wrappers differs from the task file"
+    through = f"{differs}; if it was recorded through them: behind_wrappers of collect's source"
+    assert failed(of(**clip), pendulum) == failed(of(**clip)) == (through,)
+    assert failed(of(), clipped) == (differs,)
     assert failed(of(), light) == ("environment.kwargs differs from the task file",)
     assert failed({"environment": {"id": "CartPole-v1"}}, pendulum) == ("environment.id differs from the task file",)
     folder = told(tmp_path / "broken", spec=pendulum)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.loading import validate as validate_config
-from pipeline.config.task import TaskConfig
+from pipeline.config.task import TaskConfig, Wrapper
 from pipeline.config.training import Cloning, Network
 from pipeline.data import DatasetMetadata, Trajectories, content_digest, load_dataset, save_dataset, told_of_source
 from pipeline.data.foreign import ImportTarget, take_in
@@ -237,6 +237,18 @@ def test_figures_come_from_infos_where_the_file_holds_them(tmp_path):
     assert take_in(found, target)[1].missing == ("metric.success",)
     found = read_plain_npz(written(tmp_path / "c.npz", complete() | {"info.solvd": solved}))
     assert "did you mean" in refusal(lambda: take_in(found, target)).lower()
+
+
+def test_a_user_can_say_that_it_was_recorded_through_the_wrappers_of_the_task(tmp_path):
+    wrapped = replace(TASK, environment=replace(TASK.environment, wrappers=(Wrapper(name="FlattenObservation"),)))
+    found = read_plain_npz(written(tmp_path / "a.npz", complete()))
+    for behind, remedies in ((False, 1), (True, 0)):
+        taken = take_in(found, ImportTarget(Task(wrapped), "normal", behind_wrappers=behind))
+        outcomes = {outcome.rule: outcome for outcome in validate(taken, Context(task=wrapped)).rules}
+        assert outcomes["matches_task"].findings == remedies
+    named = replace(found, environment={"id": "Pendulum-v1", "kwargs": {}, "wrappers": []})
+    target = ImportTarget(Task(wrapped), "normal", behind_wrappers=True)
+    assert "behind_wrappers: the set says itself" in refusal(lambda: take_in(named, target))
 
 
 def test_without_a_task_the_file_is_seen_as_it_is(tmp_path):

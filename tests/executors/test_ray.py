@@ -1,10 +1,12 @@
 """A Ray cluster of three nodes on this machine: what trainings come to there is what they come to here."""
 
 import random
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from pipeline.config.loading import load_task, validate
@@ -14,6 +16,7 @@ from pipeline.config.training import Network
 from pipeline.data import content_digest
 from pipeline.errors import BadInput
 from pipeline.executors.players import CHUNK, Player, recording, rollouts
+from pipeline.executors.side_by_side import executor
 from pipeline.names import STAGES, Metric, Tag
 from pipeline.policies import build_policy, save_policy
 from pipeline.stages import run_stage
@@ -72,6 +75,19 @@ def test_what_the_user_did_wrong_comes_back_as_it_was_said(cluster, make_jobs, h
     (job,) = make_jobs(tmp_path, 1, {"kind": "ray", "folder": str(tmp_path / "shared")})
     with pytest.raises(BadInput, match="best_metric 'comfort' is not measured"):
         heard().train([replace(job, best_metric="comfort")])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 0, reason="there is a GPU")
+def test_a_training_on_a_gpu_waits_for_a_node_that_has_one(cluster, make_jobs, tmp_path):
+    (job,) = make_jobs(tmp_path, 1, {"kind": "ray", "folder": str(tmp_path / "shared")})
+    job = replace(job, task=replace(job.task, device="cuda"))
+    with closing(executor(job.task.executor, 1)) as place:
+        place.submit(0, job)
+        assert place.wait(15) == []
+        node = cluster.add_node(**NODE, num_gpus=1)
+        ((_, news),) = place.wait(120)
+    cluster.remove_node(node)
+    assert isinstance(news, BadInput) and "device = 'cuda'" in str(news)  # the node only says that it has one
 
 
 def test_chunks_of_episodes_come_to_the_same_there(cluster, make_jobs, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def _command(*words: str) -> str:
 def test_trainings_in_the_queue_come_to_what_they_come_to_here(executor, make_jobs, heard, at_home, tmp_path):
     assert heard().train(make_jobs(tmp_path, executor=executor)) == at_home
     assert not list((tmp_path / "shared").iterdir())  # nothing is left there
+
+
+def test_a_training_on_a_gpu_asks_for_one(executor, make_jobs, heard, tmp_path):
+    (job,) = make_jobs(tmp_path, 1, executor)
+    with pytest.raises(BadInput, match=r"SLURM does not take them: .*[Gg]res"):  # this cluster has none
+        heard().train([replace(job, task=replace(job.task, device="cuda"))])
 
 
 def _queue_again(training: int, folder: Path) -> None:
