@@ -136,6 +136,7 @@ def test_a_value_with_newlines_cannot_forge_a_second_line(refused):
     assert "\n" not in refused("collect", "--config", "configs/smoke/collect.yaml", "--task", "'a\n\nerror: b'")
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_is_one_line_and_code_2_within_seconds(monkeypatch, capfd, in_repository):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     started = time.perf_counter()

@@ -3,6 +3,7 @@
 import mlflow
 import numpy as np
 import onnxruntime
+import pytest
 import torch
 from stable_baselines3 import PPO
 
@@ -14,6 +15,7 @@ from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_seed_acts_the_same_as_zip_torchscript_onnx_and_mlflow_model(staged, tmp_path):
     seed = {Tag.STAGE: "finetune_seed", Tag.ARM: Arm.PRETRAINED, Tag.SEED: "1"}
     (run,) = search(connect(), seed, limit=1)

@@ -89,6 +89,7 @@ def test_an_arm_whose_clones_nobody_made_is_refused(stage):
     assert "-P episodes=7" in errors
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_policy_is_fine_tuned_again_and_compared(stage):
     (before,) = search(
         connect(), {Tag.GROUP: GROUP, Tag.STAGE: "finetune_seed", Tag.ARM: Arm.PRETRAINED, Tag.SEED: "1"}
@@ -116,6 +117,7 @@ def test_a_fine_tuned_policy_is_fine_tuned_again_and_compared(stage):
     assert f"policy of run {start}" in page
 
 
+@pytest.mark.slow
 def test_a_training_is_extended_when_its_budget_is_raised_and_says_so_where_it_cannot(stage):
     def trained(name, group, steps, *more):
         asked = ("--training.total_timesteps", steps, "--seeds", "[1]", "--control_timesteps", "0", "--group", group)

@@ -183,6 +183,7 @@ def test_an_expert_that_is_given_is_not_trained_and_without_ppo_steps_the_clone_
     assert newest["pretrain"].data.params["cfg.cloning.epochs"] == "1"
 
 
+@pytest.mark.slow
 def test_without_pretraining_only_the_baseline_is_trained_with_the_budget_that_was_asked_for(stage):
     arguments = [
         "--skip_pretrain",

@@ -34,6 +34,7 @@ def _in_repository(in_repository):
     """Configs are named relative to the repository."""
 
 
+@pytest.mark.slow
 def test_main_needs_no_expert_and_every_stage_says_that_nobody_approved_one(store):
     outcome = run_stage("main", SMOKE, {}, {})
     assert outcome.verdict is True, outcome.summary

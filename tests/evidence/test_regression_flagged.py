@@ -57,6 +57,7 @@ def configs(store, tmp_path, in_repository) -> dict[str, str]:
     return paths
 
 
+@pytest.mark.slow
 def test_forgetting_the_demonstrated_scenarios_is_a_tag_and_a_warning_in_the_report(configs):
     dataset = run_stage("collect", configs["collect"], {}, {}).outputs["dataset"]
     clones = run_stage("pretrain", configs["pretrain"], {"dataset": dataset}, {}).outputs["policy"]

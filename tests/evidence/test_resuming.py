@@ -41,6 +41,7 @@ def test_an_interrupted_arm_trains_only_what_is_missing_and_gets_the_same_weight
     assert group.finetune.info.run_id != stopped
 
 
+@pytest.mark.slow
 def test_a_training_is_taken_over_from_any_group_unless_something_differs_or_is_known_against_it(
     copied, runs, capsys, monkeypatch
 ):

@@ -48,6 +48,7 @@ def test_a_second_main_reuses_every_stage_and_ends_with_the_same_report(copied, 
             assert said in out
 
 
+@pytest.mark.slow
 def test_what_a_changed_setting_does_not_touch_is_reused_and_the_reason_is_named(copied, tmp_path, capsys):
     before = counted()
     config = tmp_path / "compare.yaml"
@@ -59,6 +60,7 @@ def test_what_a_changed_setting_does_not_touch_is_reused_and_the_reason_is_named
     assert counted() == {**before, "compare": before["compare"] + 1}
 
 
+@pytest.mark.slow
 def test_an_expert_with_the_bytes_of_the_approved_one_goes_on_as_that_one(copied, tmp_path, capsys):
     before = counted()
     config = tmp_path / "train_expert.yaml"  # nobody converges in so few steps: the same policy
@@ -78,6 +80,7 @@ def test_an_expert_with_the_bytes_of_the_approved_one_goes_on_as_that_one(copied
     assert (first.tags[VersionTag.GATE], "approved" in first.aliases) == (Gate.APPROVED, True)
 
 
+@pytest.mark.slow
 def test_an_arm_without_its_other_half_is_put_together_anew_from_the_trainings_there_are(copied, capsys):
     lost = the_run("finetune").info.run_id
     connect().delete_run(lost)
@@ -102,6 +105,7 @@ def test_an_arm_without_its_other_half_is_put_together_anew_from_the_trainings_t
     assert new["bill"]["upfront"]["expert_steps"] == old["bill"]["upfront"]["expert_steps"] > 0
 
 
+@pytest.mark.slow
 def test_reuse_false_does_it_all_again(copied, capsys):
     before = counted()
     budget = {"skip_pretrain": "true", "ppo_timesteps": "1024", "matched_seeds": "1", "parallel_environments": "16"}

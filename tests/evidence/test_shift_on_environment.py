@@ -38,6 +38,7 @@ def shift(a, b):
     return measure_shift(a[0], b[0], permutations=199, scenarios=(a[1], b[1]))
 
 
+@pytest.mark.slow
 def test_fresh_episodes_of_the_same_scenarios_are_alike(played):
     samples = [played("train_small", seed) for seed in range(5)]
     assert sum(shift(a, b).shifted for a, b in pairwise(samples)) == 0
@@ -48,6 +49,7 @@ def test_hold_out_scenarios_are_noticed(played):
     assert found.shifted and found.distance > 2 * found.expected_distance
 
 
+@pytest.mark.slow
 def test_a_slower_robot_is_noticed_given_enough_episodes(played):
     found = shift(played("train_small", 1, 120), played("train_small", 2, 120, max_speed=0.6))
     assert found.shifted and found.distance > found.expected_distance

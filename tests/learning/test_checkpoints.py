@@ -138,6 +138,7 @@ def test_a_start_from_an_imported_policy_ends_the_same_after_a_kill(job, tmp_pat
         assert resumed(job, tmp_path / str(checkpoint["number"]), checkpoint) == reached
 
 
+@pytest.mark.slow
 def test_an_adaptive_warm_start_decides_the_same_after_a_kill_and_says_what(job, tmp_path, monkeypatch):
     """17 rollouts: a trial in which no episode ends, for parts are shorter than episodes, then one of burn-in."""
     monkeypatch.setattr(adaptive, "EXPLAINED", 1000.0)

@@ -312,6 +312,7 @@ assert not longer.policy.action_net.weight.equal(model.policy.action_net.weight)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(16, 8), ()])
 @pytest.mark.parametrize("observed", [TABLE, KEYED])
 def test_an_exported_zip_acts_the_same_in_raw_units_and_learns_on_where_this_package_is_not(hidden, observed, tmp_path):

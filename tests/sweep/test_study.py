@@ -103,6 +103,7 @@ def test_values_lie_in_their_ranges_and_nested_ones_exist_only_with_their_choice
         assert ("training.ppo.gamma" in values) == values["training.normalize_reward"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_trials_whether_or_not_the_study_was_reopened(make_study):
     for name in ("tpe", "random", "gp", "nsgaii"):
         arguments = {} if name in ("random", "nsgaii") else {"n_startup_trials": 2}

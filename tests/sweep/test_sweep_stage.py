@@ -194,6 +194,7 @@ def test_trials_behind_the_median_are_stopped_in_training(files, store_of):
     assert all(runs[t["notes"]["run_id"]].info.status == "KILLED" for t in pruned)
 
 
+@pytest.mark.slow
 def test_several_seeds_a_trial_are_compared_seed_by_seed(files, store_of):
     files.base(evaluation={"segments": [{"every_steps": 120}], "episodes": 40}, total_timesteps=120)
     base = yaml.safe_load((files.folder / "train_expert.yaml").read_text())
@@ -216,6 +217,7 @@ def test_several_seeds_a_trial_are_compared_seed_by_seed(files, store_of):
         assert trial["value"] == pytest.approx(sum(point.value for point in last) / 5)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_trials_on_one_worker(files, store_of):
     pruner = {"name": "median", "arguments": {"n_startup_trials": 1}}
     for name in ("once", "twice"):
@@ -228,6 +230,7 @@ def test_the_same_seed_gives_the_same_trials_on_one_worker(files, store_of):
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_fault_ends_every_training_and_leaves_its_trials_to_be_tried_again(files, store_of, monkeypatch):
     def broken(*arguments):
         raise BadInput("outbox cannot be used: no space left")

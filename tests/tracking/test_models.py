@@ -231,6 +231,7 @@ def test_a_policy_is_packed_as_mlflow_itself_would_and_nothing_is_warned_of(tmp_
     assert files(packed) == sorted([*files(tmp_path / "theirs"), packing.CODE])
 
 
+@pytest.mark.slow
 def test_a_model_runs_where_this_package_is_not_installed(tmp_path):
     """`-S` leaves out the .pth files by which the package is found; what the model needs of it is in the model."""
     policy = build_policy(spaces.Box(-1, 1, (4,)), spaces.Box(-2, 2, (2,)), Network(hidden=(8,)), seed=1)

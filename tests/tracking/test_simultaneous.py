@@ -26,6 +26,7 @@ def fresh(tmp_path_factory):
     crowd.close()
 
 
+@pytest.mark.slow
 def test_a_crowd_creates_one_store_one_experiment_and_loses_nothing(fresh, monkeypatch):
     crowd, database = fresh
     assert not database.exists()
