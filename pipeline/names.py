@@ -31,6 +31,7 @@ class Tag:
     CODE_COMMIT: Final = "code.commit"
     CONTENT_KEY: Final = "content.key"  # equal for two runs that come to the same (pipeline/tracking/content_key.py)
     KEY_BUT_BUDGET: Final = "content.key_but_budget"  # equal for two trainings that differ in their budget alone
+    KEY_BUT_MACHINE: Final = "content.key_but_machine"  # equal for two that differ in the machine alone
     CHECKPOINT: Final = "checkpoint"  # of a finished training: the file that a longer one goes on from
     EXTENDS: Final = "extends"  # the shorter training whose last checkpoint this one began with
     COMMAND: Final = "command.digest"  # of what a run was asked to do, and of the code: the same goes on with it

@@ -94,6 +94,11 @@ class ContentKey:
         config = {name: value for name, value in self.ingredients["config"].items() if name != "budget"}
         return digest_of({**self.ingredients, "config": config})
 
+    @property
+    def but_machine(self) -> str:
+        """Digest of all but the machine."""
+        return digest_of({**self.ingredients, "machine": {}})
+
     def to_json(self) -> str:
         """For people and for `from_json`."""
         return json.dumps(self.ingredients, indent=2, sort_keys=True) + "\n"

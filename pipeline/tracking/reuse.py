@@ -38,14 +38,17 @@ class Found:
     words: str
 
 
-def find_finished(client: MlflowClient, stage: str, task: str, key: ContentKey) -> Found:
+def find_finished(client: MlflowClient, stage: str, task: str, key: ContentKey, any_machine: bool = False) -> Found:
     """The newest finished run of a stage with this content key that nothing is known against.
+
+    `any_machine`: this key but for the machine that made it.
 
     Without one, the words say in which ingredient the most similar run differs.
     """
     tags = {Tag.STAGE: stage, Tag.TASK: task}
     doubts = []
-    for run in search(client, {**tags, Tag.CONTENT_KEY: key.digest}, limit=CANDIDATES):
+    equal = {Tag.KEY_BUT_MACHINE: key.but_machine} if any_machine else {Tag.CONTENT_KEY: key.digest}
+    for run in search(client, {**tags, **equal}, limit=CANDIDATES):
         try:
             refuse_unsound(client, run)
         except BadInput as doubt:

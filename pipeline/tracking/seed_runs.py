@@ -10,6 +10,7 @@ from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from pipeline.config.loading import executor_settings
 from pipeline.errors import Interrupted, say
 from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.arms import ArmJob
@@ -39,6 +40,7 @@ class SeedRun:
             Tag.COMMAND: key.digest,
             Tag.CONTENT_KEY: key.digest,
             Tag.KEY_BUT_BUDGET: key.but_budget,
+            Tag.KEY_BUT_MACHINE: key.but_machine,
         }
         tags = {**about, **more_tags}
         stage, trial = str(tags.get(Tag.STAGE, "training")).removesuffix("_seed"), tags.get(Tag.TRIAL)
@@ -172,8 +174,9 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
     Each with the finished one of a smaller budget that it goes on from, if there is any that it can.
 
     A finished training with the same content key and arm stands for one, whichever group it was made for, unless
-    something is known against it. The stage run then names it in a tag; it is not touched. Says why for the first of
-    an arm that is missing, where there is something to say.
+    something is known against it; where trainings go to a cluster, whichever kind of machine made it. The stage run
+    then names it in a tag; it is not touched. Says why for the first of an arm that is missing, where there is
+    something to say.
     A stage that goes on after an interruption goes on with the trainings that it had begun.
     """
     if not reuse:
@@ -187,8 +190,11 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
         if key.digest in keys_begun:
             todo[index] = None
             continue
-        found = find_finished(stage_run.client, stage, arm.job.task.name, key)
+        elsewhere = executor_settings(arm.job.task).kind != "local"
+        found = find_finished(stage_run.client, stage, arm.job.task.name, key, elsewhere)
         if found.run is not None and tag_of(found.run, Tag.ARM) == arm.arm:
+            if tag_of(found.run, Tag.CONTENT_KEY) != key.digest:
+                say(f"{arm.arm} seed {arm.job.seed}: {found.words}, made on another kind of processor than this one")
             stage_run.tag({reused_tag(arm.arm, arm.job.seed): found.run.info.run_id})
             continue
         words, first = found.words, arm.arm not in {arms[other].arm for other in todo}

@@ -14,9 +14,10 @@ from pipeline.executors.side_by_side import executor
 from pipeline.learning.jobs import TrainingEvent
 from pipeline.learning.processor import machine
 from pipeline.learning.train import train
-from pipeline.names import Artifact, Tag
+from pipeline.names import Arm, Artifact, Tag
 from pipeline.stages import say_mixed_processors
 from pipeline.tracking.content_key import training_key
+from pipeline.tracking.reuse import find_finished
 from pipeline.tracking.runs import read_text_artifact
 from pipeline.tracking.seed_runs import seed_runs
 from pipeline.tracking.stage_run import open_run
@@ -122,7 +123,7 @@ def test_what_another_kind_of_processor_made_has_its_key_and_a_mixture_is_said(s
     ours = machine(threads=1)
     theirs = {**ours, "microarchitecture": "znver9"}
     with open_run("finetune") as run:
-        with seed_runs(run, [job], [{Tag.STAGE: "finetune_seed"}]) as (seed,):
+        with seed_runs(run, [job], [{Tag.STAGE: "finetune_seed", Tag.ARM: Arm.PRETRAINED}]) as (seed,):
             result = train(seed.job, lambda event: None)
             assert result.machines == (ours,)
             seed.finish(replace(result, machines=(theirs,)))
@@ -135,4 +136,7 @@ def test_what_another_kind_of_processor_made_has_its_key_and_a_mixture_is_said(s
     assert tags[Tag.COMMAND] == training_key(job).digest  # what the same command finds it by
     assert read_text_artifact(run.client, seed.run.run_id, Artifact.CONTENT_KEY) == made.to_json()
     assert "finetune: trained on 2 kinds of processor" in capsys.readouterr().out
+    found = [find_finished(run.client, "finetune_seed", "known", training_key(job), anywhere) for anywhere in (0, 1)]
+    assert [one.run and one.run.info.run_id for one in found] == [None, seed.run.run_id]
+    assert "machine differs: microarchitecture" in found[0].words
     assert "znver9" in run.client.get_run(run.run_id).data.tags[Tag.PROCESSORS]
