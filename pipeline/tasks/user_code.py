@@ -94,6 +94,10 @@ def make_environment(
     if not isinstance(kwargs.get("render_mode"), str | None):
         raise BadInput(f"environment {reference!r}: render_mode = {shortened(kwargs['render_mode'])} is no text")
     try:
+        if (spec := gym.registry.get(reference)) is not None and isinstance(spec.entry_point, str):
+            with left_as_found():
+                gym.envs.registration.load_env_creator(spec.entry_point)  # so that MuJoCo is there before a model is
+            mujoco_says_it_once()
         made: gym.Env[Any, Any] = call_with_user_arguments(
             gym.make,
             f"environment {reference!r}",
