@@ -26,6 +26,7 @@ for name in [name for name in os.environ if name.startswith(("MLFLOW_RUN", "MLFL
 os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tempfile.mkdtemp(prefix='store-of-tests-')}/mlflow.db"
 
 
+@pytest.hookimpl(trylast=True)  # of what `-m` has left
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first, and one worker makes the shared projects while the others have something else to do."""
     shared = [item.path for item in items if PROJECTS.intersection(item.path.parts)]

@@ -53,14 +53,14 @@ def test_nodes_that_die_cost_steps_and_no_bit(cluster, make_jobs, heard, at_home
     moments = random.Random()
     seed = moments.randrange(2**32)
     moments.seed(seed)
-    kills, events = 3, 0
-    due = moments.randrange(1, 20)
+    kills, events = 10, 0
+    due = moments.randrange(1, 8)
 
     def kill_a_node(index, event):
         nonlocal kills, events, due
         events += 1
         if kills and events >= due:
-            kills, events, due = kills - 1, 0, moments.randrange(1, 20)
+            kills, events, due = kills - 1, 0, moments.randrange(1, 8)
             cluster.remove_node(moments.choice(sorted(cluster.worker_nodes, key=id)), allow_graceful=False)
             cluster.add_node(**NODE)
 
