@@ -135,6 +135,7 @@ def test_a_zip_that_misses_a_rule_stays_a_refused_candidate(story, client, tmp_p
     assert taint_of(client, story.collect) is None
 
 
+@pytest.mark.slow
 def test_two_that_promote_the_same_bytes_do_not_take_the_approval_from_each_other(story, client):
     """As two `main` at once do, that trained the same expert: whoever is second is told whose bytes they are."""
     first = run_stage("promote", PROMOTE, {"expert": "1"}, {})

@@ -129,6 +129,7 @@ def test_what_was_signed_is_one_version_its_bytes_and_what_the_gate_found(team, 
     client.log_text(gate, json.dumps(found), Artifact.DIAGNOSTICS_JSON)
 
 
+@pytest.mark.slow
 def test_a_signature_of_another_version_and_an_alias_moved_by_hand_count_for_nothing(team, story):
     client = connect()
     team.promote()
@@ -146,6 +147,7 @@ def test_a_signature_of_another_version_and_an_alias_moved_by_hand_count_for_not
     assert "who is not in" in refusal(lambda: team.collect("2"))
 
 
+@pytest.mark.slow
 def test_a_roll_back_asks_for_the_signature_and_keeps_it(team, story):
     team.promote()
     team.sign()
@@ -155,6 +157,7 @@ def test_a_roll_back_asks_for_the_signature_and_keeps_it(team, story):
     assert team.collect("1").verdict is True
 
 
+@pytest.mark.slow
 def test_main_stops_for_the_signature_and_goes_on_after_it(team, tmp_path):
     task = Task(load_task("configs/tasks/social_nav.yaml"))
     theirs = build_policy(task.observation_space, task.action_space, Network(hidden=(8,)), seed=4)

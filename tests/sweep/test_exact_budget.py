@@ -22,6 +22,7 @@ def job(files, n_steps, budget=240, exact=True):
     return TrainingJob(task, training, 1, str(files.folder / "out"), final_episodes=4, exact_budget=exact)
 
 
+@pytest.mark.slow
 def test_the_budget_is_met_to_the_step(files):
     for n_steps in (7, 10, 13, 60, 61, 500):
         result = train(job(files, n_steps), lambda event: None)
