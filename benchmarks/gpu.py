@@ -5,10 +5,10 @@ on 32 numbers. PPO and SAC without their evaluations, and cloning of the actor, 
 thread of the CPU and with the GPU, which is asked twice: its weights have to be the same to the bit.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,17 @@ from gymnasium.spaces import Box
 
 from pipeline.config.loading import validate
 from pipeline.config.stages import Pretrain
-from pipeline.config.task import CPU, TaskConfig
+from pipeline.config.task import CPU, GPU, TaskConfig
 from pipeline.config.training import Network, PPOTraining, SACTraining
 from pipeline.learning.clones import make_clone
-from pipeline.learning.device import GPU
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.processor import machine, processor_kind
 from pipeline.learning.train import train
 from pipeline.play.evaluation import record_episodes
 from pipeline.tasks import Purpose, Task
 
-HORIZON = 64
+HORIZON, EPISODES = 64, 32
+PPO_STEPS, SAC_STEPS = 4096, 256
 Measured = tuple[float, str]  # a second; digest of the weights
 
 
@@ -37,10 +37,6 @@ class Pictures(gym.Env[Any, Any]):
     """Shows noise and pays nothing."""
 
     observation_space, action_space = Box(0, 255, (3, 64, 64), np.uint8), Box(-1, 1, (4,), np.float32)
-
-    def __init__(self) -> None:
-        self._shown = [self.observation_space.sample() for _ in range(8)]
-        self._step = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -74,65 +70,59 @@ def training(network: Network, steps: int) -> PPOTraining:
     return replace(validate(PPOTraining, data, "benchmark"), network=network)
 
 
-def learn(config: TaskConfig, network: Network, steps: int, sac: SACTraining | None, folder: str) -> Measured:
+def learn(environment: str, network: Network, steps: int, sac: SACTraining | None, device: str, to: str) -> Measured:
     """Environment steps a second of PPO, or of SAC, evaluations apart."""
-    result = train(TrainingJob(config, training(network, steps), 1, folder, sac=sac, final_episodes=1), lambda _: None)
+    config, settings = task(environment, device), training(network, steps)
+    result = train(TrainingJob(config, settings, 1, to, sac=sac, final_episodes=1), lambda _: None)
     wall = result.wall_seconds
     return result.environment_steps / (wall.total - wall.evaluation - wall.final_evaluation), result.last_weights
 
 
-def clone(config: TaskConfig, network: Network, episodes: int, folder: str) -> Measured:
+def clone(environment: str, network: Network, device: str, to: str) -> Measured:
     """Samples a second of the actor's cloning."""
-    seen = Task(config)
-    rng = np.random.default_rng(0)
+    seen, rng = Task(task(environment, device)), np.random.default_rng(0)
 
     def act(rows: np.ndarray) -> np.ndarray:
         return rng.uniform(-1, 1, (len(rows), 4)).astype(np.float32)
 
-    data = record_episodes(seen, act, seen.episodes("train", 1, episodes, Purpose.RECORD), 0.0, 0)
+    data = record_episodes(seen, act, seen.episodes("train", 1, EPISODES, Purpose.RECORD), 0.0, 0)
     settings = {
         "task": "", "cloning": {"epochs": 2, "critic_epochs": 0}, "evaluation": {"episodes": 1}, "final_episodes": 2,
         "judgement": {"episodes": 2},
     }  # fmt: skip
     pretrain = replace(validate(Pretrain, settings, "benchmark"), network=network)
-    made = make_clone(seen, pretrain, data, "none", 1, None, Path(folder), lambda metrics, epoch: None)
+    made = make_clone(seen, pretrain, data, "none", 1, None, Path(to), lambda metrics, epoch: None)
     return made.result.samples_per_second, made.digest
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4096, help="of PPO; of SAC and of cloning in proportion")
-    steps = parser.parse_args().steps
     torch.set_num_threads(1)
     gpu = torch.cuda.device_count() > 0
     print(processor_kind(machine(1, GPU if gpu else CPU)))
     if not gpu:
         print(f"torch {torch.__version__} can use no GPU here: what follows is the CPU alone")
     eyes = Network(hidden=(128,), activation="relu", image_features=128)
-    widths = [Network(hidden=(width, width)) for width in (64, 256, 1024, 2048)]
     rows: list[tuple[str, Callable[[str, str], Measured]]] = [
-        ("PPO, pictures", lambda device, folder: learn(task("Pictures", device), eyes, steps, None, folder)),
-        ("cloning, pictures", lambda device, folder: clone(task("Pictures", device), eyes, steps // 128, folder)),
+        ("PPO, pictures", partial(learn, "Pictures", eyes, PPO_STEPS, None)),
+        ("cloning, pictures", partial(clone, "Pictures", eyes)),
     ]
-    for network in widths:
-        sac, width = SACTraining(network=network, learning_starts=steps // 32), network.hidden[0]
+    for width in (64, 256, 1024, 2048):
+        network = Network(hidden=(width, width))
+        sac = SACTraining(network=network, learning_starts=SAC_STEPS // 2)
         rows += [
-            (f"PPO, 2 x {width}", lambda d, f, n=network: learn(task("Numbers", d), n, steps, None, f)),  # type: ignore[misc]
-            (f"cloning, 2 x {width}", lambda d, f, n=network: clone(task("Numbers", d), n, steps // 128, f)),  # type: ignore[misc]
-            (f"SAC, 2 x {width}", lambda d, f, n=network, s=sac: learn(task("Numbers", d), n, steps // 16, s, f)),  # type: ignore[misc]
+            (f"PPO, 2 x {width}", partial(learn, "Numbers", network, PPO_STEPS, None)),
+            (f"cloning, 2 x {width}", partial(clone, "Numbers", network)),
+            (f"SAC, 2 x {width}", partial(learn, "Numbers", network, SAC_STEPS, sac)),
         ]
     print(f"{'a second':20} {'CPU':>10} {'GPU':>10} {'ratio':>7}  same bits twice on the GPU")
     for name, measure in rows:
         with tempfile.TemporaryDirectory() as folder:
             here, _ = measure(CPU, f"{folder}/cpu")
-            if not gpu:
-                print(f"{name:20} {here:10.0f}", flush=True)
-                continue
-            (_, first), (there, second) = (measure(GPU, f"{folder}/gpu{i}") for i in (1, 2))
-        print(
-            f"{name:20} {here:10.0f} {there:10.0f} {there / here:7.2f}  {'yes' if first == second else 'NO'}",
-            flush=True,
-        )
+            line = f"{name:20} {here:10.0f}"
+            if gpu:
+                (_, first), (there, second) = (measure(GPU, f"{folder}/gpu{i}") for i in (1, 2))
+                line += f" {there:10.0f} {there / here:7.2f}  {'yes' if first == second else 'NO'}"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

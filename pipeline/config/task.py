@@ -13,6 +13,7 @@ MINIMISED: Final = (Metric.COLLISION_RATE, "comfort_exposure")  # in every task,
 JUDGED: Final = ("primary", "meanings", "smallest_difference", "thresholds_why")
 AUTO: Final = "auto"
 CPU: Final = "cpu"
+GPU: Final = "cuda"
 SMALLEST_DIFFERENCE: Final = {Metric.SUCCESS_RATE: 0.02, Metric.COLLISION_RATE: 0.02}
 
 

@@ -17,9 +17,10 @@ from multiprocessing.process import BaseProcess
 from queue import Queue
 from typing import Any, Final
 
+from pipeline.config.task import GPU
 from pipeline.envs.processes import fork_server, start
 from pipeline.executors.news import News, TrainingCrashed, TrainingKilled, attempt
-from pipeline.learning.device import GPU, gpu_names
+from pipeline.learning.device import gpu_names
 from pipeline.learning.jobs import Job, TrainingEvent
 
 GRACE_SECONDS: Final = 5.0

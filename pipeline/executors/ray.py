@@ -13,11 +13,10 @@ from typing import Any, Final
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
-from pipeline.config.task import ExecutorSettings
+from pipeline.config.task import GPU, ExecutorSettings
 from pipeline.errors import BadInput
 from pipeline.executors.elsewhere import Ended, train_on_node
 from pipeline.executors.news import TrainingCrashed, TrainingKilled
-from pipeline.learning.device import GPU
 from pipeline.learning.jobs import Job
 
 CONNECTING: Final = threading.Lock()  # once a process; the trials of a sweep are threads

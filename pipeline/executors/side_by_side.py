@@ -10,11 +10,11 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.config.loading import executor_settings
-from pipeline.config.task import ExecutorSettings
+from pipeline.config.task import GPU, ExecutorSettings
 from pipeline.errors import BadInput, Interrupted
 from pipeline.executors.local import LocalProcesses
 from pipeline.executors.news import Executor
-from pipeline.learning.device import GPU, gpu_names
+from pipeline.learning.device import gpu_names
 from pipeline.learning.jobs import Emit, Job, TrainingEvent
 
 Result = TypeVar("Result")

@@ -17,11 +17,10 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 from submitit.helpers import Checkpointable
 
-from pipeline.config.task import ExecutorSettings
+from pipeline.config.task import GPU, ExecutorSettings
 from pipeline.errors import BadInput
 from pipeline.executors.elsewhere import LATE_SECONDS, Ended, train_on_node
 from pipeline.executors.news import TrainingCrashed, TrainingKilled
-from pipeline.learning.device import GPU
 from pipeline.learning.jobs import Job
 from pipeline.names import THREAD_VARIABLES
 

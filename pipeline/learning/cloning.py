@@ -351,10 +351,8 @@ class _Actor:
         def norm(tensors: Iterable[torch.Tensor | None]) -> float:
             return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors if tensor is not None))
 
-        output, labels = (
-            torch.cat([self._head(x) for x, _ in validation.batches()]),
-            validation.y.to(self._scale.device),
-        )
+        output = torch.cat([self._head(x) for x, _ in validation.batches()])
+        labels = validation.y.to(output.device)
         metrics = {
             "bc/train_loss": mean_loss(train),
             "bc/val_loss": mean_loss(validation),

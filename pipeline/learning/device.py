@@ -13,12 +13,11 @@ from typing import Any, Final
 
 import torch
 
-from pipeline.config.task import AUTO, CPU, TaskConfig
+from pipeline.config.task import AUTO, CPU, GPU, TaskConfig
 from pipeline.errors import BadInput
 from pipeline.policies.networks import images_in
 from pipeline.tasks import Task
 
-GPU: Final = "cuda"
 NAMES: Final = "import torch; print(*map(torch.cuda.get_device_name, range(torch.cuda.device_count())), sep='\\n')"
 
 

@@ -194,7 +194,7 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
         found = find_finished(stage_run.client, stage, arm.job.task.name, key, elsewhere)
         if found.run is not None and tag_of(found.run, Tag.ARM) == arm.arm:
             if tag_of(found.run, Tag.CONTENT_KEY) != key.digest:
-                say(f"{arm.arm} seed {arm.job.seed}: {found.words}, made on another kind of processor than this one")
+                say(f"{arm.arm} seed {arm.job.seed}: {found.words}, made on another kind of machine than this one")
             stage_run.tag({reused_tag(arm.arm, arm.job.seed): found.run.info.run_id})
             continue
         words, first = found.words, arm.arm not in {arms[other].arm for other in todo}

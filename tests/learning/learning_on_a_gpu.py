@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from pretended_gpu import pretended_gpu
+from pretended_gpu import computed, pretended_gpu
 
 from pipeline.config.loading import validate
 from pipeline.config.stages import Pretrain
@@ -47,7 +47,10 @@ def on_both(monkeypatch):
         with pretended_gpu() as gpu:
             for module in (ppo, sac, clones):
                 monkeypatch.setattr(module, "begin_on", lambda asked: gpu)
-            return here, work(replace(config, device="cuda"))
+            computed.clear()
+            there = work(replace(config, device="cuda"))
+        assert computed["aten.mm.default"] > 0  # of a layer's gradient: it was learnt there
+        return here, there
 
     return both
 

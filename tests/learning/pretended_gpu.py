@@ -7,6 +7,7 @@ It gives the CPU's bits, so a training there comes to the CPU's digest, if all o
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 NAME = "pretended"
 _setup_privateuseone_for_python_backend(NAME)  # before anything is differentiated: then torch counts the devices
 # what CUDA allows between a GPU and the CPU: to copy, and to say on the CPU which elements are meant
+computed: Counter[str] = Counter()  # operations on it, by name
 BETWEEN = {"aten._to_copy.default", "aten.copy_.default", "aten.index.Tensor", "aten.index_put_.default"}
 
 
@@ -59,6 +61,7 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     result = operation(*args, **kwargs if device is None else {**kwargs, "device": "cpu"})
     if not result_there:
         return result
+    computed[str(operation)] += 1
     known = {id(tensor.held): tensor for tensor in given if isinstance(tensor, There)}  # changed in place
     return tree_map(
         lambda value: known.get(id(value), There(value)) if isinstance(value, torch.Tensor) else value, result
