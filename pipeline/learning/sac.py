@@ -50,7 +50,7 @@ class LayerNormPolicy(SACPolicy):
             assert isinstance(layers, nn.Sequential)
             for i in reversed(range(len(layers) - 1)):  # the last one gives the value
                 if isinstance(linear := layers[i], nn.Linear):
-                    layers.insert(i + 1, nn.LayerNorm(linear.out_features, device=linear.weight.device))
+                    layers.insert(i + 1, nn.LayerNorm(linear.out_features))
         return critic
 
 
