@@ -34,6 +34,7 @@ from pipeline.report.palette import ARM_LABELS
 from pipeline.stages import StageOutcome, report_link
 from pipeline.statistics.comparison import Comparison, RunCurve
 from pipeline.statistics.comparison import compare as compare_arms
+from pipeline.statistics.efficiency import RatioKind
 from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.finals import Regression, measure_regression
 from pipeline.statistics.matched import ComparisonSettings, RunData
@@ -145,19 +146,27 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     _log(run, comparison, report)
     known = "is not known, since no run met the target,"
     if not comparison.unanswered:
-        ratio, bound = comparison.ratio, {"upper bound": "at most ", "lower bound": "at least "}
-        known = f"{bound.get(comparison.ratio_kind, '')}{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+        known = _ratio(comparison.ratio, comparison.ratio_kind)
+    end = comparison.decisive.contrasts[Arm.SCRATCH].difference
+    ends = [f"  final {comparison.settings.final_figure} {_change(end)} against scratch"]
+    if comparison.ranking:
+        times = [
+            "no run met the target"
+            if one.ratio_kind is None
+            else f"{_ratio(one.ratio, one.ratio_kind)} of the timesteps"
+            for one in comparison.ranking
+        ]
+        ends = [
+            f"  {one.arm}: {time}, final {_change(one.difference)}"
+            for one, time in zip(comparison.ranking, times, strict=True)
+        ]
     return StageOutcome(
         (
             f"compare: {comparison.badge}: ratio of timesteps to target {known} "
             f"over {len(comparison.pairs)} matched seeds; "
             f"target {config.ratio_target:g} {'met' if comparison.target_met else 'NOT met'}",
             *(f"  {reason}" for reason in comparison.reasons),
-            *(
-                f"  {one.arm}: {one.ratio.value:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}] of the timesteps, "
-                f"final {one.difference.value:+.3f} [{one.difference.low:+.3f}, {one.difference.high:+.3f}]"
-                for one in comparison.ranking
-            ),
+            *ends,
             *(f"  TAINTED: {reason}" for reason in taints),
             f"  report: {run.artifact_place(Artifact.REPORT)}/report.html (run {run.run_id})",
         ),
@@ -165,6 +174,15 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
         outputs={"report": run.run_id},
         see=report_link(run, run.run_id),
     )
+
+
+def _ratio(ratio: Estimate, kind: RatioKind) -> str:
+    bound = {"upper bound": "at most ", "lower bound": "at least "}
+    return f"{bound.get(kind, '')}{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+
+
+def _change(difference: Estimate) -> str:
+    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
 def arm_data(run: StageRun, evidence: Evidence) -> dict[str, list[RunData]]:

@@ -273,13 +273,14 @@ def _ranked(
     """Each of these arms against `scratch`, seed by seed; p-values are corrected for their number (Holm)."""
     scratch, before = arms[Arm.SCRATCH], np.array(decisive.values[Arm.SCRATCH])
     sign = -1.0 if decisive.minimised else 1.0
-    ratios, times, ends = [], [], []
+    ratios, kinds, times, ends = [], list[RatioKind | None](), [], []
     for arm in trained:
         datasets = [run.dataset for run in runs[arm]]
         matched = zip(scratch.seeds, scratch.times, arms[arm].times, datasets, strict=True)
         pairs = [matched_pair(*of_seed) for of_seed in matched]
         played = from_episodes([runs[Arm.SCRATCH], runs[arm]], settings, log_ratio)
         ratios.append(restricted_mean_ratio(pairs, played))
+        kinds.append(None if never_met(pairs) else ratio_kind(pairs))
         reference, own = paired_steps(pairs)
         times.append(sign_flip_p(own - reference, settings.seed))
         ends.append(sign * by_dataset(np.array(decisive.values[arm]) - before, datasets))
@@ -289,11 +290,14 @@ def _ranked(
             arm=arm,
             steps=arms[arm].restricted_mean,
             ratio=ratio,
+            ratio_kind=kind,
             ratio_p=time_p,
             difference=MeanOverSeeds.of(differences).estimate,
             difference_p=end_p,
         )
-        for arm, ratio, time_p, differences, end_p in zip(trained, ratios, holm(times), ends, final_p, strict=True)
+        for arm, ratio, kind, time_p, differences, end_p in zip(
+            trained, ratios, kinds, holm(times), ends, final_p, strict=True
+        )
     ]
     return tuple(sorted(ranked, key=lambda one: (one.ratio.value, -one.difference.value)))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import permutation_test
 
+from pipeline.statistics.efficiency import RatioKind
 from pipeline.statistics.estimate import Estimate
 
 SIGNIFICANCE = 0.05
@@ -19,6 +20,7 @@ class RankedArm:
     arm: str
     steps: Estimate  # environment steps to target, restricted mean
     ratio: Estimate  # of that to the reference arm's
+    ratio_kind: RatioKind | None  # None: no run of either met the target, and the ratio says nothing
     ratio_p: float  # that the steps of matched seeds differ, corrected
     difference: Estimate  # of the final figure, arm - reference, mean over matched seeds
     difference_p: float  # corrected

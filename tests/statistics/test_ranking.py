@@ -46,7 +46,16 @@ def test_arms_are_ranked_by_their_steps_against_scratch_and_two_are_not_ranked()
     assert first.difference.value == pytest.approx(result.decisive.contrasts["scratch"].difference.value)
     assert second.difference.value == pytest.approx(-0.1)
     assert first.said() == ""  # four seeds cannot show it
+    assert (first.ratio_kind, second.ratio_kind) == (result.ratio_kind, "exact")
     assert result.verdict == compare({"scratch": SCRATCH, "pretrained": PRETRAINED}, SETTINGS).verdict
+
+
+def test_of_an_arm_that_never_met_the_target_any_more_than_scratch_no_ratio_is_known():
+    never = [run(seed, None, 0.5) for seed in range(4)]
+    result = compare(
+        {"scratch": never, "pretrained": [run(s, 10_000, 0.9) for s in range(4)], "naive": never}, SETTINGS
+    )
+    assert {one.arm: one.ratio_kind for one in result.ranking} == {"pretrained": "upper bound", "naive": None}
 
 
 def test_seven_seeds_can_show_what_survives_the_correction():
