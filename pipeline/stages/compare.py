@@ -177,7 +177,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
 
 
 def _ratio(ratio: Estimate, kind: RatioKind) -> str:
-    bound = {"upper bound": "at most ", "lower bound": "at least "}
+    bound = {"upper bound": "at most ", "lower bound": "at least ", "undetermined": "about "}
     return f"{bound.get(kind, '')}{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
