@@ -272,12 +272,15 @@ def main() -> None:
             if task.startswith("metaworld") and not METAWORLD.exists():
                 parser.error(f"task {task!r} has an environment of its own: run `make metaworld` first")
         commands = {task: comparisons(task, known.zoo) for task in known.tasks}  # a zip that is missing is told at once
+        # the store first: two tasks, begun in the same second, would both make its tables
+        store = {**os.environ, "MLFLOW_TRACKING_URI": known.store}
+        subprocess.run([sys.executable, "-m", "pipeline", "store"], cwd=ROOT, env=store, check=True)
         for task, of_task in commands.items():
             venv = METAWORLD if task.startswith("metaworld") else Path(sys.executable).parent
-            paths = {"PATH": f"{venv}:{os.environ['PATH']}", "MLFLOW_TRACKING_URI": known.store}
+            paths = {"PATH": f"{venv}:{os.environ['PATH']}"}
             for group, command in of_task.items():
                 if known.only is None or group.endswith(known.only):
-                    code = subprocess.run(command, cwd=ROOT, env={**os.environ, **paths}).returncode
+                    code = subprocess.run(command, cwd=ROOT, env={**store, **paths}).returncode
                     print(f"{group}: code {code}", flush=True)
                     keep(task, known.store)
     elif known.from_store:
