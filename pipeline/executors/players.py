@@ -1,9 +1,10 @@
 """Episodes of the gate, of `evaluate` and of `collect`, in chunks where the task's trainings run.
 
-Here they are played all at once. On a cluster a chunk is always of as many episodes, wherever and however many at a
-time it is played, and an episode depends on nothing but its seed: so the place changes no bit.
+Here they are played all at once. On a cluster their number decides how many are in a chunk, wherever and however many
+at a time it is played, and an episode depends on nothing but its seed: so the place changes no bit.
 """
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,8 @@ from pipeline.play.evaluation import (
 )
 from pipeline.tasks import Task
 
-CHUNK: Final = 50  # episodes
+CHUNK: Final = 50  # episodes, at least: a job of a cluster takes seconds to begin
+MOST_CHUNKS: Final = 100  # of one call
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class EpisodesJob:
     player: Player
     episodes: tuple[Episode, ...]
     recorded: Collect | None
-    seed: int  # which chunk it is
+    seed: int  # how many episodes lie before it
     output: str = ""  # it leaves nothing
     checkpoints: str | None = None
     checkpoint_key: str = ""
@@ -73,7 +75,7 @@ class EpisodesJob:
     @property
     def name(self) -> str:
         """For people."""
-        return f"episodes {CHUNK * self.seed + 1} to {CHUNK * self.seed + len(self.episodes)}"
+        return f"episodes {self.seed + 1} to {self.seed + len(self.episodes)}"
 
     def moved(self, place: Path) -> "EpisodesJob":
         """The same, with the policy in another folder."""
@@ -116,16 +118,12 @@ def recording(task: Task, player: Player, config: Collect, ended: Counted) -> tu
 def _in_chunks(
     task: Task, player: Player, episodes: Sequence[Episode], recorded: Collect | None, ended: Counted
 ) -> list[Any]:
+    size = max(CHUNK, math.ceil(len(episodes) / MOST_CHUNKS))
     jobs = [
         EpisodesJob(
-            task.config,
-            task.environment_kwargs,
-            player,
-            tuple(episodes[first : first + CHUNK]),
-            recorded,
-            first // CHUNK,
+            task.config, task.environment_kwargs, player, tuple(episodes[first : first + size]), recorded, first
         )
-        for first in range(0, len(episodes), CHUNK)
+        for first in range(0, len(episodes), size)
     ]
 
     def count(index: int, part: EpisodeRecords | Trajectories) -> None:
