@@ -70,7 +70,7 @@ def _outputs_of_frozen(actor: FrozenActor, observations: Any) -> torch.Tensor:
     else:
         clip, mean, variance = network.normalized.clip, actor.mean, actor.variance
         scaled = (observations.double() - mean) / torch.sqrt(variance + network.normalized.epsilon)
-        features = actor.extractor(torch.clamp(scaled, -clip, clip).float())
+        features = actor.extractor((scaled if clip is None else torch.clamp(scaled, -clip, clip)).float())
     output: torch.Tensor = actor.layers(actor.in_units(features))
     if network.quantiles is not None:
         output = output.unflatten(1, (network.quantiles, -1)).mean(dim=1)
