@@ -292,7 +292,7 @@ def test_arguments_of_ppo_are_what_sb3_takes_and_no_setting_of_ours_decides():
         ({"learning_rate": 1e-3}, "use training.learning_rate"),
         ({"policy_kwargs": {}}, "use training.network"),
         ({"seed": 1}, "use seeds"),
-        ({"device": "cuda"}, "is not set here"),
+        ({"device": "cuda"}, "use `device` of the task file"),
         ({"use_sde": True}, "is not set here"),
         ({"n_steps": 0}, "ppo.n_steps = 0: .* greater than or equal to 1"),
         ({"n_steps": 1.5}, "ppo.n_steps = 1.5: .* integer"),
