@@ -153,7 +153,7 @@ def _conclude(
         environment_steps=timestep,
         gradient_steps=state["model"]["optimizer_steps"],
         evaluation_steps=sum(point.records.steps for point in evaluation.points) + final.steps,
-        wall_seconds=WallSeconds(now, evaluation.seconds, now - before_final, emitter.seconds),
+        wall_seconds=WallSeconds(now, evaluation.seconds, now - before_final),
         transferred=None if origin["transfer"] is None else Transfer(**origin["transfer"]),
         final=final,
         decisions=tuple(Decision(**decision) for decision in state["model"].get("decisions", ())),
