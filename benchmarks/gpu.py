@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -21,7 +20,7 @@ from pipeline.config.loading import validate
 from pipeline.config.stages import Pretrain
 from pipeline.config.task import CPU, GPU, TaskConfig
 from pipeline.config.training import Network, PPOTraining, SACTraining
-from pipeline.learning.clones import make_clone
+from pipeline.learning.clones import CloneJob
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.processor import machine, processor_kind
 from pipeline.learning.train import train
@@ -91,7 +90,7 @@ def clone(environment: str, network: Network, device: str, to: str) -> Measured:
         "judgement": {"episodes": 2},
     }  # fmt: skip
     pretrain = replace(validate(Pretrain, settings, "benchmark"), network=network)
-    made = make_clone(seen, pretrain, data, "none", 1, None, Path(to), lambda metrics, epoch: None)
+    made = CloneJob(seen.config, pretrain, data, "none", 1, to).perform(lambda _: None)
     return made.result.samples_per_second, made.digest
 
 

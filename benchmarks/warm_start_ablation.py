@@ -27,7 +27,7 @@ from pipeline.config.training import ADAPTIVE, ADAPTIVE_WARM_START
 from pipeline.data import Trajectories
 from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.arms import Start, arm_jobs, expert_jobs
-from pipeline.learning.clones import make_clone, return_scale
+from pipeline.learning.clones import CloneJob, return_scale
 from pipeline.learning.jobs import TrainingJob, TrainingResult
 from pipeline.learning.train import train
 from pipeline.play.demonstrators import Actor, policy_actions, scripted
@@ -160,8 +160,8 @@ class Bench:
         place = self._folder / name / f"clone-{seed}"
         if not (place / "done").exists():
             config = config_of(case, "pretrain", case.pretrain)
-            task, data = Task(load_task(config.task)), self.demonstrations(name, case)
-            make_clone(task, config, data, name, seed, None, place, lambda metrics, epoch: None)
+            data = self.demonstrations(name, case)
+            CloneJob(load_task(config.task), config, data, name, seed, str(place)).perform(lambda _: None)
             (place / "done").touch()
         return place / "policy"
 

@@ -226,7 +226,8 @@ def _told_of_zip(held: Mapping[str, Any]) -> Iterator[str]:
     def layer(one: Any) -> str:
         return f"{one['inputs']} x {one['outputs']}" if "inputs" in one else f"cut at {one['limit']:g}"
 
-    network = held["network"] or {}
+    network, normalized = held["network"] or {}, held["normalized"] or {}
+    cut = f", cut at {normalized['clip']:g}" if normalized.get("clip") is not None else ""
     layers = [one if isinstance(one, str) else layer(one) for one in network.get("layers", ())]
     hidden = [f"{width} {network['activation']}" for width in network.get("hidden", ())]
     shown = {
@@ -237,9 +238,7 @@ def _told_of_zip(held: Mapping[str, Any]) -> Iterator[str]:
         "observations": held["observation_space"],
         "actions": held["action_space"],
         "network": ", ".join(layers or hidden),
-        "normalized": "observations, by {shape} statistics, cut at {clip:g}".format_map(held["normalized"] or {})
-        if held["normalized"]
-        else None,
+        "normalized": f"observations, by {normalized['shape']} statistics{cut}" if normalized else None,
         "wrappers": ", ".join(held["wrappers"]) or None,
         "frames": f"{held['frame_stack']} stacked" if (held["frame_stack"] or 1) > 1 else None,
         "import": f"refused: {held['refused']}"

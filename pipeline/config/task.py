@@ -149,7 +149,7 @@ class TaskConfig:
     none of them signed (docs/team.md). None: the gate alone approves."""
     environment_workers: Steps | Literal["auto"] = 0
     """Processes that step the environments of a training, an evaluation or a recording, to the bits of one; 0: none but
-    the one that asks; auto: as many as there are cores where a step takes more than a millisecond, else 0."""
+    the one that asks; auto: one a core that it may use where a step takes more than a millisecond, else 0."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = AUTO
     """What networks learn on: cpu; cuda, a GPU that a training has to itself; cuda:1, that GPU, shared by as many
     trainings as run at a time; auto: a GPU for policies that see pictures, where there is one, else the CPU."""

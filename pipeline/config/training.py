@@ -30,7 +30,7 @@ OWNED_ARGUMENTS: Final[Mapping[str, str]] = {  # of SB3's PPO, and what decides 
     "learning_rate": "training.learning_rate",
     "verbose": "nothing: progress is shown anyway",
     "tensorboard_log": "nothing: everything is logged to MLflow",
-    "device": "nothing: networks of this size train fastest on the CPU",
+    "device": "`device` of the task file",
     "rollout_buffer_class": "nothing: the observation space decides",
     "rollout_buffer_kwargs": "nothing: the observation space decides",
     "use_sde": "nothing: policy artifacts hold no state-dependent exploration",

@@ -75,7 +75,8 @@ class BurnIn:
     """Over once the critic explains the returns of a rollout before it learns from them, or at its cap."""
 
     rollouts: int = 0
-    steps: int = 0  # that it took
+    steps: int = 0  # of the training when it was over
+    begun: int = 0  # steps of the training when it began: anew after a trial that failed
 
     def ends(self, explained: float) -> str | None:
         """Why the rollout that was just played is not one of the burn-in any more; None: it is."""

@@ -43,14 +43,11 @@ class Emitter:
         self._emit = emit
         self._started = time.perf_counter()
         self._said: list[tuple[int, Mapping[str, float]]] = []
-        self.seconds = 0.0  # that handing over took
 
     def __call__(self, event: TrainingEvent) -> None:
-        started = time.perf_counter()
         if event.metrics:
             self._said.append((event.timestep, dict(event.metrics)))
         self._emit(event)
-        self.seconds += time.perf_counter() - started
 
     def elapsed(self) -> float:
         """Seconds of the training so far, those before its checkpoint included."""
@@ -58,14 +55,13 @@ class Emitter:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"events": self._said, "elapsed": self.elapsed(), "seconds": self.seconds}
+        return {"events": self._said, "elapsed": self.elapsed()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Say again what was said until a checkpoint: a kill may have lost some of it."""
         for timestep, metrics in state["events"]:
             self(TrainingEvent("metrics", timestep, metrics))
         self._started -= state["elapsed"]
-        self.seconds += state["seconds"]
 
 
 class NumberWriter(KVWriter):
@@ -184,8 +180,6 @@ class EvaluationCallback(BaseCallback):
         summary = with_intervals(mean_intervals(records), of=watched)
         metrics = {f"{EVAL_PREFIX}{name}": value for name, value in summary.items()}
         self._emit(TrainingEvent("metrics", timestep, metrics))
-        line = f"{timestep:,} steps: {', '.join(f'{name} {figures[name]:.3g}' for name in watched)}"
-        self._emit(TrainingEvent("status", timestep, {}, line, min(1.0, timestep / job.budget)))
         every = 0 if job.learning_rate_zero else job.training.visualize_every
         if every and (before is None or timestep // every != before // every):
             folder = Path(job.output) / f"shown-{timestep}"

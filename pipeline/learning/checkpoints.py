@@ -9,6 +9,7 @@ the boundary), in a training that runs on as in one that comes back, so neither 
 state there. What does hold some says so in a plain dict: `WarmPPO.state`, `EvaluationCallback.state`, `Emitter.state`.
 """
 
+import errno
 import json
 import os
 import re
@@ -72,7 +73,12 @@ class CheckpointFolder:
         self.damaged: list[str] = []  # names of files that `newest` passed over
 
     def save(self, number: int, content: bytes) -> None:
-        """Put a checkpoint beside the one before it. Raises OSError; what was there before is then still there."""
+        """Put a checkpoint beside the one before it. Raises OSError; what was there before is then still there.
+
+        Also for one that is too large to be taken again.
+        """
+        if len(content) > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"larger than {MAX_BYTES:,} bytes")
         path = self._folder / f"{number:06d}-{digest(content)}.safetensors"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._sweep_unfinished()

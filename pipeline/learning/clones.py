@@ -1,7 +1,7 @@
 """One clone of a dataset: a policy of one seed, learnt by whichever algorithm, certified and evaluated."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,15 +52,15 @@ class Clone:
 
 @dataclass(frozen=True)
 class CloneJob:
-    """The clone of one seed, to be made wherever there is room (`make_clone`)."""
+    """The clone of one seed, to be made wherever there is room."""
 
     task: TaskConfig
     config: Pretrain
     data: Trajectories
-    data_digest: str
+    data_digest: str  # names the data in the artifact
     seed: int
     output: str  # folder, for its policy
-    demonstrator: Demonstrator | None = None  # who answers; has to be where it is made
+    demonstrator: Demonstrator | None = None  # answers to the algorithm that asks; has to be where it is made
     checkpoints: str | None = None  # it takes none
     checkpoint_key: str = ""
 
@@ -79,13 +79,48 @@ class CloneJob:
         return replace(self, output=str(place / "output"))
 
     def perform(self, emit: Emit) -> Clone:
-        """Make it; the points of its curves are events, their timestep is the epoch."""
+        """Clone actor and critic from the seed's fresh weights, certify the artifact and evaluate it.
 
-        def log(metrics: Mapping[str, float], epoch: int) -> None:
-            emit(TrainingEvent("metrics", epoch, metrics))
+        The points of its curves are events, their timestep is the epoch. Raises Diverged, the best policy seen in the
+        folder.
+        """
+        task, config, data, seed = Task(self.task, use_camera=self.config.use_camera), self.config, self.data, self.seed
+        policy, device = untrained_clone(task, config, data, seed), self.device
+        place, library = Path(self.output) / Artifact.POLICY, Path(self.output) / "library"
+        provenance = {"task": self.task.name, "seed": seed, "dataset_digest": self.data_digest, WRAPPERS: task.wrappers}
+        scheduled = evaluation_episodes(task, config.scenario_set, config.evaluation)
+        final = final_episodes(task, config.scenario_set, config.evaluation, config.final_episodes)
+        with closing(evaluation_env(task)) as env:
 
-        task, folder = Task(self.task, use_camera=self.config.use_camera), Path(self.output)
-        return make_clone(task, self.config, self.data, self.data_digest, self.seed, self.demonstrator, folder, log)
+            def play(clone_so_far: ActorCriticPolicy, episodes: Sequence[Episode] = scheduled) -> EpisodeRecords:
+                return run_episodes(task, act_function(clone_so_far), episodes, env=env)
+
+            def on_point(point: EpochPoint) -> None:
+                emit(TrainingEvent("metrics", point.epoch, point.metrics))
+                if point.records is not None:
+                    figures = with_intervals(summarise(point.records))
+                    metrics = {f"{EVAL_PREFIX}{name}": value for name, value in figures.items()}
+                    emit(TrainingEvent("metrics", point.epoch, metrics))
+
+            untrained = copy.deepcopy(policy)
+            played_untrained = play(untrained, final[: config.judgement.episodes])
+            policy.to(begin_on(device))
+            try:
+                if config.algorithm == "bc":
+                    result = clone(policy, data, config.cloning, seed, play, on_point=on_point)
+                else:
+                    from pipeline.learning.imitators import imitate  # late: the library takes three seconds
+
+                    result = imitate(task, policy, data, config, seed, library, play, self.demonstrator, on_point)
+            finally:  # also the best one seen before it diverged
+                policy.to("cpu")
+                digest = save_policy(policy, place, provenance)
+            how = imitated(policy, untrained, data, result.train_episodes, result.held_out_episodes)
+            held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
+            explained, size = result.critic_explained_variance, return_scale(data, gamma)
+            certificate = Transfer.between(policy, str(place), explained, held_out, gamma, size)
+            here = machine(torch.get_num_threads(), device)
+            return Clone(place, digest, certificate, result, play(policy, final), played_untrained, how, here)
 
 
 def untrained_clone(task: Task, config: Pretrain, data: Trajectories, seed: int) -> ActorCriticPolicy:
@@ -107,56 +142,3 @@ def untrained_clone(task: Task, config: Pretrain, data: Trajectories, seed: int)
 def return_scale(data: Trajectories, gamma: float) -> float:
     """How large a discounted return is: the root of the mean square over all steps."""
     return float(np.sqrt(np.square(data.discounted_returns(gamma)).mean()))
-
-
-def make_clone(
-    task: Task,
-    config: Pretrain,
-    data: Trajectories,
-    data_digest: str,
-    seed: int,
-    demonstrator: Demonstrator | None,
-    folder: Path,
-    log: Callable[[Mapping[str, float], int], None],
-) -> Clone:
-    """Clone actor and critic from one seed's fresh weights into a folder, certify the artifact and evaluate it.
-
-    `data_digest` names the data in the artifact; the demonstrator answers to the algorithm that asks. `log` takes the
-    points of the curves: metrics and their epoch. Raises Diverged, the best policy seen in the folder.
-    """
-    policy = untrained_clone(task, config, data, seed)
-    device = chosen_device(task.config, {}, config.use_camera)
-    place, library = folder / Artifact.POLICY, folder / "library"
-    provenance = {"task": task.config.name, "seed": seed, "dataset_digest": data_digest, WRAPPERS: task.wrappers}
-    scheduled = evaluation_episodes(task, config.scenario_set, config.evaluation)
-    final = final_episodes(task, config.scenario_set, config.evaluation, config.final_episodes)
-    with closing(evaluation_env(task)) as env:
-
-        def play(clone_so_far: ActorCriticPolicy, episodes: Sequence[Episode] = scheduled) -> EpisodeRecords:
-            return run_episodes(task, act_function(clone_so_far), episodes, env=env)
-
-        def on_point(point: EpochPoint) -> None:
-            log(point.metrics, point.epoch)
-            if point.records is not None:
-                figures = with_intervals(summarise(point.records))
-                log({f"{EVAL_PREFIX}{name}": value for name, value in figures.items()}, point.epoch)
-
-        untrained = copy.deepcopy(policy)
-        played_untrained = play(untrained, final[: config.judgement.episodes])
-        policy.to(begin_on(device))
-        try:
-            if config.algorithm == "bc":
-                result = clone(policy, data, config.cloning, seed, play, on_point=on_point)
-            else:
-                from pipeline.learning.imitators import imitate  # late: the library takes three seconds
-
-                result = imitate(task, policy, data, config, seed, library, play, demonstrator, on_point)
-        finally:  # also the best one seen before it diverged
-            policy.to("cpu")
-            digest = save_policy(policy, place, provenance)
-        how = imitated(policy, untrained, data, result.train_episodes, result.held_out_episodes)
-        held_out, gamma = len(result.held_out_episodes), config.cloning.gamma
-        explained, size = result.critic_explained_variance, return_scale(data, gamma)
-        certificate = Transfer.between(policy, str(place), explained, held_out, gamma, size)
-        here = machine(torch.get_num_threads(), device)
-        return Clone(place, digest, certificate, result, play(policy, final), played_untrained, how, here)

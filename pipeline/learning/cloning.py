@@ -28,6 +28,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.nn import functional
 
@@ -232,12 +233,8 @@ class _Inputs:
 
     def __init__(self, policy: ActorCriticPolicy, extractor: nn.Module, data: Trajectories) -> None:
         self._policy, self._extractor, self.device = policy, extractor, policy.device
-        stored = from_rows(data.observations)
-        self._rows: Any  # (S + N, features) float32; for a convolutional extractor as recorded, one tensor or one a key
-        if isinstance(stored, dict):
-            self._rows = {key: torch.as_tensor(array) for key, array in stored.items()}
-        else:
-            self._rows = torch.as_tensor(stored)
+        # (S + N, features) float32; for a convolutional extractor as recorded, one tensor or one a key
+        self._rows: Any = obs_as_tensor(from_rows(data.observations), torch.device("cpu"))
         self._learns = any(True for _ in extractor.parameters())
         self.chunk = _PICTURES if self._learns else _CHUNK
         if not self._learns:

@@ -93,13 +93,12 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """What a training says while it runs: metrics, a line of status or one that people should see, a policy to draw."""
+    """What a training says while it runs: metrics, a line that people should see, a policy to draw."""
 
-    kind: Literal["metrics", "status", "note", "policy"]
+    kind: Literal["metrics", "note", "policy"]
     timestep: int  # environment steps so far
     metrics: Mapping[str, float] = field(default_factory=dict)  # SB3's own keys, or eval/<figure>
     text: str = ""  # the line, or the folder of the policy
-    fraction: float = 0.0  # of the budget that is done
 
 
 Emit = Callable[[TrainingEvent], None]
@@ -121,7 +120,6 @@ class WallSeconds:
     total: float
     evaluation: float  # the scheduled ones
     final_evaluation: float
-    emit: float  # handing over events
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,10 @@ def train(job: TrainingJob, emit: Emit) -> TrainingResult:
                 policy = _blank_policy(job, task)
                 _save_best(job, task, evaluation, policy)
                 best = f"its best policy, of step {evaluation.best_timestep:,}, is kept"
-                raise Diverged(f"training of seed {job.seed} {error}; {best}") from None
+                line = f"training of seed {job.seed} {error}"
+                if job.sac is None and not job.training.normalize_reward:
+                    line += ", or divide large rewards by their spread (training.normalize_reward)"
+                raise Diverged(f"{line}; {best}") from None
             content = to_bytes(state, job.checkpoint_key)
             try:
                 if folder is not None:
@@ -150,7 +153,7 @@ def _conclude(
         environment_steps=timestep,
         gradient_steps=state["model"]["optimizer_steps"],
         evaluation_steps=sum(point.records.steps for point in evaluation.points) + final.steps,
-        wall_seconds=WallSeconds(now, evaluation.seconds, now - before_final, emitter.seconds),
+        wall_seconds=WallSeconds(now, evaluation.seconds, now - before_final),
         transferred=None if origin["transfer"] is None else Transfer(**origin["transfer"]),
         final=final,
         decisions=tuple(Decision(**decision) for decision in state["model"].get("decisions", ())),

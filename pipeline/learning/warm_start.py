@@ -84,13 +84,18 @@ class WarmPPO(Continued, PPO):
             self._decide(f"initial_action_std/{i}", std, reason)
 
     def penalty_weight(self) -> float:
-        """Weight of the penalty now; a fixed one falls linearly to 0 over `clone_penalty_fade_steps` after burn-in."""
+        """Weight of the penalty now; a fixed one falls linearly to 0 over `clone_penalty_fade_steps` after burn-in.
+
+        Also after a trial, which may last longer than a fixed burn-in: nothing is learnt before either is over.
+        """
         settings = self.warm_start
         if settings is None or self._reference is None:
             return 0.0
         if settings.clone_penalty == ADAPTIVE:
             return self._anchor.penalty
-        burn_in = self._burn_in.steps if settings.critic_burn_in_steps == ADAPTIVE else settings.critic_burn_in_steps
+        burn_in = self._burn_in.steps
+        if settings.critic_burn_in_steps != ADAPTIVE:
+            burn_in = max(self._burn_in.begun + settings.critic_burn_in_steps, burn_in)
         elapsed = max(0, self.num_timesteps - self.n_steps * self.n_envs - burn_in)
         fade = settings.clone_penalty_fade_steps
         return settings.clone_penalty * (max(0.0, 1 - elapsed / fade) if fade else 1.0)
@@ -230,16 +235,16 @@ class WarmPPO(Continued, PPO):
             self._explore(stds, [why] * len(stds))
             self._trial = None
             if not borne:  # the critic has seen what is not done any more
-                self._burn_in = BurnIn()
+                self._burn_in = BurnIn(begun=self.num_timesteps)
                 return False
-        steps = self.warm_start.critic_burn_in_steps
-        if steps != ADAPTIVE:
-            return self.num_timesteps > steps
-        reason = self._burn_in.ends(self._explained_variance())
-        if reason is None:
+        steps, reason = self.warm_start.critic_burn_in_steps, None
+        if steps == ADAPTIVE:
+            reason = self._burn_in.ends(self._explained_variance())
+        if reason is None and (steps == ADAPTIVE or self.num_timesteps <= self._burn_in.begun + steps):
             return False
         self._burn_in.steps = self.num_timesteps - self.rollout_buffer.buffer_size * self.n_envs
-        self._decide("critic_burn_in_steps", self._burn_in.steps, reason)
+        if reason is not None:
+            self._decide("critic_burn_in_steps", self._burn_in.steps, reason)
         return True
 
     def _train_critic(self, optimizer: torch.optim.Optimizer) -> None:
@@ -348,8 +353,8 @@ class WarmPPO(Continued, PPO):
         if self.critic_optimizer is not None:
             rate, setting = self.critic_optimizer.param_groups[0]["lr"], "warm_start.critic_burn_in_learning_rate"
         raise Diverged(
-            f"diverged at step {self.num_timesteps:,}: {broken or 'what it gives'} is not finite; lower "
-            f"{setting} (now {rate:g}), or divide large rewards by their spread (training.normalize_reward)"
+            f"diverged at step {self.num_timesteps:,}: {broken or 'what it gives'} is not finite; lower {setting} (now "
+            f"{rate:g})"
         )
 
 

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,21 +102,27 @@ class ActorSlots:
             except RAISED as error:
                 broken(f"scripted demonstrator {name!r} cannot act", error)
         self._starts[slots] = False
-        actions, wrong = None, 0
-        # answers of unequal shapes, or of a kind that only rounding would make one of the space
-        with contextlib.suppress(ValueError, TypeError):
-            actions = np.array(answers).astype(self._space.dtype, casting="same_kind")
-        if actions is not None and actions.shape[1:] == self._space.shape:
-            low, high = space_bounds(self._space)
+        actions = _actions_of(answers, self._space)
+        if actions is None:
+            wrong = next((answer for answer in answers if _actions_of([answer], self._space) is None), answers)
+            raise BadInput(
+                f"scripted demonstrator {name!r} answered {shortened(wrong)}, which is not an action of "
+                f"{shortened(str(self._space))}; let its act(observation) return one (clip what may be too large)"
+            )
+        return actions
+
+
+def _actions_of(answers: Sequence[Any], space: gym.Space[Any]) -> np.ndarray | None:
+    """(r, *act_shape) the r answers as actions of the space; None: one of them is none."""
+    # answers of unequal shapes, or of a kind that only rounding would make one of the space
+    with contextlib.suppress(ValueError, TypeError):
+        actions = np.array(answers).astype(space.dtype, casting="same_kind")
+        if actions.shape[1:] == space.shape:
+            low, high = space_bounds(space)
             flat = actions.reshape(len(actions), -1)
-            inside = ((flat >= low) & (flat <= high)).all(axis=1)  # False for NaN
-            if inside.all():
+            if ((flat >= low) & (flat <= high)).all():  # False for NaN
                 return actions
-            wrong = int(inside.argmin())
-        raise BadInput(
-            f"scripted demonstrator {name!r} answered {shortened(answers[wrong])}, which is not an action of "
-            f"{shortened(str(self._space))}; let its act(observation) return one (clip what may be too large)"
-        )
+    return None
 
 
 def rows_of(observations: Observations, rows: Any) -> Any:
@@ -145,11 +151,18 @@ def policy_actions(task: Task, folder: str | Path, reference: str, deterministic
     return act_function(policy, deterministic)
 
 
+def _instance_of(target: Callable[..., Any], what: str, kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return call_with_user_arguments(target, what, **kwargs)
+    except RAISED as error:
+        broken(f"{what} cannot be made", error)
+
+
 def scripted(reference: str, kwargs: Mapping[str, Any]) -> Demonstrator:
     """The scripted demonstrator `module:Class` or `module:function`. Raises BadInput when it cannot be made or act."""
     target = import_object(reference, "scripted.demonstrator")
     what = f"scripted demonstrator {reference!r}"
-    make: Callable[[], Any] = functools.partial(call_with_user_arguments, target, what, **kwargs)
+    make: Callable[[], Any] = functools.partial(_instance_of, target, what, kwargs)
     if inspect.isfunction(target):
         call_with_user_arguments(inspect.signature(target).bind, what, None, **kwargs)
         act = functools.partial(target, **kwargs)  # without memory, there is nothing to reset

@@ -73,8 +73,9 @@ def film(
             if step == 0:  # before the first step nothing has happened
                 continue
             rewards.append(moment.reward)
+            numbers = outcome_of(moment.info)
             for name, key in task.config.events.items():
-                grown = float(moment.info.get(key, counters[name]))
+                grown = numbers.get(key, counters[name])
                 if grown > counters[name]:
                     events[name].append(step)
                 counters[name] = grown

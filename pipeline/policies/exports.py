@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from pipeline.errors import BadInput
@@ -70,7 +71,7 @@ def _outputs_of_frozen(actor: FrozenActor, observations: Any) -> torch.Tensor:
     else:
         clip, mean, variance = network.normalized.clip, actor.mean, actor.variance
         scaled = (observations.double() - mean) / torch.sqrt(variance + network.normalized.epsilon)
-        features = actor.extractor(torch.clamp(scaled, -clip, clip).float())
+        features = actor.extractor((scaled if clip is None else torch.clamp(scaled, -clip, clip)).float())
     output: torch.Tensor = actor.layers(actor.in_units(features))
     if network.quantiles is not None:
         output = output.unflatten(1, (network.quantiles, -1)).mean(dim=1)
@@ -100,8 +101,9 @@ def export_network(policy: Policy, path: str | Path) -> None:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of a format that torch will not extend, and of constants in a trace
             if target.suffix == ".pt":
-                torch.jit.trace(module, (_tensors(probe),), strict=False, check_trace=False).save(str(written))
-                answered = torch.jit.load(str(written))(_tensors(probe)).numpy()
+                given = obs_as_tensor(probe, torch.device("cpu"))
+                torch.jit.trace(module, (given,), strict=False, check_trace=False).save(str(written))
+                answered = torch.jit.load(str(written))(given).numpy()
             else:
                 answered = _onnx(module, probe, written)
         box, differ = policy.action_space, answered != actions
@@ -113,12 +115,6 @@ def export_network(policy: Policy, path: str | Path) -> None:
         np.savez(Path(folder) / expected.name, allow_pickle=False, actions=actions, **(seen or {"observations": probe}))
         (Path(folder) / expected.name).rename(expected)
         written.rename(target)
-
-
-def _tensors(batch: Observations) -> Any:
-    if isinstance(batch, Mapping):
-        return {key: torch.as_tensor(part) for key, part in batch.items()}
-    return torch.as_tensor(batch)
 
 
 def _onnx(module: nn.Module, probe: Observations, written: Path) -> np.ndarray:
@@ -135,7 +131,7 @@ def _onnx(module: nn.Module, probe: Observations, written: Path) -> np.ndarray:
         module,
         (),
         str(written),
-        kwargs={"observations": _tensors(probe)},
+        kwargs={"observations": obs_as_tensor(probe, torch.device("cpu"))},
         input_names=names,
         output_names=["actions"],
         dynamic_shapes={"observations": rows},

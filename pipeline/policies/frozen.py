@@ -56,6 +56,8 @@ class FrozenActor(nn.Module):
         if network.normalized is not None:
             if not isinstance(observation_space, spaces.Box):
                 raise ValueError("only observations of a Box can be normalized")
+            if images_in(observation_space):
+                raise ValueError("pictures behind a VecNormalize are not taken")
             for name in ("mean", "variance"):
                 self.register_buffer(name, torch.zeros(observation_space.shape, dtype=torch.float64))
         self.scaled, self.clip = scaled, clip
@@ -79,7 +81,7 @@ class FrozenActor(nn.Module):
         if settings is None:
             return np.asarray(observations, np.float32)
         scaled = (observations - self.mean.numpy()) / np.sqrt(self.variance.numpy() + settings.epsilon)
-        return np.asarray(np.clip(scaled, -settings.clip, settings.clip), np.float32)
+        return np.asarray(scaled if (clip := settings.clip) is None else np.clip(scaled, -clip, clip), np.float32)
 
 
 def actor_of_sac(policy: SACPolicy) -> FrozenActor:

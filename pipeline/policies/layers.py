@@ -26,10 +26,13 @@ class Limit:
 
 @configuration
 class Normalized:
-    """Observations are read as clip((x - mean) / sqrt(variance + epsilon), -clip, clip), as SB3's VecNormalize does."""
+    """Observations are read as clip((x - mean) / sqrt(variance + epsilon), -clip, clip), as SB3's VecNormalize does.
+
+    clip: None cuts nothing.
+    """
 
     epsilon: NonNegative
-    clip: Positive
+    clip: Positive | None = None
 
 
 @configuration

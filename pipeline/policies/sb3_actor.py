@@ -7,6 +7,7 @@ actor.tensors            # its tensors, under the names that the network gives t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -101,7 +102,8 @@ def actor_of(held: SB3Zip) -> SB3Actor:
             return SB3Actor(network, tensors)
         scale = np.sqrt(statistics.variance + statistics.epsilon)
         offset, scale = (figures.ravel().astype(np.float32) for figures in (statistics.mean, scale))
-        return SB3Actor(network, tensors, Scaling(Affine(offset, scale, statistics.clip)))
+        clip = inf if statistics.clip is None else statistics.clip
+        return SB3Actor(network, tensors, Scaling(Affine(offset, scale, clip)))
     return SB3Actor(*_frozen(held, arguments, what))
 
 
@@ -202,13 +204,10 @@ def _frozen(held: SB3Zip, arguments: _PolicyArguments, what: str) -> tuple[Froze
         layers.append(Dense(inputs=weight.shape[1], outputs=weight.shape[0], bias=bias is not None))
         if number < len(weights) - 1:
             layers.append(activation)
-    if held.algorithm in ("SAC", "TQC") and weights[-1] == "actor.mu.0.weight":  # of gSDE, whose mean is cut
-        layers.append(Limit(limit=arguments.clip_mean))
+    mean_cut = held.algorithm in ("SAC", "TQC") and weights[-1] == "actor.mu.0.weight"  # of gSDE
     squashed = held.algorithm in SQUASHED or bool(arguments.squash_output)
     if held.algorithm == "ARS" and arguments.squash_output is None:
         squashed = held.policy_class.endswith(".ARSPolicy")
-    if squashed and continuous:
-        layers.append("tanh")
     front = next((prefix for prefix in in_front if any(name.startswith(f"{prefix}.") for name in held.tensors)), None)
     features = None
     for name, array in held.tensors.items():
@@ -217,21 +216,23 @@ def _frozen(held: SB3Zip, arguments: _PolicyArguments, what: str) -> tuple[Froze
             features = array.shape[0] if name.endswith("linear.0.weight") else features
         elif name.startswith(tuple(f"{prefix}." for prefix in prefixes)) and name not in used:
             raise BadInput(f"{what} has a layer {shortened(name)}, which is neither linear nor an activation")
-    normalized = None
     if (statistics := held.normalisation) is not None:
-        normalized = Normalized(epsilon=statistics.epsilon, clip=statistics.clip)
         tensors |= {part: getattr(statistics, part) for part in ("mean", "variance")}
     quantiles = None
     if held.algorithm == "QR-DQN" and isinstance(held.action_space, spaces.Discrete):
         quantiles = held.tensors[weights[-1]].shape[0] // int(held.action_space.n)
     try:
+        if mean_cut:
+            layers.append(Limit(limit=arguments.clip_mean))
+        if squashed and continuous:
+            layers.append("tanh")
         network = FrozenNetwork(
             layers=tuple(layers),
             rescaled=squashed and continuous,
             quantiles=quantiles,
             image_features=features,
-            normalized=normalized,
+            normalized=None if statistics is None else Normalized(epsilon=statistics.epsilon, clip=statistics.clip),
         )
     except ValueError as error:
-        raise BadInput(f"{what}: its layers do not follow each other: {shortened(str(error))}") from None
+        raise BadInput(f"{what}: its actor is none of ours: {shortened(str(error))}") from None
     return network, tensors

@@ -58,7 +58,7 @@ class Normalisation:
     mean: np.ndarray  # (*obs_shape,) float64
     variance: np.ndarray  # (*obs_shape,) float64
     epsilon: float
-    clip: float
+    clip: float | None  # None, of a `VecNormalize(clip_obs=inf)`: nothing is cut
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def _normalisation(path: Path, space: spaces.Space[Any]) -> tuple[Normalisation 
         if held["norm_obs"]:
             statistics = held["obs_rms"].attributes
             mean, variance = (array_of(statistics[key], what).astype(np.float64) for key in ("mean", "var"))
-            normalisation = Normalisation(mean, variance, epsilon, clip)
+            normalisation = Normalisation(mean, variance, epsilon, None if clip == inf else clip)
         if held["norm_reward"]:
             return_scale = sqrt(float(array_of(held["ret_rms"].attributes["var"], what)) + epsilon)
     except DAMAGE as error:
@@ -328,8 +328,7 @@ def _normalisation(path: Path, space: spaces.Space[Any]) -> tuple[Normalisation 
     if normalisation is not None:
         if not isinstance(space, spaces.Box) or mean.shape != space.shape or variance.shape != space.shape:
             raise BadInput(f"{what} is of observations of shape {mean.shape}, the policy reads {shortened(str(space))}")
-        if not (
-            np.isfinite(mean).all() and np.isfinite(variance).all() and (variance + epsilon > 0).all() and clip > 0
-        ):
+        numbers = all(np.isfinite(figures).all() for figures in (mean, variance, epsilon))
+        if not (numbers and (variance + epsilon > 0).all() and clip > 0):
             raise BadInput(no_numbers)
     return normalisation, return_scale, read.names

@@ -15,7 +15,7 @@ from pipeline.data.first_difference import between_evaluations, between_trajecto
 from pipeline.errors import BadInput
 from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.arms import arm_jobs, expert_jobs
-from pipeline.learning.clones import make_clone
+from pipeline.learning.clones import CloneJob
 from pipeline.names import Alias, Artifact, Tag, lineage_run_tag
 from pipeline.play.demonstrators import scripted
 from pipeline.play.evaluation import record
@@ -139,9 +139,10 @@ def _cloning(run: StageRun, before: Run) -> Again:
     key = clone_key(config, task.config, dataset.metadata, seed)
     demonstrator = answering(run.client, config, dataset.metadata, task)
     if config.use_camera:
-        task, dataset = Task(task.config, use_camera=True), through_camera(run, task, dataset)
+        dataset = through_camera(run, task, dataset)
     data, digest = dataset.trajectories, dataset.metadata.content_digest
-    clone = make_clone(task, config, data, digest, seed, demonstrator, run.folder, lambda metrics, epoch: None)
+    job = CloneJob(task.config, config, data, digest, seed, str(run.folder), demonstrator)
+    clone = job.perform(lambda event: None)
     stored = download_policy(before.info.run_id)
     return Again(
         key,

@@ -55,10 +55,6 @@ class Task:
         self._wrappers = (*config.environment.wrappers, *([camera] if use_camera else []))
 
     @cached_property
-    def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        return self._example.observation_space, self._example.action_space
-
-    @cached_property
     def _example(self) -> gym.Env[Any, Any]:
         """An environment of the first scenario, closed: only what it declares is read.
 
@@ -107,11 +103,11 @@ class Task:
 
     @property
     def observation_space(self) -> gym.Space[Any]:
-        return self._spaces[0]
+        return self._example.observation_space
 
     @property
     def action_space(self) -> gym.Space[Any]:
-        return self._spaces[1]
+        return self._example.action_space
 
     def shares(self, scenario_set: str) -> dict[str, float]:
         """Scenario -> share of the episodes, summing to 1. Raises BadInput for an unknown set."""
@@ -177,7 +173,7 @@ class Task:
                 env = ChannelsFirst(env)
             check_observation_space(env.observation_space)
             check_action_space(env.action_space)
-        except BadInput:
+        except BaseException:
             with suppress(*RAISED):
                 env.close()
             raise
@@ -191,11 +187,13 @@ class Task:
         if self.config.environment_workers != "auto":
             return self.config.environment_workers
         slow = seconds_of_a_step(self.make_env, next(iter(self.config.scenarios))) >= SLOW_STEP
-        return (os.cpu_count() or 1) if slow else 0
+        # of a machine that is shared, a job of SLURM's say, only some cores may be used; not every system tells which
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores if slow else 0
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to another process: not the environment that was looked at."""
-        return {name: value for name, value in vars(self).items() if name not in ("_spaces", "_example")}
+        return {name: value for name, value in vars(self).items() if name != "_example"}
 
     @property
     def batched(self) -> bool:
@@ -221,9 +219,13 @@ class Task:
                 "observations itself; remove `horizon`, `over` and `wrappers` from the task, or `environment.batched`"
             )
         cls = imported_class(batched, EpisodeVecEnv, "environment.batched")
-        env: EpisodeVecEnv = call_with_user_arguments(
-            cls, f"environment of task {self.config.name!r}", self.config.scenarios, streams, **self.environment_kwargs
-        )
+        what = f"environment of task {self.config.name!r}"
+        try:
+            env: EpisodeVecEnv = call_with_user_arguments(
+                cls, what, self.config.scenarios, streams, **self.environment_kwargs
+            )
+        except RAISED as error:
+            broken(f"{what} cannot be made", error)
         return env
 
     def outcome(self, info: Mapping[str, Any]) -> dict[str, float]:

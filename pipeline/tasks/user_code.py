@@ -149,11 +149,7 @@ def wrap_environment(env: gym.Env[Any, Any], wrapper: Wrapper) -> gym.Env[Any, A
             raise BadInput(f"{what} {wrapper.name!r} is not taken: {reason}")
     try:
         wrapped: gym.Env[Any, Any] = cls(env, **wrapper.kwargs)
-    except (  # what wrappers are known to raise
-        AssertionError, AttributeError, ImportError, LookupError, OverflowError, TypeError, ValueError, gym.error.Error
-    ) as error:  # fmt: skip
-        raise BadInput(
-            f"{what} {wrapper.name!r} refuses its arguments {shortened(wrapper.kwargs)} or the environment below it: "
-            f"{type(error).__name__}: {error}"
-        ) from None
+    except RAISED as error:
+        refuses = f"refuses its arguments {shortened(wrapper.kwargs)} or the environment below it"
+        broken(f"{what} {wrapper.name!r} {refuses}", error)
     return wrapped

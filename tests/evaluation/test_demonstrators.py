@@ -56,6 +56,29 @@ def ragged(observation):
     return [0] if observation[0] > 0 else [0, 1]
 
 
+def often_none(observation):
+    """An action on the right, none on the left."""
+    return 1 if observation[0] > 0 else None
+
+
+class Reader(PhaseCounter):
+    def __init__(self, file: str) -> None:
+        with open(file):
+            pass
+
+
+class Unplugged(PhaseCounter):
+    """Can be made as often as `times` says."""
+
+    made = 0
+
+    def __init__(self, times: int) -> None:
+        type(self).made += 1
+        if type(self).made > times:
+            raise RuntimeError("no such port")
+        super().__init__()
+
+
 def task(env_id: str) -> Task:
     data = {
         "name": "known",
@@ -147,12 +170,21 @@ def test_answers_of_unequal_shapes_are_refused(cartpole, episodes):
         record_episodes(cartpole, scripted(f"{HERE}:ragged", {}).actor, episodes, 0.0, 1)
 
 
+def test_the_answer_that_is_wrong_is_shown_and_no_right_one_beside_it(cartpole, episodes):
+    first = cartpole.make_vec_env([iter([episode]) for episode in episodes]).reset()[:, 0]
+    assert first[0] > 0 >= first.min(), "the first slot is no right one beside a wrong one: this shows nothing"
+    with pytest.raises(BadInput, match="answered None, which is not an action of"):
+        record_episodes(cartpole, scripted(f"{HERE}:often_none", {}).actor, episodes, 0.0, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
         ("PhaseCounter", {"perod": 2}, "refuses its arguments.*perod"),
         ("lean", {"treshold": 2}, "refuses its arguments.*treshold"),
         ("nonsense", {}, "refuses its arguments.*answer"),
+        ("Reader", {"file": "/none"}, "Reader' cannot be made: FileNotFoundError: .*/none"),
+        ("Unplugged", {"times": 0}, "Unplugged' cannot be made: RuntimeError: no such port"),
         ("NoReset", {}, r"no method reset\(\)"),
         ("HERE", {}, "neither a class nor a function"),
         ("Nobody", {}, "has no 'Nobody'"),
@@ -161,6 +193,13 @@ def test_answers_of_unequal_shapes_are_refused(cartpole, episodes):
 def test_a_script_that_cannot_be_made_is_refused(name, kwargs, message):
     with pytest.raises(BadInput, match=message):
         scripted(f"{HERE}:{name}", kwargs)
+
+
+def test_a_script_that_can_be_made_once_only_is_refused_where_it_plays(cartpole, episodes, monkeypatch):
+    monkeypatch.setattr(Unplugged, "made", 0)
+    actor = scripted(f"{HERE}:Unplugged", {"times": 3}).actor
+    with pytest.raises(BadInput, match="Unplugged' cannot be made: RuntimeError: no such port"):
+        run_episodes(cartpole, actor, episodes)
 
 
 def test_source_and_parameters_are_its_provenance_and_nobody_approved_it(tmp_path, monkeypatch):

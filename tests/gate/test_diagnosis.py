@@ -27,7 +27,7 @@ def records(success: float, collision: float = 0.0, worst: str = "a") -> Episode
 
 def result(seed: int, curve: list[float], final: EpisodeRecords, converged_at: int | None = None) -> TrainingResult:
     points = tuple(EvaluationPoint(i * STEP, records(value)) for i, value in enumerate(curve))
-    seconds = WallSeconds(1.0, 0.1, 0.1, 0.0)
+    seconds = WallSeconds(1.0, 0.1, 0.1)
     return TrainingResult(seed, points, converged_at, 0, "d", "d", "w", "w", 1, 1, 1, seconds, None, final)
 
 

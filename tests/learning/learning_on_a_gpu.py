@@ -14,7 +14,7 @@ from pipeline.config.training import ADAPTIVE_WARM_START, Network, SACTraining, 
 from pipeline.data import content_digest
 from pipeline.data.formats.npz import write_archive
 from pipeline.learning import clones, ppo, sac
-from pipeline.learning.clones import make_clone
+from pipeline.learning.clones import CloneJob
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.train import train
 from pipeline.play.demonstrators import Demonstrator
@@ -83,7 +83,8 @@ def test_a_clone_learns_on_a_gpu_what_it_learns_on_the_cpu(algorithm, make_task,
 
     def work(task_config: TaskConfig):
         demonstrator = Demonstrator(swing, {})
-        return make_clone(Task(task_config), config, data, "d", 1, demonstrator, tmp_path / task_config.device, ignore)
+        folder = str(tmp_path / task_config.device)
+        return CloneJob(task_config, config, data, "d", 1, folder, demonstrator).perform(ignore)
 
     here, there = on_both(wide, work)
     assert there.digest == here.digest
@@ -110,7 +111,7 @@ def test_pictures_are_learnt_from_on_a_gpu_as_on_the_cpu(make_task, make_trainin
 
     def work(task_config: TaskConfig):
         folder = tmp_path / task_config.device
-        clone = make_clone(Task(task_config, use_camera=True), config, data, "d", 1, None, folder, ignore)
+        clone = CloneJob(task_config, config, data, "d", 1, str(folder)).perform(ignore)
         start = {"initial_policy": str(clone.folder), "warm_start": ADAPTIVE_WARM_START}
         job = TrainingJob(task_config, training, 1, str(folder), **start, final_episodes=1)
         return clone.digest, train(job, ignore).last_weights
@@ -126,7 +127,7 @@ def test_ppo_learns_on_a_gpu_what_it_learns_on_the_cpu(arm, make_task, make_trai
     training = make_training(checkpoint_every=512, total_timesteps=1024)
     data, network = recorded(config), Network(hidden=(16,))
     given = {"task": "none", "network": {"hidden": [16]}, **PLAYED, **LEARNT_BY["bc"]}
-    clone = make_clone(Task(config), validate(Pretrain, given, "test"), data, "d", 1, None, tmp_path, ignore)
+    clone = CloneJob(config, validate(Pretrain, given, "test"), data, "d", 1, str(tmp_path)).perform(ignore)
     warm_start = {
         "warm": ADAPTIVE_WARM_START,
         "fixed": WarmStart(critic_burn_in_steps=256, clone_penalty=1.0, initial_action_std=None),

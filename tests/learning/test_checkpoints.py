@@ -321,6 +321,9 @@ def test_what_is_no_file_or_too_large_is_passed_over_unread(tmp_path, monkeypatc
     assert CheckpointFolder(tmp_path, "job").newest()["number"] == 2
     monkeypatch.setattr(checkpoints, "MAX_BYTES", size - 1)
     assert CheckpointFolder(tmp_path, "job").newest() is None
+    with pytest.raises(OSError, match=f"larger than {size - 1:,} bytes"):  # nor is such a one written in its place
+        saved(tmp_path, 3)
+    assert list(tmp_path.iterdir()) == [path]
     path.unlink()
     os.mkfifo(path)  # nobody will ever write into it
     assert CheckpointFolder(tmp_path, "job").newest() is None

@@ -48,13 +48,15 @@ def test_a_training_that_diverges_says_so_in_one_line_and_its_best_policy_stays(
         assert weights_digest(kept) == weights_digest(start)
 
 
-def test_a_burn_in_that_diverges_names_its_own_learning_rate(pendulum, make_training, tmp_path):
-    task, training = Task(pendulum), make_training()
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_burn_in_that_diverges_names_its_own_learning_rate(pendulum, make_training, tmp_path, divided):
+    task, training = Task(pendulum), make_training(normalize_reward=divided)
     save_policy(build_policy(task.observation_space, task.action_space, training.network, 3), tmp_path / "clone", {})
     warm_start = WarmStart(critic_burn_in_steps=512, critic_burn_in_learning_rate=FAR_TOO_LARGE)
     job = TrainingJob(pendulum, training, 3, str(tmp_path), initial_policy=f"{tmp_path}/clone", warm_start=warm_start)
-    with pytest.raises(Diverged, match=r"lower warm_start\.critic_burn_in_learning_rate"):
+    with pytest.raises(Diverged, match=r"lower warm_start\.critic_burn_in_learning_rate") as error:
         train(job, ignore)
+    assert ("or divide large rewards by their spread (training.normalize_reward)" in str(error.value)) != divided
 
 
 @pytest.mark.parametrize("what", ["a reward", "an observation"])
@@ -125,8 +127,11 @@ def test_imitation_that_diverges_names_the_rate_and_leaves_the_best_policy_seen(
     def play(clone_so_far):
         return run_episodes(task, act_function(clone_so_far), episodes)
 
-    with pytest.raises(Diverged, match=f"^{algorithm} of seed 1 diverged .* is not finite; lower {setting} .now 1e"):
+    with pytest.raises(
+        Diverged, match=f"^{algorithm} of seed 1 diverged .* is not finite; lower {setting} .now 1e"
+    ) as error:
         imitate(task, policy, data, config, 1, tmp_path, play, Demonstrator(against, {}))
+    assert "normalize_reward" not in str(error.value)  # which none of these sections has
     assert not_finite(policy) is None
 
 

@@ -11,7 +11,7 @@ from pipeline.config.loading import validate
 from pipeline.config.stages import Pretrain
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
-from pipeline.learning.clones import make_clone
+from pipeline.learning.clones import CloneJob
 from pipeline.learning.imitators import imitate
 from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.demonstrators import Script as ScriptedActor
@@ -269,7 +269,8 @@ def test_all_of_them_learn_in_the_units_that_were_demonstrated(algorithm, make_t
         return np.clip(-100 * observations[:, 1:2] - 30 * observations[:, 2:], -256, 256).astype(np.float32)
 
     config, data = settings(algorithm), recorded(wide, act)
-    made = make_clone(wide, config, data, "digest", 1, Demonstrator(act, {}), tmp_path, lambda metrics, epoch: None)
+    job = CloneJob(wide.config, config, data, "digest", 1, str(tmp_path), Demonstrator(act, {}))
+    made = job.perform(lambda event: None)
     scaling = scaling_of(load_policy(made.folder))
     assert scaling.actions.scale.tolist() == [256]
     assert scaling.observations is not None

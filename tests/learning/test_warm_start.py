@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
 from torch.distributions import Normal, kl_divergence
 
 from pipeline.config.training import ADAPTIVE_WARM_START, Network, WarmStart
 from pipeline.errors import BadInput
+from pipeline.learning.callbacks import NumberWriter
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import training_env
 from pipeline.learning.train import train
@@ -178,6 +180,36 @@ def test_the_penalty_fades_linearly_after_the_burn_in(pendulum, make_training):
         model.num_timesteps = steps
         weights[steps] = model.penalty_weight()
     assert weights == pytest.approx({256: 0.8, 384: 0.8, 640: 0.6, 1152: 0.2, 1280: 0.1, 1408: 0.0, 5000: 0.0})
+
+
+@pytest.mark.parametrize(
+    ("clone_returns", "burn_in", "first_update"),
+    [
+        (-1e9, 0, 256),  # any noise is borne: PPO learns from the rollout that ended the trial
+        (1e9, 256, 640),  # none is: two rollouts more are the critic's, with the deviation that stays
+    ],
+)
+def test_a_fixed_penalty_fades_and_a_fixed_burn_in_counts_from_the_end_of_a_trial(
+    clone_returns, burn_in, first_update, pendulum, make_training
+):
+    """Episodes of 50 steps in rollouts of 4 x 32 = 128 steps: the trial ends with the second rollout."""
+    settings = WarmStart(
+        initial_action_std="adaptive", critic_burn_in_steps=burn_in, clone_penalty=0.8, clone_penalty_fade_steps=1024
+    )
+    _, model = two_models(pendulum, make_training, PLAIN)
+    with torch.no_grad():
+        model.policy.log_std.fill_(-3.0)
+    model.begin_warm_start(settings)
+    said = {}  # by the step at which the update ended, a rollout after which it is said
+    writer = NumberWriter(lambda numbers, step: said.update({step - 128: numbers}))
+    model.set_logger(Logger(folder=None, output_formats=[writer]))
+    model.on_evaluation(np.full(5, clone_returns))
+    model.learn(first_update + 384)
+    critic_alone = [step for step, numbers in said.items() if "train/critic_burn_in" in numbers]
+    assert critic_alone == list(range(128, first_update, 128))
+    weights = [said[first_update + later].get("train/clone_penalty") for later in (0, 128, 256)]
+    assert weights == pytest.approx([0.8, 0.7, 0.6])
+    assert model.decisions[-1].timestep == 256  # which the trial took
 
 
 def test_a_penalty_that_does_not_fade_keeps_its_weight(pendulum, make_training):

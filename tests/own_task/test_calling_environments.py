@@ -113,6 +113,13 @@ def test_probing_filming_and_evaluating_call_alike(name, by, kwargs):
     np.testing.assert_array_equal(recorded.executed_actions, given)  # nobody changed the record by playing it
 
 
+def test_an_event_that_is_no_number_never_happens_in_a_film():
+    task = make_task("Named", events={"bump": "path", "slip": "why", "fall": "huge", "arrival": "is_success"})
+    episode = task.episodes("train", 1, 1, Purpose.RECORD)[0]
+    seen = film(task, episode, from_actor(actor("walk"), task.action_space))
+    assert seen.events == {"bump": (), "slip": (), "fall": (), "arrival": (len(seen.rewards),)}
+
+
 def test_pictures_and_answers_that_are_one_array_are_kept_apart():
     task = make_task("Same")
     episodes = task.episodes("train", 1, 9, Purpose.RECORD)

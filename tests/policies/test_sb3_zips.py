@@ -15,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from pipeline.cli import ask
 from pipeline.config.training import Network
 from pipeline.envs.time_feature import TimeFeature
 from pipeline.errors import BadInput
@@ -29,8 +30,9 @@ from pipeline.policies import (
     scaling_of,
     tensor_digests,
 )
+from pipeline.policies.exports import export_network
 from pipeline.policies.frozen import FrozenActor
-from pipeline.policies.layers import Dense, FrozenNetwork
+from pipeline.policies.layers import Dense, FrozenNetwork, Normalized
 from pipeline.policies.sb3 import export_sb3_zip, import_sb3_zip
 from pipeline.policies.sb3_actor import inspect_sb3_zip
 from pipeline.policies.sb3_zip import read_sb3_zip
@@ -311,6 +313,55 @@ def test_ppo_trained_behind_vecnormalize_reads_what_the_environment_gives_and_is
         import_sb3_zip(tmp_path / "theirs.zip", OBSERVATIONS, ACTIONS)
 
 
+def test_an_actor_whose_vecnormalize_cuts_nothing_is_taken_and_hostile_figures_are_refused(tmp_path, capsys):
+    env = VecNormalize(DummyVecEnv([Moving]), clip_obs=np.inf)
+    env.reset()
+    for _ in range(32):
+        env.step(np.zeros((1, 2)))
+    arguments = {"policy_kwargs": {"net_arch": [8]}, "buffer_size": 10, "device": "cpu", "seed": 1}
+    model, path = SAC("MlpPolicy", env, use_sde=True, **arguments), tmp_path / "theirs.zip"
+    model.save(path)
+    env.save(tmp_path / "vecnormalize.pkl")
+    policy = import_sb3_zip(path, OBSERVATIONS, ACTIONS)
+    assert policy.network.normalized.clip is None
+    save_policy(policy, tmp_path / "ours", {})
+    observations = np.random.default_rng(0).uniform(-1, 1, (64, 4)).astype(np.float32)
+    seen = env.normalize_obs(observations)
+    assert abs(seen).max() > 10, "nothing would have been cut: this shows nothing"
+    theirs, _ = model.predict(seen, deterministic=True)
+    np.testing.assert_allclose(act_function(load_policy(tmp_path / "ours"))(observations), theirs, atol=5e-6)
+    export_network(policy, tmp_path / "away.pt")  # raises for a file that acts otherwise
+    assert ask(["inspect", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no `Infinity`, which is no JSON
+    assert told["normalized"] == {"shape": [4], "clip": None, "epsilon": 1e-8}
+    assert ask(["inspect", str(path)]) == 0
+    assert "observations, by [4] statistics\n" in capsys.readouterr().out
+    env.epsilon = -1e-9
+    env.save(tmp_path / "vecnormalize.pkl")
+    with pytest.raises(BadInput, match="its actor is none of ours"):
+        import_sb3_zip(path, OBSERVATIONS, ACTIONS)
+    (tmp_path / "vecnormalize.pkl").unlink()
+    for cut in (0.0, float("inf")):
+        settings = settings_of(path)
+        settings["policy_kwargs"]["clip_mean"] = cut
+        hostile = remade(path, tmp_path / "x.zip", data=json.dumps(settings).encode())
+        with pytest.raises(BadInput, match="its actor is none of ours") as error:
+            import_sb3_zip(hostile, OBSERVATIONS, ACTIONS)
+        assert "\n" not in str(error.value)
+
+
+def test_pictures_behind_statistics_are_refused_as_these_would_be_left_out(tmp_path):
+    network = FrozenNetwork(layers=(Dense(inputs=4, outputs=2),), image_features=4, normalized=Normalized(epsilon=0.0))
+    with pytest.raises(ValueError, match="pictures behind a VecNormalize are not taken"):
+        FrozenActor(StillPictures.observation_space, ACTIONS, network)
+    path = saved(tmp_path / "theirs.zip", env=StillPictures, policy="CnnPolicy")
+    env = VecNormalize(DummyVecEnv([StillPictures]))
+    env.save(tmp_path / "vecnormalize.pkl")
+    with pytest.raises(BadInput, match="does not fit: pictures behind a VecNormalize are not taken") as error:
+        import_sb3_zip(path, StillPictures.observation_space, ACTIONS)
+    assert "\n" not in str(error.value)
+
+
 def test_the_zoo_config_says_what_must_stand_in_front_of_the_policy(theirs, tmp_path):
     path, config = remade(theirs, tmp_path / "x.zip"), tmp_path / "config.yml"
     config.write_text("env_wrapper: sb3_contrib.common.wrappers.TimeFeatureWrapper\n")
@@ -385,7 +436,7 @@ def test_wrong_tensors_are_refused_by_name(theirs, tmp_path):
         r"log_std' is .*\(3,\), its network needs": {**good, "log_std": torch.zeros(3)},
         "tensor 'note' cannot be read": {**good, "note": "text"},
         "expected named tensors": [1, 2],
-        "do not follow each other": {
+        "a layer of 16 outputs is followed by one of 5": {
             **good, "mlp_extractor.policy_net.2.weight": torch.zeros(9, 5), "action_net.weight": torch.zeros(2, 9),
         },
         "neither linear nor an activation": {**good, "mlp_extractor.policy_net.1.running_mean": torch.zeros(16),

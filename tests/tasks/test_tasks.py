@@ -1,6 +1,8 @@
 """A task in action: which episodes it plays, in which environments, and what it makes of their ends."""
 
+import os
 from collections import Counter
+from contextlib import closing
 from itertools import islice
 
 import gymnasium as gym
@@ -10,6 +12,7 @@ import pytest
 from pipeline.config.loading import validate
 from pipeline.config.task import TaskConfig
 from pipeline.envs.episodes import Episode
+from pipeline.envs.serial import SerialVecEnv
 from pipeline.errors import BadInput
 from pipeline.tasks import Purpose, Task
 from pipeline.tasks.user_code import REFUSED_ARGUMENTS
@@ -359,6 +362,7 @@ def test_an_environment_that_cannot_be_made_is_refused_in_one_line(environment, 
         ("counting_environment", ["environment.batched", "module:Name"]),
         ("counting_environment:Batched", ["has no 'Batched'"]),
         ("counting_environment:NeedsArguments", ["refuses its arguments", "size"]),
+        ("counting_environment:UnpluggedBatch", ["environment of task 'counting' cannot be made", "no such port"]),
         ("counting_environment:NoEnvironment", ["NoEnvironment", "EpisodeVecEnv"]),
     ],
 )
@@ -366,6 +370,18 @@ def test_a_batched_class_that_cannot_be_used_is_refused_in_one_line(batched, par
     made = task(environment={"id": COUNTING, "batched": batched})
     message = refusal(lambda: made.make_vec_env([iter([Episode("long", 1)])]))
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not tell cores apart")
+def test_auto_takes_no_more_processes_than_the_cores_that_it_may_use(monkeypatch):
+    monkeypatch.setattr("pipeline.tasks.task.SLOW_STEP", 0.0)  # any step is slow
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with closing(task(environment_workers="auto").make_vec_env([iter([Episode("long", 1)])] * 2)) as env:
+            assert isinstance(env, SerialVecEnv)
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 @pytest.mark.parametrize("changes", [{"horizon": 5}, {"metrics": {"m": {"info": "t", "over": "sum"}}}])

@@ -3,7 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from counting_environment import Counting
+from counting_environment import Counting, UnpluggedWrapper
 from gymnasium import spaces
 from test_tasks import refusal, task
 
@@ -131,6 +131,13 @@ def test_a_wrong_wrapper_is_refused_by_name(wrapper, named):
     line = refusal(lambda: wrapped(wrapper).observation_space)
     assert "environment.wrappers" in line
     assert named in line
+
+
+def test_a_wrapper_that_breaks_as_it_is_made_is_told_in_one_line_and_leaves_nothing_open():
+    closed, made = UnpluggedWrapper.closed, wrapped({"name": "counting_environment:UnpluggedWrapper"})
+    line = refusal(lambda: made.observation_space)
+    assert "UnpluggedWrapper" in line and "NotImplementedError" in line
+    assert UnpluggedWrapper.closed == closed + 1
 
 
 def test_a_key_of_a_wrapper_that_nobody_reads_is_refused():
