@@ -1,5 +1,6 @@
 """A run whose process is gone is closed, a live one never; the same command goes on with a run that was interrupted."""
 
+import errno
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ import pytest
 from pipeline.errors import BadInput
 from pipeline.names import Tag
 from pipeline.tracking import liveness
+from pipeline.tracking.operations import Batch
+from pipeline.tracking.spool import Spool
 from pipeline.tracking.stage_run import checkpoint_folder, open_run
 from pipeline.tracking.store import connect
 
@@ -114,6 +117,21 @@ def test_the_same_command_goes_on_with_a_run_that_was_interrupted(store):
     assert [point.step for point in connect().get_metric_history(run.run_id, "loss")] == [1, 2, 3]
     with open_run("baseline", command="a") as fresh:
         assert fresh.run_id != run.run_id
+
+
+@pytest.mark.parametrize("where", ["here", "in a training"])
+def test_what_a_full_disk_ended_keeps_its_checkpoints_and_goes_on(store, tmp_path, where):
+    spool = Spool(tmp_path / "spool")
+    spool._database.execute("PRAGMA max_page_count = 4")
+    with pytest.raises((BadInput, OSError)), open_run("baseline", command="a") as run:
+        checkpoint_folder(run).mkdir(parents=True)
+        if where == "here":
+            spool.append(run.run_id, Batch(tags={"text": "long" * 10_000}))
+        raise OSError(f"baseline seed 1 could not go on: {OSError(errno.ENOSPC, 'No space left on device')}")
+    assert statuses([run.run_id]) == {"FAILED"}
+    with open_run("baseline", command="a") as again:
+        assert (again.run_id, again.continued, checkpoint_folder(run).exists()) == (run.run_id, True, True)
+    assert not checkpoint_folder(run).exists()
 
 
 def test_checkpoints_that_a_kill_left_of_a_finished_run_go_and_no_others(store):
