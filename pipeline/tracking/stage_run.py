@@ -335,7 +335,8 @@ def _start(
         newest = search(client, asked, limit=1, status=None) if asked else []
         earlier = next((run for run in newest if run.info.status != "FINISHED" and liveness.is_gone(run)), None)
         if earlier is not None:  # from now on it is this process's
-            Batch(tags={**liveness.signs_of_life(), MLFLOW_RUN_NOTE: ""}).perform(client, earlier.info.run_id)
+            woken = {**liveness.signs_of_life(), **liveness.idle_until_now(earlier), MLFLOW_RUN_NOTE: ""}
+            Batch(tags=woken).perform(client, earlier.info.run_id)
             client.update_run(earlier.info.run_id, status="RUNNING")
     if earlier is not None:
         run_id = earlier.info.run_id
