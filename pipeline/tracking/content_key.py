@@ -24,7 +24,7 @@ import torch
 
 from pipeline.config.loading import flatten, parse_json, to_data, validate
 from pipeline.config.stages import FORMATS, Pretrain
-from pipeline.config.task import JUDGED, TaskConfig
+from pipeline.config.task import UNDECISIVE, TaskConfig
 from pipeline.data import DatasetMetadata
 from pipeline.errors import printable
 from pipeline.files import digest
@@ -144,9 +144,8 @@ def content_key(
     cannot be read.
     """
     described = {**to_data(task), "snqi": None}
-    # how fast and where, who may say yes, what is claimed
-    for elsewhere in ("environment_workers", "device", "executor", "approvers", *JUDGED):
-        del described[elsewhere]
+    for name in UNDECISIVE:
+        del described[name]
     texts = json.dumps([settings, described], ensure_ascii=False)
     references = [found[1] for found in re.finditer(f'"({REFERENCE.pattern})"', texts)]
     if ":" in (environment := task.environment.id):  # `module:Id-v0` names the module that registers it
