@@ -83,8 +83,8 @@ class LocalProcesses:
             self._children[key][1].terminate()
             self._end(key)
 
-    def close(self) -> None:
-        """End what still runs."""
+    def close(self, discard: bool = False) -> None:
+        """End what still runs; of it nothing lies here."""
         for _, process, _ in self._children.values():
             process.terminate()
         for key in list(self._children):
