@@ -25,7 +25,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from pipeline.errors import BadInput, disk_refusal, shortened
-from pipeline.files import sqlite_file, sync_folder
+from pipeline.files import digest, sqlite_file, sync_folder
 from pipeline.tracking.views import view_tags
 
 T = TypeVar("T")
@@ -240,7 +240,7 @@ def local_folder(kind: str) -> Path:
         return database.with_name(f"{database.name}.{kind}")
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "imitation-pretraining"
     place = Path(os.environ.get(f"PIPELINE_{kind.upper()}") or state / kind).resolve()
-    return place / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
+    return place / digest(uri.rstrip("/"))[:16]
 
 
 @contextlib.contextmanager
@@ -253,8 +253,8 @@ def exclusive(purpose: str) -> Iterator[None]:
     """
     uri = mlflow.get_tracking_uri()
     if urlparse(uri).scheme.partition("+")[0] == "postgresql":
-        digest = hashlib.sha256(f"imitation-pretraining {purpose}".encode()).digest()
-        key = int.from_bytes(digest[:8], "big", signed=True)  # as PostgreSQL takes them; the same on every machine
+        name = hashlib.sha256(f"imitation-pretraining {purpose}".encode()).digest()
+        key = int.from_bytes(name[:8], "big", signed=True)  # as PostgreSQL takes them; the same on every machine
         with create_engine(uri, poolclass=NullPool).connect() as connection:
             # held by the session: it ends with this connection, however the process ends
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
@@ -264,7 +264,7 @@ def exclusive(purpose: str) -> Iterator[None]:
     if database is not None:
         path = database.with_name(f"{database.name}.{purpose}.lock")
     else:
-        path = Path(tempfile.gettempdir()) / f"mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.{purpose}.lock"
+        path = Path(tempfile.gettempdir()) / f"mlflow-{digest(uri)[:16]}.{purpose}.lock"
     # for whoever else works with this store here, whatever this user's umask; filelock follows no link that lies there
     with FileLock(path, mode=0o666).acquire(poll_interval=0.01):
         yield
