@@ -13,7 +13,8 @@ from difflib import get_close_matches
 from typing import TextIO
 
 LONGEST_LINE = 1_500  # characters of an error
-PASSWORD = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s/:@'\"]*:)[^\s/@'\"]+@")
+# in an address; a database takes one with slashes, and `http://host:5000/a@b` has a port there
+PASSWORD = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s/:@'\"]*:)(?!\d{1,5}[/?#])[^\s@'\"]+@")
 # a disk that is full, read-only or broken, in the words of the system and of SQLite
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 SQLITE_ERRORS = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN")

@@ -38,6 +38,7 @@ class Tag:
     CONTINUES: Final = "continues"  # the run that goes on in place of this one
     PROCESS: Final = "process"  # machine, number and start of the process behind a run that has not ended in order
     ALIVE: Final = "process.alive"  # its last sign of life, seconds since 1970
+    IDLE: Final = "process.idle"  # seconds between an interruption of a run and the command that went on with it
     PROCESSORS: Final = "processors"  # of a stage whose trainings ran on several kinds, between which bits differ
     RESUME: Final = "resume"  # would a killed training come to the same: `exact`, or `resumable, not exact`
     TRAINING_DIGEST: Final = "training.digest"  # of the settings two arms must share

@@ -158,7 +158,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.pruner.name == "wilcoxon" and self.seeds_per_trial < 2:
             raise ValueError("pruner wilcoxon compares seed by seed: set seeds_per_trial to 2 or more")
-        if re.match(r"[^/]*//[^/@]*:[^/@]*@", self.storage):
+        if re.match(r"[^/]*//[^/:@]*:(?!\d{1,5}[/?#])[^@]*@", self.storage):  # what looks like a port is one
             raise ValueError(
                 "storage holds a password, which would be stored with the run; leave it out of the URL "
                 "(PostgreSQL reads PGPASSWORD or ~/.pgpass)"

@@ -11,6 +11,8 @@ from pipeline.names import Metric
 MINIMISED: Final = (Metric.COLLISION_RATE, "comfort_exposure")  # in every task, whatever its file says
 # what a comparison alone reads: no training depends on it
 JUDGED: Final = ("primary", "meanings", "smallest_difference", "thresholds_why")
+# settings of a task that decide no result: how fast and where, who may say yes, what is claimed
+UNDECISIVE: Final = ("environment_workers", "device", "executor", "approvers", *JUDGED)
 AUTO: Final = "auto"
 CPU: Final = "cpu"
 GPU: Final = "cuda"

@@ -136,6 +136,13 @@ class Trajectories:
             metrics={name: values[chosen] for name, values in self.metrics.items()},
         )
 
+    def part(self, episodes: int) -> "Trajectories":
+        """So many episodes, in their order.
+
+        They are drawn once: the same whoever asks, and a smaller part lies within a larger one.
+        """
+        return self.select(np.sort(np.random.default_rng(0).permutation(len(self))[:episodes]))
+
     def followed(self) -> "Trajectories":
         """These episodes as far as it is known what followed on a step: all of it, or all but the last step of each.
 

@@ -152,13 +152,13 @@ class Elsewhere:
             self._cluster.cancel(key)
             shutil.rmtree(self._running.pop(key).place, ignore_errors=True)
 
-    def close(self) -> None:
+    def close(self, discard: bool = False) -> None:
         """End what still runs; where that can go on later, everything about it and the others stays until then."""
         for key, heard in self._running.items():
             self._cluster.cancel(key)
-            if heard.job.checkpoints is None:
+            if discard or heard.job.checkpoints is None:
                 shutil.rmtree(heard.place, ignore_errors=True)
-        if not self._running:
+        if discard or not self._running:
             for place in self._done:
                 shutil.rmtree(place, ignore_errors=True)
         self._running.clear()

@@ -35,7 +35,7 @@ class LocalProcesses:
         self.at_once = max(1, at_once)
         self._context = multiprocessing.get_context("fork") if forks else fork_server()
         self._children: dict[Hashable, tuple[Job[Any], BaseProcess, connection.Connection]] = {}
-        self._gpus: dict[Hashable, int] = {}
+        self._gpus: dict[Hashable, str] = {}
 
     def __len__(self) -> int:
         """How many run."""
@@ -45,9 +45,7 @@ class LocalProcesses:
         """Start a training, on a GPU that no other has. That no more than `at_once` run is up to the caller."""
         gpu = None
         if job.device == GPU and gpu_names():
-            self._gpus[key] = index = free_gpus().get()
-            visible = os.environ.get(VISIBLE_GPUS)
-            gpu = visible.split(",")[index] if visible else str(index)
+            self._gpus[key] = gpu = free_gpus().get()
         pipe, sender = self._context.Pipe(duplex=False)
         # not a daemon: those may have no processes of their own, which environments do have
         process = self._context.Process(target=_train, args=(job, sender, gpu), name=job.name, daemon=False)
@@ -83,8 +81,8 @@ class LocalProcesses:
             self._children[key][1].terminate()
             self._end(key)
 
-    def close(self) -> None:
-        """End what still runs."""
+    def close(self, discard: bool = False) -> None:
+        """End what still runs; of it nothing lies here."""
         for _, process, _ in self._children.values():
             process.terminate()
         for key in list(self._children):
@@ -105,11 +103,12 @@ class LocalProcesses:
 
 
 @cache
-def free_gpus() -> "Queue[int]":
+def free_gpus() -> "Queue[str]":
     """Those that no training of this process has, whichever thread asks: trials of a sweep are threads."""
-    free: Queue[int] = Queue()
+    free: Queue[str] = Queue()
+    visible = os.environ.get(VISIBLE_GPUS)
     for index in range(len(gpu_names())):
-        free.put(index)
+        free.put(visible.split(",")[index] if visible else str(index))
     return free
 
 

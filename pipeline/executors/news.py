@@ -44,8 +44,8 @@ class Executor(Protocol):
     def cancel(self, key: Hashable) -> None:
         """End a training before its time; nothing more is heard of it. One that has ended stays as it is."""
 
-    def close(self) -> None:
-        """End what still runs."""
+    def close(self, discard: bool = False) -> None:
+        """End what still runs; with `discard` nothing of it is kept for the same command, which will not come."""
 
 
 def attempt(job: Job[Any], emit: Emit) -> News:

@@ -3,7 +3,6 @@
 results = run_side_by_side(jobs, workers=2, on_event=lambda index, event: log(event))
 """
 
-import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from typing import TypeVar
 
 from pipeline.config.loading import executor_settings
 from pipeline.config.task import GPU, ExecutorSettings
-from pipeline.errors import BadInput, Interrupted
+from pipeline.errors import BadInput, Interrupted, disk_refusal
 from pipeline.executors.local import LocalProcesses
 from pipeline.executors.news import Executor
 from pipeline.learning.device import gpu_names
@@ -50,7 +49,8 @@ def run_side_by_side(
         return list(results.values())
     if jobs and jobs[0].device == GPU:
         workers = min(workers, len(gpu_names()))
-    with contextlib.closing(executor(settings, workers)) as place:
+    place, discard = executor(settings, workers), False
+    try:
         while waiting or len(place):
             while waiting and len(place) < place.at_once:
                 index = waiting.pop(0)
@@ -66,6 +66,11 @@ def run_side_by_side(
                     on_result(key, news)
             if stop is not None and stop.is_set():
                 raise Interrupted("the other trainings ended")
+    except Exception as error:
+        discard = not isinstance(error, Interrupted) and disk_refusal(error) is None  # else the same command goes on
+        raise
+    finally:
+        place.close(discard)
     return [results[index] for index in range(len(jobs))]
 
 

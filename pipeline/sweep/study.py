@@ -24,9 +24,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline.config.loading import flatten
 from pipeline.config.sweep import Pruner, Sampler, SearchSpace, Sweep
+from pipeline.config.task import UNDECISIVE
 from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.files import sqlite_file
+from pipeline.sweep.objectives import feasible
 
 warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats, GP, Hyperband, Wilcoxon
 
@@ -49,6 +52,8 @@ BEATS: Final = 6  # signs of life in the time after which a silent trial is take
 FEASIBLE, VIOLATION, EXCESS, REASON, VALUES, NOTES = "feasible", "violation", "excess", "reason", "values", "notes"
 OWNER: Final = "owner"  # the process that trains it
 SETTINGS: Final = "settings"  # of the study
+# of these, dotted keys that every machine may have its own way; where the task file lies is none of the study's matter
+UNSHARED: Final = ("base.task.", "base.workers.", *(f"task.{name}." for name in UNDECISIVE))
 
 Train = Callable[[optuna.Trial, Mapping[str, Any]], float]
 
@@ -113,9 +118,12 @@ class SweepStudy:
             fault = "was not made by a sweep"
         elif (self.study.direction == StudyDirection.MAXIMIZE) != maximise:  # Optuna ignores what it is given
             fault = f"was made to {'minimise' if maximise else 'maximise'} {config.objective.figure}"
-        elif different := [key for key in settings if stored.get(key) != settings[key]]:
-            was, now = (shortened(of.get(different[0])) for of in (stored, settings))
-            fault = f"was made with another {different[0]}: {was}, now {now}"
+        else:
+            before, here = _decisive(stored), _decisive(settings)
+            different = [key for key in {**here, **before} if before.get(key) != here.get(key)]
+            if different:
+                was, now = (shortened(of.get(different[0], "absent")) for of in (before, here))
+                fault = f"was made with another {different[0]}: {was}, now {now}"
         if fault is not None:
             raise BadInput(f"study {config.study_name!r} in {config.storage!r} {fault}; give another study_name")
 
@@ -217,6 +225,12 @@ class SweepStudy:
                 retry(self.study, trial)
 
 
+def _decisive(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted key -> text of the settings that decide what a trial comes to."""
+    flat = flatten(settings)
+    return {key: text for key, text in flat.items() if not f"{key}.".startswith(UNSHARED)}
+
+
 def storage(url: str, stale_after_seconds: float) -> optuna.storages.RDBStorage:
     """The storage behind a URL; a SQLite file is put into WAL mode, its folder made."""
     file, arguments = sqlite_file(url), {}
@@ -261,7 +275,7 @@ def conclude(trial: optuna.Trial, reason: str | None, excess: Mapping[str, float
         for figure, value in excess.items():
             trial.set_constraint(figure, value)
         trial.set_user_attr(EXCESS, dict(excess))
-        trial.set_user_attr(FEASIBLE, all(value <= 0 for value in excess.values()))
+        trial.set_user_attr(FEASIBLE, feasible(excess))
         if excess:
             trial.set_user_attr(VIOLATION, max(excess.values()))
     if reason is not None:

@@ -71,13 +71,12 @@ class TrialPlan:
 
     def shared_settings(self) -> dict[str, Any]:
         """What every process and every continuation of a study must agree on."""
-        data, task = to_data(self.config), to_data(self.task)
-        del task["executor"]
+        data = to_data(self.config)
         own = (
             "search_space", "sampler", "pruner", "seed", "seeds_per_trial", "objective", "constraint_handling",
             "constraint_collision_rate_max", "constraint_comfort_exposure_max", "constraint_prune_from",
         )  # fmt: skip
-        return {"base": to_data(self.base), "task": task, **{key: data[key] for key in own}}
+        return {"base": to_data(self.base), "task": to_data(self.task), **{key: data[key] for key in own}}
 
     def trial_config(self, values: Mapping[str, Any]) -> TrainExpert:
         """The base config with `{"training.ppo.n_steps": 64}` in place, as `train_expert` takes it. Raises BadInput."""

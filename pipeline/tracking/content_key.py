@@ -24,7 +24,7 @@ import torch
 
 from pipeline.config.loading import flatten, parse_json, to_data, validate
 from pipeline.config.stages import FORMATS, Pretrain
-from pipeline.config.task import JUDGED, TaskConfig
+from pipeline.config.task import UNDECISIVE, TaskConfig
 from pipeline.data import DatasetMetadata
 from pipeline.errors import printable
 from pipeline.files import digest
@@ -34,17 +34,15 @@ from pipeline.learning.processor import machine, processor_kind
 from pipeline.policies import policy_digest
 from pipeline.statistics.snqi import load_baseline, load_weights
 from pipeline.tasks.user_code import REFERENCE
-from pipeline.tracking.host import installed
+from pipeline.tracking.host import ENGINES, PACKAGES, installed
 
 ROOT: Final = Path(__file__).parents[1]
-# versions that can change the bits of a result; physics engines only where they are installed
-PACKAGES: Final = ("gymnasium", "imitation", "numba", "numpy", "safetensors", "scipy", "stable-baselines3", "torch")
-ENGINES: Final = ("box2d", "box2d-py", "mujoco")
 # settings that say where, when or how fast, not what: the content behind a path is an input
 NEUTRAL: Final = frozenset({"task", "workers", "reuse", "repaired.folder", *(f"{name}.path" for name in FORMATS)})
 REPORT: Final = "report"
 # of this package, what no training, clone, recording or judgement depends on
 APART: Final = (REPORT, "tracking", "cli.py", "query.py", "__main__.py")
+BILL: Final = ("groups.py", "lineage.py", "liveness.py")  # of `tracking`: they read what a report counts
 DIGESTS: Final = ("input", "code")  # sections whose values no person wants to read
 ABSENT: Final = "absent"
 
@@ -144,9 +142,8 @@ def content_key(
     cannot be read.
     """
     described = {**to_data(task), "snqi": None}
-    # how fast and where, who may say yes, what is claimed
-    for elsewhere in ("environment_workers", "device", "executor", "approvers", *JUDGED):
-        del described[elsewhere]
+    for name in UNDECISIVE:
+        del described[name]
     texts = json.dumps([settings, described], ensure_ascii=False)
     references = [found[1] for found in re.finditer(f'"({REFERENCE.pattern})"', texts)]
     if ":" in (environment := task.environment.id):  # `module:Id-v0` names the module that registers it
@@ -223,8 +220,9 @@ def package_code(root: Path = ROOT) -> Mapping[str, str]:
 
 @cache
 def report_code(root: Path = ROOT) -> str:
-    """One digest of the room that makes reports, which is an input of the stage whose result is a report."""
-    files = sorted(path for path in (root / REPORT).rglob("*") if path.suffix in (".py", ".html", ".css", ".md"))
+    """One digest of what makes reports, their bills too, which is an input of the stage whose result is a report."""
+    room = [path for path in (root / REPORT).rglob("*") if path.suffix in (".py", ".html", ".css", ".md")]
+    files = sorted([*room, *(root / "tracking" / name for name in BILL)])
     return digest_of({str(path.relative_to(root)): _file_digest(path) for path in files})
 
 

@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -212,10 +211,7 @@ def fetch_for_training(client: MlflowClient, reference: str, task: str | None) -
 
 
 def part_of(dataset: StoredDataset, episodes: int | None) -> StoredDataset:
-    """So many of its episodes, in their order; None: all. Raises BadInput when it has fewer.
-
-    They are drawn once: the same whoever asks, and a smaller part lies within a larger one.
-    """
+    """So many of its episodes (`Trajectories.part`); None: all. Raises BadInput when it has fewer."""
     if episodes is None:
         return dataset
     count = len(dataset.trajectories)
@@ -224,8 +220,7 @@ def part_of(dataset: StoredDataset, episodes: int | None) -> StoredDataset:
             f"episodes = {episodes} is more than dataset {dataset.metadata.dataset_id} has, {count}; record more, or "
             "clone fewer"
         )
-    drawn = np.sort(np.random.default_rng(0).permutation(count)[:episodes])
-    return replace(dataset, trajectories=dataset.trajectories.select(drawn))
+    return replace(dataset, trajectories=dataset.trajectories.part(episodes))
 
 
 def recorded_otherwise(metadata: DatasetMetadata, task: Task) -> str | None:

@@ -14,6 +14,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFL
 from pipeline.errors import BadInput, shortened
 from pipeline.names import Tag
 from pipeline.tracking import operations
+from pipeline.tracking.liveness import idle_until_now
+from pipeline.tracking.operations import Batch
 from pipeline.tracking.runs import get_run, points_of, search
 from pipeline.tracking.spool import Spool, deliver
 from pipeline.tracking.stage_run import StageRun, code_tags
@@ -82,9 +84,10 @@ class Forwarder:
             self._runs.append(run_id)
             self.settle(self._patience)
             known = points_of(client, run_id)
-            if get_run(client, run_id, "training").info.status != "FINISHED":
+            earlier = get_run(client, run_id, "training")
+            if earlier.info.status != "FINISHED":
                 client.update_run(run_id, status="RUNNING")
-                client.set_tag(run_id, MLFLOW_RUN_NOTE, "")
+                Batch(tags={**idle_until_now(earlier), MLFLOW_RUN_NOTE: ""}).perform(client, run_id)
         return StageRun(
             client, run_id, stage_run.experiment_id, folder or stage_run.folder, spool=self._spool, known=known
         )

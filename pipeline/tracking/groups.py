@@ -18,6 +18,7 @@ from pipeline.play.evaluation import EpisodeRecords, episode_figures, point_figu
 from pipeline.statistics.comparison import UpfrontCost
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.lineage import sources
+from pipeline.tracking.liveness import idle_seconds
 from pipeline.tracking.models import StoredPolicy, find_policy
 from pipeline.tracking.runs import get_run, latest_run, recorded, search, seed_of, tag_of
 
@@ -145,11 +146,9 @@ def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost | None:
             stage = "train_expert"
         steps[stage] += int(spent or 0)
     for stage, run in (("baseline", group.baseline), ("finetune", group.finetune)):
+        reused = _reused(run)
         taken_over = [
-            member.run
-            for members in group.arms.values()
-            for member in members
-            if member.run.info.run_id in _reused(run)
+            member.run for members in group.arms.values() for member in members if member.run.info.run_id in reused
         ]
         seconds[stage] = _duration(run) + sum(_duration(training) for training in taken_over)
     return UpfrontCost(
@@ -179,8 +178,10 @@ def _reused(run: Run) -> set[str]:
 
 
 def _duration(run: Run) -> float:
-    """Wall time of a run in seconds; 0 for one that has not ended."""
-    return 0.0 if run.info.end_time is None else (run.info.end_time - run.info.start_time) / 1_000
+    """Wall time of a run in seconds, without what lay between a kill and the same command; 0 for one not ended."""
+    if run.info.end_time is None:
+        return 0.0
+    return max(0.0, (run.info.end_time - run.info.start_time) / 1_000 - idle_seconds(run))
 
 
 def policy_of(client: MlflowClient, run: Run) -> StoredPolicy:

@@ -5,11 +5,13 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.learning.processor import machine, processor_kind
 
-PACKAGES = ("gymnasium", "imitation", "mlflow", "numba", "numpy", "optuna", "scipy", "stable-baselines3", "torch")
+# versions that can change the bits of a result; physics engines only where they are installed
+PACKAGES: Final = ("gymnasium", "imitation", "numba", "numpy", "safetensors", "scipy", "stable-baselines3", "torch")
+ENGINES: Final = ("box2d", "box2d-py", "mujoco")
 
 
 @cache
@@ -55,10 +57,11 @@ def untested(pins: Path = Path(__file__).parents[2] / "constraints.txt") -> tupl
 def environment_record() -> dict[str, Any]:
     """What a run stores as `environment.json`."""
     commit, dirty = git_state()
+    packages = {name: installed(name) or "not installed" for name in (*PACKAGES, *ENGINES, "mlflow", "optuna")}
     return {
         "git": {"commit": commit, "dirty": dirty},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor_kind(machine(threads=1)),
-        "packages": {name: installed(name) or "not installed" for name in PACKAGES},  # those that decide a result
+        "packages": packages,  # those that decide a result, and what it was kept and searched for with
     }

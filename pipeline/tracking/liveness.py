@@ -79,6 +79,18 @@ def is_gone(run: Run) -> bool:
     return time.time() - int(alive) > SILENT_SECONDS if ended is None else ended
 
 
+def idle_seconds(run: Run) -> int:
+    """For how long nobody worked on a run between its start and its end."""
+    text = run.data.tags.get(Tag.IDLE, "")
+    return int(text) if NUMBER.fullmatch(text) else 0
+
+
+def idle_until_now(run: Run) -> dict[str, str]:
+    """The tag of a run that ended and is gone on with now: `idle_seconds` with the time since its end."""
+    ended = run.info.end_time
+    return {} if ended is None else {Tag.IDLE: f"{idle_seconds(run) + max(0, time.time() - ended / 1000):.0f}"}
+
+
 @contextlib.contextmanager
 def beating(client: MlflowClient, run_id: str) -> Iterator[None]:
     """Give a sign of life every minute, from a thread: it costs the work nothing, and a store that is away no error."""
@@ -99,8 +111,9 @@ def beating(client: MlflowClient, run_id: str) -> Iterator[None]:
 def close_stale(client: MlflowClient, running: list[Run]) -> list[str]:
     """End the runs, of those that are RUNNING, whose process is gone as KILLED, with a note; returns their ids.
 
-    Runs of single seeds name no process: they go with the run they are nested in; so does one that `mlflow run` made
-    for a command that goes on under an earlier run.
+    Runs of single seeds name no process: they go with the run they are nested in, also when that has ended in order
+    without them (what the spool delivers later says it better); so does one that `mlflow run` made for a command that
+    goes on under an earlier run.
     """
     known = {run.info.run_id: run for run in running}
     for run in running:
@@ -110,19 +123,25 @@ def close_stale(client: MlflowClient, running: list[Run]) -> list[str]:
             continue
         client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, "killed: mlflow run made it, and no stage came to it")
         client.set_terminated(run.info.run_id, status="KILLED")
-    stale = [run for run in running if is_gone(_owner(client, run, known))]
+    stale = [run for run in running if is_gone(owner := _owner(client, run, known)) or _left_behind(run, owner)]
     for run in sorted(stale, key=lambda run: Tag.PROCESS in run.data.tags):  # the nested ones first
-        tags = _owner(client, run, known).data.tags
-        alive = tags.get(Tag.ALIVE, "")
+        owner = _owner(client, run, known)
+        alive, process = owner.data.tags.get(Tag.ALIVE, ""), owner.data.tags[Tag.PROCESS]
         seen = datetime.fromtimestamp(int(alive) if NUMBER.fullmatch(alive) else run.info.start_time // 1000, UTC)
-        where, _, number = tags[Tag.PROCESS].rpartition(" ")[0].rpartition(" ")
-        note = (
-            f"killed: its process {number} on {where.partition('/')[0]} is gone, last sign of life "
-            f"{seen:%Y-%m-%d %H:%M} UTC; the same command goes on"
-        )
+        where, _, number = process.rpartition(" ")[0].rpartition(" ")
+        gone = f"its process {number} on {where.partition('/')[0]} is gone"
+        why = gone if where and is_gone(owner) else "its stage has ended"
+        goes_on = "; the same command goes on" if is_gone(owner) and owner.info.status != "FINISHED" else ""
+        note = f"killed: {why}, last sign of life {seen:%Y-%m-%d %H:%M} UTC{goes_on}"
         client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, note)
         client.set_terminated(run.info.run_id, status="KILLED", end_time=int(seen.timestamp() * 1000))
     return [run.info.run_id for run in stale]
+
+
+def _left_behind(run: Run, owner: Run) -> bool:
+    """A run of a single seed whose stage, of ours, has ended."""
+    nested = run.data.tags.get(MLFLOW_PARENT_RUN_ID) == owner.info.run_id
+    return nested and Tag.PROCESS in owner.data.tags and owner.info.status in ("FINISHED", "FAILED")
 
 
 def _owner(client: MlflowClient, run: Run, known: dict[str, Run]) -> Run:

@@ -12,8 +12,16 @@ from mlflow.entities import Run
 from pipeline.config.loading import parse_json
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
-from pipeline.names import CONFIG_PARAM_PREFIX, LINEAGE_ROLES, OUTPUT_PREFIX, Alias, Artifact, Tag, VersionTag
-from pipeline.names import lineage_run_tag as lineage_tag
+from pipeline.names import (
+    CONFIG_PARAM_PREFIX,
+    LINEAGE_ROLES,
+    OUTPUT_PREFIX,
+    Alias,
+    Artifact,
+    Tag,
+    VersionTag,
+    lineage_run_tag,
+)
 from pipeline.tracking.content_key import ContentKey, digest_of
 from pipeline.tracking.datasets import fetch_for_training
 from pipeline.tracking.groups import read_training, trainings
@@ -38,14 +46,16 @@ class Found:
     words: str
 
 
-def find_finished(client: MlflowClient, stage: str, task: str, key: ContentKey, any_machine: bool = False) -> Found:
-    """The newest finished run of a stage with this content key that nothing is known against.
+def find_finished(
+    client: MlflowClient, stage: str, task: str, key: ContentKey, any_machine: bool = False, arm: str | None = None
+) -> Found:
+    """The newest finished run of a stage, and of an arm if one is given, with this content key.
 
-    `any_machine`: this key but for the machine that made it.
+    Nothing is known against it. `any_machine`: this key but for the machine that made it.
 
     Without one, the words say in which ingredient the most similar run differs.
     """
-    tags = {Tag.STAGE: stage, Tag.TASK: task}
+    tags = {Tag.STAGE: stage, Tag.TASK: task, **({} if arm is None else {Tag.ARM: arm})}
     doubts = []
     equal = {Tag.KEY_BUT_MACHINE: key.but_machine} if any_machine else {Tag.CONTENT_KEY: key.digest}
     for run in search(client, {**tags, **equal}, limit=CANDIDATES):
@@ -100,8 +110,8 @@ def refuse_unsound(client: MlflowClient, run: Run) -> None:
     tags = run.data.tags
     _refuse_damaged(client, run)
     for role in LINEAGE_ROLES:
-        if lineage_tag(role) in tags:
-            _refuse_damaged(client, get_run(client, tags[lineage_tag(role)], f"its {role} run"))
+        if lineage_run_tag(role) in tags:
+            _refuse_damaged(client, get_run(client, tags[lineage_run_tag(role)], f"its {role} run"))
     if Tag.LINEAGE_EXPERT in tags:
         fetch_version(find_version(client, tags[Tag.LINEAGE_EXPERT], tag_of(run, Tag.TASK), Alias.APPROVED))
     stage, task = tags[Tag.STAGE], tag_of(run, Tag.TASK)

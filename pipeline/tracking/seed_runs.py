@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.config.loading import executor_settings
-from pipeline.errors import Interrupted, say
+from pipeline.errors import BadInput, Interrupted, disk_refusal, say
 from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.arms import ArmJob
 from pipeline.learning.checkpoints import CheckpointFolder
@@ -54,10 +55,9 @@ class SeedRun:
         self.job = replace(job, checkpoints=str(place), checkpoint_key=checkpoint_key)  # as it is to be trained
         extended = tags.get(Tag.EXTENDS)
         if extended is not None and not place.exists():
-            name = tag_of(get_run(self.run.client, extended, "shorter training"), Tag.CHECKPOINT)
-            place.mkdir(parents=True)
-            with downloaded(f"runs:/{extended}/{Artifact.CHECKPOINT}/{name}", f"checkpoint of run {extended}") as copy:
-                shutil.copy(copy, place / name)
+            with _last_checkpoint(get_run(self.run.client, extended, "shorter training")) as copy:
+                place.mkdir(parents=True)
+                shutil.copy(copy, place / copy.name)
         # a finished one of an interrupted stage's only says again what it came to, and nothing of it is logged
         status = get_run(self.run.client, self.run.run_id, "training").info.status if stage_run.continued else ""
         self._open, self._film = status != "FINISHED", ""
@@ -191,8 +191,8 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
             todo[index] = None
             continue
         elsewhere = executor_settings(arm.job.task).kind != "local"
-        found = find_finished(stage_run.client, stage, arm.job.task.name, key, elsewhere)
-        if found.run is not None and tag_of(found.run, Tag.ARM) == arm.arm:
+        found = find_finished(stage_run.client, stage, arm.job.task.name, key, elsewhere, arm.arm)
+        if found.run is not None:
             if tag_of(found.run, Tag.CONTENT_KEY) != key.digest:
                 say(f"{arm.arm} seed {arm.job.seed}: {found.words}, made on another kind of machine than this one")
             stage_run.tag({reused_tag(arm.arm, arm.job.seed): found.run.info.run_id})
@@ -205,6 +205,14 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
             if reason is None and Tag.CHECKPOINT not in shorter.data.tags:
                 reason = "it took no checkpoint before its end (training.checkpoint_every)"
             if reason is None:
+                try:
+                    with _last_checkpoint(shorter):  # before the new training has a run
+                        pass
+                except BadInput as error:
+                    if disk_refusal(error) is not None:
+                        raise
+                    reason = "its checkpoint is gone"
+            if reason is None:
                 todo[index] = shorter.info.run_id
                 words = f"goes on from the last checkpoint of run {shorter.info.run_id}, whose budget was smaller"
             else:
@@ -212,6 +220,12 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
         if first and words != NOTHING_LIKE_IT:
             say(f"{arm.arm} seed {arm.job.seed}: {words}")
     return todo
+
+
+def _last_checkpoint(run: Run) -> contextlib.AbstractContextManager[Path]:
+    """A copy of the last checkpoint that a finished training kept. Raises BadInput."""
+    path = f"{Artifact.CHECKPOINT}/{tag_of(run, Tag.CHECKPOINT)}"
+    return downloaded(f"runs:/{run.info.run_id}/{path}", f"checkpoint of run {run.info.run_id}")
 
 
 def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:

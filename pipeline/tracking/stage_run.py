@@ -227,7 +227,7 @@ def open_run(
 
     `command` is the digest of what is asked for: when the newest run of that command was interrupted, it goes on. A
     user's error ends it FAILED with the error's line as its description; so does any other exception. What ends it
-    from outside ends it KILLED.
+    from outside ends it KILLED. One that a disk ended FAILED goes on like an interrupted one.
     """
     # taken out of the environment: MLflow would give the next run that is opened, a nested one too, the same id again
     run_id = None if nested else os.environ.pop(RUN_VARIABLE, None)
@@ -247,7 +247,7 @@ def open_run(
                 yield run
             status = "FINISHED"
         except BadInput as error:
-            last = {MLFLOW_RUN_NOTE: str(error), Tag.PROCESS: ""}
+            last = {MLFLOW_RUN_NOTE: str(error), Tag.PROCESS: _whose_end(error)}
             raise
         except (KeyboardInterrupt, Interrupted) as error:
             status = "KILLED"
@@ -262,7 +262,7 @@ def open_run(
                     f"{stage}: the tracking store {shortened(mlflow.get_tracking_uri())} stopped answering "
                     f"({shortened(str(error), 200)}); start it and give the same command again"
                 ) from None
-            last[Tag.PROCESS] = ""
+            last[Tag.PROCESS] = _whose_end(error)
             raise
         finally:
             _opened.remove(run)
@@ -274,6 +274,11 @@ def open_run(
                     raise
             if status == "FINISHED" or last.get(Tag.PROCESS) == "":
                 shutil.rmtree(checkpoint_folder(run), ignore_errors=True)
+
+
+def _whose_end(error: Exception) -> str:
+    """The tag `process` of a run that an error ends: it ended in order, or the disk did that from outside."""
+    return "" if disk_refusal(error) is None else liveness.INTERRUPTED
 
 
 def checkpoint_folder(run: StageRun) -> Path:
@@ -330,7 +335,8 @@ def _start(
         newest = search(client, asked, limit=1, status=None) if asked else []
         earlier = next((run for run in newest if run.info.status != "FINISHED" and liveness.is_gone(run)), None)
         if earlier is not None:  # from now on it is this process's
-            Batch(tags={**liveness.signs_of_life(), MLFLOW_RUN_NOTE: ""}).perform(client, earlier.info.run_id)
+            woken = {**liveness.signs_of_life(), **liveness.idle_until_now(earlier), MLFLOW_RUN_NOTE: ""}
+            Batch(tags=woken).perform(client, earlier.info.run_id)
             client.update_run(earlier.info.run_id, status="RUNNING")
     if earlier is not None:
         run_id = earlier.info.run_id

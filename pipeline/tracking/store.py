@@ -25,7 +25,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from pipeline.errors import BadInput, disk_refusal, shortened
-from pipeline.files import sqlite_file, sync_folder
+from pipeline.files import digest, sqlite_file, sync_folder
 from pipeline.tracking.views import view_tags
 
 T = TypeVar("T")
@@ -33,6 +33,7 @@ T = TypeVar("T")
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 CONNECT_SECONDS = 10.0
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+MAY_PASS = (401, 403, 407, 408, 425, 429)  # HTTP: what a password, or time, may mend
 DENIED = "PERMISSION_DENIED"  # by a server that knows its users
 HALF_MADE = ("already exists", "duplicate column")  # what SQLite says when MLflow begins with its tables anew
 DEFAULT_EXPERIMENT = "imitation-pretraining"
@@ -125,15 +126,20 @@ def _unquoted(uri: str) -> str:
 
 def _require_listener(uri: str) -> None:
     """Raise OSError when nothing listens at a database server: MLflow itself would try again for hours."""
-    server = urlparse(uri)
-    port = server.port or DATABASE_PORTS.get(server.scheme.partition("+")[0])
-    if server.scheme.partition("+")[0] in DATABASE_PORTS and server.hostname and port:
-        socket.create_connection((server.hostname, port), timeout=CONNECT_SECONDS).close()
+    usual = DATABASE_PORTS.get(urlparse(uri).scheme.partition("+")[0])
+    if usual is not None and (server := make_url(uri)).host:  # whose passwords may hold what an address may not
+        socket.create_connection((server.host, server.port or usual), timeout=CONNECT_SECONDS).close()
 
 
 def refuses(error: Exception) -> bool:
-    """The store answered, and will not do this however often it is asked; any other error may pass."""
-    return isinstance(error, MlflowException) and error.error_code in REFUSALS
+    """The store, or what takes artifacts for it, answered and will not do this however often it is asked.
+
+    Any other error may pass.
+    """
+    if isinstance(error, MlflowException):
+        return error.error_code in REFUSALS
+    status = getattr(getattr(error, "response", None), "status_code", 0)  # of `requests`: a proxy may be stricter
+    return 400 <= status < 500 and status not in MAY_PASS
 
 
 @contextlib.contextmanager
@@ -234,7 +240,7 @@ def local_folder(kind: str) -> Path:
         return database.with_name(f"{database.name}.{kind}")
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "imitation-pretraining"
     place = Path(os.environ.get(f"PIPELINE_{kind.upper()}") or state / kind).resolve()
-    return place / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
+    return place / digest(uri.rstrip("/"))[:16]
 
 
 @contextlib.contextmanager
@@ -247,8 +253,8 @@ def exclusive(purpose: str) -> Iterator[None]:
     """
     uri = mlflow.get_tracking_uri()
     if urlparse(uri).scheme.partition("+")[0] == "postgresql":
-        digest = hashlib.sha256(f"imitation-pretraining {purpose}".encode()).digest()
-        key = int.from_bytes(digest[:8], "big", signed=True)  # as PostgreSQL takes them; the same on every machine
+        name = hashlib.sha256(f"imitation-pretraining {purpose}".encode()).digest()
+        key = int.from_bytes(name[:8], "big", signed=True)  # as PostgreSQL takes them; the same on every machine
         with create_engine(uri, poolclass=NullPool).connect() as connection:
             # held by the session: it ends with this connection, however the process ends
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
@@ -258,8 +264,9 @@ def exclusive(purpose: str) -> Iterator[None]:
     if database is not None:
         path = database.with_name(f"{database.name}.{purpose}.lock")
     else:
-        path = Path(tempfile.gettempdir()) / f"mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.{purpose}.lock"
-    with FileLock(path).acquire(poll_interval=0.01):
+        path = Path(tempfile.gettempdir()) / f"mlflow-{digest(uri)[:16]}.{purpose}.lock"
+    # for whoever else works with this store here, whatever this user's umask; filelock follows no link that lies there
+    with FileLock(path, mode=0o666).acquire(poll_interval=0.01):
         yield
 
 

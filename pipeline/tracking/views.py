@@ -12,7 +12,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from pipeline.names import CONTROLS, EVAL_PREFIX, Arm, Artifact, Metric, Tag
 
 VIEW_PREFIX: Final = "mlflow.sharedViewState."
-RATIO: Final = "sample_efficiency/ratio"
 FINAL: Final = {arm: f"final/{Metric.SUCCESS_RATE}_{arm}" for arm in (Arm.PRETRAINED, Arm.SCRATCH)}  # of a run of main
 CHART_PIXELS: Final = 420  # in height
 
@@ -58,7 +57,8 @@ VIEWS: Final = {
         f"tags.{Tag.STAGE} = 'main'",
         [
             *(f"tags.`{name}`" for name in (Tag.TASK, Tag.VERDICT, Tag.COMPARISON)),
-            *(f"metrics.`{name}`" for name in (RATIO, f"{RATIO}_ci_low", f"{RATIO}_ci_high", *FINAL.values())),
+            *(f"metrics.`{Metric.RATIO}{end}`" for end in ("", "_ci_low", "_ci_high")),
+            *(f"metrics.`{name}`" for name in FINAL.values()),
         ],
     ),
     "arms": saved_view(

@@ -321,6 +321,7 @@ def test_a_password_in_an_address_is_not_shown():
     address = "postgresql+psycopg://anna:se:cret@host:5432/runs"
     assert printable(f"store '{address}?a=b'") == "store 'postgresql+psycopg://anna:***@host:5432/runs?a=b'"
     assert str(BadInput(f"no answer from {address}")).endswith("//anna:***@host:5432/runs")
+    assert printable("mysql://anna:s3/e#c?ret/8@host/runs") == "mysql://anna:***@host/runs"
     for plain in ("sqlite:////a/b.db", "http://host:5000/a@b", "s3://bucket/x", "module:Class", "a: b@c"):
         assert printable(plain) == plain
 

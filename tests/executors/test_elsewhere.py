@@ -1,5 +1,6 @@
 """What is said of where trainings run, and what is heard of one that is begun on several nodes."""
 
+import errno
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 from pipeline.config.loading import executor_settings, validate
 from pipeline.config.task import ExecutorSettings
 from pipeline.errors import BadInput
-from pipeline.executors.elsewhere import EventFile, Heard
+from pipeline.executors import side_by_side
+from pipeline.executors.elsewhere import Elsewhere, Ended, EventFile, Heard
+from pipeline.executors.news import TrainingCrashed, TrainingKilled
 from pipeline.executors.side_by_side import executor
-from pipeline.learning.jobs import TrainingEvent
+from pipeline.learning.jobs import TrainingEvent, TrainingJob
 from pipeline.learning.processor import machine
 from pipeline.learning.train import train
 from pipeline.names import Arm, Artifact, Tag
@@ -97,6 +100,43 @@ def test_what_is_not_installed_is_named(kind, package, tmp_path, monkeypatch):
     settings = ExecutorSettings(kind=kind, folder=str(tmp_path), options={"time": 1} if kind == "slurm" else {})
     with pytest.raises(BadInput, match=rf"{kind}'.* '{package}' is not installed; pip install '.*\[{kind}\]'"):
         executor(settings, 1)
+
+
+class OneThatEnds:
+    """A cluster on which the second training ends, in its own way, while the others run on."""
+
+    def __init__(self, end: Exception) -> None:
+        self._end = end
+
+    def begin(self, key: int, job: TrainingJob, place: Path) -> None:
+        (place / "output").mkdir()
+
+    def ended(self, seconds: float) -> list[tuple[int, Ended]]:
+        return [(1, Ended(self._end, 0))]
+
+    def cancel(self, key: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("end", "left"),
+    [
+        (BadInput("seed 2 diverged"), 0),
+        (TrainingCrashed("seed 2 crashed"), 0),
+        (TrainingKilled("seed 2 was killed"), 3),
+        (OSError(f"seed 2 could not go on: [Errno {errno.ENOSPC}] No space left on device"), 3),
+    ],
+)
+def test_what_a_failed_stage_left_in_the_shared_folder_goes_unless_the_same_command_goes_on(
+    make_jobs, tmp_path, monkeypatch, end, left
+):
+    shared = tmp_path / "shared"
+    settings = ExecutorSettings(kind="slurm", folder=str(shared), options={"time": 1})
+    monkeypatch.setattr(side_by_side, "executor", lambda *given: Elsewhere(settings, OneThatEnds(end)))
+    jobs = [replace(job, checkpoints=str(tmp_path / f"{job.seed}"), checkpoint_key="k") for job in make_jobs(tmp_path)]
+    with pytest.raises(type(end)):
+        side_by_side.run_side_by_side(jobs, 3, lambda index, event: None, settings=settings)
+    assert len(list(shared.iterdir())) == left
 
 
 def test_where_a_training_runs_is_not_in_its_key_but_the_machine_is(make_jobs, tmp_path):

@@ -333,10 +333,17 @@ def test_threads_and_processes_never_run_the_same_trial(make_study):
 
 
 def test_a_study_is_continued_only_with_the_settings_it_was_made_with(make_study):
-    make_study({"base": {"rate": 1}, "objective": "auc"})
-    make_study({"base": {"rate": 1}, "objective": "auc"})
-    with pytest.raises(BadInput, match=r"study 'known' in .* was made with another objective: 'auc', now 'final_eval'"):
-        make_study({"base": {"rate": 1}, "objective": "final_eval"})
+    def settings(rate: float, **here) -> dict:
+        base = {"training": {"long": "x" * 200, "rate": rate}, "workers": 2, "task": "there.yaml"}
+        return {"base": {**base, **here.pop("base", {})}, "task": {"horizon": 9, **here}, "objective": "auc"}
+
+    make_study(settings(1.0, environment_workers=4, executor={"kind": "local"}))
+    make_study(settings(1.0, approvers=["anna"], meanings={"a": "b"}, device="cpu", base={"workers": 9, "task": "x"}))
+    told = r"study 'known' in .* was made with another base.training.rate: '1.0', now '2.0'; give another study_name"
+    with pytest.raises(BadInput, match=told):
+        make_study(settings(2.0))
+    with pytest.raises(BadInput, match="another objective: 'auc', now 'absent'"):
+        make_study({key: value for key, value in settings(1.0).items() if key != "objective"})
 
 
 def test_a_study_of_somebody_else_is_not_continued(make_study, files):

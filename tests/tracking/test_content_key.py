@@ -116,6 +116,8 @@ def test_a_package_of_another_version_is_named(monkeypatch):
     monkeypatch.setattr(module, "installed", lambda name: "9.9" if name == "torch" else host.installed(name))
     (sentence,) = said(base, key_of(BASE))
     assert sentence.startswith("package differs: torch = 9.9 (was 2.")
+    monkeypatch.undo()
+    assert base.ingredients["package"].items() <= host.environment_record()["packages"].items()
 
 
 def test_code_of_the_package_counts_file_by_file_but_not_its_comments(tmp_path):
@@ -141,13 +143,18 @@ def test_what_a_report_looks_like_decides_no_training(tmp_path):
     assert not [name for name in package_code() if "tracking/" in name]
     assert not [name for name in package_code() if "report/" in name or not name.endswith((".py", ".json"))]
     folder = tmp_path / "pipeline"
-    shutil.copytree(module.ROOT / "report", folder / "report")
+    for room in ("report", "tracking"):
+        shutil.copytree(module.ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "rules.py").write_text("LIMIT = 1\n")
     code, looks = dict(package_code(folder)), report_code(folder)
     assert list(code) == ["pipeline/rules.py"] and looks == report_code()
     css = folder / "report" / "templates" / "page.css"
     css.write_text(css.read_text() + "body { color: teal }")
     package_code.cache_clear()
+    report_code.cache_clear()
+    assert dict(package_code(folder)) == code and report_code(folder) != looks
+    looks, bill = report_code(folder), folder / "tracking" / "groups.py"
+    bill.write_text(bill.read_text() + "NO_EXPERT = ()\n")
     report_code.cache_clear()
     assert dict(package_code(folder)) == code and report_code(folder) != looks
 

@@ -1,5 +1,6 @@
 """A run whose process is gone is closed, a live one never; the same command goes on with a run that was interrupted."""
 
+import errno
 import subprocess
 import sys
 import time
@@ -9,6 +10,10 @@ import pytest
 from pipeline.errors import BadInput
 from pipeline.names import Tag
 from pipeline.tracking import liveness
+from pipeline.tracking.forwarder import Forwarder
+from pipeline.tracking.groups import _duration
+from pipeline.tracking.operations import Batch
+from pipeline.tracking.spool import Spool
 from pipeline.tracking.stage_run import checkpoint_folder, open_run
 from pipeline.tracking.store import connect
 
@@ -116,6 +121,21 @@ def test_the_same_command_goes_on_with_a_run_that_was_interrupted(store):
         assert fresh.run_id != run.run_id
 
 
+@pytest.mark.parametrize("where", ["here", "in a training"])
+def test_what_a_full_disk_ended_keeps_its_checkpoints_and_goes_on(store, tmp_path, where):
+    spool = Spool(tmp_path / "spool")
+    spool._database.execute("PRAGMA max_page_count = 4")
+    with pytest.raises((BadInput, OSError)), open_run("baseline", command="a") as run:
+        checkpoint_folder(run).mkdir(parents=True)
+        if where == "here":
+            spool.append(run.run_id, Batch(tags={"text": "long" * 10_000}))
+        raise OSError(f"baseline seed 1 could not go on: {OSError(errno.ENOSPC, 'No space left on device')}")
+    assert statuses([run.run_id]) == {"FAILED"}
+    with open_run("baseline", command="a") as again:
+        assert (again.run_id, again.continued, checkpoint_folder(run).exists()) == (run.run_id, True, True)
+    assert not checkpoint_folder(run).exists()
+
+
 def test_checkpoints_that_a_kill_left_of_a_finished_run_go_and_no_others(store):
     with pytest.raises(KeyboardInterrupt), open_run("baseline", command="a") as interrupted:
         raise KeyboardInterrupt
@@ -135,6 +155,43 @@ def test_what_ended_in_order_or_lives_is_not_gone_on_with(store):
         raise BadInput("seeds: none")
     with open_run("baseline", command="a") as living, open_run("baseline", nested=True, command="a") as second:
         assert len({refused.run_id, living.run_id, second.run_id}) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "process", "goes_on"),
+    [("FAILED", "", False), ("FAILED", liveness.INTERRUPTED, True), ("FINISHED", None, False)],
+)
+def test_a_run_that_an_ended_stage_left_open_is_closed_and_one_of_another_project_is_not(
+    left_open, status, process, goes_on
+):
+    client = connect()
+    parent, left = left_open(liveness.this_process() if process is None else process, time.time())
+    foreign = client.create_run("0").info.run_id
+    nested = client.create_run("0", tags={"mlflow.parentRunId": foreign}).info.run_id
+    for ended in (parent, foreign):
+        client.set_terminated(ended, status=status)
+    with open_run("validate"):
+        pass
+    assert (statuses([parent]), statuses([left]), statuses([nested])) == ({status}, {"KILLED"}, {"RUNNING"})
+    note = client.get_run(left).data.tags[NOTE]
+    assert note.startswith("killed: its stage has ended, last sign") and ("goes on" in note) == goes_on
+
+
+def test_the_time_between_a_kill_and_the_same_command_is_not_the_stages(store):
+    night, client = 9 * 3600, connect()
+    now = int(time.time())
+    run_id = client.create_run("0", start_time=(now - night - 60) * 1000, tags={
+        Tag.STAGE: "baseline", Tag.COMMAND: "c", Tag.PROCESS: ended_process(), Tag.ALIVE: f"{now - night}",
+    }).info.run_id  # fmt: skip
+    child = client.create_run("0", start_time=(now - night - 30) * 1000, tags={
+        "mlflow.parentRunId": run_id, Tag.COMMAND: "t",
+    }).info.run_id  # fmt: skip
+    with open_run("baseline", command="c") as run, Forwarder(run) as forwarder:
+        again = forwarder.child("seed 1", {Tag.COMMAND: "t"})
+        again.close("FINISHED")
+    assert (run.run_id, again.run_id) == (run_id, child)
+    told = [_duration(client.get_run(one)) for one in (run_id, child)]
+    assert [took // 600 for took in told] == [0, 0] and told[0] >= 59
 
 
 def test_the_run_that_mlflow_made_names_the_one_that_goes_on(store, monkeypatch):

@@ -7,13 +7,16 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 import zipfile
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from real_things import TASK, Bench
+from requests import HTTPError, Response
 
 from pipeline.cli import DONE, VERDICT_NO, ask
 from pipeline.errors import BadInput
@@ -21,10 +24,10 @@ from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag
 from pipeline.policies import policy_digest
 from pipeline.tracking import forwarder, models, operations
 from pipeline.tracking.forwarder import Forwarder
-from pipeline.tracking.operations import Batch, Close, Files, Operation, Policy, measured
+from pipeline.tracking.operations import Batch, Close, Files, Operation, Policy, Text, measured
 from pipeline.tracking.spool import FILE, Spool, deliver, deliver_leftovers, sync
 from pipeline.tracking.stage_run import StageRun
-from pipeline.tracking.store import connect
+from pipeline.tracking.store import connect, refuses
 
 
 @pytest.fixture
@@ -261,6 +264,43 @@ def test_a_refused_record_is_kept_and_holds_nobody_up(bench, spool, capsys):
         child = forwarding.child("gone", {})
         bench.client.delete_run(child.run_id)
         child.metrics({"loss": 3.0})
+
+
+class TooLarge(BaseHTTPRequestHandler):
+    """A proxy that lets no artifact through."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_error(413)
+
+    def log_message(self, *about) -> None:
+        pass
+
+
+def test_an_artifact_that_a_proxy_refuses_holds_nobody_up(bench, spool):
+    with ThreadingHTTPServer(("127.0.0.1", 0), TooLarge) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        place = bench.client.create_experiment("behind a proxy", f"http://127.0.0.1:{server.server_port}/artifacts")
+        refused, other = bench.client.create_run(place).info.run_id, bench.run("baseline_seed", status=None)
+        spool.append(refused, Text(content="long", path="a.txt"))
+        spool.append(other, point(1.0, 1))
+        assert deliver(spool, bench.client) is None
+        server.shutdown()
+    assert points_of(bench, other) == [(1, 1.0)]
+    (reason,) = spool.refusals()
+    assert f"text of run {refused}: 413 Client Error" in reason
+
+
+@pytest.mark.parametrize(
+    ("status", "refused"),
+    [(400, True), (404, True), (413, True), *((passing, False) for passing in (401, 403, 408, 429, 500, 503))],
+)
+def test_an_answer_that_a_login_or_time_may_change_is_no_refusal(status, refused):
+    response = Response()
+    response.status_code, response._content = status, b""
+    with pytest.raises(HTTPError) as caught:
+        response.raise_for_status()
+    assert refuses(caught.value) is refused
 
 
 def test_the_next_stage_delivers_what_an_earlier_one_left(bench):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,15 @@ from pipeline.names import Tag
 from pipeline.sweep.study import storage
 from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.stage_run import open_run
-from pipeline.tracking.store import connect, experiment_id, how_to_look, local_folder, permitted, unanswered
+from pipeline.tracking.store import (
+    connect,
+    exclusive,
+    experiment_id,
+    how_to_look,
+    local_folder,
+    permitted,
+    unanswered,
+)
 
 ODD = "a b ü #1 100%"
 
@@ -102,6 +111,33 @@ def test_a_sqlite_uri_without_a_file_of_its_own_is_one_line(tmp_path, monkeypatc
     with pytest.raises(BadInput):
         connect()
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("mlflow.db")] == []
+
+
+def test_a_database_whose_password_has_a_slash_is_looked_for_at_its_host(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+psycopg://anna:s3c/ret@127.0.0.1:{port}/runs")
+    with pytest.raises(BadInput, match=rf"//anna:\*\*\*@127.0.0.1:{port}/runs' cannot be used: .*refused"):
+        connect()
+
+
+def test_two_users_of_a_machine_take_turns_at_a_server_and_a_link_in_the_way_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:5000")
+    before = os.umask(0o022)
+    try:
+        with exclusive("open"):
+            (lock,) = tmp_path.iterdir()
+    finally:
+        os.umask(before)
+    assert lock.stat().st_mode & 0o666 == 0o666
+    (thesis := tmp_path / "thesis").write_text("years of work")
+    thesis.chmod(0o600)
+    lock.unlink()
+    lock.symlink_to(thesis)
+    with pytest.raises(OSError, match="symbolic"), exclusive("open"):
+        pass
+    assert (thesis.read_text(), thesis.stat().st_mode & 0o777) == ("years of work", 0o600)
 
 
 def test_the_command_to_look_at_a_store_can_be_typed(monkeypatch):

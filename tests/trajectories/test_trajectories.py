@@ -59,6 +59,14 @@ def test_only_a_truncated_episode_continues_with_its_final_value():
     assert returns.tolist() == [2.0, 2.0, 7.25, 8.5, 9.0]
 
 
+def test_a_part_of_the_episodes_lies_in_order_within_a_larger_part():
+    many = concatenate([small()] * 10)
+    many = replace(many, rewards=np.arange(len(many.rewards), dtype=np.float32))
+    three, nine, all_of_them = (many.part(count).rewards.tolist() for count in (3, 9, 20))
+    assert len(many.part(9)) == 9 and nine == sorted(nine)
+    assert set(three) < set(nine) and all_of_them == many.rewards.tolist()
+
+
 def test_selecting_and_concatenating_are_inverse():
     data = small()
     assert same(concatenate([data.select([0]), data.select([1])]), data)
