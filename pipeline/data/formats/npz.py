@@ -25,7 +25,7 @@ from pipeline.errors import BadInput, printable, shortened
 from pipeline.files import DAMAGE, strict_json, write_folder
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 
-MAX_ARCHIVE_BYTES: Final = (1 << 32) - 1  # a plain zip, without its 64-bit extension
+MAX_ARCHIVE_BYTES: Final = (1 << 32) - 1
 MAX_METADATA_BYTES: Final = 8_000_000
 MAX_MEMBERS: Final = 256
 MAX_DIRECTORY_BYTES: Final = 1 << 17
@@ -109,13 +109,27 @@ def _bounded(file: Path, limit: int) -> int:
 
 
 def write_archive(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as an uncompressed .npz that `np.load(allow_pickle=False)` reads; equal arrays give equal bytes."""
+    """Write arrays as an uncompressed .npz that `np.load(allow_pickle=False)` reads; equal arrays give equal bytes.
+
+    Raises BadInput for more than `read_archive` would read again.
+    """
     plain = split_fields(arrays)
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
+    refuse_oversize(sum(array.nbytes + MAX_HEADER_BYTES for array in plain.values()))
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(plain):
             array = np.ascontiguousarray(plain[name]).reshape(plain[name].shape)
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
+            large = array.nbytes + MAX_HEADER_BYTES > zipfile.ZIP64_LIMIT  # said before it is written, or zipfile fails
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=large) as member:
                 np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
+
+
+def refuse_oversize(size: int) -> None:
+    """Raise BadInput for so many bytes of arrays when they are more than the file of a dataset may have."""
+    if size > MAX_ARCHIVE_BYTES:
+        raise BadInput(
+            f"the arrays have {size} bytes, the file of a dataset may have {MAX_ARCHIVE_BYTES}; record fewer or "
+            "shorter episodes, or smaller observations"
+        )
 
 
 def read_archive(path: str | Path) -> dict[str, np.ndarray]:
