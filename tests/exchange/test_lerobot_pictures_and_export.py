@@ -24,7 +24,9 @@ from pipeline.data.foreign import ForeignEpisode, ForeignSet, ImportTarget, take
 from pipeline.data.formats import read_foreign
 from pipeline.data.formats.lerobot import export_lerobot
 from pipeline.data.metadata import DatasetMetadata
+from pipeline.data.observations import row_dtype
 from pipeline.errors import BadInput
+from pipeline.tasks import Task
 from pipeline.validation.facts import Context
 from pipeline.validation.rules import validate
 
@@ -307,27 +309,20 @@ def test_pictures_are_not_written_for_lerobot(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_task_with_a_dict_takes_the_keys_it_observes(tmp_path):
-    frames = filmed(tmp_path / "set", "v3.0", lengths=(4, 2, 3) * 3)
-    task = validate_config(
+def test_a_task_with_a_dict_takes_the_keys_it_observes_its_pictures_channels_first():
+    config = validate_config(
         TaskConfig,
         {
-            "name": "seen", "environment": {"id": "told"}, "success": {"return_at_least": 0.0}, "thresholds": {},
-            "scenarios": {"normal": {}}, "scenario_sets": {"train": {"normal": 1.0}},
+            "name": "shown", "environment": {"id": "told_environment:Shown"}, "success": {"return_at_least": 0.0},
+            "thresholds": {}, "scenarios": {"normal": {}}, "scenario_sets": {"train": {"normal": 1.0}},
         },
         "test",
     )  # fmt: skip
-
-    class Told:
-        config, environment_kwargs = task, {}
-        observation_space = spaces.Dict(
-            state=spaces.Box(-np.inf, np.inf, (1,), np.float32), top=spaces.Box(0, 255, (16, 32, 3), np.uint8)
-        )
-        action_space = spaces.Box(-100, 100, (1,), np.float32)
-
-        def figures(self, infos, rewards, length):
-            return {"length": float(length)}
-
-    data, metadata = take_in(read_foreign(tmp_path / "set", keys=KEYS), ImportTarget(Told(), "normal"))
-    assert np.array_equal(data.observations["top"], frames)
+    task, found = Task(config), read_foreign(THEIRS, keys=KEYS)
+    data, metadata = take_in(found, ImportTarget(task, "normal"))
+    assert data.observations.dtype == row_dtype(task.observation_space)
+    assert np.array_equal(data.observations["top"], np.moveaxis(joined(found, "observations")["top"], 3, 1))
     assert "final_observations" in metadata.missing
+    spaces_of_task = {"observation_space": task.observation_space, "action_space": task.action_space}
+    report = validate((data, metadata), Context(task=config, min_episodes=3, **spaces_of_task))
+    assert report.passed, report.summary()

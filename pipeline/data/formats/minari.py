@@ -1,8 +1,8 @@
 """Demonstrations to and from Minari (https://minari.farama.org): HDF5, without loss.
 
-    export_minari(trajectories, metadata, "out/swing")        # minari.MinariDataset("out/swing/data") opens it
-    trajectories, metadata = import_minari("out/swing")       # the same bits and the same metadata again
-    trajectories, metadata = import_minari("theirs", target)  # somebody else's, described for one of our tasks
+    export_minari(trajectories, metadata, "out/swing")                # minari.MinariDataset("out/swing/data") opens it
+    trajectories, metadata = take_in(read_minari("out/swing"), None)  # the same bits and the same metadata again
+    trajectories, metadata = take_in(read_minari("theirs"), target)   # somebody else's, described for one of our tasks
 
 Minari accepts broken data, so validate before exporting and after importing; an imported dataset is a draft until
 `pipeline.validation.validate` passed it. Reading goes through h5py alone: Minari would build an environment from the
@@ -14,7 +14,7 @@ format.
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,19 +27,16 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 
 from pipeline.data.foreign import (
-    METRIC_ATTRIBUTE,
     UNKNOWN,
     ForeignEpisode,
     ForeignSet,
-    ImportTarget,
     short_text,
     source_digest,
-    take_in,
 )
 from pipeline.data.formats.hdf5 import PlainHdf5
 from pipeline.data.metadata import DatasetMetadata
 from pipeline.data.spaces import DTYPES, space_from_json, space_to_json
-from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories
+from pipeline.data.trajectories import METRIC_PREFIX, UNKNOWN_SEED, Trajectories
 from pipeline.errors import BadInput, shortened
 from pipeline.files import DAMAGE, strict_json
 
@@ -100,23 +97,13 @@ def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder:
             for episode in episodes
         )
         storage.update_episode_metadata(
-            {METRIC_ATTRIBUTE + name: value for name, value in episode.metrics.items()} for episode in episodes
+            {METRIC_PREFIX + name: value for name, value in episode.metrics.items()} for episode in episodes
         )
     except (ValueError, NotImplementedError) as error:
         raise BadInput(f"minari cannot store dataset {metadata.dataset_id!r}: {error}") from None
 
 
 # -------------------------------------------------------------------------------------------------------------- import
-
-
-def import_minari(
-    folder: str | Path, target: ImportTarget | None = None, leave_out: Sequence[int] = (), clip_actions: bool = False
-) -> tuple[Trajectories, DatasetMetadata]:
-    """A Minari dataset, ours (without a target) or anybody's (with one), as a dataset of ours (`take_in`)."""
-    found = read_minari(folder)
-    if target is None and found.own_metadata is None:
-        raise BadInput("minari dataset: it was not exported by this product; say which task and scenario it belongs to")
-    return take_in(found, target, leave_out, clip_actions)
 
 
 def read_minari(folder: str | Path) -> ForeignSet:
@@ -128,12 +115,12 @@ def read_minari(folder: str | Path) -> ForeignSet:
     data = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
     try:
         described = _described(data)
+        observation_space, action_space = _spaces(described)  # first: episodes of others are not laid out as is read
         with PlainHdf5(data / MAIN_FILE, "minari dataset") as file:
             count = len(file.root)
             if not 1 <= count <= MAX_EPISODES:
                 raise BadInput(f"minari dataset: it holds {count} episodes, allowed are 1 to {MAX_EPISODES}")
             episodes = tuple(_episode(file, f"episode_{index}") for index in range(count))
-        observation_space, action_space = _spaces(described)
         return ForeignSet(
             format="minari",
             episodes=episodes,
