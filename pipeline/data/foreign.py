@@ -66,6 +66,7 @@ class ForeignSet:
     environment: Mapping[str, Any] | None = None  # id, kwargs, wrappers
     ignored: tuple[str, ...] = ()  # what it holds beside them that means nothing here
     own_metadata: Any = None  # of a dataset that was exported from here
+    partial_infos: bool = False  # the format has room for some infos only: another one's absence is no mistake
 
 
 class RecordedTask(Protocol):
@@ -84,11 +85,16 @@ class RecordedTask(Protocol):
     def action_space(self) -> gym.Space[Any]: ...
 
     def figures(
-        self, infos: Mapping[str, Sequence[float]] | None, rewards: Sequence[float] | None, length: int
+        self,
+        infos: Mapping[str, Sequence[float]] | None,
+        rewards: Sequence[float] | None,
+        length: int,
+        partial_infos: bool = False,
     ) -> dict[str, float]:
         """What the task says of an episode, from one number of each info and one reward a step. Raises BadInput.
 
-        Without infos, or rewards, without the figures that follow from them.
+        Without infos, or rewards, without the figures that follow from them; with `partial_infos` also without those
+        of an info that is not there.
         """
 
 
@@ -158,7 +164,7 @@ def take_in(
         rewards = None if episode.rewards is None else episode.rewards.tolist()
         length = len(episode.actions)
         if task is not None:
-            return task.figures(_series_of(episode.infos, length), rewards, length)
+            return task.figures(_series_of(episode.infos, length), rewards, length, found.partial_infos)
         return {**({} if rewards is None else {Metric.RETURN: sum(rewards)}), Metric.LENGTH: float(length)}
 
     trajectories = _assemble(found, kept, lambda _: scenario, figures_of)
@@ -391,20 +397,26 @@ def _seen(found: ForeignSet) -> tuple[spaces.Space, spaces.Space]:
 
 
 def _clipped(found: ForeignSet, kept: Sequence[int], space: spaces.Space) -> tuple[ForeignSet, str]:
-    """Actions and labels inside a Box, and how much of those that are kept was not."""
+    """Kept actions and labels inside a Box, and how much of them was not. Raises BadInput for another shape of them."""
     if not isinstance(space, spaces.Box):
         raise BadInput(f"clip_actions: the actions are of {shortened(space)}; only those of a Box can be clipped")
+    episodes = list(found.episodes)
+    for index in kept:
+        one = episodes[index]
+        for name, rows in (("actions", one.actions), ("labels", one.labels)):
+            if rows is not None and rows.shape[1:] != space.shape:
+                raise BadInput(
+                    f"clip_actions: episode {index}: one row of {name} is {rows.dtype} {rows.shape[1:]}, the action "
+                    f"space has {space.shape}"
+                )
+        labels = None if one.labels is None else np.clip(one.labels, space.low, space.high)
+        episodes[index] = replace(one, actions=np.clip(one.actions, space.low, space.high), labels=labels)
     actions = np.concatenate([found.episodes[index].actions for index in kept])
     beyond = np.maximum(space.low - actions, actions - space.high)
     outside = beyond > 0
     furthest = float(beyond[outside].max(initial=0))
     told = f"{outside.sum()} of {outside.size} action values, up to {furthest:.4g} beyond the action space"
-
-    def clip(array: np.ndarray | None) -> Any:
-        return None if array is None else np.clip(array, space.low, space.high)
-
-    episodes = tuple(replace(one, actions=clip(one.actions), labels=clip(one.labels)) for one in found.episodes)
-    return replace(found, episodes=episodes), told
+    return replace(found, episodes=tuple(episodes)), told
 
 
 def _environment(stated: Mapping[str, Any] | None, target: ImportTarget) -> dict[str, Any]:
