@@ -1,6 +1,7 @@
 """Minari datasets: ours survive the round trip bit for bit, others are validated, hostile ones are refused."""
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.config.task import TaskConfig
 from pipeline.data import DatasetMetadata, Trajectories, content_digest, save_dataset
 from pipeline.data.foreign import ImportTarget, take_in
 from pipeline.data.formats.minari import export_minari, read_minari
+from pipeline.data.formats.npz import export_plain_npz
 from pipeline.data.spaces import space_to_json
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
@@ -105,6 +107,26 @@ def test_our_datasets_survive_the_round_trip_bit_for_bit(actions, noise, tmp_pat
     assert all(
         ours[name].tobytes() == theirs[name].tobytes() and ours[name].dtype == theirs[name].dtype for name in ours
     )
+
+
+def test_an_export_that_failed_leaves_nothing_in_the_way_of_the_next(tmp_path):
+    data, metadata = recorded(spaces.Box(-2, 2, (2,)), noise=True)
+    exports = (
+        lambda: export_minari(data, metadata, tmp_path / "out"),
+        lambda: export_plain_npz(data, tmp_path / "o.npz"),
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for export in exports:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # bytes of a file, as on a full disk
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                export()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not list(tmp_path.iterdir())
+    for export in exports:
+        export()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.npz", "out"]
 
 
 def test_minari_itself_reads_what_we_export(tmp_path):

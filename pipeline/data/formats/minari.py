@@ -14,6 +14,7 @@ format.
 import copy
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +50,10 @@ KINDS: Final = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")
 
 
 def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder: str | Path) -> None:
-    """Write a Minari dataset (HDF5) to a new folder. Raises BadInput when the folder exists or Minari refuses."""
+    """Write a Minari dataset (HDF5) to a new folder, as a whole or not at all.
+
+    Raises BadInput when the folder exists or Minari refuses.
+    """
     root = Path(folder)
     if root.exists():
         raise BadInput(f"export folder {str(root)!r} exists; give a new one")
@@ -64,41 +68,45 @@ def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder:
         spec.kwargs.update(environment["kwargs"])
     clean = np.array_equal(trajectories.actions, trajectories.executed_actions)
     episodes = [trajectories.episode(index) for index in range(len(trajectories))]
-    root.mkdir(parents=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
     try:
-        storage = MinariStorage.new(
-            root / "data",
-            observation_space=space_from_json(metadata.observation_space),
-            action_space=space_from_json(metadata.action_space),
-            env_spec=spec,
-            data_format="hdf5",
-            jpeg_encoding=False,
-        )
-        storage.update_metadata(
-            {
-                "dataset_id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', metadata.dataset_id)}-v0",
-                "minari_version": minari.__version__,
-                "algorithm_name": str(metadata.demonstrator["name"]),
-                "description": f"{len(trajectories)} demonstrations of task {metadata.task}",
-                OUR_METADATA: metadata.to_data(),
-            }
-        )
-        storage.update_episodes(
-            EpisodeBuffer(
-                seed=None if episode.seed == UNKNOWN_SEED else episode.seed,
-                options={"scenario": episode.scenario},
-                observations=episode.observations,
-                actions=episode.executed_actions,
-                rewards=episode.rewards,
-                terminations=episode.terminations,
-                truncations=episode.truncations,
-                infos=None if clean else {LABEL: episode.actions},
+        with tempfile.TemporaryDirectory(dir=root.parent, prefix=".exporting-") as folder:
+            written = Path(folder) / root.name
+            written.mkdir()
+            storage = MinariStorage.new(
+                written / "data",
+                observation_space=space_from_json(metadata.observation_space),
+                action_space=space_from_json(metadata.action_space),
+                env_spec=spec,
+                data_format="hdf5",
+                jpeg_encoding=False,
             )
-            for episode in episodes
-        )
-        storage.update_episode_metadata(
-            {METRIC_PREFIX + name: value for name, value in episode.metrics.items()} for episode in episodes
-        )
+            storage.update_metadata(
+                {
+                    "dataset_id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', metadata.dataset_id)}-v0",
+                    "minari_version": minari.__version__,
+                    "algorithm_name": str(metadata.demonstrator["name"]),
+                    "description": f"{len(trajectories)} demonstrations of task {metadata.task}",
+                    OUR_METADATA: metadata.to_data(),
+                }
+            )
+            storage.update_episodes(
+                EpisodeBuffer(
+                    seed=None if episode.seed == UNKNOWN_SEED else episode.seed,
+                    options={"scenario": episode.scenario},
+                    observations=episode.observations,
+                    actions=episode.executed_actions,
+                    rewards=episode.rewards,
+                    terminations=episode.terminations,
+                    truncations=episode.truncations,
+                    infos=None if clean else {LABEL: episode.actions},
+                )
+                for episode in episodes
+            )
+            storage.update_episode_metadata(
+                {METRIC_PREFIX + name: value for name, value in episode.metrics.items()} for episode in episodes
+            )
+            written.rename(root)
     except (ValueError, NotImplementedError) as error:
         raise BadInput(f"minari cannot store dataset {metadata.dataset_id!r}: {error}") from None
 

@@ -10,6 +10,7 @@ object arrays, compressed members, foreign names and anything else that `save_da
 import json
 import math
 import re
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.data.metadata import SCHEMA_VERSION, DatasetMetadata
 from pipeline.data.observations import join_fields, split_fields
 from pipeline.data.trajectories import ENDS, REWARDS, SEEDS, UNKNOWN_SEED, Trajectories, content_digest
 from pipeline.errors import BadInput, printable, shortened
-from pipeline.files import DAMAGE, strict_json, write_folder
+from pipeline.files import DAMAGE, strict_json, sync, write_folder
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 
 MAX_ARCHIVE_BYTES: Final = (1 << 32) - 1
@@ -194,7 +195,7 @@ def read_plain_npz(path: str | Path) -> ForeignSet:
 def export_plain_npz(trajectories: Trajectories, path: str | Path) -> None:
     """Write what `read_plain_npz` reads to a new file; what the demonstrator answered as `labels`, where it differs.
 
-    Raises BadInput when the file exists.
+    As a whole or not at all. Raises BadInput when the file exists.
     """
     file, data = Path(path), trajectories
     if file.exists():
@@ -206,8 +207,12 @@ def export_plain_npz(trajectories: Trajectories, path: str | Path) -> None:
     for name in (name for part, names in parts.items() if part not in data.missing for name in names):
         arrays[name] = getattr(data, name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "xb") as stream:
-        write_archive(stream, arrays)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".exporting-") as folder:
+        written = Path(folder) / file.name
+        with open(written, "wb") as stream:
+            write_archive(stream, arrays)
+            sync(stream)
+        written.rename(file)
 
 
 def _arrays_of(file: Path, wanted: re.Pattern[str] | None = None) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
