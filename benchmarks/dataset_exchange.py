@@ -13,7 +13,8 @@ from typing import TypeVar
 from pipeline.config.loading import load_task
 from pipeline.config.training import Network
 from pipeline.data import DatasetMetadata, content_digest
-from pipeline.data.formats.minari import export_minari, import_minari
+from pipeline.data.foreign import take_in
+from pipeline.data.formats.minari import export_minari, read_minari
 from pipeline.data.spaces import space_to_json
 from pipeline.play.evaluation import record_episodes
 from pipeline.policies import act_function, build_policy
@@ -64,7 +65,7 @@ def main() -> None:
         place = Path(folder) / "minari"
         timed("writing Minari", lambda: export_minari(data, metadata, place))
         size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-        again, described = timed(f"reading its {size / 1e6:.1f} MB", lambda: import_minari(place))
+        again, described = timed(f"reading its {size / 1e6:.1f} MB", lambda: take_in(read_minari(place), None))
     same = content_digest(again) == metadata.content_digest and described == metadata
     print(f"  the same bits and the same metadata: {'yes' if same else 'NO'}")
 

@@ -44,7 +44,7 @@ from pipeline.data.first_difference import between_evaluations
 from pipeline.data.foreign import ImportTarget, take_in
 from pipeline.data.formats import read_foreign
 from pipeline.data.formats.lerobot import export_lerobot
-from pipeline.data.formats.minari import export_minari, import_minari
+from pipeline.data.formats.minari import export_minari
 from pipeline.data.formats.npz import export_plain_npz
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
@@ -500,7 +500,7 @@ def read_minari(folder: Path) -> None:
         and b'"demonstrations"' not in path.read_bytes()
     )
     target = None if not theirs else ImportTarget(Task(validate(TaskConfig, PENDULUM, "pendulum")), "normal")
-    trajectories, metadata = import_minari(folder, target)
+    trajectories, metadata = take_in(read_foreign(folder, "minari"), target)
     validate_dataset((trajectories, metadata), Context(min_episodes=2))
 
 

@@ -34,7 +34,6 @@ SPARE_BYTES: Final = 1 << 26
 EXPANSION: Final = 64  # a file may unpack to this multiple of its size and the spare bytes
 UNDECLARED: Final = "spaces"  # in `missing`: neither the file nor a task says what they are
 UNKNOWN: Final = "unknown"
-METRIC_ATTRIBUTE: Final = "metric."  # of an episode of ours: its figures
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class ForeignEpisode:
     truncations: np.ndarray | None = None  # (T,) None beside terminations: what did not end there was cut off
     seed: int | None = None
     infos: Mapping[str, np.ndarray] | None = None  # (T,) or, with the reset's before them, (T + 1,)
-    attributes: Mapping[str, Any] = field(default_factory=dict)  # of ours: scenario and figures
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # of ours: scenario, and figures as `metric.<name>`
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class ForeignSet:
     environment: Mapping[str, Any] | None = None  # id, kwargs, wrappers
     ignored: tuple[str, ...] = ()  # what it holds beside them that means nothing here
     own_metadata: Any = None  # of a dataset that was exported from here
+    partial_infos: bool = False  # the format has room for some infos only: another one's absence is no mistake
 
 
 class RecordedTask(Protocol):
@@ -85,11 +85,16 @@ class RecordedTask(Protocol):
     def action_space(self) -> gym.Space[Any]: ...
 
     def figures(
-        self, infos: Mapping[str, Sequence[float]] | None, rewards: Sequence[float] | None, length: int
+        self,
+        infos: Mapping[str, Sequence[float]] | None,
+        rewards: Sequence[float] | None,
+        length: int,
+        partial_infos: bool = False,
     ) -> dict[str, float]:
         """What the task says of an episode, from one number of each info and one reward a step. Raises BadInput.
 
-        Without infos, or rewards, without the figures that follow from them.
+        Without infos, or rewards, without the figures that follow from them; with `partial_infos` also without those
+        of an info that is not there.
         """
 
 
@@ -149,6 +154,8 @@ def take_in(
         found = _as_declared(found, observation_space, action_space)
     elif observation_space is None or action_space is None:
         observation_space, action_space = _seen(found)
+    elif task is not None and isinstance(observation_space, spaces.Box) and observation_space.dtype == np.uint8:
+        found, observation_space = _channels_first(found, observation_space, task.observation_space)
     if clip_actions:
         found, demonstrator["clipped"] = _clipped(found, kept, action_space)
     scenario = UNKNOWN if target is None else target.scenario
@@ -157,7 +164,7 @@ def take_in(
         rewards = None if episode.rewards is None else episode.rewards.tolist()
         length = len(episode.actions)
         if task is not None:
-            return task.figures(_series_of(episode.infos, length), rewards, length)
+            return task.figures(_series_of(episode.infos, length), rewards, length, found.partial_infos)
         return {**({} if rewards is None else {Metric.RETURN: sum(rewards)}), Metric.LENGTH: float(length)}
 
     trajectories = _assemble(found, kept, lambda _: scenario, figures_of)
@@ -233,8 +240,8 @@ def _ours(found: ForeignSet, kept: Sequence[int], clip_actions: bool) -> tuple[T
         raise BadInput(f"{found.format} dataset: it was exported from here; clip_actions is for those of others")
 
     def figures(episode: ForeignEpisode) -> dict[str, float]:
-        named = {key: value for key, value in episode.attributes.items() if key.startswith(METRIC_ATTRIBUTE)}
-        return {key.removeprefix(METRIC_ATTRIBUTE): value for key, value in named.items()}
+        named = {key: value for key, value in episode.attributes.items() if key.startswith(METRIC_PREFIX)}
+        return {key.removeprefix(METRIC_PREFIX): value for key, value in named.items()}
 
     try:
         metadata = DatasetMetadata.from_data(strict_json(json.dumps(found.own_metadata)))
@@ -310,11 +317,31 @@ def _series_of(infos: Mapping[str, np.ndarray] | None, length: int) -> dict[str,
     return told
 
 
+def _turned(pictures: np.ndarray, wanted: np.dtype) -> np.ndarray:
+    """Pictures (n, height, width, channels) as (n, channels, height, width), where that is what the task observes.
+
+    A task has its pictures with their channels first, whatever its environment does; files of others have them last.
+    """
+    if wanted.base != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] == wanted.shape:
+        return pictures
+    channels_last = (pictures.shape[3], *pictures.shape[1:3]) == wanted.shape
+    return np.ascontiguousarray(np.moveaxis(pictures, 3, 1)) if channels_last else pictures
+
+
+def _channels_first(found: ForeignSet, declared: spaces.Box, of_task: spaces.Space) -> tuple[ForeignSet, spaces.Box]:
+    """A set that declares pictures with their channels last, as the task has them; any other as it is."""
+    wanted = row_dtype(of_task)
+    low, high = (_turned(bound[None], wanted)[0] for bound in (declared.low, declared.high))
+    episodes = (replace(one, observations=_turned(one.observations, wanted)) for one in found.episodes)
+    return replace(found, episodes=tuple(episodes)), spaces.Box(low, high, dtype=np.uint8)
+
+
 def _as_declared(found: ForeignSet, observation_space: spaces.Space, action_space: spaces.Space) -> ForeignSet:
     """Rows in the dtype and shape that the task declares, where they are the same numbers. Raises BadInput by name."""
 
     def converted(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
         base, shape = dtype.base, dtype.shape
+        array = _turned(array, dtype)
         kinds = array.dtype.kind, base.kind
         whole = kinds[0] in "biu" or kinds == ("f", "f")
         if not whole or (array.shape[1:] != shape and (array[:1].size, np.prod(shape, dtype=int)) != (1, 1)):
@@ -370,20 +397,26 @@ def _seen(found: ForeignSet) -> tuple[spaces.Space, spaces.Space]:
 
 
 def _clipped(found: ForeignSet, kept: Sequence[int], space: spaces.Space) -> tuple[ForeignSet, str]:
-    """Actions and labels inside a Box, and how much of those that are kept was not."""
+    """Kept actions and labels inside a Box, and how much of them was not. Raises BadInput for another shape of them."""
     if not isinstance(space, spaces.Box):
         raise BadInput(f"clip_actions: the actions are of {shortened(space)}; only those of a Box can be clipped")
+    episodes = list(found.episodes)
+    for index in kept:
+        one = episodes[index]
+        for name, rows in (("actions", one.actions), ("labels", one.labels)):
+            if rows is not None and rows.shape[1:] != space.shape:
+                raise BadInput(
+                    f"clip_actions: episode {index}: one row of {name} is {rows.dtype} {rows.shape[1:]}, the action "
+                    f"space has {space.shape}"
+                )
+        labels = None if one.labels is None else np.clip(one.labels, space.low, space.high)
+        episodes[index] = replace(one, actions=np.clip(one.actions, space.low, space.high), labels=labels)
     actions = np.concatenate([found.episodes[index].actions for index in kept])
     beyond = np.maximum(space.low - actions, actions - space.high)
     outside = beyond > 0
     furthest = float(beyond[outside].max(initial=0))
     told = f"{outside.sum()} of {outside.size} action values, up to {furthest:.4g} beyond the action space"
-
-    def clip(array: np.ndarray | None) -> Any:
-        return None if array is None else np.clip(array, space.low, space.high)
-
-    episodes = tuple(replace(one, actions=clip(one.actions), labels=clip(one.labels)) for one in found.episodes)
-    return replace(found, episodes=episodes), told
+    return replace(found, episodes=tuple(episodes)), told
 
 
 def _environment(stated: Mapping[str, Any] | None, target: ImportTarget) -> dict[str, Any]:

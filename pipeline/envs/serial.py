@@ -23,7 +23,7 @@ def outcome_of(info: dict[str, Any]) -> dict[str, float]:
     """
     numbers = {}
     for key, value in info.items():
-        with suppress(OverflowError, TypeError):  # a whole number beyond every float; a tensor on another device
+        with suppress(Exception):  # a whole number beyond every float, a tensor on another device or with a gradient
             array = np.asarray(value) if hasattr(value, "__array__") else None
             number = array.item() if array is not None and array.size == 1 else value
             if isinstance(key, str) and isinstance(number, bool | int | float | np.floating):

@@ -21,6 +21,7 @@ from gymnasium import spaces
 from pipeline.config.stages import Collect
 from pipeline.config.task import TaskConfig
 from pipeline.data import Trajectories, concatenate
+from pipeline.data.formats.npz import refuse_oversize
 from pipeline.data.observations import one_row, to_rows
 from pipeline.envs.episodes import Episode, EpisodeVecEnv
 from pipeline.errors import BadInput
@@ -117,14 +118,18 @@ def record_episodes(
     noise_seed: int,
     n_envs: int = 64,
     ended: Counted = lambda count: None,
+    for_one_file: bool = False,
 ) -> Trajectories:
     """Play and record every episode; labels are the clean actions, the environment receives them with noise (DART).
+
+    `for_one_file`: raises BadInput as soon as they are more than the file of a dataset may hold.
 
     An episode's noise follows from `noise_seed` and the episode alone, so that the recording does not depend on
     `n_envs`. Laskey et al. 2017, *DART: Noise injection for robust imitation learning*.
     """
     space, kind = task.observation_space, task.action_space.dtype
     done: dict[Episode, Trajectories] = {}
+    held = 0  # bytes
     with closing(evaluation_env(task, min(n_envs, len(episodes)))) as env:
         noise = ExecutionNoise(task.action_space, noise_std, noise_seed, env.num_envs)
         begun: list[list[Any]] = [[] for _ in range(env.num_envs)]  # steps of the episode that plays in a slot
@@ -150,6 +155,9 @@ def record_episodes(
                     scenarios=np.array([episode.scenario]),
                     metrics={name: np.array([figures[name]], np.float64) for name in sorted(figures)},
                 )
+                held += sum(array.nbytes for array in done[episode].to_arrays().values())
+                if for_one_file:
+                    refuse_oversize(held)
     recorded = concatenate([done[episode] for episode in episodes])
     return replace(recorded, metrics=with_snqi(task.config, recorded.metrics))
 
@@ -180,7 +188,9 @@ def record(
         if elsewhere is not None:
             part = elsewhere(batch)
         else:
-            part = record_episodes(task, actor, batch, config.noise.std, config.seeds[0], config.n_envs, ended)
+            kept_whole = not config.filter.drops
+            noise, seed = config.noise.std, config.seeds[0]
+            part = record_episodes(task, actor, batch, noise, seed, config.n_envs, ended, for_one_file=kept_whole)
         good = np.flatnonzero(part.passing(config.filter.min_return, config.filter.only_success))
         kept.append(part.select(good))
         steps += part.steps

@@ -236,29 +236,39 @@ class Task:
         return self._figures(info["outcome"], float(info["episode"]["r"]), float(info["episode"]["l"]))
 
     def figures(
-        self, infos: Mapping[str, Sequence[float]] | None, rewards: Sequence[float] | None, length: int
+        self,
+        infos: Mapping[str, Sequence[float]] | None,
+        rewards: Sequence[float] | None,
+        length: int,
+        partial_infos: bool = False,
     ) -> dict[str, float]:
         """`outcome` of an episode that was recorded elsewhere, from one number of each info and one reward a step.
 
-        Where nobody recorded infos, or rewards, the figures that follow from them are left out.
+        Where nobody recorded infos, or rewards, the figures that follow from them are left out; with `partial_infos`
+        also those of an info that is not among them.
         """
         final = None
         if infos is not None:
             final = {key: values[-1] for key, values in infos.items() if values}
             final |= measured(self.config.metrics, infos)
-        return self._figures(final, None if rewards is None else float(sum(rewards)), float(length))
+        return self._figures(final, None if rewards is None else float(sum(rewards)), float(length), partial_infos)
 
     def _figures(
-        self, final: Mapping[str, Any] | None, episode_return: float | None, length: float
+        self, final: Mapping[str, Any] | None, episode_return: float | None, length: float, partial_infos: bool = False
     ) -> dict[str, float]:
+        def unknown(key: str) -> bool:
+            return final is None or (partial_infos and key not in final)
+
         figures = {} if episode_return is None else {Metric.RETURN: episode_return}
         figures[Metric.LENGTH] = length
         for role, outcome in ((Metric.SUCCESS, self.config.success), (Metric.COLLISION, self.config.collision)):
-            if outcome is not None and (final if outcome.info is not None else episode_return) is not None:
-                figures[role] = self._yes_or_no(outcome, role, final or {}, episode_return)
-        for name, measure in ({} if final is None else self.config.metrics).items():
+            if outcome is None or (episode_return is None if outcome.info is None else unknown(outcome.info)):
+                continue
+            figures[role] = self._yes_or_no(outcome, role, final or {}, episode_return)
+        for name, measure in self.config.metrics.items():
             key = measure.info if measure.over == "last" else f"{MEASURED}{name}"
-            figures[name] = self._final(final or {}, key, f"metrics.{name}.info", measure.info)
+            if not unknown(key):
+                figures[name] = self._final(final or {}, key, f"metrics.{name}.info", measure.info)
         return figures
 
     def _yes_or_no(

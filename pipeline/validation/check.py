@@ -26,7 +26,7 @@ from pipeline.errors import BadInput
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 from pipeline.statistics.suspicions import unexplained_share
 from pipeline.tasks import Task
-from pipeline.validation.facts import Context
+from pipeline.validation.facts import Context, chunks
 from pipeline.validation.findings import PASSED, ValidationReport
 from pipeline.validation.inspection import OUTLIER_SCORE, action_jerk, robust_scores
 from pipeline.validation.replay import TaskReplay
@@ -36,6 +36,8 @@ POINTS: Final = 16  # of an episode, evenly spaced, by which it is compared with
 NEAR: Final = 0.02  # standard deviations apart, on average over the points: the same episode again, or as good as
 MOST_EPISODES: Final = 2_000  # that are compared with each other
 MOST_STEPS: Final = 20_000  # that neighbours are looked for among
+MOST_ELEMENTS: Final = 1_024  # of an observation by which it is compared with others: copies of pictures are large
+ROWS_AT_ONCE: Final = 1_024  # of observations as they are
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def check(path: str | Path, task_file: str | None = None, scenario: str | None =
     With a task file also to that task's spaces, figures and environment: episodes with a seed are simulated again, as
     the scenario that is named, or the first one of the task.
     """
+    if task_file is None and scenario is not None:
+        raise BadInput(f"scenario {scenario!r} is one of a task; give its file as well (--task)")
     task = None if task_file is None else Task(load_task(task_file))
     folder = Path(path)
     if (folder / METADATA_FILE).is_file() and (folder / TRAJECTORIES_FILE).is_file():
@@ -94,10 +98,21 @@ def figures_of(data: Trajectories, metadata: DatasetMetadata) -> dict[str, Any]:
     `static_steps`: share of the steps after which the observation is the same; `median_jerk` and `roughest_episode`: by
     `action_jerk`; `saturated_steps`: share of the steps with an action at a bound of its space, None without bounds;
     `duration_outliers` and `near_duplicates`: episodes, and pairs of them; `contradiction`: share of the labels'
-    variance between equal observations, None where that cannot be told.
+    variance between equal observations, None where that cannot be told. The last two look at `MOST_ELEMENTS` of an
+    observation, evenly spaced, where it has more.
     """
-    rows, actions = flat_rows(data.observations), flat_rows(data.actions).astype(np.float64)
+    observations, actions = data.observations, flat_rows(data.actions).astype(np.float64)
     within = np.delete(data.step_rows, data.step_offsets[1:] - 1) if not data.final_rows else data.step_rows
+    still = [
+        (flat_rows(observations[within[part]]) == flat_rows(observations[within[part] + 1])).all(axis=1)
+        for part in chunks(len(within), ROWS_AT_ONCE)
+    ]
+    if (width := flat_rows(observations[:1]).shape[1]) <= MOST_ELEMENTS:
+        rows = flat_rows(observations)
+    else:
+        chosen = np.linspace(0, width - 1, MOST_ELEMENTS).astype(np.int64)
+        parts = chunks(len(observations), ROWS_AT_ONCE)
+        rows = np.concatenate([flat_rows(observations[part])[:, chosen] for part in parts])
     space = space_from_json(metadata.action_space)
     low, high = space_bounds(space)
     bounded = isinstance(space, spaces.Box) and bool(np.isfinite(high.astype(np.float64) - low).all())
@@ -107,7 +122,7 @@ def figures_of(data: Trajectories, metadata: DatasetMetadata) -> dict[str, Any]:
     steps = np.unique(np.linspace(0, data.steps - 1, min(data.steps, MOST_STEPS)).astype(np.int64))
     seen, episodes = rows[data.step_rows[steps]], np.repeat(np.arange(len(data)), data.lengths)[steps]
     return {
-        "static_steps": float((rows[within] == rows[within + 1]).all(axis=1).mean()) if len(within) else None,
+        "static_steps": float(np.concatenate(still).mean()) if len(within) else None,
         "median_jerk": float(np.median(jerk)),
         "roughest_episode": int(jerk.argmax()),
         "saturated_steps": float(at_bound.any(axis=1).mean()) if bounded else None,
@@ -123,7 +138,7 @@ def _near_duplicates(data: Trajectories, rows: np.ndarray) -> list[list[int]]:
     starts = data.observation_offsets[:count, None]
     points = starts + np.linspace(0, data.lengths[:count] - 1, POINTS, axis=1).round().astype(np.int64)
     spread = rows.std(axis=0, dtype=np.float64)
-    chosen = rows[:, spread > 0][points] / spread[spread > 0]  # (episodes, points, elements)
+    chosen = rows[points][..., spread > 0] / spread[spread > 0]  # (episodes, points, elements)
     if count < 2 or not chosen.shape[2]:
         return []
     apart = pdist(chosen.reshape(count, -1).astype(np.float64)) / np.sqrt(POINTS * chosen.shape[2])

@@ -19,6 +19,7 @@ from pipeline.names import Metric
 OUTLIER_SCORE = 3.5  # Iglewicz and Hoaglin (1993), *How to detect and handle outliers*
 ACTION_BINS = 20
 DISTRIBUTION_BINS = 20
+MOST_DISCRETE = 100_000  # values of a discrete action that are counted one by one
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -176,19 +177,28 @@ def _features(observations: np.ndarray, space: spaces.Space) -> tuple[FeatureSta
 
 
 def _action_histograms(actions: np.ndarray, space: spaces.Space) -> tuple[Histogram, ...]:
+    """Of every element of the actions, over its space and what lies outside of that: a fault is to be seen."""
     rows = flat_rows(actions)
+    if not np.isfinite(rows).all():
+        raise BadInput("the actions hold a value that is not finite; validate the dataset first")
     low, high = space_bounds(space)
     histograms = []
     for column in range(rows.shape[1]):
         values, name = rows[:, column], f"action[{column}]"
+        least, most = values.min().item(), values.max().item()
         if rows.dtype.kind == "f":
-            ends = (low[column], values.min()), (high[column], values.max())
-            span = [float(bound if np.isfinite(bound) else value) for bound, value in ends]
-            histograms.append(_histogram(name, values, ACTION_BINS, (span[0], span[1])))
+            first, last = (float(bound) for bound in (low[column], high[column]))
+            span = min(first, least) if np.isfinite(first) else least, max(last, most) if np.isfinite(last) else most
+            histograms.append(_histogram(name, values, ACTION_BINS, span))
         else:
-            first = int(low[column])
-            counts = np.bincount(values.astype(np.int64) - first, minlength=int(high[column]) - first + 1)
-            edges = np.arange(first, first + len(counts), dtype=np.float64)
+            start, end = min(int(low[column]), int(least)), max(int(high[column]), int(most))
+            if end - start >= MOST_DISCRETE:
+                raise BadInput(
+                    f"{name} has values from {int(least)} to {int(most)}, its space from {low[column]} to "
+                    f"{high[column]}: more than {MOST_DISCRETE} to count; validate the dataset first"
+                )
+            counts = np.bincount(values.astype(np.int64) - start, minlength=end - start + 1)
+            edges = np.arange(start, end + 1, dtype=np.float64)
             histograms.append(Histogram(name, tuple(edges.tolist()), tuple(counts.tolist())))
     return tuple(histograms)
 

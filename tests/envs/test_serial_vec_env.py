@@ -147,3 +147,4 @@ def test_only_scalars_become_outcomes() -> None:
     assert outcome_of(arrays) == {"a": 1.0, "b": 2.0, "c": 3.5}  # an array of one is a number
     assert outcome_of({"a": torch.tensor(True), "b": torch.zeros(2)}) == {"a": 1.0}
     assert outcome_of({7: 1, None: 2, "huge": 10**400, "deep": {"a": 1}, "imaginary": 1j}) == {}
+    assert outcome_of({"learnt": torch.ones(1, requires_grad=True), "b": 2}) == {"b": 2.0}

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from pipeline.config.loading import load_task, to_data, validate
+from pipeline.config.stages import Collect
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Network
 from pipeline.data import content_digest
+from pipeline.data.formats import npz
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.play.evaluation import (
     EpisodeRecords,
     point_figures,
+    record,
     record_episodes,
     run_episodes,
     summarise,
@@ -231,6 +234,17 @@ def test_discrete_noise_is_the_chance_of_a_random_action(cartpole, balance):
     assert changed == pytest.approx(0.2, abs=0.04)  # half of the random ones are the other action
     assert recorded.terminations[recorded.step_offsets[1:] - 1].all() and not recorded.truncations.any()
     assert np.array_equal(recorded.metrics["length"], recorded.lengths)
+
+
+def test_a_recording_ends_with_the_first_episode_that_its_file_has_no_room_for(pendulum, swing, monkeypatch):
+    config = Collect(task="swing.yaml", seeds=(5,), episodes=6, n_envs=1)
+    whole, _ = record(pendulum, config, swing)
+    size = sum(array.nbytes for array in whole.to_arrays().values())
+    monkeypatch.setattr(npz, "MAX_ARCHIVE_BYTES", size // 2)
+    played: list[int] = []
+    with pytest.raises(BadInput, match="the file of a dataset may have"):
+        record(pendulum, config, swing, ended=played.append)
+    assert sum(played) == 4
 
 
 def test_a_chance_above_one_is_refused(cartpole, balance):

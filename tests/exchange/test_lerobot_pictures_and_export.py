@@ -10,6 +10,7 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
@@ -21,10 +22,12 @@ from pipeline.config.loading import validate as validate_config
 from pipeline.config.task import TaskConfig
 from pipeline.data import Trajectories
 from pipeline.data.foreign import ForeignEpisode, ForeignSet, ImportTarget, take_in
-from pipeline.data.formats import read_foreign
+from pipeline.data.formats import lerobot, read_foreign
 from pipeline.data.formats.lerobot import export_lerobot
 from pipeline.data.metadata import DatasetMetadata
+from pipeline.data.observations import row_dtype
 from pipeline.errors import BadInput
+from pipeline.tasks import Task
 from pipeline.validation.facts import Context
 from pipeline.validation.rules import validate
 
@@ -139,6 +142,21 @@ def test_what_is_no_video_leads_nowhere(tmp_path):
     assert refusal(tmp_path / "set")
     film.unlink()
     assert "there is no videos/observation.images.top/chunk-000/file-000.mp4" in refusal(tmp_path / "set")
+
+
+def test_so_many_pictures_of_all_keys_together_are_refused_before_one_is_decoded(tmp_path, monkeypatch):
+    filmed(tmp_path / "set", "v3.0")
+    path = tmp_path / "set" / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"]["observation.images.side"] = info["features"]["observation.images.top"]
+    path.write_text(json.dumps(info))
+    monkeypatch.setattr(lerobot, "MAX_PICTURE_BYTES", 9 * 16 * 32 * 3)  # as many as those of one have
+    for film in (tmp_path / "set").rglob("*.mp4"):
+        film.unlink()
+    with pytest.raises(
+        BadInput, match=r"9 pictures of observation.images.top, observation.images.side are 27648 bytes"
+    ):
+        read_foreign(tmp_path / "set", keys=("top", "side"))
 
 
 @pytest.mark.parametrize(
@@ -307,27 +325,45 @@ def test_pictures_are_not_written_for_lerobot(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_task_with_a_dict_takes_the_keys_it_observes(tmp_path):
-    frames = filmed(tmp_path / "set", "v3.0", lengths=(4, 2, 3) * 3)
-    task = validate_config(
+def test_a_task_with_a_dict_takes_the_keys_it_observes_its_pictures_channels_first():
+    config = validate_config(
         TaskConfig,
         {
-            "name": "seen", "environment": {"id": "told"}, "success": {"return_at_least": 0.0}, "thresholds": {},
-            "scenarios": {"normal": {}}, "scenario_sets": {"train": {"normal": 1.0}},
+            "name": "shown", "environment": {"id": "told_environment:Shown"}, "success": {"return_at_least": 0.0},
+            "thresholds": {}, "scenarios": {"normal": {}}, "scenario_sets": {"train": {"normal": 1.0}},
         },
         "test",
     )  # fmt: skip
-
-    class Told:
-        config, environment_kwargs = task, {}
-        observation_space = spaces.Dict(
-            state=spaces.Box(-np.inf, np.inf, (1,), np.float32), top=spaces.Box(0, 255, (16, 32, 3), np.uint8)
-        )
-        action_space = spaces.Box(-100, 100, (1,), np.float32)
-
-        def figures(self, infos, rewards, length):
-            return {"length": float(length)}
-
-    data, metadata = take_in(read_foreign(tmp_path / "set", keys=KEYS), ImportTarget(Told(), "normal"))
-    assert np.array_equal(data.observations["top"], frames)
+    task, found = Task(config), read_foreign(THEIRS, keys=KEYS)
+    data, metadata = take_in(found, ImportTarget(task, "normal"))
+    assert data.observations.dtype == row_dtype(task.observation_space)
+    assert np.array_equal(data.observations["top"], np.moveaxis(joined(found, "observations")["top"], 3, 1))
     assert "final_observations" in metadata.missing
+    spaces_of_task = {"observation_space": task.observation_space, "action_space": task.action_space}
+    report = validate((data, metadata), Context(task=config, min_episodes=3, **spaces_of_task))
+    assert report.passed, report.summary()
+
+
+def test_a_success_beside_infos_that_lerobot_has_no_room_for_is_read_and_they_are_missing(tmp_path):
+    folder = Path(shutil.copytree(THEIRS, tmp_path / "theirs"))
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    info["features"]["next.success"] = {"dtype": "bool", "shape": [1]}
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    (file,) = (folder / "data").rglob("*.parquet")
+    rows = pq.read_table(file)
+    solved = pc.equal(rows["frame_index"], 4)  # of two episodes no last step
+    pq.write_table(rows.append_column("next.success", solved), file)
+
+    def taken(success: str) -> tuple[Trajectories, DatasetMetadata]:
+        config = {
+            "name": "swing", "environment": {"id": "Pendulum-v1"}, "success": {"info": success}, "thresholds": {},
+            "scenarios": {"normal": {}}, "scenario_sets": {"train": {"normal": 1.0}},
+            "metrics": {"peak": {"info": "effort", "over": "max"}, "effort": {"info": "effort"}},
+        }  # fmt: skip
+        return take_in(read_foreign(folder), ImportTarget(Task(validate_config(TaskConfig, config, "test")), "normal"))
+
+    data, metadata = taken("success")
+    assert data.lengths.tolist() == [7, 5, 9] and data.metrics["success"].tolist() == [0.0, 1.0, 0.0]
+    figures = ("metric.peak", "metric.effort")
+    assert metadata.missing == ("final_observations", "ends", "seeds", *figures)
+    assert taken("is_success")[1].missing == ("final_observations", "ends", "seeds", "metric.success", *figures)

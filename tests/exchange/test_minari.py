@@ -1,6 +1,7 @@
 """Minari datasets: ours survive the round trip bit for bit, others are validated, hostile ones are refused."""
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from told_environment import Told, walk
 from pipeline.config.loading import validate as validate_config
 from pipeline.config.task import TaskConfig
 from pipeline.data import DatasetMetadata, Trajectories, content_digest, save_dataset
-from pipeline.data.formats.minari import ImportTarget, export_minari, import_minari
+from pipeline.data.foreign import ImportTarget, take_in
+from pipeline.data.formats.minari import export_minari, read_minari
+from pipeline.data.formats.npz import export_plain_npz
 from pipeline.data.spaces import space_to_json
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
@@ -89,17 +92,41 @@ def recorded(actions: spaces.Space, noise: bool) -> tuple[Trajectories, DatasetM
     return data, metadata
 
 
+def imported(folder: Path, target: ImportTarget | None = None) -> tuple[Trajectories, DatasetMetadata]:
+    return take_in(read_minari(folder), target)
+
+
 @pytest.mark.parametrize("noise", [True, False], ids=["noise", "no noise"])
 @pytest.mark.parametrize("actions", [spaces.Box(-2, 2, (2,)), spaces.Discrete(4), spaces.MultiBinary(3)], ids=str)
 def test_our_datasets_survive_the_round_trip_bit_for_bit(actions, noise, tmp_path):
     data, metadata = recorded(actions, noise)
     export_minari(data, metadata, tmp_path / "out")
-    again, described = import_minari(tmp_path / "out")
+    again, described = imported(tmp_path / "out")
     assert content_digest(again) == metadata.content_digest and described == metadata
     ours, theirs = data.to_arrays(), again.to_arrays()
     assert all(
         ours[name].tobytes() == theirs[name].tobytes() and ours[name].dtype == theirs[name].dtype for name in ours
     )
+
+
+def test_an_export_that_failed_leaves_nothing_in_the_way_of_the_next(tmp_path):
+    data, metadata = recorded(spaces.Box(-2, 2, (2,)), noise=True)
+    exports = (
+        lambda: export_minari(data, metadata, tmp_path / "out"),
+        lambda: export_plain_npz(data, tmp_path / "o.npz"),
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for export in exports:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # bytes of a file, as on a full disk
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                export()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not list(tmp_path.iterdir())
+    for export in exports:
+        export()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.npz", "out"]
 
 
 def test_minari_itself_reads_what_we_export(tmp_path):
@@ -144,7 +171,7 @@ def foreign(folder: Path, episodes: int = 25, **change) -> Path:
 
 
 def test_a_foreign_dataset_is_described_and_passes_our_validation(tmp_path):
-    data, metadata = import_minari(foreign(tmp_path / "theirs"), ImportTarget(Task(TASK), "normal"))
+    data, metadata = imported(foreign(tmp_path / "theirs"), ImportTarget(Task(TASK), "normal"))
     assert metadata.demonstrator["kind"] == "imported" and metadata.demonstrator["algorithm"] == "SAC"
     assert data.rewards.dtype == np.float32 and (data.seeds == -1).all() and len(data) == 25
     save_dataset(tmp_path / "ours", data, metadata)
@@ -158,7 +185,7 @@ def test_a_foreign_dataset_with_a_fault_is_quarantined_by_our_rules(tmp_path):
     folder = foreign(tmp_path / "theirs")
     with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
         file["episode_3/actions"][2, 0] = np.inf
-    data, metadata = import_minari(folder, ImportTarget(Task(TASK), "normal"))
+    data, metadata = imported(folder, ImportTarget(Task(TASK), "normal"))
     report = validate((data, metadata), Context(task=TASK))
     assert report.failed_rules == ("actions_finite",)
     assert (report.findings[0].episode, report.findings[0].step) == (3, 2)
@@ -176,15 +203,37 @@ def test_figures_of_the_task_come_from_infos_or_are_missed_by_name(tmp_path):
         "test",
     )  # fmt: skip
     with pytest.raises(BadInput, match=r"episode 0: .*success\.info = 'solved'.*no such number.*it has: energy"):
-        import_minari(folder, ImportTarget(Task(measured), "normal"))
+        imported(folder, ImportTarget(Task(measured), "normal"))
     with_return = replace(measured, success=TASK.success)
-    data, _ = import_minari(folder, ImportTarget(Task(with_return), "normal"))
+    data, _ = imported(folder, ImportTarget(Task(with_return), "normal"))
     with h5py.File(folder / "data" / "main_data.hdf5") as file:
         assert data.metrics["peak"][7] == file["episode_7/infos/energy"][1:].max()
     with pytest.raises(BadInput, match="scenario 'storm' is not in"):
-        import_minari(folder, ImportTarget(Task(TASK), "storm"))
-    with pytest.raises(BadInput, match="not exported by this product"):
-        import_minari(folder)
+        imported(folder, ImportTarget(Task(TASK), "storm"))
+
+
+def test_pictures_come_in_with_their_channels_first_as_the_task_has_them(tmp_path):
+    declared, rng = spaces.Box(0, 255, (64, 96, 3), np.uint8), np.random.default_rng(0)
+    storage = MinariStorage.new(
+        tmp_path / "data", observation_space=declared, action_space=spaces.Box(-2, 2, (1,)), jpeg_encoding=False
+    )
+    storage.update_metadata({"dataset_id": "shown-v0", "minari_version": "0.5.4"})
+    pictures = rng.integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
+    acted, ends = rng.uniform(-2, 2, (2, 1)).astype(np.float32), np.array([False, True])
+    cut = np.zeros(2, bool)
+    storage.update_episodes(
+        [
+            EpisodeBuffer(
+                observations=pictures, actions=acted, rewards=np.ones(2), terminations=ends, truncations=cut, infos={}
+            )
+        ]
+    )
+    environment = {"id": "told_environment:Shown", "kwargs": {"with_state": False}}
+    shown = replace(TASK, environment=replace(TASK.environment, **environment))
+    task = Task(shown)
+    data, metadata = imported(tmp_path, ImportTarget(task, "normal"))
+    assert np.array_equal(data.observations, np.moveaxis(pictures, 3, 1))
+    assert metadata.observation_space == space_to_json(task.observation_space)
 
 
 # --- what a set says of its episodes ----------------------------------------------------------------------------------
@@ -238,7 +287,7 @@ def told(folder: Path, seeds: list = SEEDS, spec: object = None, **infos) -> Pat
 
 
 def taken_in(folder: Path, task: TaskConfig = TOLD) -> tuple[Trajectories, DatasetMetadata]:
-    return import_minari(folder, ImportTarget(Task(task), "line"))
+    return imported(folder, ImportTarget(Task(task), "line"))
 
 
 def refusal(action) -> str:
@@ -302,9 +351,9 @@ def test_a_label_that_is_missing_is_not_the_action_that_was_executed(tmp_path):
     executed[4:5] = data.actions[4:5]  # the one step of an episode in which no noise happened to fall
     data = replace(data, executed_actions=executed)
     export_minari(data, replace(metadata, content_digest=content_digest(data)), tmp_path / "out")
-    assert content_digest(import_minari(tmp_path / "out")[0]) == content_digest(data)
+    assert content_digest(imported(tmp_path / "out")[0]) == content_digest(data)
     edit(tmp_path / "out", lambda file: file.__delitem__("episode_2/infos/label"))
-    assert "episode 2 has no infos/label, others have" in refusal(lambda: import_minari(tmp_path / "out"))
+    assert "episode 2 has no infos/label, others have" in refusal(lambda: imported(tmp_path / "out"))
 
 
 def test_what_a_set_says_of_its_environment_is_held_to_the_task(tmp_path):
@@ -314,7 +363,7 @@ def test_what_a_set_says_of_its_environment_is_held_to_the_task(tmp_path):
         name = f"set-{len(list(tmp_path.iterdir()))}"
         facts = {"success": {"return_at_least": -1.0}, "thresholds": {}, "scenario_sets": {"train": {"line": 1.0}}}
         config = validate_config(TaskConfig, {"name": "told", "scenarios": {"line": {}}, **facts, **task}, "test")
-        data, metadata = import_minari(told(tmp_path / name, spec=spec), ImportTarget(Task(config), "line"))
+        data, metadata = imported(told(tmp_path / name, spec=spec), ImportTarget(Task(config), "line"))
         report = validate((data, metadata), Context(task=config, min_episodes=2))
         return tuple(f.message for f in report.findings)
 
@@ -390,7 +439,7 @@ def test_a_hostile_hdf5_is_refused_in_one_line(tmp_path):
         folder = Path(shutil.copytree(whole, tmp_path / case))
         edit(folder, change)
         with pytest.raises(BadInput) as error:
-            import_minari(folder, ImportTarget(Task(TASK), "normal"))
+            imported(folder, ImportTarget(Task(TASK), "normal"))
         assert str(error.value).startswith("minari dataset: ") and "\n" not in str(error.value), case
 
 
@@ -409,18 +458,31 @@ def test_a_broken_description_is_refused_in_one_line(tmp_path):
         {"dataset_id": "a\nb"},
     ):
         path.write_text(json.dumps({**described, **change}))
-        assert refusal(lambda: import_minari(folder, ImportTarget(Task(TASK), "normal"))).startswith("minari dataset: ")
+        assert refusal(lambda: imported(folder, ImportTarget(Task(TASK), "normal"))).startswith("minari dataset: ")
+
+
+def test_a_dataset_with_observations_of_another_kind_is_told_what_is_read(tmp_path):
+    storage = MinariStorage.new(
+        tmp_path / "data", observation_space=spaces.Dict(a=OBSERVATIONS), action_space=spaces.Discrete(2)
+    )
+    seen, flags = {"a": np.zeros((2, 3), np.float32)}, np.ones(1, bool)
+    one = EpisodeBuffer(
+        observations=seen, actions=np.zeros(1, int), rewards=np.ones(1), terminations=flags, truncations=~flags
+    )
+    storage.update_episodes([one])
+    said = refusal(lambda: read_minari(tmp_path))
+    assert "observation_space is {'type': 'Dict'" in said and "read are Box, Discrete" in said
 
 
 def test_what_is_no_dataset_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"no metadata\.json"):
-        import_minari(tmp_path)
+        imported(tmp_path)
     folder = foreign(tmp_path / "theirs", episodes=2)
     whole = (folder / "data" / "main_data.hdf5").read_bytes()
     for damaged in (b"", b"no hdf5", whole[:200], whole[: len(whole) // 2]):
         (folder / "data" / "main_data.hdf5").write_bytes(damaged)
         with pytest.raises(BadInput, match=r"cannot be read|holds 0"):
-            import_minari(folder, ImportTarget(Task(TASK), "normal"))
+            imported(folder, ImportTarget(Task(TASK), "normal"))
     data, metadata = recorded(spaces.Discrete(2), noise=False)
     with pytest.raises(BadInput, match="exists"):
         export_minari(data, metadata, folder)

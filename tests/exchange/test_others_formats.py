@@ -199,7 +199,12 @@ def robomimic(path: Path, after: bool = True, keys: tuple[str, ...] = ("object",
 
 
 def test_robomimics_demonstrations_are_read_in_the_order_of_their_numbers(tmp_path):
-    data, metadata = take_in(read_foreign(robomimic(tmp_path / "a.hdf5")), None)
+    path = robomimic(tmp_path / "a.hdf5")
+    assert read_foreign(path).ignored == ("dones",)
+    with h5py.File(path, "a") as file:
+        file["data/demo_1/states"], file["data/demo_2/camera\x1b"] = np.zeros(3), np.zeros(2)
+    assert read_foreign(path).ignored == ("camera\\x1b", "dones", "states")
+    data, metadata = take_in(read_foreign(path), None)
     assert metadata.missing == ("ends", "seeds", "spaces") and data.lengths.tolist() == LENGTHS
     assert np.array_equal(data.observations["robot0_eef_pos"], np.concatenate(SEEN)[:, 2:])
     assert np.array_equal(data.actions, np.concatenate(ACTED)) and validate((data, metadata), Context()).passed

@@ -201,6 +201,17 @@ def test_actions_outside_of_their_space_are_a_finding_and_clipped_when_that_is_a
     assert "actions_in_space" not in validate((data, metadata), Context()).failed_rules
 
 
+def test_only_actions_of_the_shape_of_their_space_are_clipped(tmp_path):
+    found = read_plain_npz(written(tmp_path / "theirs.npz", complete()))  # one number an action
+    declared = {"observation_space": spaces.Box(-8, 8, (3,)), "action_space": spaces.Box(-1, 1, (2,))}
+    words = "clip_actions: episode 0: one row of actions is float64 (1,), the action space has (2,)"
+    assert words in refusal(lambda: take_in(replace(found, **declared), TARGET, clip_actions=True))
+    wide = replace(found.episodes[1], actions=np.zeros((5, 3)))
+    found = replace(found, episodes=(found.episodes[0], wide))
+    assert "episode 1: one row of actions is" in refusal(lambda: take_in(found, None, clip_actions=True))
+    assert len(take_in(found, None, [1], clip_actions=True)[0]) == 1
+
+
 def test_another_robots_rows_and_odd_lengths_are_refused_by_name(tmp_path):
     arrays, steps = complete(), int(LENGTHS.sum())
     for change, words in (

@@ -1,4 +1,4 @@
-"""A walk along a line that tells of itself in its infos, at the reset too."""
+"""A walk along a line that tells of itself in its infos, at the reset too, and an environment that shows pictures."""
 
 from typing import Any
 
@@ -31,3 +31,20 @@ class Told(gym.Env):
 
 def walk(observation: np.ndarray) -> np.ndarray:
     return np.clip(-observation[:1] / 3, -1, 1).astype(np.float32)
+
+
+class Shown(gym.Env):
+    """Pictures with their channels last, beside a state or alone."""
+
+    action_space = spaces.Box(-2, 2, (1,), np.float32)
+
+    def __init__(self, with_state: bool = True) -> None:
+        picture, state = spaces.Box(0, 255, (64, 96, 3), np.uint8), spaces.Box(-9, 9, (3,), np.float32)
+        self.observation_space = spaces.Dict(state=state, top=picture) if with_state else picture
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, True, False, {}

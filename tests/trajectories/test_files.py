@@ -1,5 +1,6 @@
 """Datasets on disk: what is saved is what is loaded, and hostile files are refused before they do anything."""
 
+import hashlib
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from pipeline.data import (
     save_dataset,
     write_dataset,
 )
+from pipeline.data.formats.npz import write_archive
 from pipeline.errors import BadInput
 
 
@@ -82,6 +84,33 @@ def test_equal_data_gives_equal_bytes(saved, tmp_path):
     save_dataset(tmp_path / "again", trajectories(), metadata(trajectories()))
     for name in ("trajectories.npz", "metadata.json"):
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_small_archive_has_the_bytes_it_always_had(tmp_path):
+    rows = np.zeros(2, [("a", "<f4", (2,)), ("b", "|u1")])
+    scenarios = np.array(["left", "right"], "<U5")
+    with open(tmp_path / "t.npz", "wb") as file:
+        write_archive(file, {"rewards": np.arange(6, dtype="<f4"), "scenarios": scenarios, "observations": rows})
+    expected = "e883ff61e25e617c70be6e582aa96399cfae6b7e1069570dc52a500a7f8d2043"
+    assert hashlib.sha256((tmp_path / "t.npz").read_bytes()).hexdigest() == expected
+
+
+def test_an_archive_beyond_what_a_plain_zip_holds_is_written_and_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10_000)  # 2 GiB take too long here
+    data = trajectories(episodes=40, steps=50)
+    assert data.observations.nbytes > 2 * 10_000 and data.rewards.nbytes < 10_000
+    save_dataset(tmp_path / "data", data, metadata(data))
+    assert content_digest(load_dataset(tmp_path / "data")[0]) == content_digest(data)
+    with np.load(tmp_path / "data" / "trajectories.npz", allow_pickle=False) as archive:
+        assert np.array_equal(archive["observations"], data.observations)
+
+
+def test_what_no_file_may_hold_is_refused_before_it_is_written(tmp_path):
+    data = trajectories()
+    picture = np.broadcast_to(np.uint8(0), (len(data.observations), 1 << 28))  # of 4.5 GiB, in one byte of memory
+    with pytest.raises(BadInput, match=r"the arrays have 48\d+ bytes, the file of a dataset may have 4294967295"):
+        write_dataset(tmp_path / "data", {**data.to_arrays(), "observations": picture}, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dataset_is_never_overwritten_and_nothing_half_written_stays(saved, tmp_path, monkeypatch):

@@ -1,13 +1,14 @@
 """`check`: demonstrations of anybody held to the rules without a store, and figures that are worked by hand."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from test_corruptions import Corruption, corrupted
 
 from pipeline.cli import ask
-from pipeline.data.foreign import take_in
+from pipeline.data.foreign import ForeignEpisode, ForeignSet, take_in
 from pipeline.data.formats import read_foreign
 from pipeline.errors import BadInput
 from pipeline.validation.check import check, figures_of
@@ -31,6 +32,7 @@ def test_every_rule_has_a_line_and_the_exit_code_says_whether_all_hold(tmp_path,
     assert "missing: rewards, ends, seeds, spaces, metric.return" in lines
     assert "rewards_finite          not run  the dataset has no rewards" in lines
     assert "observations_finite     holds" in lines and "every rule that applies holds" in lines[-1]
+    assert "near duplicates         none" in lines
     assert ask(["check", path, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["status"] == "validated" and told["figures"]["near_duplicates"] == []
@@ -40,6 +42,14 @@ def test_every_rule_has_a_line_and_the_exit_code_says_whether_all_hold(tmp_path,
     assert ask(["check", str(demonstrations(tmp_path / "broken.npz", actions=actions))]) == 1
     out = capsys.readouterr().out
     assert "actions_finite          failed   episode" in out and "actions[1] is nan: nan, bound finite" in out
+
+    lengths = np.load(path)["lengths"]
+    rough = np.load(path)["actions"]
+    rough[: lengths[0]] = np.where(np.arange(lengths[0]) % 2, 9, -9)[:, None]
+    ask(["check", str(demonstrations(tmp_path / "rough.npz", actions=rough))])
+    assert "roughest episode        0" in capsys.readouterr().out.splitlines()
+    assert ask(["check", path, "--scenario", "calm"]) == 2
+    assert "scenario 'calm' is one of a task; give its file as well (--task)" in capsys.readouterr().err
 
     for bad in (tmp_path / "nowhere.npz", tmp_path, tmp_path / "a.txt"):
         (tmp_path / "a.txt").write_text("x")
@@ -71,6 +81,25 @@ def test_the_task_says_what_the_file_does_not(tmp_path):
     assert checked.report.failed_rules == ("actions_in_space", "observations_in_space")
     with pytest.raises(BadInput, match="scenario 'c' is not in"):
         check(tmp_path / "one.npz", task, "c")
+
+
+def test_figures_of_pictures_take_little_more_memory_than_the_pictures():
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (31, 3, 64, 64), dtype=np.uint8) for _ in range(20)]
+    pictures[2][5] = pictures[2][4]  # a step stands still, and nearly so another, which are told apart
+    pictures[3][8] = pictures[3][7]
+    pictures[3][8, 0, 0, 1] ^= 1
+    pictures[9][:] = pictures[8]
+    episodes = tuple(ForeignEpisode(seen, rng.normal(size=(30, 2))) for seen in pictures)
+    data, metadata = take_in(ForeignSet("npz", episodes, "shown", "1", "0" * 36), None)
+    tracemalloc.start()
+    try:
+        found = figures_of(data, metadata)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found["static_steps"] == 1 / data.steps and found["near_duplicates"] == [[8, 9]]
+    assert peak < 5 * data.observations.nbytes  # 13 times before parts of them were looked at
 
 
 def figures(path, **changes):

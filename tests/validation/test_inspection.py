@@ -8,6 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from pipeline.config.loading import to_data
+from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
 from pipeline.validation.inspection import action_jerk, inspect_dataset, robust_scores
 
@@ -31,6 +32,27 @@ def test_histograms_count_every_step_and_every_episode(good):
     assert [d.name for d in inspection.distributions] == ["return", "length", "action_jerk", "success"]
     returns = good.trajectories.metrics["return"]
     assert inspection.distributions[0].percentiles["50"] == pytest.approx(np.median(returns))
+
+
+def test_actions_outside_of_their_space_are_counted_where_they_are(good):
+    def histograms(actions, space):
+        data = replace(good.trajectories, actions=actions, executed_actions=actions)
+        return inspect_dataset(data, replace(good.metadata, action_space=space_to_json(space))).actions
+
+    discrete = np.arange(good.trajectories.steps) % 3
+    assert histograms(discrete, spaces.Discrete(3))[0].edges == (0.0, 1.0, 2.0)
+    discrete[[5, 6]] = -1, 4
+    (shown,) = histograms(discrete, spaces.Discrete(3))
+    assert shown.edges == (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0) and sum(shown.counts) == good.trajectories.steps
+    assert (shown.counts[0], shown.counts[4:]) == (1, (0, 1))
+    discrete[7] = 2**40
+    with pytest.raises(BadInput, match=r"action\[0\] has values from -1 to 1099511627776, its space from 0 to 2"):
+        histograms(discrete, spaces.Discrete(3))
+    beyond = good.trajectories.actions.copy()
+    beyond[3, 0] = -6.0
+    (shown,) = histograms(beyond, good.task.action_space)
+    assert shown.edges[0] == -6.0 and shown.edges[-1] == 2.0
+    assert (shown.counts[0], sum(shown.counts)) == (1, good.trajectories.steps)
 
 
 def test_outcomes_by_scenario_are_means_over_its_episodes(good):

@@ -82,8 +82,9 @@ def read_lerobot(folder: str | Path, keys: Sequence[str] = ()) -> ForeignSet:
         if not np.array_equal(columns["frame_index"].ravel(), frames):
             raise BadInput("lerobot dataset: the frames of an episode are not numbered 0, 1, 2, ...; rows are missing")
         of_episode = dict(zip(episode_numbers.tolist(), lengths.tolist(), strict=True))
-        columns |= {name: _frames(root, info, name, of_episode) for name in videos}
-        columns |= {name: _pictures(files, info, name, order) for name in images}
+        sizes = _picture_sizes(info, (*videos, *images), len(order))
+        columns |= {name: _frames(root, info, name, sizes[name], of_episode) for name in videos}
+        columns |= {name: _pictures(files, name, sizes[name], order) for name in images}
         episodes, end = [], 0
         for length in lengths.tolist():
             begin, end = end, end + length
@@ -101,7 +102,8 @@ def read_lerobot(folder: str | Path, keys: Sequence[str] = ()) -> ForeignSet:
         passed_over = [printable(name)[:100] for name in features if name not in (*wanted, *videos, *images)]
         digest = source_digest(root)
         name = printable(root.resolve().name)[:100]
-        return ForeignSet("lerobot", tuple(episodes), name, version, digest, ignored=tuple(passed_over[:100]))
+        ignored = tuple(passed_over[:100])
+        return ForeignSet("lerobot", tuple(episodes), name, version, digest, ignored=ignored, partial_infos=True)
     except DAMAGE as error:
         raise BadInput(f"lerobot dataset: cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
 
@@ -150,26 +152,31 @@ def _columns(file: Path, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------------------------------------ pictures and videos
 
 
-def _size_of(info: Mapping[str, Any], name: str, rows: int) -> tuple[int, int]:
-    """Height and width of a feature of pictures. Raises BadInput when so many would be too large."""
-    height, width, channels = (int(number) for number in info["features"][name]["shape"])
-    if channels != 3 or min(height, width) < 1:
-        raise BadInput(f"lerobot dataset: {name} is {height} x {width} x {channels}; read are pictures of 3 channels")
-    size = rows * height * width * 3
-    if size > MAX_PICTURE_BYTES:
+def _picture_sizes(info: Mapping[str, Any], names: Sequence[str], rows: int) -> dict[str, tuple[int, int]]:
+    """Height and width of each feature of pictures. Raises BadInput when so many rows of all of them are too large."""
+    sizes = {}
+    for name in names:
+        height, width, channels = (int(number) for number in info["features"][name]["shape"])
+        if channels != 3 or min(height, width) < 1:
+            raise BadInput(
+                f"lerobot dataset: {name} is {height} x {width} x {channels}; read are pictures of 3 channels"
+            )
+        sizes[name] = height, width
+    total = rows * sum(height * width * 3 for height, width in sizes.values())
+    if total > MAX_PICTURE_BYTES:
         raise BadInput(
-            f"lerobot dataset: {rows} pictures of {name} are {size} bytes, allowed are {MAX_PICTURE_BYTES}; leave them "
-            "out, or scale them down"
+            f"lerobot dataset: {rows} pictures of {', '.join(names)} are {total} bytes, allowed are "
+            f"{MAX_PICTURE_BYTES}; leave them out, or scale them down"
         )
-    return height, width
+    return sizes
 
 
-def _pictures(files: Sequence[Path], info: Mapping[str, Any], name: str, order: np.ndarray) -> np.ndarray:
+def _pictures(files: Sequence[Path], name: str, size: tuple[int, int], order: np.ndarray) -> np.ndarray:
     """(rows, height, width, 3) uint8 of PNG or JPEG in a column of the parquet, in this order of its rows.
 
     A few are held at a time: a dictionary of the parquet may say that one large value stands in many rows.
     """
-    height, width = _size_of(info, name, len(order))
+    height, width = size
     shown, place = np.empty((len(order), height, width, 3), np.uint8), iter(np.argsort(order))
     for file in files:
         parquet, column = pq.ParquetFile(file), f"{name}.bytes"  # its path leads out of the set, or nowhere
@@ -195,12 +202,13 @@ def _pictures(files: Sequence[Path], info: Mapping[str, Any], name: str, order: 
     return shown
 
 
-def _frames(root: Path, info: Mapping[str, Any], name: str, lengths: Mapping[int, int]) -> np.ndarray:
+def _frames(
+    root: Path, info: Mapping[str, Any], name: str, size: tuple[int, int], lengths: Mapping[int, int]
+) -> np.ndarray:
     """(frames, height, width, 3) uint8 of a video feature, episode after episode; `lengths` are those of the episodes.
 
     Before v3.0 a file an episode; since then files of several, of which `meta/episodes` says where each begins.
     """
-    height, width = _size_of(info, name, sum(lengths.values()))
     parts: dict[str, list[tuple[int, int, int]]] = {}  # file -> episodes in it: first frame, number, length
     if info["codebase_version"] == "v3.0":
         prefix = f"videos/{name}/"
@@ -212,9 +220,9 @@ def _frames(root: Path, info: Mapping[str, Any], name: str, lengths: Mapping[int
                 first = round(start * info["fps"])
                 parts.setdefault(path, []).append((first, int(number), lengths.get(int(number), -1)))
     else:
-        size = int(info.get("chunks_size", 1000))
+        of_chunk = int(info.get("chunks_size", 1000))
         for number, length in lengths.items():
-            parts[f"videos/chunk-{number // size:03d}/{name}/episode_{number:06d}.mp4"] = [(0, number, length)]
+            parts[f"videos/chunk-{number // of_chunk:03d}/{name}/episode_{number:06d}.mp4"] = [(0, number, length)]
     found: dict[int, np.ndarray] = {}
     for path, episodes in parts.items():
         follow = 0
@@ -224,7 +232,7 @@ def _frames(root: Path, info: Mapping[str, Any], name: str, lengths: Mapping[int
                     f"lerobot dataset: in {path} episode {number} begins at frame {first}, expected {follow}"
                 )
             follow += length
-        shown = _decoded(root / path, path, float(info["fps"]), (height, width), follow)
+        shown = _decoded(root / path, path, float(info["fps"]), size, follow)
         found |= {number: shown[first : first + length] for first, number, length in episodes}
     if found.keys() != lengths.keys():
         raise BadInput(f"lerobot dataset: {name} has videos of {len(found)} episodes, there are {len(lengths)}")

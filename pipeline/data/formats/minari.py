@@ -1,8 +1,8 @@
 """Demonstrations to and from Minari (https://minari.farama.org): HDF5, without loss.
 
-    export_minari(trajectories, metadata, "out/swing")        # minari.MinariDataset("out/swing/data") opens it
-    trajectories, metadata = import_minari("out/swing")       # the same bits and the same metadata again
-    trajectories, metadata = import_minari("theirs", target)  # somebody else's, described for one of our tasks
+    export_minari(trajectories, metadata, "out/swing")                # minari.MinariDataset("out/swing/data") opens it
+    trajectories, metadata = take_in(read_minari("out/swing"), None)  # the same bits and the same metadata again
+    trajectories, metadata = take_in(read_minari("theirs"), target)   # somebody else's, described for one of our tasks
 
 Minari accepts broken data, so validate before exporting and after importing; an imported dataset is a draft until
 `pipeline.validation.validate` passed it. Reading goes through h5py alone: Minari would build an environment from the
@@ -14,7 +14,8 @@ format.
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,19 +28,16 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 
 from pipeline.data.foreign import (
-    METRIC_ATTRIBUTE,
     UNKNOWN,
     ForeignEpisode,
     ForeignSet,
-    ImportTarget,
     short_text,
     source_digest,
-    take_in,
 )
 from pipeline.data.formats.hdf5 import PlainHdf5
 from pipeline.data.metadata import DatasetMetadata
 from pipeline.data.spaces import DTYPES, space_from_json, space_to_json
-from pipeline.data.trajectories import UNKNOWN_SEED, Trajectories
+from pipeline.data.trajectories import METRIC_PREFIX, UNKNOWN_SEED, Trajectories
 from pipeline.errors import BadInput, shortened
 from pipeline.files import DAMAGE, strict_json
 
@@ -52,7 +50,10 @@ KINDS: Final = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")
 
 
 def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder: str | Path) -> None:
-    """Write a Minari dataset (HDF5) to a new folder. Raises BadInput when the folder exists or Minari refuses."""
+    """Write a Minari dataset (HDF5) to a new folder, as a whole or not at all.
+
+    Raises BadInput when the folder exists or Minari refuses.
+    """
     root = Path(folder)
     if root.exists():
         raise BadInput(f"export folder {str(root)!r} exists; give a new one")
@@ -67,56 +68,50 @@ def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder:
         spec.kwargs.update(environment["kwargs"])
     clean = np.array_equal(trajectories.actions, trajectories.executed_actions)
     episodes = [trajectories.episode(index) for index in range(len(trajectories))]
-    root.mkdir(parents=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
     try:
-        storage = MinariStorage.new(
-            root / "data",
-            observation_space=space_from_json(metadata.observation_space),
-            action_space=space_from_json(metadata.action_space),
-            env_spec=spec,
-            data_format="hdf5",
-            jpeg_encoding=False,
-        )
-        storage.update_metadata(
-            {
-                "dataset_id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', metadata.dataset_id)}-v0",
-                "minari_version": minari.__version__,
-                "algorithm_name": str(metadata.demonstrator["name"]),
-                "description": f"{len(trajectories)} demonstrations of task {metadata.task}",
-                OUR_METADATA: metadata.to_data(),
-            }
-        )
-        storage.update_episodes(
-            EpisodeBuffer(
-                seed=None if episode.seed == UNKNOWN_SEED else episode.seed,
-                options={"scenario": episode.scenario},
-                observations=episode.observations,
-                actions=episode.executed_actions,
-                rewards=episode.rewards,
-                terminations=episode.terminations,
-                truncations=episode.truncations,
-                infos=None if clean else {LABEL: episode.actions},
+        with tempfile.TemporaryDirectory(dir=root.parent, prefix=".exporting-") as folder:
+            written = Path(folder) / root.name
+            written.mkdir()
+            storage = MinariStorage.new(
+                written / "data",
+                observation_space=space_from_json(metadata.observation_space),
+                action_space=space_from_json(metadata.action_space),
+                env_spec=spec,
+                data_format="hdf5",
+                jpeg_encoding=False,
             )
-            for episode in episodes
-        )
-        storage.update_episode_metadata(
-            {METRIC_ATTRIBUTE + name: value for name, value in episode.metrics.items()} for episode in episodes
-        )
+            storage.update_metadata(
+                {
+                    "dataset_id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', metadata.dataset_id)}-v0",
+                    "minari_version": minari.__version__,
+                    "algorithm_name": str(metadata.demonstrator["name"]),
+                    "description": f"{len(trajectories)} demonstrations of task {metadata.task}",
+                    OUR_METADATA: metadata.to_data(),
+                }
+            )
+            storage.update_episodes(
+                EpisodeBuffer(
+                    seed=None if episode.seed == UNKNOWN_SEED else episode.seed,
+                    options={"scenario": episode.scenario},
+                    observations=episode.observations,
+                    actions=episode.executed_actions,
+                    rewards=episode.rewards,
+                    terminations=episode.terminations,
+                    truncations=episode.truncations,
+                    infos=None if clean else {LABEL: episode.actions},
+                )
+                for episode in episodes
+            )
+            storage.update_episode_metadata(
+                {METRIC_PREFIX + name: value for name, value in episode.metrics.items()} for episode in episodes
+            )
+            written.rename(root)
     except (ValueError, NotImplementedError) as error:
         raise BadInput(f"minari cannot store dataset {metadata.dataset_id!r}: {error}") from None
 
 
 # -------------------------------------------------------------------------------------------------------------- import
-
-
-def import_minari(
-    folder: str | Path, target: ImportTarget | None = None, leave_out: Sequence[int] = (), clip_actions: bool = False
-) -> tuple[Trajectories, DatasetMetadata]:
-    """A Minari dataset, ours (without a target) or anybody's (with one), as a dataset of ours (`take_in`)."""
-    found = read_minari(folder)
-    if target is None and found.own_metadata is None:
-        raise BadInput("minari dataset: it was not exported by this product; say which task and scenario it belongs to")
-    return take_in(found, target, leave_out, clip_actions)
 
 
 def read_minari(folder: str | Path) -> ForeignSet:
@@ -128,12 +123,12 @@ def read_minari(folder: str | Path) -> ForeignSet:
     data = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
     try:
         described = _described(data)
+        observation_space, action_space = _spaces(described)  # first: episodes of others are not laid out as is read
         with PlainHdf5(data / MAIN_FILE, "minari dataset") as file:
             count = len(file.root)
             if not 1 <= count <= MAX_EPISODES:
                 raise BadInput(f"minari dataset: it holds {count} episodes, allowed are 1 to {MAX_EPISODES}")
             episodes = tuple(_episode(file, f"episode_{index}") for index in range(count))
-        observation_space, action_space = _spaces(described)
         return ForeignSet(
             format="minari",
             episodes=episodes,

@@ -10,6 +10,7 @@ object arrays, compressed members, foreign names and anything else that `save_da
 import json
 import math
 import re
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +23,10 @@ from pipeline.data.metadata import SCHEMA_VERSION, DatasetMetadata
 from pipeline.data.observations import join_fields, split_fields
 from pipeline.data.trajectories import ENDS, REWARDS, SEEDS, UNKNOWN_SEED, Trajectories, content_digest
 from pipeline.errors import BadInput, printable, shortened
-from pipeline.files import DAMAGE, strict_json, write_folder
+from pipeline.files import DAMAGE, strict_json, sync, write_folder
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 
-MAX_ARCHIVE_BYTES: Final = (1 << 32) - 1  # a plain zip, without its 64-bit extension
+MAX_ARCHIVE_BYTES: Final = (1 << 32) - 1
 MAX_METADATA_BYTES: Final = 8_000_000
 MAX_MEMBERS: Final = 256
 MAX_DIRECTORY_BYTES: Final = 1 << 17
@@ -109,13 +110,27 @@ def _bounded(file: Path, limit: int) -> int:
 
 
 def write_archive(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as an uncompressed .npz that `np.load(allow_pickle=False)` reads; equal arrays give equal bytes."""
+    """Write arrays as an uncompressed .npz that `np.load(allow_pickle=False)` reads; equal arrays give equal bytes.
+
+    Raises BadInput for more than `read_archive` would read again.
+    """
     plain = split_fields(arrays)
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
+    refuse_oversize(sum(array.nbytes + MAX_HEADER_BYTES for array in plain.values()))
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(plain):
             array = np.ascontiguousarray(plain[name]).reshape(plain[name].shape)
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
+            large = array.nbytes + MAX_HEADER_BYTES > zipfile.ZIP64_LIMIT  # said before it is written, or zipfile fails
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=large) as member:
                 np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
+
+
+def refuse_oversize(size: int) -> None:
+    """Raise BadInput for so many bytes of arrays when they are more than the file of a dataset may have."""
+    if size > MAX_ARCHIVE_BYTES:
+        raise BadInput(
+            f"the arrays have {size} bytes, the file of a dataset may have {MAX_ARCHIVE_BYTES}; record fewer or "
+            "shorter episodes, or smaller observations"
+        )
 
 
 def read_archive(path: str | Path) -> dict[str, np.ndarray]:
@@ -180,7 +195,7 @@ def read_plain_npz(path: str | Path) -> ForeignSet:
 def export_plain_npz(trajectories: Trajectories, path: str | Path) -> None:
     """Write what `read_plain_npz` reads to a new file; what the demonstrator answered as `labels`, where it differs.
 
-    Raises BadInput when the file exists.
+    As a whole or not at all. Raises BadInput when the file exists.
     """
     file, data = Path(path), trajectories
     if file.exists():
@@ -192,8 +207,12 @@ def export_plain_npz(trajectories: Trajectories, path: str | Path) -> None:
     for name in (name for part, names in parts.items() if part not in data.missing for name in names):
         arrays[name] = getattr(data, name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "xb") as stream:
-        write_archive(stream, arrays)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".exporting-") as folder:
+        written = Path(folder) / file.name
+        with open(written, "wb") as stream:
+            write_archive(stream, arrays)
+            sync(stream)
+        written.rename(file)
 
 
 def _arrays_of(file: Path, wanted: re.Pattern[str] | None = None) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

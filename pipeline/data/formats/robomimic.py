@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from pipeline.data.formats.hdf5 import PlainHdf5
 from pipeline.data.observations import join_fields
 from pipeline.errors import BadInput, printable, shortened
 from pipeline.files import DAMAGE
+
+READ: Final = ("actions", "obs", "next_obs", "rewards")  # of a demonstration
 
 
 def read_robomimic(path: str | Path) -> ForeignSet:
@@ -27,9 +29,11 @@ def read_robomimic(path: str | Path) -> ForeignSet:
             )
             if not names:
                 raise BadInput(f"{what}: there is no demo_0 in it")
-            episodes = tuple(_episode(stored, stored.group(group, name)) for name in names)
+            demos = [stored.group(group, name) for name in names]
+            episodes = tuple(_episode(stored, demo) for demo in demos)
+            passed_over = {key for demo in demos for key in demo} - {*READ}
         digest = source_digest(file)
-        ignored = ("dones", "states")
+        ignored = tuple(printable(key)[:100] for key in sorted(passed_over)[:100])
         return ForeignSet("robomimic", episodes, printable(file.stem)[:100], digest[:8], digest, ignored=ignored)
     except DAMAGE as error:
         raise BadInput(f"{what}: cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
