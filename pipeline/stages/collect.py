@@ -329,7 +329,7 @@ def _repaired(run: StageRun, config: Collect, task: Task, source: Repaired) -> D
             described = replace(described, demonstrator={**described.demonstrator, "left_out_episodes": left})
     elif source.folder is None:
         raise BadInput(f"{name}: give the folder of a repaired copy, or the episodes to leave out (repaired.leave_out)")
-    run.record_config(config, task.config, {"repaired": digest})
+    run.record_config(config, task.config, inputs(run, config, {}))
     inherited = {key: value for key, value in tags.items() if key.startswith(LINEAGE_PREFIX)}
     run.tag({**inherited, lineage_run_tag("repaired"): old.info.run_id})
     # seeds of the episodes that it leaves out: those it names, and those that the old arrays still show
