@@ -187,8 +187,9 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
         )
     # what a later stage would refuse is refused before hours of others are behind it
     if clones:
-        for rule in () if stages.promote is None else stages.promote.rules:
-            Task(load_task(stages.promote.task)).shares(rule.scenario_set)
+        if stages.promote is not None:
+            for rule in stages.promote.rules:
+                Task(load_task(stages.promote.task)).shares(rule.scenario_set)
         Task(load_task(stages.collect.task)).refuse_holdouts(stages.collect.scenario_set, "recording")
         Task(load_task(stages.pretrain.task)).refuse_holdouts(stages.pretrain.scenario_set, "evaluating a training")
     if config.ppo_timesteps != 0:
