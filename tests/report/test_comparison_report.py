@@ -11,7 +11,7 @@ from made_up import SETTINGS, made_up_comparison, runs
 from outline import first_screen, outline
 
 from pipeline.report.comparison_report import build_report, report_data
-from pipeline.report.context import Animation, ReferencePolicy, ReportContext
+from pipeline.report.context import ReferencePolicy, ReportContext
 from pipeline.statistics.comparison import Comparison, UpfrontCost, compare
 from pipeline.statistics.estimate import Estimate, FromEpisodes
 
@@ -243,12 +243,6 @@ def test_the_same_inputs_give_the_same_bytes(
     files: dict[str, bytes], comparison: Comparison, context: ReportContext
 ) -> None:
     assert build_report(comparison, context) == files
-
-
-def test_an_animation_that_browsers_do_not_play_is_refused(comparison: Comparison) -> None:
-    context = replace(BARE, animations=(Animation("x", "", "text/html", b"<b>"),))
-    with pytest.raises(ValueError, match="media type 'text/html'"):
-        build_report(comparison, context)
 
 
 def test_the_sensitivity_table_is_what_an_independent_script_makes_of_the_evaluations(context: ReportContext) -> None:
