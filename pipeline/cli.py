@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -165,59 +165,55 @@ def ask(arguments: Sequence[str] | None = None) -> int:
     try:
         with _argparse_errors():
             known = parser.parse_args(arguments)
-        if known.verb == "sync":
-            from pipeline.tracking.spool import sync  # late: --help answers at once
-
-            done, lines = sync()
-            for line in lines:
-                say(line)
-            return DONE if done else VERDICT_NO
-        if known.verb == "inspect":
-            from pipeline.policies.sb3_actor import inspect_sb3_zip  # late: --help answers at once
-
-            held = inspect_sb3_zip(known.file)
-            for line in [json.dumps(held, indent=2)] if known.json else _told_of_zip(held):
-                say(line)
-            return DONE if held["refused"] is None else VERDICT_NO
-        if known.verb == "check":
-            from pipeline.validation.check import check  # late: --help answers at once
-
-            checked = check(known.path, known.task, known.scenario)
-            for line in [json.dumps(checked.to_json(), indent=2)] if known.json else _told_of_check(checked):
-                say(line)
-            return DONE if checked.report.passed else VERDICT_NO
-        if known.verb == "store":
-            from pipeline.tracking.store import connect, experiment_id, how_to_look  # late: --help answers at once
-            from pipeline.tracking.views import view_address
-
-            client, address = connect(), ""
-            if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):  # `mlflow run` would put its artifacts into ./mlruns
-                address = view_address(experiment_id(client, name, "MLFLOW_EXPERIMENT_NAME"), "comparisons")
-            say(f"store: ready; look at it: {how_to_look(address)}")
-            return DONE
-        for line in _answer(known).split("\n"):
+        lines, good = _answer(known)
+        for line in lines:
             say(line)
     except (Exception, KeyboardInterrupt) as error:
         return _told("the answer", error)
-    return DONE
+    return DONE if good else VERDICT_NO
 
 
-def _answer(known: argparse.Namespace) -> str:
-    from pipeline import query  # late: --help answers at once
+def _answer(known: argparse.Namespace) -> tuple[Iterable[str], bool]:
+    """What is said, and whether it is good; each verb imports what it needs late, so that --help answers at once."""
+    if known.verb == "sync":
+        from pipeline.tracking.spool import sync
+
+        done, lines = sync()
+        return lines, done
+    if known.verb == "inspect":
+        from pipeline.policies.sb3_actor import inspect_sb3_zip
+
+        held = inspect_sb3_zip(known.file)
+        return [json.dumps(held, indent=2)] if known.json else _told_of_zip(held), held["refused"] is None
+    if known.verb == "check":
+        from pipeline.validation.check import check
+
+        checked = check(known.path, known.task, known.scenario)
+        told = [json.dumps(checked.to_json(), indent=2)] if known.json else _told_of_check(checked)
+        return told, checked.report.passed
+    if known.verb == "store":
+        from pipeline.tracking.store import connect, experiment_id, how_to_look
+        from pipeline.tracking.views import view_address
+
+        client, address = connect(), ""
+        if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):  # `mlflow run` would put its artifacts into ./mlruns
+            address = view_address(experiment_id(client, name, "MLFLOW_EXPERIMENT_NAME"), "comparisons")
+        return [f"store: ready; look at it: {how_to_look(address)}"], True
+    from pipeline import query
 
     if known.verb in CHAINS:
         chain = getattr(query, known.verb)(known.reference)
-        return json.dumps(chain.to_json(), indent=2) if known.json else chain.to_text()
+        return (json.dumps(chain.to_json(), indent=2) if known.json else chain.to_text()).split("\n"), True
     if known.verb in EXPORTS:
         options = {"format": known.format} if known.verb == "export_dataset" else {}
-        return str(getattr(query, known.verb)(known.reference, known.target, **options))
+        return getattr(query, known.verb)(known.reference, known.target, **options).split("\n"), True
     frame = getattr(query, known.verb)(task=known.task)
     if known.json:
-        return str(frame.to_json(orient="records", date_format="iso", indent=2))
+        return frame.to_json(orient="records", date_format="iso", indent=2).split("\n"), True
     if "coverage" in frame:
         frame["coverage"] = [_coverage(cell) for cell in frame["coverage"]]
     frame = frame.astype(object).where(frame.notna(), "-").apply(lambda column: column.map(printable))
-    return f"no {known.verb}" if frame.empty else str(frame.to_string(index=False, max_colwidth=60))
+    return ([f"no {known.verb}"] if frame.empty else frame.to_string(index=False, max_colwidth=60).split("\n")), True
 
 
 def _told_of_zip(held: Mapping[str, Any]) -> Iterator[str]:

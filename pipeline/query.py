@@ -69,7 +69,8 @@ def runs(
     if status is not None and status not in STATUSES:
         hint = did_you_mean(status.upper(), STATUSES)
         raise BadInput(f"status {shortened(status)} is unknown.{hint} There are: {', '.join(STATUSES)}")
-    wanted = {Tag.STAGE: stage, Tag.TASK: task, Tag.GROUP: group, Tag.ARM: arm}
+    named = {Tag.TASK: task, Tag.GROUP: group, Tag.ARM: arm}
+    wanted = {Tag.STAGE: stage, **{key: value for key, value in named.items() if value is not None}}
     rows = [
         {
             **{column: run.data.tags.get(column) for column in RUN_COLUMNS},
@@ -78,8 +79,7 @@ def runs(
             "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
             **{metric: run.data.metrics.get(metric, float("nan")) for metric in metrics},
         }
-        for run in search(connect(), {key: value for key, value in wanted.items() if value is not None}, limit, status)
-        if Tag.STAGE in run.data.tags
+        for run in search(connect(), wanted, limit, status)
     ]
     return pd.DataFrame(rows, columns=[*RUN_COLUMNS, *metrics])
 

@@ -408,6 +408,11 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.pictures > self.episodes:
             raise ValueError(f"pictures = {self.pictures} is more than episodes = {self.episodes}")
+        if self.pictures and not self.deterministic and self.scripted is None:
+            raise ValueError(
+                f"pictures = {self.pictures}: an episode of drawn actions (deterministic = false) cannot be played "
+                "again; use pictures = 0"
+            )
 
 
 @configuration

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.config.loading import load_task, to_data
+from pipeline.config.loading import to_data
 from pipeline.config.stages import Finetune, FurtherArm, TrainExpert
 from pipeline.config.task import JUDGED
 from pipeline.config.training import ADAPTIVE, PPOTraining, SACTraining
@@ -171,13 +171,12 @@ def whole_rollouts(training: PPOTraining) -> int:
     return -(-training.total_timesteps // rollout) * rollout
 
 
-def check_arms(config: Finetune) -> None:
+def check_arms(config: Finetune, task: Task) -> None:
     """Raise BadInput for arms that their task rules out; for whoever has much to do before they are trained."""
-    training, arms = config.training, {name: arm for name, arm in config.arms.items() if arm.algorithm == "sac"}
-    if arms:
-        task = Task(load_task(config.task), training.environment, training.use_camera)
-        for name, arm in arms.items():
-            check_sac(name, arm.sac or SACTraining(), whole_rollouts(training), task)
+    arm_jobs(config, task, Path(), None)
+    for name, arm in config.arms.items():
+        if arm.algorithm == "sac":
+            check_sac(name, arm.sac or SACTraining(), whole_rollouts(config.training), task)
 
 
 def shared_settings(config: Finetune, task: Task) -> Mapping[str, Any]:

@@ -68,5 +68,5 @@ def comparison_films(
             ends.append(f"{name}: {next(outcomes, 'no success')} after {len(seen.rewards)} steps")
         title = f"{why[0].upper()}{why[1:]} of the {label} policy on {scenario_set}"
         caption = f"{'; '.join(ends)}. Scenario {episode.scenario}, episode seed {episode.seed}, {about}."
-        animations.append(Animation(title, caption, "video/mp4", *with_poster(side_by_side(clips), PLAYBACK_FPS)))
+        animations.append(Animation(title, caption, *with_poster(side_by_side(clips), PLAYBACK_FPS)))
     return tuple(animations)

@@ -27,10 +27,7 @@ _MOODS: Final = {Verdict.FASTER: "good", Verdict.SLOWER: "bad"}
 
 
 def build_report(comparison: Comparison, context: ReportContext) -> dict[str, bytes]:
-    """All files of the report by their path: `report.html`, `report.md`, `report.json` and `figures/<name>.svg`.
-
-    Raises ValueError for an animation of a media type that browsers do not play.
-    """
+    """All files of the report by their path: `report.html`, `report.md`, `report.json` and `figures/<name>.svg`."""
     c, x, target = comparison, context, comparison.settings.ratio_target
     rails = lineage_rails(x.lineage or ())
     pictures = {
@@ -89,7 +86,7 @@ def report_data(comparison: Comparison, context: ReportContext) -> dict[str, Any
     """The report as JSON data; the schema is documented in docs/report-schema.md."""
     about = {f.name: getattr(context, f.name) for f in fields(context) if f.name != "animations"}
     animations = context.animations and [
-        {"title": a.title, "caption": a.caption, "media_type": a.media_type, "bytes": len(a.data)}
+        {"title": a.title, "caption": a.caption, "media_type": "video/mp4", "bytes": len(a.data)}
         for a in context.animations
     ]
     return {

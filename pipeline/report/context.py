@@ -28,13 +28,12 @@ class LineageNode:
 
 @dataclass(frozen=True)
 class Animation:
-    """An encoded playback."""
+    """A playback as a film."""
 
     title: str
     caption: str
-    media_type: str  # "image/gif", "image/png" or "video/mp4"
-    data: bytes
-    poster: bytes | None = None  # PNG
+    data: bytes  # MP4
+    poster: bytes  # PNG
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.report.context import LineageNode
-from pipeline.statistics.efficiency import RatioKind
+from pipeline.statistics.efficiency import SIGNS, RatioKind
 from pipeline.statistics.estimate import Estimate
 
 ROW_HEIGHT = 64  # pixels of one lineage row, as in page.css and pictures.html
@@ -16,7 +16,7 @@ class Gauge:
     """Marks on a line from 14 to 426 pixels."""
 
     ratio: Estimate
-    sign: str  # of a bound
+    sign: str  # of what is not exact
     low: float
     value: float
     high: float
@@ -42,8 +42,7 @@ def ratio_gauge(ratio: Estimate, kind: RatioKind, target: float) -> Gauge:
     def x(value: float) -> float:
         return 14 + 412 * min(max(value, 0.0), end) / end
 
-    sign = {"upper bound": "≤ ", "lower bound": "≥ "}.get(kind, "")
-    return Gauge(ratio, sign, x(ratio.low), x(ratio.value), x(ratio.high), x(1.0), x(target))
+    return Gauge(ratio, SIGNS[kind], x(ratio.low), x(ratio.value), x(ratio.high), x(1.0), x(target))
 
 
 def lineage_rails(nodes: Sequence[LineageNode]) -> tuple[Rail, ...]:

@@ -14,11 +14,9 @@ from jinja2 import Environment
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from pipeline.report.context import Animation
 from pipeline.report.palette import DARK, LIGHT, for_page
 from pipeline.report.text import environment, number, one_line
 
-MEDIA_TYPES: Final = ("image/gif", "image/png", "video/mp4")
 _WEB_ADDRESS: Final = re.compile(r"https?://[^\s<>()|\\]+", re.IGNORECASE)
 # spaces at which no line breaks: before %, between a sign and its number, inside an interval
 _KEPT: Final = re.compile(r" (?=%)|(?<=[≤≥>?]) (?=\d)|(?<=\d,) (?=[-+\d.,e]+\])")
@@ -76,8 +74,7 @@ def _templates() -> Environment:
     found.filters.update(
         drawing=lambda svg: Markup(for_page(svg)),  # drawn by our own code, from values it escaped
         web_address=lambda url: url if url and _WEB_ADDRESS.fullmatch(url) else None,
-        data_uri=_data_uri,
-        poster_uri=lambda animation: f"data:image/png;base64,{b64encode(animation.poster).decode()}",
+        data_uri=lambda data, media_type: f"data:{media_type};base64,{b64encode(data).decode()}",
         number=number,
         px="{:.1f}".format,
     )
@@ -92,9 +89,3 @@ def blocks() -> Any:
 def markdown_link(text: str, url: str | None) -> str:
     """`[text](<url>)` where the address is one of the web, else the text."""
     return Markup(f"[{one_line(text)}](<{url}>)") if url and _WEB_ADDRESS.fullmatch(url) else text
-
-
-def _data_uri(animation: Animation) -> str:
-    if animation.media_type not in MEDIA_TYPES:
-        raise ValueError(f"media type {animation.media_type!r} is none of {', '.join(MEDIA_TYPES)}")
-    return f"data:{animation.media_type};base64,{b64encode(animation.data).decode()}"

@@ -3,7 +3,7 @@
 The decisions and numbers are made elsewhere; what each page says is written in `templates/<page>.md`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -16,7 +16,6 @@ from pipeline.play.evaluation import EpisodeRecords, summarise, summarise_by_sce
 from pipeline.report.inspection_figures import histogram, ranges, scenario_bars
 from pipeline.report.palette import for_file
 from pipeline.report.text import markdown_page, words
-from pipeline.statistics.estimate import Estimate
 from pipeline.validation.findings import ValidationReport
 from pipeline.validation.inspection import Inspection
 
@@ -43,22 +42,12 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     )
 
 
-def statistics_table(records: EpisodeRecords, seed: int = 0, strips: bool = False) -> str:
+def statistics_table(records: EpisodeRecords, outcomes: bool = True, strips: bool = False) -> str:
     """Episodes: steps and return, outcomes and figures with 95 % intervals, scenarios, actions.
 
-    `strips`: how often which action was taken, as one line a dimension for a console, not as a table.
+    `outcomes`: of steps, return and actions alone where they are left out; `strips`: how often which action was taken,
+    as one line a dimension for a console, not as a table.
     """
-    return _episodes(records, seed, summarise_by_scenario(records, seed), strips)
-
-
-def rollout_table(records: EpisodeRecords, seed: int = 0) -> str:
-    """The same for a console, without outcomes and scenarios: steps, return and actions."""
-    return _episodes(records, seed, None, strips=True)
-
-
-def _episodes(
-    records: EpisodeRecords, seed: int, by_scenario: Mapping[str, Mapping[str, Estimate]] | None, strips: bool
-) -> str:
     histogram, actions, lines = records.action_histogram, [], []
     for dimension, counts in enumerate([] if histogram is None else histogram.counts):
         shares = counts / max(1, counts.sum())
@@ -72,9 +61,13 @@ def _episodes(
         bins = range(len(counts)) if edges is None else [f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges)]
         bars = ["█" * int(np.ceil(share / tallest * BAR_CHARACTERS)) for share in shares]
         actions.append(list(zip(bins, map("{:.1%}".format, shares), bars, strict=True)))
-    summary = summarise(records, seed)
     return markdown_page(
-        "episodes", records=records, summary=summary, by_scenario=by_scenario, actions=actions, strips=lines
+        "episodes",
+        records=records,
+        summary=summarise(records),
+        by_scenario=summarise_by_scenario(records) if outcomes else None,
+        actions=actions,
+        strips=lines,
     )
 
 

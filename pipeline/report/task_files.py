@@ -20,6 +20,7 @@ from pipeline.envs.parallel import SLOW_STEP
 from pipeline.errors import printable
 from pipeline.play.probing import BATCH, LONGEST, SUCCESS_KEYS, ElementSpread, Probe
 from pipeline.report.text import environment
+from pipeline.statistics.estimate import wilson_interval
 
 COLLISION_KEYS: Final = ("collision", "is_collision", "collided", "crash", "crashed")
 LEAST_RETURN: Final = 1e-3  # any reward, where most episodes have none
@@ -147,10 +148,8 @@ def summary(config: NewTask, probe: Probe, files: Sequence[str], untested: Seque
 
 def _sure(yes: np.ndarray) -> str:
     """`18 of 20 episodes (95 % interval 70 % to 97 %)`, by Wilson 1927."""
-    from scipy.stats import binomtest  # late: half a second
-
-    ends = binomtest(int(yes.sum()), len(yes)).proportion_ci(method="wilson")
-    return f"{yes.sum()} of {len(yes)} episodes (95 % interval {100 * ends.low:.0f} % to {100 * ends.high:.0f} %)"
+    share = wilson_interval(int(yes.sum()), len(yes))
+    return f"{yes.sum()} of {len(yes)} episodes (95 % interval {100 * share.low:.0f} % to {100 * share.high:.0f} %)"
 
 
 def _scaling(spreads: Mapping[str, ElementSpread]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.errors import printable
+from pipeline.statistics.efficiency import BOUNDS, SIGNS
 from pipeline.statistics.estimate import Estimate
 
 NOT_MEASURED: Final = "–"
@@ -36,6 +37,8 @@ def _templates() -> Environment:
         autoescape=True, finalize=lambda value: value if isinstance(value, Markup) else Markup(one_line(value))
     )
     found.filters.update(decimals=decimals_of, exp=exp)
+    # subtle: as Markup they keep the space at their end
+    found.filters.update(sign=lambda kind: Markup(SIGNS[kind]), bound=lambda kind: Markup(BOUNDS[kind]))
     found.filters.update(
         {f.__name__: f for f in (number, fixed, spread, change, p_value, interval, percent, duration, limits, words)}
     )

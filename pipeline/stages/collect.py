@@ -52,7 +52,7 @@ from pipeline.play.demonstrators import Script, scripted
 from pipeline.play.evaluation import records_of, summarise, with_intervals, with_snqi
 from pipeline.policies import ActFunction
 from pipeline.report.progress import ProgressBar
-from pipeline.report.stage_pages import rollout_table, statistics_table, validation_markdown
+from pipeline.report.stage_pages import statistics_table, validation_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
@@ -160,7 +160,7 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
             for name, form in ((Metric.SUCCESS, ".3f"), (Metric.RETURN, ".2f"))
         )
         lines.append(f"  success {success}, mean return {mean_return}, {given.steps:,} steps")
-        table = rollout_table(records)
+        table = statistics_table(records, outcomes=False, strips=True)
     return StageOutcome(tuple(lines), verdict=report.passed, outputs={"dataset": metadata.dataset_id}, table=table)
 
 
@@ -329,7 +329,7 @@ def _repaired(run: StageRun, config: Collect, task: Task, source: Repaired) -> D
             described = replace(described, demonstrator={**described.demonstrator, "left_out_episodes": left})
     elif source.folder is None:
         raise BadInput(f"{name}: give the folder of a repaired copy, or the episodes to leave out (repaired.leave_out)")
-    run.record_config(config, task.config, {"repaired": digest})
+    run.record_config(config, task.config, inputs(run, config, {}))
     inherited = {key: value for key, value in tags.items() if key.startswith(LINEAGE_PREFIX)}
     run.tag({**inherited, lineage_run_tag("repaired"): old.info.run_id})
     # seeds of the episodes that it leaves out: those it names, and those that the old arrays still show

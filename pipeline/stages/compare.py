@@ -34,7 +34,7 @@ from pipeline.report.palette import ARM_LABELS
 from pipeline.stages import StageOutcome, report_link
 from pipeline.statistics.comparison import Comparison, RunCurve
 from pipeline.statistics.comparison import compare as compare_arms
-from pipeline.statistics.efficiency import RatioKind
+from pipeline.statistics.efficiency import BOUNDS, RatioKind
 from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.finals import Regression, measure_regression
 from pipeline.statistics.matched import ComparisonSettings, RunData
@@ -177,8 +177,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
 
 
 def _ratio(ratio: Estimate, kind: RatioKind) -> str:
-    bound = {"upper bound": "at most ", "lower bound": "at least ", "undetermined": "about "}
-    return f"{bound.get(kind, '')}{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"{BOUNDS[kind]}{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
 def _change(difference: Estimate) -> str:

@@ -25,8 +25,10 @@ from pipeline.config.stages import (
 from pipeline.errors import BadInput, say
 from pipeline.learning.arms import check_arms
 from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
+from pipeline.report.clips import check_drawable
 from pipeline.stages import StageOutcome, command_digest, conclude, do, report_link, stage_module
 from pipeline.statistics.matched import MINIMUM_PAIRS
+from pipeline.tasks import Task
 from pipeline.tracking import registry
 from pipeline.tracking.content_key import content_key, digest_of
 from pipeline.tracking.datasets import fetch_for_training, part_of
@@ -80,6 +82,8 @@ def plan(config: Main) -> Plan:
     """
     given = {stage: source for stage, source in vars(config.stages).items() if source is not None}
     for key in config.overrides:
+        if key in vars(config.stages):
+            raise BadInput(f"main: override {key!r} names no setting; a stage's config is given as -P stages.{key}=…")
         if key.partition(".")[0] not in given:
             raise BadInput(
                 f"main: override {key!r} is of no stage config that it uses; there are: {', '.join(given)} (finetune's "
@@ -170,16 +174,29 @@ def _from_knobs(config: Main, stage: str, seeds: tuple[int, ...]) -> dict[str, s
 
 def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcome:
     stages = plan(config)
-    check_arms(stages.finetune)
-    if "expert" in upstream and stages.promote is None:
-        source = f"collect takes its demonstrations from {stages.collect.source}"
-        raise BadInput(f"expert {upstream['expert']!r} has no use: {source}; leave it out")
     clones = "policy" not in upstream and not config.skip_pretrain
+    if "expert" in upstream and (stages.promote is None or not clones):
+        why = f"collect takes its demonstrations from {stages.collect.source}"
+        if not clones:
+            why = "skip_pretrain makes no clones" if config.skip_pretrain else "the policy is given, no clones are made"
+        raise BadInput(f"expert {upstream['expert']!r} has no use: {why}; leave it out")
     if clones and "expert" not in upstream and stages.promote is not None and stages.train_expert is None:
         raise BadInput(
             "main: no expert: give one that is trained (-P expert=their.zip, or a version of the registry), or the "
             "config of its training as stages.train_expert"
         )
+    # what a later stage would refuse is refused before hours of others are behind it
+    if clones:
+        if stages.promote is not None:
+            for rule in stages.promote.rules:
+                Task(load_task(stages.promote.task)).shares(rule.scenario_set)
+        Task(load_task(stages.collect.task)).refuse_holdouts(stages.collect.scenario_set, "recording")
+        Task(load_task(stages.pretrain.task)).refuse_holdouts(stages.pretrain.scenario_set, "evaluating a training")
+    if config.ppo_timesteps != 0:
+        training = stages.finetune.training
+        task = Task(load_task(stages.finetune.task), training.environment, training.use_camera)
+        check_arms(stages.finetune, task)
+        check_drawable(task, "finetune.training.visualize_every", training.visualize_every)
     with contextlib.ExitStack() as stack:
         parent, elsewhere = run, config.experiment_name
         if elsewhere is not None:  # the stages nest in a run of the experiment that the config names

@@ -13,6 +13,7 @@ from pipeline.config.loading import load_task
 from pipeline.config.stages import Pretrain
 from pipeline.config.task import ExecutorSettings
 from pipeline.data import REWARDS, Trajectories
+from pipeline.errors import Interrupted
 from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.clones import Clone, CloneJob, untrained_clone
 from pipeline.learning.divergence import Diverged
@@ -181,11 +182,12 @@ def _make_clones(
         try:
             run_side_by_side(jobs, 0, on_event, on_result, settings=here)
         except BaseException as error:
+            killed = isinstance(error, KeyboardInterrupt | Interrupted)
             for child in left.values():
                 if isinstance(error, Diverged) and (child.folder / Artifact.POLICY).is_dir():
                     child.file(child.folder / Artifact.POLICY, Artifact.POLICY)
                 child.describe(f"not finished: {type(error).__name__}: {error}"[:500])
-                child.close("FAILED")
+                child.close("KILLED" if killed else "FAILED")
             raise
     return made, verdicts
 

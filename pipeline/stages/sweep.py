@@ -283,7 +283,8 @@ class Trainings:
             futures = [threads.submit(task) for task in work]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
-                return [future.result() for future in futures]
+                # without a fault all are done; at a fault nobody waits for those that still run
+                return [future.result() for future in futures if future.done()]
             except BaseException as error:
                 self.stop.set()
                 threads.shutdown(cancel_futures=True)

@@ -65,7 +65,7 @@ def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> Stag
         (
             f"train_expert: {len(results)} seeds, success {success.value:.3f} "
             f"[{success.low:.3f}, {success.high:.3f}] on fresh episodes; converged at steps "
-            f"{', '.join(str(result.converged_at or 'never') for result in results)}",
+            f"{', '.join('never' if result.converged_at is None else str(result.converged_at) for result in results)}",
             f"  candidate: {candidate}, " + ("promotable" if diagnosis.promotable else "NOT promotable:"),
             *(f"  - {shortfall.sentence()}" for shortfall in diagnosis.shortfalls),
         ),

@@ -35,6 +35,14 @@ KINDS: dict[tuple[bool, bool], RatioKind] = {
     (False, True): "lower bound",
     (True, True): "undetermined",
 }
+# what stands before a ratio of each kind: its figure, and in a sentence
+SIGNS: dict[RatioKind, str] = {"exact": "", "upper bound": "≤ ", "lower bound": "≥ ", "undetermined": "? "}
+BOUNDS: dict[RatioKind, str] = {
+    "exact": "",
+    "upper bound": "at most ",
+    "lower bound": "at least ",
+    "undetermined": "about ",
+}
 
 
 @dataclass(frozen=True)

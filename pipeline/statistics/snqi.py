@@ -125,4 +125,5 @@ def fit_baseline(metrics: Mapping[str, np.ndarray]) -> dict[str, Quantiles]:
 def write_baseline(path: Path, baseline: Baseline) -> None:
     """Write a baseline file that `load_baseline` reads back as the same numbers."""
     content = {metric: asdict(baseline[metric]) for metric in NORMALISED}
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipeline.config.loading import parse_json, validate
 from pipeline.errors import BadInput, shortened
 from pipeline.learning.jobs import TrainingResult
-from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Artifact, Metric, Tag, lineage_run_tag
+from pipeline.names import ARMS, CONFIG_PARAM_PREFIX, REUSED_PREFIX, Arm, Artifact, Metric, Tag, lineage_run_tag
 from pipeline.play.evaluation import EpisodeRecords, episode_figures, point_figures
 from pipeline.statistics.comparison import UpfrontCost
 from pipeline.tracking.content_key import digest_of
@@ -99,6 +99,12 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
         )
         for arm in dict.fromkeys((*ARMS, *sorted(tag_of(run, Tag.ARM) for run in runs)))
     }
+    for arm, stage in ((Arm.SCRATCH, "baseline"), (Arm.PRETRAINED, "finetune")):
+        if not arms[arm]:
+            raise BadInput(
+                f"group {reference!r}: {stage} run {stages[stage].info.run_id} has no trainings of arm {arm!r} any "
+                "more: bring them back (mlflow runs restore --run-id <run>), or delete that run too and train again"
+            )
     return Group(reference, {arm: members for arm, members in arms.items() if members}, **stages)
 
 

@@ -110,7 +110,7 @@ def refuse_unsound(client: MlflowClient, run: Run) -> None:
     tags = run.data.tags
     _refuse_damaged(client, run)
     for role in LINEAGE_ROLES:
-        if lineage_run_tag(role) in tags:
+        if role != "repaired" and lineage_run_tag(role) in tags:  # what it repairs is quarantined, or it would be none
             _refuse_damaged(client, get_run(client, tags[lineage_run_tag(role)], f"its {role} run"))
     if Tag.LINEAGE_EXPERT in tags:
         fetch_version(find_version(client, tags[Tag.LINEAGE_EXPERT], tag_of(run, Tag.TASK), Alias.APPROVED))

@@ -145,16 +145,20 @@ def experiment_ids(client: MlflowClient) -> list[str]:
 
 def search(
     client: MlflowClient,
-    tags: Mapping[str, str],
+    tags: Mapping[str, str | None],
     limit: int | None = None,
     status: str | None = "FINISHED",
     experiments: Sequence[str] | None = None,
 ) -> list[Run]:
     """Runs of all experiments that carry these tags, newest first, all or the first `limit`; the store filters.
 
-    Who searches often lists the experiments once and gives them: that takes as long as a search.
+    A tag of None may have any value. Who searches often lists the experiments once and gives them: that takes as long
+    as a search.
     """
-    conditions = [f"tags.`{key}` = '{tag_value(value)}'" for key, value in tags.items()]
+    conditions = [
+        f"tags.`{key}` != ''" if value is None else f"tags.`{key}` = '{tag_value(value)}'"
+        for key, value in tags.items()
+    ]
     if status is not None:
         conditions.append(f"attributes.status = '{status}'")
     everywhere = list(experiments) if experiments is not None else experiment_ids(client)

@@ -122,11 +122,28 @@ def test_any_setting_of_a_stage_is_overridden_under_the_name_of_the_stage_whatev
         ("collect.episodes", "many", r"configs/smoke/collect.yaml.*episodes = 'many'"),
         ("baseline.seeds", "[1]", r"'baseline.seeds' is of no stage config that it uses; there are: collect"),
         ("evaluate.seed", "1", r"'evaluate.seed' is of no stage config"),
+        ("collect", "mine.yaml", r"'collect' names no setting; a stage's config is given as -P stages\.collect="),
     ],
 )
 def test_an_override_that_no_stage_takes_is_refused_as_that_stage_would(store, key, value, said):
     with pytest.raises(BadInput, match=said):
         run_stage("main", "configs/smoke/main.yaml", {}, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("upstream", "options", "said"),
+    [
+        ({}, {"finetune.training.scenario_set": "tarin"}, "'tarin' is not defined .* Did you mean 'train'"),
+        ({}, {"pretrain.scenario_set": "holdout"}, "evaluating a training must not touch it"),
+        ({}, {"promote.rules": "[{scenario_set: trian, metric: success_rate, min: 0}]"}, "'trian' is not defined"),
+        ({"expert": "1", "policy": "latest"}, {}, "expert '1' has no use: the policy is given, no clones are made"),
+        ({"expert": "1"}, {"skip_pretrain": "true"}, "expert '1' has no use: skip_pretrain makes no clones"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_the_first_stage(store, upstream, options, said):
+    with pytest.raises(BadInput, match=said):
+        run_stage("main", "configs/smoke/main.yaml", upstream, options)
+    assert {run.data.tags[Tag.STAGE] for run in search(connect(), {}, status=None)} == {"main"}
 
 
 def test_learning_rate_replaces_a_schedule_whole(tmp_path):

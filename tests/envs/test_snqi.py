@@ -128,8 +128,9 @@ def test_a_fitted_baseline_is_medians_and_percentiles_and_survives_the_file(tmp_
     )
     assert baseline["near_misses"] == Quantiles(med=50.0, p95=95.0)
     assert baseline["collision"] == Quantiles(med=0.0, p95=1.0)
-    write_baseline(tmp_path / "b.json", baseline)
-    assert load_baseline(tmp_path / "b.json") == baseline
+    file = tmp_path / "new" / "b.json"
+    write_baseline(file, baseline)
+    assert load_baseline(file) == baseline
 
 
 @pytest.mark.parametrize(

@@ -186,8 +186,8 @@ def made_up_context() -> ReportContext:
             ReferencePolicy("social force planner", "train_small", {"success_rate": Estimate(0.71, 0.64, 0.77)}, 200),
         ),
         animations=(
-            Animation("Episode 0, frontal_approach_medium, seed 1842", "10 frames per second.", "image/gif", picture()),
-            Animation("Worst episode", "pre-trained: collision.", "video/mp4", b"film", picture()),
+            Animation("Episode 0, frontal_approach_medium, seed 1842", "10 frames a second.", bytes(2_000), picture()),
+            Animation("Worst episode", "pre-trained: collision.", b"film", picture()),
         ),
         shift=measure_shift(demonstrations, rollouts, names, permutations=199),
         holdout_shifts={"holdout": measure_shift(demonstrations, rollouts, names, permutations=19)},

@@ -12,6 +12,7 @@ from pipeline.report.drawings import grouped, lineage_rails, ratio_gauge
 from pipeline.report.html_page import blocks
 from pipeline.report.palette import VARIABLES, for_file, for_page
 from pipeline.statistics.comparison import Comparison
+from pipeline.statistics.efficiency import SIGNS, RatioKind
 from pipeline.statistics.estimate import Estimate
 
 
@@ -89,6 +90,13 @@ def test_the_gauge_keeps_every_mark_inside_its_picture(ratio: Estimate) -> None:
     ElementTree.fromstring(svg)
     for x in re.findall(r'(?:x|x1|x2|cx)="([0-9.-]+)"', svg):
         assert 0 <= float(x) <= 440
+
+
+@pytest.mark.parametrize("kind", SIGNS)
+def test_the_gauge_shows_a_ratio_that_is_not_exact_with_its_sign(kind: RatioKind) -> None:
+    svg = blocks().gauge(ratio_gauge(Estimate(0.4, 0.2, 0.7), kind, 0.7), 0.7)
+    sign = {"exact": "", "upper bound": "≤ ", "lower bound": "≥ ", "undetermined": "? "}[kind]
+    assert f">{sign}0.4</text>" in svg
 
 
 def nodes() -> list[LineageNode]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from pipeline.config.loading import validate
@@ -13,10 +14,14 @@ from pipeline.config.training import EvaluationSchedule, Network, PPOTraining, S
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.train import train
+from pipeline.names import Tag
 from pipeline.play.filming import film
 from pipeline.play.rollouts import from_actor
 from pipeline.report.progress import TrainingProgress
+from pipeline.stages import run_stage
 from pipeline.tasks import Purpose, Task
+from pipeline.tracking.runs import search
+from pipeline.tracking.store import connect
 
 
 def job(tmp_path: Path, environment: str, every: int) -> TrainingJob:
@@ -65,6 +70,16 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_step(tmp_path):
     undrawable = job(tmp_path, "undrawable:Undrawable", 10)
     with pytest.raises(BadInput, match=r"visualize_every = 10.*no render mode rgb_array"):
         TrainingProgress("test", [undrawable])
+
+
+def test_main_refuses_films_of_what_cannot_be_drawn_before_its_first_stage(store, in_repository, tmp_path):
+    task = yaml.safe_load(Path("configs/tasks/lunar_lander.yaml").read_text())
+    path = tmp_path / "task.yaml"
+    path.write_text(yaml.safe_dump({**task, "environment": {"id": "undrawable:Undrawable"}}))
+    options = {f"{stage}.task": str(path) for stage in ("collect", "pretrain", "finetune", "compare")}
+    with pytest.raises(BadInput, match=r"finetune\.training\.visualize_every = 9: .* no render mode rgb_array"):
+        run_stage("main", "configs/smoke/lunar_lander/main.yaml", {}, {**options, "visualize_every": "9"})
+    assert {run.data.tags[Tag.STAGE] for run in search(connect(), {}, status=None)} == {"main"}
 
 
 def test_a_long_film_shows_its_start_its_end_and_every_so_many_steps_between_no_larger_than_asked(

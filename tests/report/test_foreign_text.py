@@ -54,7 +54,7 @@ def report(comparison: Comparison) -> dict[str, bytes]:
         shared_settings=dict(zip(FOREIGN, FOREIGN, strict=True)),
         references=tuple(ReferencePolicy(text, text, {"success_rate": made.references[0].figures["success_rate"]}, 9)
                          for text in FOREIGN),
-        animations=tuple(Animation(text, text, "image/gif", b"GIF") for text in FOREIGN),
+        animations=tuple(Animation(text, text, b"film", b"picture") for text in FOREIGN),
         shift=measure_shift(sample, sample, FOREIGN[-12:], permutations=19),
         shift_samples=(everything, everything),
         regressions=tuple(replace(made.regressions[0], figure=text, scenario_set=text) for text in FOREIGN),

@@ -3,17 +3,23 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pipeline import query
+from pipeline.config.loading import load, load_task, to_data
+from pipeline.config.stages import Collect
 from pipeline.data import content_digest, load_dataset, save_dataset
 from pipeline.errors import BadInput
 from pipeline.names import Artifact, Metric, Quality, Tag, lineage_run_tag
 from pipeline.stages import run_stage
+from pipeline.stages.collect import inputs
 from pipeline.tracking import references
+from pipeline.tracking.content_key import content_key
 from pipeline.tracking.datasets import download_dataset, fetch_dataset, fetch_for_training, find_dataset_run
+from pipeline.tracking.reuse import find_finished
 from pipeline.tracking.runs import search
 
 COLLECT = "configs/smoke/collect.yaml"
@@ -255,6 +261,9 @@ def test_a_quarantined_dataset_is_repaired_by_leaving_episodes_out(story, client
     assert new.metadata.left_out == tuple(sorted(old.trajectories.seeds[[0, 5]].tolist()))
     assert content_digest(new.trajectories) == content_digest(old.trajectories.select([*range(1, 5), *range(6, 24)]))
     assert new.run.data.tags[lineage_run_tag("repaired")] == story.collect
+    again = load(Collect, COLLECT, leave)  # `main` finds what it repaired before
+    key = content_key(to_data(again), load_task(again.task), inputs(SimpleNamespace(client=client), again, {}))
+    assert find_finished(client, "collect", TASK, key).run.info.run_id == new.run_id
     assert "no episode 99; there are 24" in refusal("collect", COLLECT, {}, {**leave, "repaired.leave_out": "[99]"})
     assert "repaired.leave_out" in refusal("collect", COLLECT, {}, {"repaired.dataset": story.dataset})
 

@@ -1,5 +1,7 @@
 """A stage whose training diverges: one line, exit code 2, and the best policy so far in the run of the seed."""
 
+import signal
+
 import pytest
 
 from pipeline.cli import stage_main
@@ -32,3 +34,15 @@ def test_a_diverged_training_is_one_line_and_its_best_policy_stays(story, client
     assert run.info.status == "FAILED" and "diverged" in run.data.tags["mlflow.note.content"]
     load_policy(download_policy(run.info.run_id))
     assert read_text_artifact(client, run.info.run_id, Artifact.CERTIFICATE) is None
+
+
+def test_clones_that_an_interrupt_left_unfinished_end_killed_as_their_stage_does(story, client, monkeypatch):
+    def interrupt(*arguments) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    known = {run.info.run_id for run in search(client, {}, status=None)}
+    monkeypatch.setattr("pipeline.stages.pretrain._log_clone", interrupt)  # the first clone is there, the second is not
+    quick = ["--cloning.epochs", "1", "--seeds", "[3, 4]", "--final_episodes", "5"]
+    assert stage_main("pretrain", ["--config", "configs/smoke/pretrain.yaml", *quick]) == 130
+    ended = [run.info.status for run in search(client, {}, status=None) if run.info.run_id not in known]
+    assert ended == ["KILLED"] * 3

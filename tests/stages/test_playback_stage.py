@@ -178,6 +178,8 @@ def test_a_policy_is_drawn_too_and_what_cannot_be_drawn_is_refused_before_it_is_
         run_stage("evaluate", lamp("DarkLamp")["evaluate"], {}, {"pictures": "2"})
     with pytest.raises(BadInput, match="pictures = 7 is more than episodes = 6"):
         run_stage("evaluate", lamp()["evaluate"], {}, {"pictures": "7"})
+    with pytest.raises(BadInput, match=r"pictures = 1: an episode of drawn actions .* cannot be played again"):
+        run_stage("evaluate", "configs/smoke/evaluate.yaml", {}, {**smoke, "deterministic": "false"})
 
 
 def test_somebody_elses_minari_dataset_of_any_task_is_described_validated_and_looked_at(lamp, client, tmp_path):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -20,6 +21,7 @@ from pipeline.config.loading import load
 from pipeline.config.stages import TrainExpert
 from pipeline.errors import BadInput
 from pipeline.stages import run_stage
+from pipeline.stages.sweep import Trainings
 from pipeline.tracking.runs import read_text_artifact
 from pipeline.tracking.stage_run import StageRun
 
@@ -140,6 +142,13 @@ def the_exported_config_is_what_train_expert_takes(left, summary, files):
     assert run_stage("train_expert", str(path), {}, {}).outputs["expert"] == "models:/fated-expert/1"
 
 
+@pytest.mark.slow
+def test_an_expert_that_needs_no_training_converged_at_step_0(files, store):
+    files.task(thresholds={"success_rate": {"min": 0.5}})
+    outcome = run_stage("train_expert", str(files.base(environment={"skill": 0.9})), {}, {"seeds": "[1]"})
+    assert outcome.summary[0].endswith("converged at steps 0")
+
+
 def test_when_nothing_is_feasible_nothing_wins(files, store_of, capsys):
     reckless = {"training.environment.reckless": {"type": "float", "low": 0.8, "high": 0.9}}
     path = files.sweep(trials=2, search_space=reckless, constraint_collision_rate_max=0.1)
@@ -245,6 +254,18 @@ def test_a_fault_ends_every_training_and_leaves_its_trials_to_be_tried_again(fil
     study = optuna.load_study(study_name="known", storage=files.storage)
     states = Counter(trial.state.name for trial in study.get_trials())
     assert states["FAIL"] == states["WAITING"] > 0 and set(states) == {"FAIL", "WAITING"}
+
+
+def test_a_fault_of_a_later_worker_ends_an_earlier_one_that_still_runs():
+    two = SimpleNamespace(config=SimpleNamespace(workers=2))
+    trainings, ended = Trainings(None, None, two, None), []
+
+    def breaks():
+        raise ArithmeticError("the wheels came off")
+
+    with pytest.raises(ArithmeticError, match="the wheels came off"):
+        trainings._side_by_side([lambda: ended.append(trainings.stop.wait(5)), breaks])
+    assert ended == [True]  # told to stop, not at the end of its patience
 
 
 # --- processes that come and go ---------------------------------------------------------------------------------------

@@ -48,6 +48,9 @@ def test_filters_of_runs_hold_together(bench):
     frame = query.runs(stage="finetune_seed", task=TASK, group="g", arm="pretrained", status="FINISHED")
     assert list(frame["run_id"]) == [wanted]
     assert len(query.runs(limit=2)) == 2
+    for _ in range(3):  # of somebody else, in the same store, and newer
+        bench.client.create_run(bench.experiment)
+    assert len(query.runs(limit=2)) == 2 and len(query.runs()) == 5
 
 
 def test_an_unknown_stage_is_refused_with_the_closest_one(store):

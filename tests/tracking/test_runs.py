@@ -16,6 +16,7 @@ from pipeline.tracking import liveness, stage_run
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.datasets import log_dataset_input
 from pipeline.tracking.forwarder import Forwarder
+from pipeline.tracking.groups import find_group
 from pipeline.tracking.runs import get_run, latest_run, read_config, read_text_artifact, search, tag_value
 from pipeline.tracking.seed_runs import seed_runs
 from pipeline.tracking.stage_run import open_run
@@ -401,3 +402,12 @@ def test_a_name_that_could_end_its_quotes_is_refused(bench, value):
 
 def test_an_ordinary_name_passes_as_it_is():
     assert tag_value("my group-1_a.b (second) é") == "my group-1_a.b (second) é"
+
+
+def test_a_group_whose_trainings_were_deleted_is_refused_by_the_run_that_lacks_them(bench):
+    stages = {stage: bench.run(stage, group="g") for stage in ("finetune", "baseline")}
+    for stage, arm in (("finetune", "pretrained"), ("baseline", "scratch")):
+        seed = bench.run(f"{stage}_seed", group="g", arm=arm, seed="1", mlflow__parentRunId=stages[stage])
+        bench.client.delete_run(seed)
+    with pytest.raises(BadInput, match=f"baseline run {stages['baseline']} has no trainings of arm 'scratch' any more"):
+        find_group(bench.client, "g", TASK)
