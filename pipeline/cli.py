@@ -264,15 +264,12 @@ def _told_of_check(checked: "Checked") -> Iterator[str]:
         yield f"{outcome.rule:24}{state:9}{printable(detail)}".rstrip()
     yield from (f"note: {note}" for note in report.notes)
     for name, value in checked.figures.items():
-        shown = (
-            f"{value:.4g}"
-            if isinstance(value, float)
-            else "not known"
-            if value is None
-            else "none"
-            if value == []
-            else value
-        )
+        if value is None:
+            shown = "not known"
+        elif value == []:
+            shown = "none"
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         yield f"{name.replace('_', ' '):24}{shown}"
     verdict = "every rule that applies holds" if report.passed else f"fails: {', '.join(report.failed_rules)}"
     yield f"{report.episodes} episodes, {report.steps} steps: {verdict}"
