@@ -65,6 +65,12 @@ HEURISTIC: Changes = {
     "filter": {"min_return": 200},
 }
 WIDE: Changes = {"network.hidden": [128, 128], "cloning.epochs": 40}
+ASKED: Changes = {
+    "algorithm": "dagger",
+    "dagger": {"rounds": 20, "episodes_per_round": 100},
+    "network.hidden": [128, 128],
+    "cloning.epochs": 4,
+}
 CASES = {
     "planner": Case("configs/social_nav", PLANNER, WIDE, {"training.network.hidden": [128, 128]}),
     "planner, fresh critic": Case(
@@ -73,6 +79,8 @@ CASES = {
     "planner, weight decay": Case(
         "configs/social_nav", PLANNER, {**WIDE, "cloning.weight_decay": 0.001}, {"training.network.hidden": [128, 128]}
     ),
+    # what to do where the clone goes, the planner is asked (DAgger)
+    "planner, asked": Case("configs/social_nav", PLANNER, ASKED, {"training.network.hidden": [128, 128]}),
     "expert": Case("configs/social_nav"),
     "bad": Case("configs/social_nav", {"episodes": 10}, random_actions=0.2),
     "random": Case("configs/social_nav", {"episodes": 50}, random_actions=1.0),
@@ -90,7 +98,6 @@ CASES = {
 }
 FULL_RATE: Changes = {**to_data(ADAPTIVE_WARM_START), "learning_rate_factor": 1.0}
 FADING = {"clone_penalty": 1.0, "clone_penalty_fade_steps": 150_000}
-SMALL_RATE = {"initial": 3e-4, "final": 1e-4}
 # arm -> what it says to warm_start; None: from scratch
 ARMS: dict[str, Any] = {
     "scratch": None,
@@ -104,8 +111,14 @@ ARMS: dict[str, Any] = {
     "full rate, std 0.2": {**FULL_RATE, "initial_action_std": 0.2},
     "full rate, no penalty": {**FULL_RATE, "clone_penalty": 0.0},
     "small rate": FULL_RATE,
+    "discount 0.999": ADAPTIVE,
     **{f"std {std}": {"initial_action_std": std} for std in (0.1, 0.5, 1.0)},
     **{f"std {s}, burn-in": {"initial_action_std": s, "critic_burn_in_steps": 50_000} for s in (0.2, 0.5, 1.0)},
+}
+# arm -> what it trains with otherwise than the case
+OTHERWISE: Mapping[str, Changes] = {
+    "small rate": {"training.learning_rate": {"initial": 3e-4, "final": 1e-4}},
+    "discount 0.999": {"training.ppo.gamma": 0.999, "training.ppo.gae_lambda": 0.95},
 }
 
 
@@ -161,7 +174,11 @@ class Bench:
         if not (place / "done").exists():
             config = config_of(case, "pretrain", case.pretrain)
             data = self.demonstrations(name, case)
-            CloneJob(load_task(config.task), config, data, name, seed, str(place)).perform(lambda _: None)
+            collect = config_of(case, "collect", case.collect)
+            asked = None
+            if config.algorithm == "dagger":
+                asked = scripted(collect.scripted.demonstrator, collect.scripted.kwargs)
+            CloneJob(load_task(config.task), config, data, name, seed, str(place), asked).perform(lambda _: None)
             (place / "done").touch()
         return place / "policy"
 
@@ -174,8 +191,7 @@ class Bench:
             changes["warm_start"] = setting
         if steps is not None:
             changes["training.total_timesteps"] = steps
-        if arm == "small rate":
-            changes["training.learning_rate"] = SMALL_RATE
+        changes |= OTHERWISE.get(arm, {})
         config = config_of(case, "finetune", changes)
         assert isinstance(config, Finetune)
         place = self._folder / name / f"{arm}, {config.training.total_timesteps:,} steps"
