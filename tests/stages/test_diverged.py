@@ -1,7 +1,5 @@
 """A stage whose training diverges: one line, exit code 2, and the best policy so far in the run of the seed."""
 
-import signal
-
 import pytest
 
 from pipeline.cli import stage_main
@@ -38,7 +36,7 @@ def test_a_diverged_training_is_one_line_and_its_best_policy_stays(story, client
 
 def test_clones_that_an_interrupt_left_unfinished_end_killed_as_their_stage_does(story, client, monkeypatch):
     def interrupt(*arguments) -> None:
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt  # what Ctrl-C comes to; a shell's background processes ignore its signal
 
     known = {run.info.run_id for run in search(client, {}, status=None)}
     monkeypatch.setattr("pipeline.stages.pretrain._log_clone", interrupt)  # the first clone is there, the second is not
