@@ -71,6 +71,11 @@ ASKED: Changes = {
     "network.hidden": [128, 128],
     "cloning.epochs": 4,
 }
+FAR_SIGHTED: Changes = {
+    "training.network.hidden": [128, 128],
+    "training.ppo.gamma": 0.999,
+    "training.ppo.gae_lambda": 0.95,
+}
 CASES = {
     "planner": Case("configs/social_nav", PLANNER, WIDE, {"training.network.hidden": [128, 128]}),
     "planner, fresh critic": Case(
@@ -81,6 +86,16 @@ CASES = {
     ),
     # what to do where the clone goes, the planner is asked (DAgger)
     "planner, asked": Case("configs/social_nav", PLANNER, ASKED, {"training.network.hidden": [128, 128]}),
+    "planner, discount 0.999": Case(
+        "configs/social_nav", PLANNER, {**WIDE, "cloning.gamma": 0.999}, FAR_SIGHTED, final_episodes=3_000
+    ),
+    "planner, asked, discount 0.999": Case(
+        "configs/social_nav",
+        PLANNER,
+        {**ASKED, "cloning.gamma": 0.999},
+        FAR_SIGHTED,
+        final_episodes=3_000,
+    ),
     "expert": Case("configs/social_nav"),
     "bad": Case("configs/social_nav", {"episodes": 10}, random_actions=0.2),
     "random": Case("configs/social_nav", {"episodes": 50}, random_actions=1.0),
@@ -111,14 +126,12 @@ ARMS: dict[str, Any] = {
     "full rate, std 0.2": {**FULL_RATE, "initial_action_std": 0.2},
     "full rate, no penalty": {**FULL_RATE, "clone_penalty": 0.0},
     "small rate": FULL_RATE,
-    "discount 0.999": ADAPTIVE,
     **{f"std {std}": {"initial_action_std": std} for std in (0.1, 0.5, 1.0)},
     **{f"std {s}, burn-in": {"initial_action_std": s, "critic_burn_in_steps": 50_000} for s in (0.2, 0.5, 1.0)},
 }
 # arm -> what it trains with otherwise than the case
 OTHERWISE: Mapping[str, Changes] = {
     "small rate": {"training.learning_rate": {"initial": 3e-4, "final": 1e-4}},
-    "discount 0.999": {"training.ppo.gamma": 0.999, "training.ppo.gae_lambda": 0.95},
 }
 
 

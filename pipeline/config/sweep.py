@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any, Final, Literal
 
@@ -68,12 +69,12 @@ class Parameter:
         assert self.low is not None and self.high is not None
         return (int(self.low), int(self.high)) if self.type == "int" else (self.low, self.high)
 
-    def every(self) -> tuple[Any, ...]:
+    def every(self) -> Sequence[Any]:
         """Every value of a choice or a whole number; the ends of any other range."""
         if self.type != "int":
             return self.extremes()
         low, high = self.extremes()
-        return tuple(range(low, high + 1, int(self.step or 1)))
+        return range(low, high + 1, int(self.step or 1))
 
 
 SearchSpace = dict[str, Parameter]

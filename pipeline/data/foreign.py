@@ -204,7 +204,7 @@ def kept_episodes(count: int, leave_out: Sequence[int]) -> list[int]:
     """Numbers of the episodes that are not left out. Raises BadInput for a number that is none, and for all of them."""
     if wrong := [index for index in leave_out if index >= count]:
         raise BadInput(f"leave_out: there is no episode {wrong[0]}; there are {count}, numbered from 0")
-    kept = [index for index in range(count) if index not in set(leave_out)]
+    kept = sorted({*range(count)}.difference(leave_out))
     if count and not kept:
         raise BadInput(f"leave_out names all {count} episodes; nothing would be left")
     return kept
@@ -248,7 +248,8 @@ def _ours(found: ForeignSet, kept: Sequence[int], clip_actions: bool) -> tuple[T
     except ValueError as error:
         raise BadInput(f"{found.format} dataset: what we wrote of it is no plain JSON any more: {error}") from None
     trajectories = _assemble(found, kept, lambda one: short_text(one.attributes.get("options/scenario")), figures)
-    gone = [one.seed for index, one in enumerate(found.episodes) if index not in set(kept) and one.seed is not None]
+    left_out = {*range(len(found.episodes))}.difference(kept)
+    gone = [seed for index in sorted(left_out) if (seed := found.episodes[index].seed) is not None]
     return without_episodes(metadata, trajectories, gone) if gone else (trajectories, metadata)
 
 

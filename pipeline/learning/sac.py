@@ -105,7 +105,8 @@ class ReplayingSAC(Continued, SAC):
         before = self.num_timesteps
         played = super().collect_rollouts(env, *args, **{**kwargs, "log_interval": None})
         if self.num_timesteps // self.log_every > before // self.log_every:
-            self.dump_logs()
+            # so it was called until stable-baselines3 2.6
+            (self.dump_logs if hasattr(self, "dump_logs") else self._dump_logs)()
         return played
 
     def learn(self, *args: Any, **kwargs: Any) -> Any:

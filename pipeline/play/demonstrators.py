@@ -74,12 +74,16 @@ class ActorSlots:
     def act(self, observations: Observations, running: np.ndarray) -> np.ndarray:
         """Actions of all slots (n, *act_shape), zeros where nothing is running (n,) bool.
 
-        Raises BadInput when a script answers what is not an action of the space.
+        Raises BadInput when a script answers what is not an action of the space, and a policy what is no number.
         """
         if isinstance(self._actor, Script):
             chosen = self._one_by_one(self._actor.name, observations, np.flatnonzero(running))
         else:
             chosen = self._actor(observations if running.all() else rows_of(observations, running))
+            if not np.isfinite(chosen).all():
+                raise BadInput(
+                    "a policy answered an action that is not finite; its training diverged, or its file is broken"
+                )
         if running.all():
             return chosen
         actions = np.zeros((len(running), *chosen.shape[1:]), chosen.dtype)

@@ -108,14 +108,19 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     run.record_config(config, task, _inputs(group, task))
     run.tag({Tag.GROUP: group.name, **lineage.from_runs({"baseline": group.baseline, "finetune": group.finetune})})
     taints = lineage.inherit_taint(run)
-    dataset, recorded = None, group.finetune.data.tags.get(lineage_run_tag("dataset"))
-    if recorded is not None:
-        dataset = fetch_dataset(get_run(run.client, recorded, "dataset run"))
+    trainings = [group.finetune, *(member.run for members in group.arms.values() for member in members)]
+    behind = [training.data.tags.get(lineage_run_tag("dataset")) for training in trainings]
+    datasets = [
+        fetch_dataset(get_run(run.client, run_id, "dataset run"))
+        for run_id in dict.fromkeys(one for one in behind if one is not None)
+    ]
+    for dataset in datasets:
         log_dataset_input(run, dataset.metadata, dataset.run_id, "imitated")
     shared = started_from(group.finetune)
     started = [member.run.data.tags.get(lineage_run_tag("policy"), shared) for member in group.arms[Arm.PRETRAINED]]
     clones = {run_id: find_policy(run.client, run_id, task.name, {}) for run_id in dict.fromkeys(started)}
-    evidence = Evidence(group, trained, seen, dataset, tuple(clones[run_id] for run_id in started), {})
+    first = next(iter(datasets), None)
+    evidence = Evidence(group, trained, seen, first, tuple(clones[run_id] for run_id in started), {})
     steps = group.arms[Arm.SCRATCH][0].steps
     if len(steps) < 2:
         raise BadInput(f"group {group.name!r}: its trainings were evaluated once only; nothing can be compared")

@@ -146,7 +146,11 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     run.tag({**made_from, **further(maker for its in own.values() for maker in its.makers)})
     shift = None
     if demonstrations is not None:
-        log_dataset_input(run, demonstrations.metadata, demonstrations.run_id, "imitated")
+        lineages = [tags for its in (starts, *own.values()) for tags in its.lineages.values()]
+        behind = (tags.get(lineage_run_tag("dataset")) for tags in lineages)
+        for run_id in dict.fromkeys(one for one in behind if one is not None):
+            stored = fetch_dataset(get_run(run.client, run_id, "dataset run"))
+            log_dataset_input(run, stored.metadata, stored.run_id, "imitated")
         shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
     tags = {(arm.arm, arm.job.seed): own.get(arm.arm, starts).tags_of(arm.job.seed) for arm in arms}
     trained = run_arms(run, "finetune", config, task, arms, upstream.get("group"), tags)

@@ -250,7 +250,7 @@ class _Main:
         parent, runs = self._parent, {stage: str(done.run_id) for stage, (done, _) in self._done.items()}
         expert = None
         # in their order: the store keeps a dataset's first context, and main's is that of the recording
-        for stage in [stage for stage in runs if stage in ("promote", "collect", "compare")]:
+        for stage in [stage for stage in runs if stage.split()[0] in ("promote", "collect", "compare")]:
             found = parent.client.get_run(runs[stage])
             parent.metrics({name: value for name, value in found.data.metrics.items() if HEADLINE.fullmatch(name)})
             if found.inputs is not None:

@@ -63,7 +63,9 @@ class Forwarder:
             self._spool.close()
 
     def child(self, name: str, tags: Mapping[str, Any], folder: Path | None = None) -> StageRun:
-        """A run nested in the stage's, of the same code, with its record. It is written through the spool, its end too.
+        """A run nested in the stage's, of the same code, with its record, of datasets only the one that is its own.
+
+        It is written through the spool, its end too.
 
         A stage that goes on after an interruption goes on with the run of the same command, if it has one, and with all
         that this left in the spool: what it says again is recognised by what the store has.
@@ -71,14 +73,17 @@ class Forwarder:
         stage_run, client = self.stage_run, self.stage_run.client
         run_id, known = None, Counter[tuple[str, int]]()
         if stage_run.continued and Tag.COMMAND in tags:
-            wanted = {MLFLOW_PARENT_RUN_ID: stage_run.run_id, Tag.COMMAND: str(tags[Tag.COMMAND])}
+            its = {tag: str(tags[tag]) for tag in (Tag.COMMAND, Tag.ARM) if tags.get(tag) is not None}
+            wanted = {MLFLOW_PARENT_RUN_ID: stage_run.run_id, **its}
             run_id = next((str(run.info.run_id) for run in search(client, wanted, limit=1, status=None)), None)
         if run_id is None:
             all_tags = {MLFLOW_RUN_NAME: name, MLFLOW_PARENT_RUN_ID: stage_run.run_id, **code_tags(), **tags}
             created = client.create_run(stage_run.experiment_id, tags=operations.texts(all_tags))
             run_id = str(created.info.run_id)
+            own = tags.get(Tag.LINEAGE_DATASET)
             for operation in stage_run.record:
-                self._spool.append(run_id, operation)
+                if own is None or not isinstance(operation, operations.Input) or operation.name == own:
+                    self._spool.append(run_id, operation)
             self._runs.append(run_id)
         else:
             self._runs.append(run_id)

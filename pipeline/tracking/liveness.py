@@ -20,7 +20,12 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_PROJECT_ENTRY_POINT,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.names import STAGES, Tag
@@ -108,18 +113,19 @@ def beating(client: MlflowClient, run_id: str) -> Iterator[None]:
         ended.set()
 
 
-def close_stale(client: MlflowClient, running: list[Run]) -> list[str]:
+def close_stale(client: MlflowClient, running: list[Run], project: str) -> list[str]:
     """End the runs, of those that are RUNNING, whose process is gone as KILLED, with a note; returns their ids.
 
     Runs of single seeds name no process: they go with the run they are nested in, also when that has ended in order
     without them (what the spool delivers later says it better); so does one that `mlflow run` made for a command that
-    goes on under an earlier run.
+    goes on under an earlier run. Those that `mlflow run` made and no stage came to end too, if they are of `project`:
+    others have projects with a `main` in the same store.
     """
     known = {run.info.run_id: run for run in running}
     for run in running:
-        tags = run.data.tags
-        ours = tags.get(MLFLOW_PROJECT_ENTRY_POINT) in STAGES and not {Tag.STAGE, Tag.CONTINUES} & tags.keys()
-        if not ours or time.time() - run.info.start_time / 1000 <= UNCLAIMED_SECONDS:
+        tags, age = run.data.tags, time.time() - run.info.start_time / 1000
+        ours = tags.get(MLFLOW_SOURCE_NAME) == project and tags.get(MLFLOW_PROJECT_ENTRY_POINT) in STAGES
+        if not ours or {Tag.STAGE, Tag.CONTINUES} & tags.keys() or age <= UNCLAIMED_SECONDS:
             continue
         client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, "killed: mlflow run made it, and no stage came to it")
         client.set_terminated(run.info.run_id, status="KILLED")

@@ -183,11 +183,11 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
         return dict.fromkeys(range(len(arms)))
     own = {MLFLOW_PARENT_RUN_ID: stage_run.run_id}
     begun = search(stage_run.client, own, status=None) if stage_run.continued else []
-    keys_begun = {run.data.tags.get(Tag.COMMAND) for run in begun}
+    keys_begun = {(run.data.tags.get(Tag.COMMAND), run.data.tags.get(Tag.ARM)) for run in begun}
     todo: dict[int, str | None] = {}
     for index, arm in enumerate(arms):
         key = training_key(arm.job)
-        if key.digest in keys_begun:
+        if (key.digest, arm.arm) in keys_begun:
             todo[index] = None
             continue
         elsewhere = executor_settings(arm.job.task).kind != "local"

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import name_utils
 from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME
 
 from pipeline.config.loading import flatten, to_data, to_yaml
 from pipeline.config.task import TaskConfig
@@ -326,7 +326,8 @@ def _start(
     """Close what other processes left open, and start a run or go on with one."""
     tags = operations.texts({Tag.STAGE: stage, Tag.COMMAND: command, **code_tags(), **liveness.signs_of_life()})
     with exclusive("open"):
-        liveness.close_stale(client, search(client, {}, status="RUNNING"))
+        project = "" if given is None else given.data.tags.get(MLFLOW_SOURCE_NAME, "")
+        liveness.close_stale(client, search(client, {}, status="RUNNING"), project)
         for left in local_folder("checkpoints").glob("*"):  # of a process that was killed before it had removed them
             with contextlib.suppress(MlflowException):  # a run of another store, or a deleted one: not ours to judge
                 if client.get_run(left.name).info.status == "FINISHED":

@@ -63,6 +63,10 @@ def check(path: str | Path, task_file: str | None = None, scenario: str | None =
     task = None if task_file is None else Task(load_task(task_file))
     folder = Path(path)
     if (folder / METADATA_FILE).is_file() and (folder / TRAJECTORIES_FILE).is_file():
+        if scenario is not None:
+            raise BadInput(
+                f"scenario {scenario!r}: this dataset says of each episode which it is; leave --scenario out"
+            )
         source: Any = folder
         data: tuple[Trajectories, DatasetMetadata] | None = None
         with suppress(BadInput):  # what is wrong with it is what the rules say

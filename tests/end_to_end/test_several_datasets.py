@@ -30,6 +30,11 @@ def test_intervals_are_over_datasets_and_everything_says_which(store, in_reposit
     # every seed started from a clone of a dataset of its own, and says so
     tuned = search(client, {Tag.STAGE: "finetune_seed", Tag.ARM: "pretrained"})
     assert {run.data.tags[Tag.LINEAGE_DATASET] for run in tuned} == datasets
+    # and is shown as an input of every run that used it
+    shown = {run.info.run_id: {one.dataset.name for one in run.inputs.dataset_inputs} for run in search(client, {})}
+    assert all(shown[run.info.run_id] == {run.data.tags[Tag.LINEAGE_DATASET]} for run in tuned)
+    for stage in ("main", "finetune", "compare"):
+        assert [shown[run.info.run_id] for run in search(client, {Tag.STAGE: stage})] == [datasets]
     for run in tuned:
         clone = client.get_run(run.data.tags[lineage_run_tag("policy")])
         assert clone.data.tags[Tag.SEED] == run.data.tags[Tag.SEED]

@@ -170,6 +170,13 @@ def test_answers_of_unequal_shapes_are_refused(cartpole, episodes):
         record_episodes(cartpole, scripted(f"{HERE}:ragged", {}).actor, episodes, 0.0, 1)
 
 
+def test_a_policy_that_answers_what_is_no_number_is_refused():
+    pendulum = task("Pendulum-v1")
+    episodes = pendulum.episodes("train", 3, 2, Purpose.RECORD)
+    with pytest.raises(BadInput, match="a policy answered an action that is not finite"):
+        run_episodes(pendulum, lambda observations: np.full((len(observations), 1), np.nan, np.float32), episodes)
+
+
 def test_the_answer_that_is_wrong_is_shown_and_no_right_one_beside_it(cartpole, episodes):
     first = cartpole.make_vec_env([iter([episode]) for episode in episodes]).reset()[:, 0]
     assert first[0] > 0 >= first.min(), "the first slot is no right one beside a wrong one: this shows nothing"

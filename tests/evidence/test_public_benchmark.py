@@ -114,7 +114,7 @@ SHORT = {
     "finetune.final_episodes": "5",
     "finetune.training.evaluation.episodes": "2",
     "finetune.arms": "[clone, naive, residual]",
-    "matched_seeds": "3",
+    "matched_seeds": "2",
     "ppo_timesteps": "1024",
     "compare.playback_episodes": "0",
 }
@@ -145,7 +145,7 @@ def test_a_task_runs_from_the_zip_to_its_row_and_gives_the_same_digests_in_anoth
             for kind in (Tag.DATASET_DIGEST, Tag.WEIGHTS_DIGEST)
             if kind in run.data.tags
         )
-        assert len(digests) >= 15
+        assert len(digests) >= 11  # the dataset, and five arms of two seeds
         found.append((digests, result["arms"]))
     (digests, arms), (others, again) = found
     assert digests == others

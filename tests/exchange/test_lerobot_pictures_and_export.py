@@ -129,6 +129,16 @@ def test_a_video_that_is_not_that_of_its_rows_is_refused(version, changes, words
     assert len(read_foreign(tmp_path / "set").episodes) == 3, "who does not ask for the pictures needs none"
 
 
+def test_a_video_without_one_frame_is_refused(tmp_path):
+    shutil.copytree(THEIRS, tmp_path / "set")
+    (film,) = (tmp_path / "set").rglob("*.mp4")
+    content = film.read_bytes()
+    at = content.index(b"mdat") + 4
+    pictures = int.from_bytes(content[at - 8 : at - 4], "big") - 8
+    film.write_bytes(content[:at] + bytes(pictures) + content[at + pictures :])  # what is around them stays
+    assert "has 0 frames, its rows are 21" in refusal(tmp_path / "set")
+
+
 def test_what_is_no_video_leads_nowhere(tmp_path):
     filmed(tmp_path / "set", "v3.0")
     (film,) = (tmp_path / "set").rglob("*.mp4")

@@ -60,6 +60,7 @@ def test_what_would_make_trials_unequal_cannot_be_searched(files, key, reason):
         ("training.network.activation", {"type": "categorical", "choices": ["tanh", "gelu"]}, "'gelu'"),
         ("training.n_envs", {"type": "categorical", "choices": [4, 7]}, "no multiple of training.n_envs = 7"),
         ("training.n_envs", {"type": "int", "low": 4, "high": 8}, "no multiple of training.n_envs = 7"),
+        ("training.n_envs", {"type": "int", "low": 7, "high": 1e300}, "no multiple of training.n_envs = 7"),  # at once
         (
             "training.ppo.seed",
             {"type": "int", "low": 1, "high": 2},

@@ -226,13 +226,15 @@ def test_the_run_that_mlflow_made_for_one_that_goes_on_ends_with_it(store, monke
         (liveness.UNCLAIMED_SECONDS + 60, {"mlflow.project.entryPoint": "main"}, "KILLED"),
         (liveness.UNCLAIMED_SECONDS - 60, {"mlflow.project.entryPoint": "main"}, "RUNNING"),  # it makes an environment
         (1e6, {"mlflow.project.entryPoint": "train"}, "RUNNING"),  # of another project
+        (1e6, {"mlflow.project.entryPoint": "main", "mlflow.source.name": "file:///there"}, "RUNNING"),  # the same
         (1e6, {"mlflow.project.entryPoint": "main", Tag.STAGE: "main"}, "RUNNING"),
         (1e6, {}, "RUNNING"),
     ],
 )
-def test_a_run_that_mlflow_made_and_no_stage_came_to_is_closed_after_an_hour(store, silent, tags, status):
-    client = connect()
-    made = client.create_run("0", tags=tags, start_time=int((time.time() - silent) * 1000)).info.run_id
+def test_a_run_that_mlflow_made_and_no_stage_came_to_is_closed_after_an_hour(store, monkeypatch, silent, tags, status):
+    client, here = connect(), {"mlflow.source.name": "file:///here"}
+    made = client.create_run("0", tags=here | tags, start_time=int((time.time() - silent) * 1000)).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run("0", tags=here).info.run_id)
     with open_run("validate"):
         pass
     assert statuses([made]) == {status}

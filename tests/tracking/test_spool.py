@@ -249,6 +249,22 @@ def test_what_a_resumed_training_says_again_is_kept_once(bench, monkeypatch):
     assert trained(len(steps), continued=False) != killed
 
 
+def test_two_arms_that_are_trained_alike_go_on_each_with_its_own_run(bench, monkeypatch):
+    monkeypatch.setattr(forwarder, "FAREWELL_SECONDS", 0.0)
+    parent = in_store(bench)
+
+    def begun() -> list[str]:
+        made = []
+        with contextlib.suppress(KeyboardInterrupt), Forwarder(parent) as forwarding:
+            made = [forwarding.child(arm, {Tag.COMMAND: "train", Tag.ARM: arm}).run_id for arm in ("a", "b")]
+            raise KeyboardInterrupt
+        return made
+
+    first = begun()
+    parent.continued = True
+    assert begun() == first and len(set(first)) == 2
+
+
 def test_a_refused_record_is_kept_and_holds_nobody_up(bench, spool, capsys):
     good, unknown = bench.run("baseline_seed", status=None), "0" * 32
     spool.append(unknown, point(1.0, 1))

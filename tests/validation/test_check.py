@@ -61,6 +61,8 @@ def test_a_dataset_of_ours_is_checked_as_it_lies_on_disk(good, tmp_path):
     corrupted(good, Corruption("nothing", "none", lambda arrays, metadata: None), tmp_path / "data")
     checked = check(tmp_path / "data")
     assert checked.report.passed and checked.figures["duration_outliers"] == []
+    with pytest.raises(BadInput, match="scenario 'typo': this dataset says of each episode which it is"):
+        check(tmp_path / "data", "configs/tasks/social_nav.yaml", "typo")
     (tmp_path / "data" / "trajectories.npz").write_bytes(b"no zip")
     checked = check(tmp_path / "data")
     assert checked.report.failed_rules == ("readable",) and checked.figures == {}

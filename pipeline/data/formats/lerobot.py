@@ -263,7 +263,7 @@ def _decoded(file: Path, what: str, fps: float, size: tuple[int, int], count: in
                 f"lerobot dataset: {what} is {told['source_size'][0]} x {told['source_size'][1]} at {told['fps']:g} "
                 f"frames a second, info.json says {stated}"
             )
-        shown = np.empty((count, *size, 3), np.uint8)
+        shown, index = np.empty((count, *size, 3), np.uint8), -1
         for index, frame in enumerate(stream):
             if index == count:
                 raise BadInput(f"lerobot dataset: {what} has more frames than its {count} rows")
