@@ -32,7 +32,7 @@ BENCHMARK := $(wildcard configs/benchmark/$(TASK).yaml)
 DEMO = $(if $(BENCHMARK),-P config=$(BENCHMARK) -P matched_seeds=3 -P finetune.arms={},-P config=configs/$(TASK)/main.yaml) \
 	$(if $(EXPERT),-P expert=$(EXPERT))
 
-.PHONY: benchmark demo test test-slow test-processors golden golden-check setup check older metaworld browser race team ui clean
+.PHONY: benchmark demo test test-slow slow test-processors golden golden-check setup check older metaworld browser race team ui clean
 
 # the store first: two demos, started in the same second, would both make its tables; artifacts lie beside it
 demo: setup
@@ -42,7 +42,11 @@ demo: setup
 test: check
 	pytest -n 2 -m "not slow"
 
-test-slow: setup older
+# the older versions are installed meanwhile: that mostly waits for the network
+test-slow: setup
+	$(MAKE) -j 2 older slow
+
+slow:
 	pytest -n 2 -m slow
 
 test-processors: setup
@@ -93,7 +97,8 @@ OLDER := .venv-older
 older: $(OLDER)/.installed
 	rm -rf $(OLDER)/store && mkdir $(OLDER)/store
 	PATH="$(CURDIR)/$(OLDER)/bin:$$PATH" MLFLOW_TRACKING_URI=sqlite:///$(OLDER)/store/mlflow.db \
-		MLFLOW_EXPERIMENT_NAME= $(OLDER)/bin/python -m entrypoints.main --config configs/smoke/main.yaml
+		MLFLOW_EXPERIMENT_NAME= $(OLDER)/bin/python -m entrypoints.main --config configs/smoke/main.yaml \
+		--finetune.arms '[sac]' --matched_seeds 2 --ppo_timesteps 2048 --compare.playback_episodes 0
 
 $(OLDER)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(OLDER)

@@ -40,7 +40,6 @@ from pipeline.policies.sb3_zip import SB3Zip, read_sb3_zip
 
 REMEDY: Final = "; was it trained on this environment, and for its kind of actions?"
 FURTHEST_OFFSET: Final = 1e4  # in units of the scale; beyond it float32 weights do not hold a scaling
-SCALER: Final = "pipeline.envs.scaling:ScaleObservation"  # of tasks that were written before policies scaled inside
 OWN_WRAPPERS: Final = {"TimeFeatureWrapper": "pipeline.envs.time_feature:TimeFeature"}  # the Zoo's -> the same here
 
 
@@ -83,11 +82,6 @@ def _refuse_other_surroundings(
 ) -> None:
     """Raise BadInput unless everything that stood between the policy and its environment stands here too."""
     there = {str(wrapper["name"]) for wrapper in wrappers}
-    if held.zoo and SCALER in there:
-        raise BadInput(
-            f"{what} was not trained behind {SCALER}, which the task has; remove it from environment.wrappers: what "
-            "the policy scales is part of it"
-        )
     for name in held.zoo.wrappers if held.zoo else ():
         own = OWN_WRAPPERS.get(name.rpartition(".")[2])
         if own not in there and not any(one.rpartition(":")[2] == name.rpartition(".")[2] for one in there):

@@ -133,7 +133,7 @@ def mujoco_says_it_once() -> None:
 
 REFUSED_WRAPPERS: Final[Mapping[str, str]] = {
     "NormalizeObservation": "its figures change while it plays, so no policy could be played alone later; policies "
-    "scale what they see themselves (scaling); fixed figures are pipeline.envs.scaling:ScaleObservation's",
+    "scale what they see themselves (scaling)",
     "NormalizeReward": "its figures change while it plays; use training.normalize_reward",
     "Autoreset": "an episode must end where it ends",
 }

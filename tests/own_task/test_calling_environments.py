@@ -302,9 +302,9 @@ def test_a_training_makes_its_environments_once_and_closes_them(counted, tmp_pat
 
 
 def test_an_environment_that_is_refused_is_closed(counted):
-    wrong = [{"name": "pipeline.envs.scaling:ScaleObservation", "kwargs": {"mean": 0.0, "std": -1.0}}]
+    wrong = [{"name": "pipeline.envs.limits:DeclareObservation", "kwargs": {"low": 0.0, "high": -1.0}}]
     task = make_task("Line", environment={"id": "strange_environments:Line", "wrappers": wrong})
-    with pytest.raises(BadInput, match="std above 0"):
+    with pytest.raises(BadInput, match="low and high must hold what"):
         task.make_env("default")
 
 

@@ -368,12 +368,6 @@ def test_the_zoo_config_says_what_must_stand_in_front_of_the_policy(theirs, tmp_
     with pytest.raises(BadInput, match=r"add pipeline\.envs\.time_feature:TimeFeature to environment\.wrappers"):
         import_sb3_zip(path, OBSERVATIONS, ACTIONS)
     import_sb3_zip(path, OBSERVATIONS, ACTIONS, [{"name": "pipeline.envs.time_feature:TimeFeature", "kwargs": {}}])
-    scaled = [
-        {"name": f"pipeline.envs.{name}", "kwargs": {}}
-        for name in ("time_feature:TimeFeature", "scaling:ScaleObservation")
-    ]
-    with pytest.raises(BadInput, match=r"was not trained behind .*ScaleObservation"):
-        import_sb3_zip(path, OBSERVATIONS, ACTIONS, scaled)
     config.write_text(f"normalize: '{'(' * 9_000}'\n")
     with pytest.raises(BadInput, match=r"config\.yml beside the zip cannot be read"):
         import_sb3_zip(path, OBSERVATIONS, ACTIONS)

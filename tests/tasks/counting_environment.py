@@ -57,6 +57,18 @@ class BoundedWrapper(gym.Wrapper):
         self.high = np.int32(high)
 
 
+class Scaled(gym.ObservationWrapper):
+    """`clip((observation - mean) / std, -clip, clip)`."""
+
+    def __init__(self, env, mean, std, clip):
+        super().__init__(env)
+        self.mean, self.std, self.clip = mean, std, clip
+        self.observation_space = gym.spaces.Box(-clip, clip, env.observation_space.shape, np.float32)
+
+    def observation(self, observation):
+        return np.clip((observation - self.mean) / self.std, -self.clip, self.clip).astype(np.float32)
+
+
 class UnpluggedWrapper(gym.Wrapper):
     closed = 0  # environments below that were closed
 

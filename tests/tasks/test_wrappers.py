@@ -1,4 +1,4 @@
-"""Wrappers by name around a task's environment, and observations scaled by figures that stand in the task file."""
+"""Wrappers by name around a task's environment."""
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +10,6 @@ from test_tasks import refusal, task
 from pipeline.config.training import Network
 from pipeline.envs.episodes import Episode
 from pipeline.envs.limits import DeclareObservation
-from pipeline.envs.scaling import ScaleObservation
 from pipeline.play.demonstrators import policy_actions
 from pipeline.play.evaluation import record_episodes
 from pipeline.policies import WRAPPERS, build_policy, save_policy
@@ -18,7 +17,7 @@ from pipeline.tasks import Purpose, Task
 from pipeline.validation.replay import TaskReplay, replay_episodes
 
 COUNTING = "counting_environment:Counting"
-SCALE = {"name": "pipeline.envs.scaling:ScaleObservation", "kwargs": {"mean": [2.0], "std": [4.0], "clip": 0.25}}
+SCALE = {"name": "counting_environment:Scaled", "kwargs": {"mean": 2.0, "std": 4.0, "clip": 0.25}}
 
 
 def wrapped(*wrappers: dict, **changes) -> Task:
@@ -28,67 +27,14 @@ def wrapped(*wrappers: dict, **changes) -> Task:
 class DictOfTwo(gym.Env):
     """Observes a vector and a switch."""
 
-    observation_space = spaces.Dict({"speed": spaces.Box(-np.inf, np.inf, (2,)), "switch": spaces.Discrete(2)})
+    observation_space = spaces.Dict({"speed": spaces.Box(-1.0, 1.0, (2,)), "switch": spaces.Discrete(2)})
     action_space = spaces.Discrete(2)
 
     def reset(self, *, seed=None, options=None):
-        return {"speed": np.array([3.0, -3.0], np.float32), "switch": np.int64(1)}, {}
+        return {"speed": np.array([0.5, -0.5], np.float32), "switch": np.int64(1)}, {}
 
     def step(self, action):
         return *self.reset()[:1], 0.0, True, False, {}
-
-
-# --- scaling ---------------------------------------------------------------------------------------------------------
-
-
-def test_observations_are_shifted_divided_and_clipped_wherever_the_task_plays():
-    made = wrapped(SCALE)
-    assert made.observation_space == spaces.Box(-0.25, 0.25, (1,), np.float32)
-    by_hand = np.array([[-0.25], [-0.25], [0.0], [0.25], [0.25]], np.float32)  # 0, 1, 2, 3, 4 scaled
-    episode = Episode("long", 1)
-    recorded = record_episodes(made, lambda rows: np.ones(len(rows), np.int64), [episode], 0.0, 1)
-    assert np.array_equal(recorded.observations, by_hand)
-    env = made.make_vec_env([iter([episode])])
-    assert env.reset().tolist() == [[-0.25]]
-    (verdict,) = replay_episodes(recorded, TaskReplay(made), [0])
-    assert verdict.identical
-
-
-def test_one_figure_may_stand_for_all_elements():
-    env = ScaleObservation(gym.make("CartPole-v1"), mean=1.0, std=2.0)
-    raw = gym.make("CartPole-v1").reset(seed=3)[0]
-    assert env.reset(seed=3)[0] == pytest.approx((raw - 1.0) / 2.0, abs=1e-7)
-
-
-def test_keys_of_a_mapping_are_scaled_by_name_and_others_pass():
-    env = ScaleObservation(DictOfTwo(), mean={"speed": [1.0, 1.0]}, std={"speed": 2.0})
-    observation, _ = env.reset()
-    assert observation["speed"].tolist() == [1.0, -2.0]
-    assert observation["switch"] == 1
-    assert env.observation_space["speed"] == spaces.Box(-10, 10, (2,), np.float32)
-    assert env.observation_space["switch"] == spaces.Discrete(2)
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "named"),
-    [
-        ({"mean": [0.0, 1.0], "std": [1.0]}, "mean has 2 figures, the observation 1"),
-        ({"mean": 0.0, "std": 0.0}, "std above 0"),
-        ({"mean": 0.0, "std": 1.0, "clip": 0.0}, "clip = 0.0"),
-        ({"mean": {"a": 0.0}, "std": {"a": 1.0}}, "only for a Dict"),
-        ({"mean": 0.0}, "missing 1 required positional argument: 'std'"),
-        ({"mean": 0.0, "std": 1.0, "clp": 3.0}, "clp"),
-    ],
-)
-def test_figures_that_do_not_fit_are_refused(kwargs, named):
-    line = refusal(lambda: wrapped({**SCALE, "kwargs": kwargs}).observation_space)
-    assert "environment.wrappers 'pipeline.envs.scaling:ScaleObservation'" in line
-    assert named in line
-
-
-def test_a_key_that_the_observation_does_not_have_is_refused():
-    with pytest.raises(ValueError, match=r"no key 'sped'; it has: speed, switch"):
-        ScaleObservation(DictOfTwo(), mean={"sped": 0.0}, std={"sped": 1.0})
 
 
 # --- by name ---------------------------------------------------------------------------------------------------------
@@ -101,6 +47,19 @@ def test_wrappers_are_put_around_the_environment_in_the_order_they_are_listed():
     env.reset(seed=1)
     assert env.step(1)[0][0] == pytest.approx(1.0)  # 1 of 100 is 0.01, which is one std
     assert type(env.unwrapped) is Counting
+
+
+def test_observations_pass_the_wrappers_wherever_the_task_plays():
+    made = wrapped(SCALE)
+    assert made.observation_space == spaces.Box(-0.25, 0.25, (1,), np.float32)
+    by_hand = np.array([[-0.25], [-0.25], [0.0], [0.25], [0.25]], np.float32)  # 0, 1, 2, 3, 4 scaled
+    episode = Episode("long", 1)
+    recorded = record_episodes(made, lambda rows: np.ones(len(rows), np.int64), [episode], 0.0, 1)
+    assert np.array_equal(recorded.observations, by_hand)
+    env = made.make_vec_env([iter([episode])])
+    assert env.reset().tolist() == [[-0.25]]
+    (verdict,) = replay_episodes(recorded, TaskReplay(made), [0])
+    assert verdict.identical
 
 
 def test_figures_of_the_task_are_measured_outside_the_wrappers():
@@ -123,7 +82,7 @@ def test_figures_of_the_task_are_measured_outside_the_wrappers():
         ({"name": "counting_environment:np"}, "is no gymnasium.Wrapper"),
         ({"name": "ClipAction"}, "'ClipAction' refuses"),  # its actions are Discrete
         ({"name": "TimeLimit", "kwargs": {"max_steps": 3}}, "max_steps"),
-        ({"name": "NormalizeObservation"}, "pipeline.envs.scaling:ScaleObservation"),
+        ({"name": "NormalizeObservation"}, "policies scale what they see themselves"),
         ({"name": "gymnasium.wrappers:NormalizeReward"}, "training.normalize_reward"),
     ],
 )
@@ -159,7 +118,7 @@ def test_a_policy_is_not_played_behind_other_figures_than_it_was_made_with(tmp_p
     save_policy(policy, tmp_path / "policy", {WRAPPERS: made.wrappers})
     episodes = made.episodes("train", 1, 2, Purpose.EVALUATE)
     assert len(record_episodes(made, policy_actions(made, tmp_path / "policy", "p"), episodes, 0.0, 1)) == 2
-    other = wrapped({**SCALE, "kwargs": {**SCALE["kwargs"], "mean": [2.5]}})
+    other = wrapped({**SCALE, "kwargs": {**SCALE["kwargs"], "mean": 2.5}})
     assert other.observation_space == made.observation_space  # nothing else would tell the two apart
     line = refusal(lambda: policy_actions(other, tmp_path / "policy", "p"))
     assert "was made behind the wrappers" in line
@@ -180,8 +139,7 @@ def test_wider_bounds_are_declared_for_some_elements_and_the_values_pass_unchang
 
 
 def test_wider_bounds_are_declared_for_a_key_of_a_mapping():
-    env = ScaleObservation(DictOfTwo(), mean={"speed": 0.0}, std={"speed": 1.0}, clip=1.0)
-    space = DeclareObservation(env, low=-2.0, high=None, key="speed").observation_space
+    space = DeclareObservation(DictOfTwo(), low=-2.0, high=None, key="speed").observation_space
     assert (space["speed"].low == -2.0).all() and (space["speed"].high == np.inf).all()
     assert space["switch"] == spaces.Discrete(2)
 
