@@ -46,8 +46,9 @@ test: check
 test-slow: setup
 	$(MAKE) -j 2 older slow
 
+# three at a time: much of it waits for clusters and servers
 slow:
-	pytest -n 2 -m slow
+	pytest -n 3 -m slow
 
 test-processors: setup
 	python -m benchmarks.processors --tests

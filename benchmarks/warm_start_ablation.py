@@ -85,7 +85,9 @@ CASES = {
         "configs/social_nav", PLANNER, {**WIDE, "cloning.weight_decay": 0.001}, {"training.network.hidden": [128, 128]}
     ),
     # what to do where the clone goes, the planner is asked (DAgger)
-    "planner, asked": Case("configs/social_nav", PLANNER, ASKED, {"training.network.hidden": [128, 128]}),
+    "planner, asked": Case(
+        "configs/social_nav", PLANNER, ASKED, {"training.network.hidden": [128, 128]}, final_episodes=3_000
+    ),
     "planner, discount 0.999": Case(
         "configs/social_nav", PLANNER, {**WIDE, "cloning.gamma": 0.999}, FAR_SIGHTED, final_episodes=3_000
     ),

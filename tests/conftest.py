@@ -14,7 +14,9 @@ from project import ROOT, Project, make_projects, recall
 
 PROJECTS = {"end_to_end", "evidence"}  # rooms whose tests share one long run, which whoever comes first makes
 # they start processes and wait for them
-WAITING = {"sweep", "faults", "hostile", "cli", "test_race.py", "test_outage.py", "test_simultaneous.py"}
+WAITING = {
+    "executors", "team", "sweep", "faults", "hostile", "cli", "test_race.py", "test_outage.py", "test_simultaneous.py",
+}  # fmt: skip
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 # before anything imports numpy, torch or mlflow: they read these once
