@@ -1,6 +1,6 @@
 """The Adroit door: human demonstrations as a plain .npz, and the environment with the reward that they were given.
 
-    python -m benchmarks.adroit_door ../shared/data/adroit_door_human/demonstrations.npz work/adroit_door.npz
+    python -m benchmarks.adroit_door path/to/demonstrations.npz work/adroit_door.npz
 
 The demonstrations are those of Rajeswaran et al. 2018 (arXiv 1709.10087, github.com/aravindr93/hand_dapg), as arrays
 `observations` (S, 39), `actions` (S, 28), `rewards` (S,) and `lengths` (N,).

@@ -1,8 +1,8 @@
 """Agents of the RL Zoo, each by the commands of a user: a task, the gate, demonstrations, a clone.
 
-    python -m benchmarks.zoo_experts ../shared/data/zoo work            # prints the table of docs/experts.md
+    python -m benchmarks.zoo_experts zoo work            # prints the table of docs/experts.md
 
-For every folder of the zoo: 10 episodes of reset seeds 1000 to 1009, `new_task` for its environment of today, `promote`
+For every folder of the zoo (`zoo/tqc-Hopper-v3/Hopper-v3.zip` with what the Zoo keeps beside it): 10 episodes of reset seeds 1000 to 1009, `new_task` for its environment of today, `promote`
 of the zip as it was published (the rule: better than the best of 20 random episodes), `collect` of 20 episodes under
 the noise that `new_task` proposes, and `pretrain` of one clone of them, by 3,000 gradient steps; where episodes are
 short also of 20 episodes without noise. An agent whose row is in `work/table.jsonl` is not run again.
@@ -21,7 +21,7 @@ from pathlib import Path
 from pipeline.names import THREAD_VARIABLES
 
 TIME = {"name": "pipeline.envs.time_feature:TimeFeature", "kwargs": {}}
-SEEDS = range(1000, 1010)  # of the episodes that ../shared/data/README.md measured with stable-baselines3
+SEEDS = range(1000, 1010)  # of the episodes that were measured with stable-baselines3
 UPDATES = 3_000  # gradient steps of a clone
 COLLECT = {"episodes": 20, "seeds": [42], "min_episodes": 20}
 PRETRAIN = {
