@@ -99,7 +99,7 @@ older: $(OLDER)/.installed
 	rm -rf $(OLDER)/store && mkdir $(OLDER)/store
 	PATH="$(CURDIR)/$(OLDER)/bin:$$PATH" MLFLOW_TRACKING_URI=sqlite:///$(OLDER)/store/mlflow.db \
 		MLFLOW_EXPERIMENT_NAME= $(OLDER)/bin/python -m entrypoints.main --config configs/smoke/main.yaml \
-		--finetune.arms '[sac]' --matched_seeds 2 --ppo_timesteps 2048 --compare.playback_episodes 0
+		--finetune.arms '[sac]' --ppo_timesteps 2048 --compare.playback_episodes 0
 
 $(OLDER)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(OLDER)

@@ -2,10 +2,11 @@
 
     python -m benchmarks.zoo_experts zoo work            # prints the table of docs/experts.md
 
-For every folder of the zoo (`zoo/tqc-Hopper-v3/Hopper-v3.zip` with what the Zoo keeps beside it): 10 episodes of reset seeds 1000 to 1009, `new_task` for its environment of today, `promote`
-of the zip as it was published (the rule: better than the best of 20 random episodes), `collect` of 20 episodes under
-the noise that `new_task` proposes, and `pretrain` of one clone of them, by 3,000 gradient steps; where episodes are
-short also of 20 episodes without noise. An agent whose row is in `work/table.jsonl` is not run again.
+For every folder of the zoo (`zoo/tqc-Hopper-v3/Hopper-v3.zip` with what the Zoo keeps beside it): 10 episodes of reset
+seeds 1000 to 1009, `new_task` for its environment of today, `promote` of the zip as it was published (the rule: better
+than the best of 20 random episodes), `collect` of 20 episodes under the noise that `new_task` proposes, and `pretrain`
+of one clone of them, by 3,000 gradient steps; where episodes are short also of 20 episodes without noise. An agent
+whose row is in `work/table.jsonl` is not run again.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """What every test runs under: no telemetry, one thread a process, and never the store of the person who runs it."""
 
 import contextlib
+import functools
 import os
 import shutil
 import sqlite3
@@ -52,14 +53,22 @@ def in_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _migrations_are_read_once():
+    """MLflow reads all of its own for every store that is opened; a store's revision is held to the newest as ever."""
+    from mlflow.store.db import utils
+
+    utils._get_latest_schema_revision = functools.cache(utils._get_latest_schema_revision)
+
+
 @pytest.fixture(scope="session")
-def projects(tmp_path_factory, worker_id) -> tuple[Project, Project]:
+def projects(tmp_path_factory, worker_id, empty_store) -> tuple[Project, Project]:
     """(the stages one by one, `main`), each in a store of its own; made once for all workers of this session."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "projects"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            make_projects(folder)
+            make_projects(folder, empty_store)
     return recall(folder / "staged"), recall(folder / "whole")
 
 

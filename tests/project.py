@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ ORDER = (
 GROUPED = ("finetune", "baseline", "compare")
 SMALLER = {  # than the smoke configs already are
     "train_expert": {"training.checkpoint_every": "2048"},
+    "playback": {"episodes": "[19, 9]"},  # short ones
     "pretrain": {"cloning.epochs": "2"},
     "finetune": {
         "control_timesteps": "512",
@@ -61,10 +63,11 @@ def uri_of(folder: Path) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
-def make_projects(folder: Path) -> None:
+def make_projects(folder: Path, empty_store: Path) -> None:
     """`folder/whole` and `folder/staged`, side by side; `ended.json` of each says how its commands ended."""
     for name in ("whole", "staged"):
         (folder / name).mkdir(parents=True)
+        shutil.copy(empty_store, folder / name / "mlflow.db")
         write_configs(folder / name, SMALLER | (UNDRAWN if name == "whole" else {}))
         with mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=uri_of(folder / name)):
             from pipeline.tracking.store import connect, experiment_id

@@ -36,7 +36,7 @@ def _in_repository(in_repository):
 
 @pytest.mark.slow
 def test_main_needs_no_expert_and_every_stage_says_that_nobody_approved_one(store):
-    outcome = run_stage("main", SMOKE, {}, {})
+    outcome = run_stage("main", SMOKE, {}, {"compare.playback_episodes": "0"})
     assert outcome.verdict is True, outcome.summary
     client = connect()
     (main,) = search(client, {Tag.STAGE: "main"})

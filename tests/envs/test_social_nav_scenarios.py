@@ -61,7 +61,9 @@ def play(policy: Callable[[np.ndarray], np.ndarray], families: list[str], each: 
     observations = env.reset()
     outcomes = []
     while env.running.any():
-        observations, _, done, infos = env.step(np.stack([policy(row) for row in observations]))
+        actions = np.zeros((env.num_envs, 2), np.float32)
+        actions[env.running] = [policy(row) for row in observations[env.running]]
+        observations, _, done, infos = env.step(actions)
         outcomes += [[infos[i]["outcome"][key] for key in ("success", "collision")] for i in np.flatnonzero(done)]
     return np.mean(outcomes, axis=0)
 
@@ -76,7 +78,9 @@ def test_straight_to_the_goal_fails_as_often_on_the_small_training_set() -> None
     env = SocialNavVecEnv(SCENARIOS, [iter([Episode(n, 5000 + k)]) for n in names for k in range(150)])
     observations, reached = env.reset(), 0.0
     while env.running.any():
-        observations, _, done, infos = env.step(np.stack([straight_to_goal(row) for row in observations]))
+        actions = np.zeros((env.num_envs, 2), np.float32)
+        actions[env.running] = [straight_to_goal(row) for row in observations[env.running]]
+        observations, _, done, infos = env.step(actions)
         reached += sum(infos[i]["outcome"]["success"] for i in np.flatnonzero(done))
     assert reached / env.num_envs <= 0.60
 

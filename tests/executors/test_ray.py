@@ -138,7 +138,9 @@ def test_a_stage_comes_to_the_same_there(cluster, stage, config, tmp_path, in_re
         folder.mkdir()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         monkeypatch.setenv("PIPELINE_EXECUTOR", place)
-        own = {"storage": f"sqlite:///{folder}/sweep.db"} if stage == "sweep" else {"compare.playback_episodes": "0"}
+        own = {"matched_seeds": "2", "finetune.arms": "[residual]", "compare.playback_episodes": "0"}
+        if stage == "sweep":
+            own = {"storage": f"sqlite:///{folder}/sweep.db"}
         ends.append(_ends(stage, config, own))
     assert ends[0] == ends[1] and len(ends[0]) > 2
     assert {status for status, *_ in ends[0].values()} == {"FINISHED"}

@@ -76,7 +76,7 @@ def job(pendulum, make_training, tmp_path_factory) -> TrainingJob:
     )
     network = replace(training.network, hidden=(16,), activation="relu")
     sac = SACTraining(
-        network=network, batch_size=32, learning_starts=60, train_freq=4, gradient_steps=2, buffer_size=300
+        network=network, batch_size=32, learning_starts=56, train_freq=8, gradient_steps=2, buffer_size=300
     )
     folder = str(tmp_path_factory.mktemp("job"))
     return TrainingJob(replace(pendulum, horizon=30), training, 5, folder, sac=sac, final_episodes=2)
@@ -125,8 +125,8 @@ def test_without_demonstrations_and_layer_norm_it_is_sb3s_own_sac_bit_for_bit(jo
             "MlpPolicy",
             env,
             batch_size=32,
-            learning_starts=60,
-            train_freq=4,
+            learning_starts=56,
+            train_freq=8,
             gradient_steps=2,
             buffer_size=300,
             policy_kwargs={"net_arch": [16]},
@@ -141,7 +141,7 @@ def test_without_demonstrations_and_layer_norm_it_is_sb3s_own_sac_bit_for_bit(jo
     restore_buffer(fresh, ours["replay"])
     for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "pos", "full"):
         assert np.array_equal(getattr(fresh, name), getattr(theirs.replay_buffer, name)), name
-    assert digests[2:] == (640, theirs._n_updates) == (640, 2 * (640 - 60) // 4)
+    assert digests[2:] == (640, theirs._n_updates) == (640, 2 * (640 - 56) // 8)
 
 
 def test_defaults_are_those_of_sb3():
@@ -365,7 +365,7 @@ def test_an_arm_that_contradicts_itself_is_refused_by_name(arm, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"n_envs": 3}, r"sac\.n_envs \* sac\.train_freq = 12 does not divide the 640 steps of every arm"),
+        ({"n_envs": 3}, r"sac\.n_envs \* sac\.train_freq = 24 does not divide the 640 steps of every arm"),
         ({"learning_starts": 640}, r"sac\.learning_starts = 640 leaves nothing of a budget of 640 steps"),
     ],
 )

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -80,10 +81,15 @@ def test_every_package_that_is_imported_is_a_declared_dependency():
         assert distributions & declared, f"{name} is imported but not declared"
 
 
+@cache
+def parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def imports(path: Path) -> set[str]:
     """Top-level names of the modules that a file imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -148,7 +154,7 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
     """(dotted name, call) of every call in a file: `np.load(x)` -> `("np.load", ...)`."""
     return [
         (ast.unparse(node.func), node)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
     ]
 
@@ -161,7 +167,7 @@ def keyword(call: ast.Call, name: str) -> object:
 
 def unsafe_imports(path: Path) -> set[str]:
     """Modules that decode such data; to know their errors by name is harmless."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path.read_text(encoding="utf-8"))
     errors = [
         node
         for node in ast.walk(tree)
@@ -224,7 +230,7 @@ def test_nothing_in_the_code_knows_a_task_by_name():
     """Only the rooms of the task itself do, and examples in docstrings."""
     for path in sources("pipeline", "entrypoints"):
         others = [task for task in TASK_NAMES if task not in path.parts and task != path.stem]
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path.read_text(encoding="utf-8"))
         docstrings = {
             id(node.body[0].value)
             for node in ast.walk(tree)
@@ -246,7 +252,7 @@ def test_no_two_types_and_no_two_modules_have_one_name():
     modules: dict[str, list[str]] = {}
     for path in sources("pipeline"):
         where = str(path.relative_to(ROOT))
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in parsed(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
                 types.setdefault(node.name, []).append(where)
         name = path.parent.name if path.stem == "__init__" else path.stem

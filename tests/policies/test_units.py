@@ -1,5 +1,6 @@
 """A policy reads and answers in the units of its task, whatever these are, wherever it goes."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -287,54 +288,59 @@ def test_a_start_of_other_units_is_refused(tmp_path):
 
 LOADED_ELSEWHERE = """
 import sys
+from pathlib import Path
 sys.modules["pipeline"] = None  # not to be had
 import gymnasium as gym
 import numpy as np
 from stable_baselines3 import PPO
-model = PPO.load(sys.argv[1], device="cpu")
-given = np.load(sys.argv[2])
-keyed = {name: given[name] for name in given.files}
-rows = keyed.get("rows", keyed)
-values = model.policy.predict_values(model.policy.obs_to_tensor(rows)[0]).detach().numpy()
-np.savez(sys.argv[3], actions=model.predict(rows, deterministic=True)[0], values=values,
-         std=model.policy.log_std.exp().detach().numpy())
 
 class Still(gym.Env):  # it goes on learning, too
-    observation_space, action_space = model.observation_space, model.action_space
+    def __init__(self, model):
+        self.observation_space, self.action_space = model.observation_space, model.action_space
     def reset(self, **_):
         return self.observation_space.sample(), {}
     def step(self, action):
         return self.observation_space.sample(), float(action.sum()), False, True, {}
 
-longer = PPO.load(sys.argv[1], env=Still(), device="cpu", n_steps=64)
-longer.learn(64)
-assert not longer.policy.action_net.weight.equal(model.policy.action_net.weight)
+for folder in map(Path, sys.argv[1:]):
+    model = PPO.load(folder / "policy.zip", device="cpu")
+    given = np.load(folder / "rows.npz")
+    keyed = {name: given[name] for name in given.files}
+    rows = keyed.get("rows", keyed)
+    values = model.policy.predict_values(model.policy.obs_to_tensor(rows)[0]).detach().numpy()
+    np.savez(folder / "done.npz", actions=model.predict(rows, deterministic=True)[0], values=values,
+             std=model.policy.log_std.exp().detach().numpy())
+    longer = PPO.load(folder / "policy.zip", env=Still(model), device="cpu", n_steps=64)
+    longer.learn(64)
+    assert not longer.policy.action_net.weight.equal(model.policy.action_net.weight)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hidden", [(16, 8), ()])
-@pytest.mark.parametrize("observed", [TABLE, KEYED])
-def test_an_exported_zip_acts_the_same_in_raw_units_and_learns_on_where_this_package_is_not(hidden, observed, tmp_path):
-    network = Network(hidden=hidden, image_features=4)
-    key = "place" if observed is KEYED else "all"
-    figures = {"observations": {key: {"offset": 256.0, "scale": 256.0}}, "actions": {"offset": 99.0, "scale": 7.0}}
-    scaling = given(observed, PUSH, network, **figures)
-    policy = build_policy(observed, PUSH, network, 1, scaling)
-    with torch.no_grad():
-        policy.action_net.weight.mul_(30)
-        policy.action_net.bias.add_(0.3)
-    export_sb3_zip(policy, tmp_path / "policy.zip")
-    rows = probe_batch(observed, 30)
-    np.savez(tmp_path / "rows.npz", **(rows if observed is KEYED else {"rows": rows}))
-    paths = [str(tmp_path / name) for name in ("policy.zip", "rows.npz", "done.npz")]
-    subprocess.run([sys.executable, "-c", LOADED_ELSEWHERE, *paths], check=True)
-    done = np.load(tmp_path / "done.npz")
-    assert np.allclose(done["actions"], act_function(policy)(rows), rtol=1e-5, atol=1e-4)
-    with torch.no_grad():
-        values = policy.predict_values(policy.obs_to_tensor(rows)[0]).numpy()
-    assert np.allclose(done["values"], values, rtol=1e-5, atol=1e-5)
-    assert done["std"] == pytest.approx([7, 7])
+def test_an_exported_zip_acts_the_same_in_raw_units_and_learns_on_where_this_package_is_not(tmp_path):
+    policies = {}
+    for observed, hidden in itertools.product([TABLE, KEYED], [(16, 8), ()]):
+        network = Network(hidden=hidden, image_features=4)
+        key = "place" if observed is KEYED else "all"
+        figures = {"observations": {key: {"offset": 256.0, "scale": 256.0}}, "actions": {"offset": 99.0, "scale": 7.0}}
+        policy = build_policy(observed, PUSH, network, 1, given(observed, PUSH, network, **figures))
+        with torch.no_grad():
+            policy.action_net.weight.mul_(30)
+            policy.action_net.bias.add_(0.3)
+        folder = tmp_path / str(len(policies))
+        folder.mkdir()
+        export_sb3_zip(policy, folder / "policy.zip")
+        rows = probe_batch(observed, 30)
+        np.savez(folder / "rows.npz", **(rows if observed is KEYED else {"rows": rows}))
+        policies[folder] = policy, rows
+    subprocess.run([sys.executable, "-c", LOADED_ELSEWHERE, *map(str, policies)], check=True)
+    for folder, (policy, rows) in policies.items():
+        done = np.load(folder / "done.npz")
+        assert np.allclose(done["actions"], act_function(policy)(rows), rtol=1e-5, atol=1e-4)
+        with torch.no_grad():
+            values = policy.predict_values(policy.obs_to_tensor(rows)[0]).numpy()
+        assert np.allclose(done["values"], values, rtol=1e-5, atol=1e-5)
+        assert done["std"] == pytest.approx([7, 7])
 
 
 def test_what_a_zip_cannot_hold_is_refused_by_name(tmp_path):

@@ -388,10 +388,11 @@ def test_cloning_what_was_recorded_with_other_arguments_says_so(story, client):
     outcome, stored = collected(client, environment__max_speed="0.8")
     assert outcome.verdict is True, outcome.summary
     assert run_stage("validate", VALIDATE, {"dataset": stored.metadata.dataset_id}, {}).verdict is True
-    clone = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": stored.metadata.dataset_id}, {})
+    short = {"seeds": "[1]", "cloning.epochs": "1", "final_episodes": "4", "judgement.episodes": "4"}
+    clone = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": stored.metadata.dataset_id}, short)
     line = next(line for line in clone.summary if "environment: max_speed = 0.8, here the default" in line)
     assert "warning" in line and stored.metadata.dataset_id in line
-    same = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": story.dataset}, {})
+    same = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": story.dataset}, short)
     assert not any("warning" in line for line in same.summary)
 
 

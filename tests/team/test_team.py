@@ -20,7 +20,7 @@ from pipeline.tracking.runs import search
 pytestmark = pytest.mark.slow
 EXPERT = registered_model("social_nav")
 REPORT = "report/report.html"
-UNDRAWN = ("--compare.playback_episodes", "0")
+SHORTER = ("--compare.playback_episodes", "0", "--finetune.control_timesteps", "0", "--ppo_timesteps", "2048")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def ask(its_team: Team, user: str, repository, *arguments: str) -> subprocess.Co
 @pytest.fixture(scope="module")
 def trained(lab, repository):
     """The runs of a `main`, by stage, that trainer ran."""
-    done = ask(lab, "trainer", repository, "entrypoints.main", "--config", "configs/smoke/main.yaml", *UNDRAWN)
+    done = ask(lab, "trainer", repository, "entrypoints.main", "--config", "configs/smoke/main.yaml", *SHORTER)
     assert done.returncode == 0, done.stdout + done.stderr
     with mock.patch.dict(os.environ, lab.environment("trainer")):
         client = MlflowClient(lab.address)
