@@ -65,14 +65,23 @@ def uri_of(folder: Path) -> str:
 
 def make_projects(folder: Path, empty_store: Path) -> None:
     """`folder/whole` and `folder/staged`, side by side; `ended.json` of each says how its commands ended."""
+    import numpy as np
+
+    from pipeline.config.loading import load_task
+    from pipeline.tasks import Purpose, Task
+    from pipeline.tracking.store import connect, experiment_id
+
     for name in ("whole", "staged"):
         (folder / name).mkdir(parents=True)
         shutil.copy(empty_store, folder / name / "mlflow.db")
         write_configs(folder / name, SMALLER | (UNDRAWN if name == "whole" else {}))
         with mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=uri_of(folder / name)):
-            from pipeline.tracking.store import connect, experiment_id
-
             experiment_id(connect(), EXPERIMENT)  # before `mlflow run` makes it, whose artifacts would lie elsewhere
+    with contextlib.chdir(ROOT):  # on a fresh clone the kernels are compiled here once, not in both lanes
+        task = Task(load_task("configs/tasks/social_nav.yaml"))
+        with contextlib.closing(task.make_vec_env([iter(task.episodes("train_small", 1, 1, Purpose.RECORD))])) as env:
+            env.reset()
+            env.step(np.zeros((1, 2), np.float32))
     with ThreadPoolExecutor(2) as lanes:
         making = lanes.submit(in_process_of_its_own, folder / "staged")
         main = lanes.submit(mlflow_run, folder / "whole", "main")
