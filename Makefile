@@ -47,7 +47,7 @@ test-slow: setup
 	$(MAKE) -j 2 older slow
 
 # three at a time: much of it waits for clusters and servers
-slow:
+slow: setup
 	pytest -n 3 -m slow
 
 test-processors: setup

@@ -42,7 +42,7 @@ from pipeline.statistics.shift import Shift
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage
 from pipeline.tracking.content_key import report_code
-from pipeline.tracking.datasets import StoredDataset, demonstrator_of, fetch_dataset, log_dataset_input
+from pipeline.tracking.datasets import StoredDataset, demonstrator_of, imitated_datasets
 from pipeline.tracking.groups import (
     Group,
     find_group,
@@ -109,17 +109,11 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     run.tag({Tag.GROUP: group.name, **lineage.from_runs({"baseline": group.baseline, "finetune": group.finetune})})
     taints = lineage.inherit_taint(run)
     trainings = [group.finetune, *(member.run for members in group.arms.values() for member in members)]
-    behind = [training.data.tags.get(lineage_run_tag("dataset")) for training in trainings]
-    datasets = [
-        fetch_dataset(get_run(run.client, run_id, "dataset run"))
-        for run_id in dict.fromkeys(one for one in behind if one is not None)
-    ]
-    for dataset in datasets:
-        log_dataset_input(run, dataset.metadata, dataset.run_id, "imitated")
+    datasets = imitated_datasets(run, (training.data.tags.get(lineage_run_tag("dataset")) for training in trainings))
     shared = started_from(group.finetune)
     started = [member.run.data.tags.get(lineage_run_tag("policy"), shared) for member in group.arms[Arm.PRETRAINED]]
     clones = {run_id: find_policy(run.client, run_id, task.name, {}) for run_id in dict.fromkeys(started)}
-    first = next(iter(datasets), None)
+    first = datasets[0] if lineage_run_tag("dataset") in group.finetune.data.tags else None  # not one of an arm alone
     evidence = Evidence(group, trained, seen, first, tuple(clones[run_id] for run_id in started), {})
     steps = group.arms[Arm.SCRATCH][0].steps
     if len(steps) < 2:

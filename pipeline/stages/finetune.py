@@ -20,7 +20,7 @@ from pipeline.tracking.datasets import (
     demonstrator_of,
     fetch_dataset,
     fetch_for_training,
-    log_dataset_input,
+    imitated_datasets,
     part_of,
 )
 from pipeline.tracking.models import StoredPolicy, find_policies, made_by_pretrain, starting_policies
@@ -129,7 +129,6 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     starts, own, digests = _read(run, config, upstream)
     made_from = starts.lineage
     recorded = made_from.get(lineage_run_tag("dataset"))  # None: no demonstrations are behind what was named
-    demonstrations = None if recorded is None else fetch_dataset(get_run(run.client, recorded, "dataset run"))
     in_batches = None
     if recorded is not None and any(arm.demonstrations for arm in config.arms.values()):
         dataset = fetch_for_training(run.client, recorded, task.config.name)
@@ -144,18 +143,15 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     )
     run.record_config(config, task.config, digests)
     run.tag({**made_from, **further(maker for its in own.values() for maker in its.makers)})
+    lineages = (tags for its in (starts, *own.values()) for tags in its.lineages.values())
+    imitated_datasets(run, (tags.get(lineage_run_tag("dataset")) for tags in lineages))
     shift = None
-    if demonstrations is not None:
-        lineages = [tags for its in (starts, *own.values()) for tags in its.lineages.values()]
-        behind = (tags.get(lineage_run_tag("dataset")) for tags in lineages)
-        for run_id in dict.fromkeys(one for one in behind if one is not None):
-            stored = fetch_dataset(get_run(run.client, run_id, "dataset run"))
-            log_dataset_input(run, stored.metadata, stored.run_id, "imitated")
+    if recorded is not None:
         shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
     tags = {(arm.arm, arm.job.seed): own.get(arm.arm, starts).tags_of(arm.job.seed) for arm in arms}
     trained = run_arms(run, "finetune", config, task, arms, upstream.get("group"), tags)
     lines = trained.summary
-    if demonstrations is None:
+    if recorded is None:
         lines += (f"  it started from the policy of {starts.reference}, behind which are no demonstrations",)
     elif shift is None:
         lines += ("  its scenarios were not held against the demonstrations: nobody could play them as those were",)

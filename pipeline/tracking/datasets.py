@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -92,6 +92,16 @@ def log_dataset_input(run: StageRun, metadata: DatasetMetadata, recorded_by: str
     )
     run.write(shown)
     run.record.append(shown)
+
+
+def imitated_datasets(run: StageRun, recorded_by: Iterable[str | None]) -> list[StoredDataset]:
+    """The datasets of these runs, each once and an input of this run; None: nothing is imitated there."""
+    found = [
+        fetch_dataset(get_run(run.client, run_id, "dataset run")) for run_id in dict.fromkeys(recorded_by) if run_id
+    ]
+    for dataset in found:
+        log_dataset_input(run, dataset.metadata, dataset.run_id, "imitated")
+    return found
 
 
 def dataset_tags(metadata: DatasetMetadata, quality: str) -> dict[str, str]:

@@ -136,7 +136,8 @@ def test_a_video_without_one_frame_is_refused(tmp_path):
     at = content.index(b"mdat") + 4
     pictures = int.from_bytes(content[at - 8 : at - 4], "big") - 8
     film.write_bytes(content[:at] + bytes(pictures) + content[at + pictures :])  # what is around them stays
-    assert "has 0 frames, its rows are 21" in refusal(tmp_path / "set")
+    # or not even that, as another ffmpeg may have it
+    assert re.search("has 0 frames, its rows are 21|is no mp4", refusal(tmp_path / "set"))
 
 
 def test_what_is_no_video_leads_nowhere(tmp_path):
