@@ -9,7 +9,8 @@ What it does at random is recorded as what it demonstrates: unlike the noise of 
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,24 @@ the_policy = functools.cache(lambda path, folder: policy_actions(the_task(path),
 
 
 class Slipping:
-    """Acts as `demonstrator` (module:function) or `policy` (its folder) does, but for a `share` of random actions.
+    """Acts as `demonstrator` (module:function, with `kwargs`) or `policy` (its folder), a `share` of steps at random.
 
     With neither all of its actions are random ones. An episode's follow from its first observation, so that what is
     recorded does not depend on how many are played side by side.
     """
 
     def __init__(
-        self, task: str, share: float = 1.0, demonstrator: str | None = None, policy: str | None = None
+        self,
+        task: str,
+        share: float = 1.0,
+        demonstrator: str | None = None,
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
+        policy: str | None = None,
     ) -> None:
         self._share, self._space = share, the_task(task).action_space
         self._knows: Callable[[Any], Any] | None = None
         if demonstrator is not None:
-            self._knows = import_object(demonstrator, "demonstrator")
+            self._knows = functools.partial(import_object(demonstrator, "demonstrator"), **kwargs)
         elif policy is not None:
             actions = the_policy(task, policy)
             self._knows = lambda observation: actions(observation[None])[0]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false")
 
+import yaml
 from mlflow import MlflowClient
 
 from pipeline.names import Alias, Tag
@@ -27,11 +28,14 @@ from pipeline.report.text import aligned
 from pipeline.tracking.models import fetch_version, find_version
 from pipeline.tracking.runs import search
 
-GRADES = {"social_nav": ("expert", "planner", "mediocre", "bad"), "lunar_lander": ("expert", "mediocre", "bad")}
+GRADES = {
+    "social_nav": ("expert", "planner", "mediocre", "bad"),
+    "lunar_lander": ("expert", "mediocre", "bad"),
+    "quadruped": ("expert", "mediocre", "bad"),
+}
 SIZES = (10, 200, 50)
-HEURISTIC = "pipeline.envs.lunar_lander:heuristic"
 # the 0.9 quantiles of the returns of 1,000 random episodes
-BEST_TENTH = {"social_nav": 0.30, "lunar_lander": -77.6}
+BEST_TENTH = {"social_nav": 0.30, "lunar_lander": -77.6, "quadruped": 3.53}
 KEPT_OF_FIVE_ROUNDS = 2  # a tenth of five rounds of recording is half of what is asked for
 
 
@@ -39,6 +43,7 @@ def settings(task: str, grade: str, size: int, client: MlflowClient) -> Iterator
     """What a cell says to `main`, on top of configs/no_harm/<task>."""
     graded = "benchmarks.graded_demonstrators:Slipping"
     kwargs: dict[str, object] = {"task": f"configs/tasks/{task}.yaml"}
+    shipped = yaml.safe_load(Path(f"configs/{task}/collect.yaml").read_text())
     yield "collect.episodes", size if grade != "bad" else KEPT_OF_FIVE_ROUNDS * size
     yield "finetune_failed_clones", True
     if grade == "bad":
@@ -46,22 +51,20 @@ def settings(task: str, grade: str, size: int, client: MlflowClient) -> Iterator
         yield "collect.scripted", {"demonstrator": graded, "kwargs": kwargs}
     elif grade == "mediocre":
         kwargs["share"] = 0.2
-        if task == "lunar_lander":
-            kwargs["demonstrator"] = HEURISTIC
-        else:
+        if task == "social_nav":
             approved = find_version(client, "latest", task, Alias.APPROVED)
             kwargs["policy"] = str(fetch_version(approved).folder)
+        else:
+            kwargs |= shipped["scripted"]
         yield "collect.scripted", {"demonstrator": graded, "kwargs": kwargs}
     elif grade == "planner":
         yield "collect.scripted", {"demonstrator": "benchmarks.social_nav_planners:dynamic_window"}
         yield "collect.noise", {"std": 0.3}
         yield "collect.filter", {"only_success": True}
-    elif task == "lunar_lander":
-        yield "collect.scripted", {"demonstrator": HEURISTIC}
-        yield "collect.noise", {"std": 0.1}
-        yield "collect.filter", {"min_return": 200}
-    else:
-        yield "collect.noise", {"std": 0.3}
+    else:  # as the shipped config records
+        for key in ("scripted", "noise", "filter"):
+            if key in shipped:
+                yield f"collect.{key}", shipped[key]
 
 
 def run(cell: str, store: str) -> int:

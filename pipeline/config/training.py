@@ -220,6 +220,9 @@ class WarmStart:
     What is `adaptive` is decided in the training, by what is measured there; `warm_start: adaptive` makes all of it so.
     """
 
+    clone_weights: Literal["kept"] | Adaptive = "kept"
+    """What PPO begins with; adaptive: fresh weights, as from scratch, where the clone was judged to have learnt
+    nothing, neither by its episodes nor by the actions that were held out."""
     critic_burn_in_steps: Steps | Adaptive = 0
     """Environment steps in which only the critic learns; adaptive: one rollout, unless it explains the returns."""
     critic_burn_in_learning_rate: Positive = 1e-3
@@ -248,6 +251,7 @@ class WarmStart:
 
 
 ADAPTIVE_WARM_START: Final = WarmStart(
+    clone_weights=ADAPTIVE,
     critic_burn_in_steps=ADAPTIVE,
     initial_action_std=ADAPTIVE,
     clone_penalty=ADAPTIVE,
@@ -282,7 +286,8 @@ class Judgement:
     learnt_share: Fraction = 0.9
     """Of the way from the constant action to the demonstrator: who comes so far has learnt it."""
     least_share: Fraction = 0.05
-    """Of the same way: who comes less far has learnt nothing, however certain it is that there was a step."""
+    """Of the same way: who comes less far has failed, however certain it is that there was a step. Who failed and comes
+    less far from the constant action to the held-out actions, too, has learnt nothing."""
     confidence: Confidence = 0.95
     """Of the intervals by which a clone is better than its yardsticks, or as good as its demonstrator."""
 

@@ -54,6 +54,7 @@ class Start:
     digest: str
     clone: bool  # not what some training came to
     return_scale: float | None  # of a clone's demonstrations, or of the rewards that an imported policy learnt from
+    learnt_nothing: str | None = None  # why a clone is judged so; None: it is not
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,16 @@ def arm_jobs(
             start = None if initial_policies is None else own_policies.get(arm, initial_policies)[seed]
             warm_start = None if settings is None else settings.warm_start
             residual = settings is not None and settings.weights == "residual"
+            left, return_scale = None, None
             if start is not None:
                 policy, what = load_trainable(start.folder, start.name), f"arm {arm!r}: policy of {start.name}"
                 task.refuse_other_wrappers(read_spec(start.folder).provenance.get(WRAPPERS, []), what)
                 refuse_unfit(policy, task.observation_space, task.action_space, config.training.network, what)
                 scaling = scaling_of(policy)
+                if warm_start is not None and warm_start.clone_weights == ADAPTIVE and not residual:
+                    left = start.learnt_nothing
+                if config.training.normalize_reward and left is None:
+                    return_scale = start.return_scale
                 if warm_start is not None and warm_start.initial_action_std == ADAPTIVE and not start.clone:
                     # of a clone the deviation is the spread of labels around it, of any other what it explores with
                     warm_start = replace(warm_start, initial_action_std=None)
@@ -128,7 +134,8 @@ def arm_jobs(
                 output=str(folder / f"{arm}-seed-{seed}"),
                 initial_policy=None if start is None else str(start.folder),
                 initial_digest=None if start is None else start.digest,
-                return_scale=start.return_scale if start is not None and config.training.normalize_reward else None,
+                left_policy=left,
+                return_scale=return_scale,
                 scaling=scaling,
                 warm_start=warm_start,
                 residual=residual,
@@ -150,7 +157,8 @@ def _of_sac(
     sac, budget = settings.sac or SACTraining(), whole_rollouts(job.training)
     data = None if demonstrations is None or not settings.demonstrations else demonstrations.trajectories
     check_sac(arm, sac, budget, task, data)
-    job = replace(job, initial_policy=None, initial_digest=None, return_scale=None, sac=sac, total_timesteps=budget)
+    job = replace(job, initial_policy=None, initial_digest=None, left_policy=None, return_scale=None)
+    job = replace(job, sac=sac, total_timesteps=budget)
     if settings.demonstrations:
         if demonstrations is None:
             raise BadInput(f"arm {arm!r} needs the demonstrations behind the clones, which are not at hand")

@@ -31,6 +31,7 @@ class TrainingJob:
     best_metric: str = Metric.EPISODE_RETURN  # figure that selects the best checkpoint
     initial_policy: str | None = None  # folder of a policy artifact; None: from scratch
     initial_digest: str | None = None  # its digest, where that is known; None: it is read
+    left_policy: str | None = None  # why only the scaling of the initial policy is taken, with fresh weights
     scaling: Scaling | None = None  # of fresh weights; None: by the spaces' bounds; an initial policy has its own
     return_scale: float | None = None  # fixed divisor of normalised rewards, and of the initial policy's values
     warm_start: WarmStart | None = None  # only with initial_policy

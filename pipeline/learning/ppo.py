@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from pipeline.config.training import ADAPTIVE, LearningRate, PPOTraining
 from pipeline.errors import BadInput
+from pipeline.learning.adaptive import Decision
 from pipeline.learning.device import begin_on
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.warm_start import WarmPPO
@@ -120,8 +121,10 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tupl
             **training.ppo,
         )
     model.exact_budget = job.exact_budget
-    if job.initial_policy is None or job.warm_start is None:
+    if job.initial_policy is None or job.warm_start is None or job.left_policy is not None:
         load_tensors(model.policy, fresh.state_dict())
+        if job.left_policy is not None:
+            model.decisions = (Decision(0, "clone_weights", 0.0, job.left_policy),)
         return model, None
     behind = read_spec(job.initial_policy).provenance.get(WRAPPERS, [])
     task.refuse_other_wrappers(behind, f"initial policy {job.initial_policy!r}")

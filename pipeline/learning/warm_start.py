@@ -102,11 +102,11 @@ class WarmPPO(Continued, PPO):
 
     def on_evaluation(self, returns: np.ndarray) -> None:
         """Take in a scheduled evaluation, (E,) returns of its episodes; the first is of the clone."""
-        if self.warm_start is None:
-            return
-        if self._anchor.clone is None:
+        if self.num_timesteps == 0:
             for decision in self.decisions:  # those before there was a logger
                 self.logger.record(f"warm_start/{decision.setting}", decision.value)
+        if self.warm_start is None:
+            return
         if self._anchor.clone is not None and self.critic_optimizer is not None:
             return  # still the clone
         reason = self._anchor.evaluated(returns)

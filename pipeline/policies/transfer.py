@@ -56,6 +56,7 @@ class Transfer:
     return_scale: float | None = (
         None  # root mean square of the demonstrations' discounted returns; None: 0, or not known
     )
+    learnt_nothing: str | None = None  # why an adaptive warm start does not begin with it; None: it does
 
     @classmethod
     def between(

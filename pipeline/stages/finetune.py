@@ -87,7 +87,7 @@ def _read(
 
     starts = starts_of(upstream.get("policy", "latest"))
     # the policies, and what the shift of distribution is measured against
-    digests = {f"policy of seed {seed}": start.digest for seed, start in starts.policies.items()}
+    digests = {f"policy of seed {seed}": start.identity for seed, start in starts.policies.items()}
     own: dict[str, Starts] = {}
     for name, arm in config.arms.items():
         if arm.policy is not None:
@@ -95,7 +95,7 @@ def _read(
         elif arm.dataset is not None or arm.episodes is not None:
             own[name] = starts_of(_clones_for(run, task, name, arm, starts))
         if name in own:
-            digests |= {f"policy of arm {name}, seed {seed}": p.digest for seed, p in own[name].policies.items()}
+            digests |= {f"policy of arm {name}, seed {seed}": p.identity for seed, p in own[name].policies.items()}
     return starts, own, {**digests, **lineage.digests_behind(starts.makers[0])}
 
 
@@ -150,7 +150,10 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
         shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
     tags = {(arm.arm, arm.job.seed): own.get(arm.arm, starts).tags_of(arm.job.seed) for arm in arms}
     trained = run_arms(run, "finetune", config, task, arms, upstream.get("group"), tags)
+    left = [f"{arm.arm} seed {arm.job.seed}" for arm in arms if arm.job.left_policy is not None]
     lines = trained.summary
+    if left:
+        lines += (f"  fresh weights instead of clones that learnt nothing: {', '.join(left)}",)
     if recorded is None:
         lines += (f"  it started from the policy of {starts.reference}, behind which are no demonstrations",)
     elif shift is None:

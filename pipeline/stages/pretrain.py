@@ -161,11 +161,15 @@ def _make_clones(
         def on_result(index: int, clone: Clone) -> None:
             seed = jobs[index].seed
             child = left[seed]
-            made[seed] = clone = replace(clone, folder=child.folder / Artifact.POLICY)
+            verdicts[seed] = verdict = judged([clone])
+            held_out, nothing = clone.imitated.held_out, None
+            if verdict.state == Imitation.FAILED and held_out < config.judgement.least_share:
+                nothing = f"its imitation failed, and explains {held_out:.3g} of the held-out actions"
+            certificate = replace(clone.certificate, learnt_nothing=nothing)
+            made[seed] = clone = replace(clone, folder=child.folder / Artifact.POLICY, certificate=certificate)
             if (key := keys[seed].made_on([clone.machine])) != keys[seed]:
                 child.record_key(key)
             _log_clone(child, clone, config.algorithm)
-            verdicts[seed] = verdict = judged([clone])
             child.tag({Tag.IMITATION: verdict.state})
             child.metrics({**verdict.metrics(), **clone.imitated.metrics()})
             child.describe(

@@ -49,6 +49,12 @@ class StoredPolicy:
         """`social_nav-expert/3`, or None for a policy that is not registered."""
         return f"{self.version.name}/{self.version.version}" if self.version else None
 
+    @property
+    def identity(self) -> str:
+        """All that it decides of a training which starts from it: its digest, and that it is a clone to be left."""
+        nothing = self.certificate is not None and self.certificate.learnt_nothing is not None
+        return f"{self.digest}, learnt nothing" if nothing else self.digest
+
     def acts(self) -> ActFunction:
         """Its deterministic actions."""
         return act_function(load_policy(self.folder))
@@ -56,7 +62,8 @@ class StoredPolicy:
     def as_start(self) -> Start:
         """For a training."""
         if self.certificate is not None:
-            return Start(self.reference, self.folder, self.digest, True, self.certificate.return_scale)
+            scale, nothing = self.certificate.return_scale, self.certificate.learnt_nothing
+            return Start(self.reference, self.folder, self.digest, True, scale, nothing)
         spec = read_spec(self.folder)
         scale = spec.return_scale if isinstance(spec, PolicySpec) else None
         return Start(self.reference, self.folder, self.digest, False, scale)

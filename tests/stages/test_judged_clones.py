@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,32 @@ def test_main_stops_after_a_failed_imitation_unless_it_is_told_to_go_on(configs)
     went_on = run_stage("main", configs["main"], {}, {**still, "finetune_failed_clones": "true"})
     assert went_on.verdict is None and went_on.outputs["policy"] == the_run("pretrain").info.run_id
     assert len(search(connect(), {Tag.STAGE: "pretrain"})) == known  # taken over, verdict and all
+
+
+def test_a_clone_that_learnt_nothing_is_left_and_the_training_is_the_one_from_scratch(configs):
+    demonstrator = {"scripted.demonstrator": "seeking_environment:fidget"}
+    dataset = run_stage("collect", configs["collect"], {}, demonstrator).outputs["dataset"]
+    pretrained = run_stage("pretrain", configs["pretrain"], {"dataset": dataset}, {"seeds": "[1]"})
+    assert pretrained.verdict is False
+    config = yaml.safe_load(Path(configs["finetune"]).read_text())
+    ppo = {"n_steps": 32, "batch_size": 32, "n_epochs": 2}
+    small = {"total_timesteps": 128, "n_envs": 2, "network": {"hidden": [16]}, "ppo": ppo}
+    config |= {"training": {**config["training"], **small}, "seeds": [1], "final_episodes": 10}
+    Path(configs["finetune"]).write_text(yaml.safe_dump(config))
+    clones = {"policy": pretrained.outputs["policy"]}
+    outcome = run_stage("finetune", configs["finetune"], clones, {"training.evaluation.episodes": "10"})
+    (line,) = [line for line in outcome.summary if "fresh weights" in line]
+    assert "clones that learnt nothing" in line and line.endswith(": pretrained seed 1")
+    left = the_run("finetune_seed")
+    assert left.data.metrics["warm_start/clone_weights"] == 0 and "transfer/tensors" not in left.data.metrics
+    (decision,) = json.loads(read_text_artifact(connect(), left.info.run_id, Artifact.WARM_START))
+    assert (decision["timestep"], decision["setting"]) == (0, "clone_weights")
+    assert decision["reason"].startswith("its imitation failed, and explains ")
+    run_stage("baseline", configs["finetune"], clones, {"training.evaluation.episodes": "10"})
+    scratch = the_run("baseline_seed")
+    assert left.data.tags[Tag.LAST_POLICY_DIGEST] == scratch.data.tags[Tag.LAST_POLICY_DIGEST]
+    kept = {"training.evaluation.episodes": "10", "warm_start.clone_weights": "kept"}
+    run_stage("finetune", configs["finetune"], clones, kept)
+    from_clone = the_run("finetune_seed")
+    assert from_clone.info.run_id != left.info.run_id and from_clone.data.metrics["transfer/tensors"] > 0
+    assert from_clone.data.tags[Tag.LAST_POLICY_DIGEST] != left.data.tags[Tag.LAST_POLICY_DIGEST]
