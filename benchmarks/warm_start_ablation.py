@@ -118,10 +118,12 @@ FADING = {"clone_penalty": 1.0, "clone_penalty_fade_steps": 150_000}
 # arm -> what it says to warm_start; None: from scratch
 ARMS: dict[str, Any] = {
     "scratch": None,
+    "clone": {"initial_action_std": None, "learning_rate_factor": 0.0},
     "fixed": {"initial_action_std": 0.2, **FADING},
     "fixed, no penalty": {"initial_action_std": 0.2},
     "naive": {"initial_action_std": None},
     "adaptive": ADAPTIVE,
+    "adaptive, 400 to choose by": ADAPTIVE,
     "adaptive, std of the clone": {**to_data(ADAPTIVE_WARM_START), "initial_action_std": None},
     "full rate": FULL_RATE,
     "full rate, burn-in 0": {**FULL_RATE, "critic_burn_in_steps": 0},
@@ -134,6 +136,7 @@ ARMS: dict[str, Any] = {
 # arm -> what it trains with otherwise than the case
 OTHERWISE: Mapping[str, Changes] = {
     "small rate": {"training.learning_rate": {"initial": 3e-4, "final": 1e-4}},
+    "adaptive, 400 to choose by": {"training.evaluation.episodes": 400},
 }
 
 
