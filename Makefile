@@ -19,25 +19,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
+# recipes through a shell, or GNU make 3.81 (macOS) looks their programs up in the PATH it was started with
+SHELL := bash
 # `mlflow run --env-manager local` runs the first `python` in PATH: make that the environment's
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 # modules are compiled once, not by every process again: that takes twice as long as importing them
 unexport PYTHONDONTWRITEBYTECODE
 TASK ?= social_nav
-STORE := sqlite:///mlflow.db
+STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
 
 # a task of the benchmark as a demo: only scratch and warm, and few seeds
 BENCHMARK := $(wildcard configs/benchmark/$(TASK).yaml)
 DEMO = $(if $(BENCHMARK),-P config=$(BENCHMARK) -P matched_seeds=3 -P finetune.arms={},-P config=configs/$(TASK)/main.yaml) \
-	$(if $(EXPERT),-P expert=$(EXPERT))
+	$(if $(EXPERT),-P 'expert=$(EXPERT)')
 
 .PHONY: benchmark demo test test-slow slow test-processors golden golden-check setup check older metaworld browser race team ui clean
 
 # the store first: two demos, started in the same second, would both make its tables; artifacts lie beside it
 demo: setup
-	MLFLOW_TRACKING_URI=$(STORE) MLFLOW_EXPERIMENT_NAME=$(TASK) python -m pipeline store
-	MLFLOW_TRACKING_URI=$(STORE) mlflow run . -e main --env-manager local --experiment-name $(TASK) $(DEMO)
+	MLFLOW_TRACKING_URI='$(STORE)' MLFLOW_EXPERIMENT_NAME=$(TASK) python -m pipeline store
+	MLFLOW_TRACKING_URI='$(STORE)' mlflow run . -e main --env-manager local --experiment-name $(TASK) $(DEMO)
 
 test: check
 	pytest -n 2 -m "not slow"
@@ -72,15 +74,15 @@ race: setup
 	python benchmarks/registry_race.py --store postgresql --operations $(RACE_OPERATIONS)
 
 benchmark: setup
-	python -m benchmarks.public $(if $(filter command line,$(origin TASK)),$(TASK)) $(if $(ZOO),--zoo $(ZOO))
+	python -m benchmarks.public $(if $(filter command line,$(origin TASK)),$(TASK)) $(if $(ZOO),--zoo '$(ZOO)')
 
 team: setup
 	@python -W ignore -m benchmarks.team
 
 # the first line says which page to open: at its bare address MLflow shows a new browser prompts and traces, not runs
 ui: setup
-	MLFLOW_TRACKING_URI=$(STORE) MLFLOW_EXPERIMENT_NAME=$(TASK) python -m pipeline store
-	mlflow ui --backend-store-uri $(STORE)
+	MLFLOW_TRACKING_URI='$(STORE)' $(if $(filter command line,$(origin TASK)),MLFLOW_EXPERIMENT_NAME=$(TASK)) python -m pipeline store
+	$(if $(filter http%,$(STORE)),,mlflow ui --backend-store-uri '$(STORE)')
 
 setup: $(VENV)/.installed
 

@@ -29,6 +29,15 @@ from scipy.stats import trim_mean
 from pipeline.config.base import Bound
 from pipeline.names import Arm, Metric, Tag
 from pipeline.report.text import aligned
+from pipeline.statistics.efficiency import (
+    KINDS,
+    RatioKind,
+    TimeToTarget,
+    matched_pair,
+    never_met,
+    ratio_kind,
+    timesteps_to_target,
+)
 from pipeline.statistics.estimate import MeanOverSeeds
 from pipeline.tracking.runs import search
 
@@ -55,6 +64,7 @@ METAWORLD = ROOT / ".venv-metaworld" / "bin"  # metaworld asks for another MuJoC
 PPO_ARMS = ("clone", "naive", "residual")  # beside scratch and warm
 SEEDS_OF_SAC = 3
 RESAMPLES = 2_000
+ASCII: dict[RatioKind, str] = {"exact": "", "upper bound": "<= ", "lower bound": ">= ", "undetermined": "? "}
 WORDS = {Arm.PRETRAINED: "warm"}
 ARMS = (Arm.SCRATCH, Arm.PRETRAINED, "clone", "naive", "residual", "sac", "sac_demos")
 
@@ -157,19 +167,14 @@ def keep(task: str, store: str) -> None:
     RESULTS.joinpath(f"{task}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
-def steps_to_target(result: dict[str, Any], arm: str) -> list[tuple[int, bool]]:
-    """Of every run: the first of `patience` consecutive evaluations at the target or above; else (its last step, True).
-
-    A run that meets it before its first update counts as one evaluation interval.
-    """
-    times = []
+def times_to_target(result: dict[str, Any], arm: str) -> dict[int, TimeToTarget]:
+    """Of every run, by seed."""
+    times = {}
     for run in result["arms"][arm]["runs"]:
         met = np.ones(len(run["steps"]), bool)
         for figure, bound in result["target"].items():
             met &= [Bound(**bound).holds(value) for value in run["evaluations"][figure]]
-        patience = result["patience"]
-        held = [at for at in range(len(met) - patience + 1) if met[at : at + patience].all()]
-        times.append((run["steps"][max(held[0], 1)], False) if held else (run["steps"][-1], True))
+        times[run["seed"]] = timesteps_to_target(run["steps"], met, result["patience"])
     return times
 
 
@@ -189,26 +194,27 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     rows = [header, ("---", "---", "--:", "--:", "--:", "--:", "--:", "--:")]
     for result in results:
         title = ", ".join(part for part in (result["task"], result["demonstrator"]) if part)
-        never = {arm: [censored for _, censored in steps_to_target(result, arm)] for arm in result["arms"]}
+        times: dict[str, dict[int, TimeToTarget]] = {arm: times_to_target(result, arm) for arm in result["arms"]}
         for arm, costs in result["arms"].items():
             ratio = difference = ""
-            if arm in result["ratios"] and not (all(never[arm]) and all(never[Arm.SCRATCH])):
-                sides = (any(never[Arm.SCRATCH]), any(never[arm]))
-                ratio = {(True, False): "<= ", (False, True): ">= ", (True, True): "? "}.get(sides, "")
-                ratio += interval(result["ratios"][arm])
+            if arm in result["ratios"]:
+                pairs = [matched_pair(seed, times[Arm.SCRATCH][seed], time) for seed, time in times[arm].items()]
+                ratio = "" if never_met(pairs) else ASCII[ratio_kind(pairs)] + interval(result["ratios"][arm])
             if arm != Arm.PRETRAINED:
                 warm, other = (
                     dict(zip(seeds(result, a), scores(result, a), strict=True)) for a in (Arm.PRETRAINED, arm)
                 )
                 over = MeanOverSeeds.of(np.array([warm[seed] - other[seed] for seed in other])).estimate
                 difference = interval(vars(over))
-            steps = np.mean([steps for steps, _ in steps_to_target(result, arm)])
+            reached = [not time.censored for time in times[arm].values()]
+            kind = KINDS[any(time.at_floor for time in times[arm].values()), not all(reached)]
+            steps = np.mean([time.steps for time in times[arm].values()])
             rows.append(
                 (
                     title if arm == Arm.SCRATCH else "",
                     WORDS.get(arm, arm),
-                    f"{never[arm].count(False)} of {len(never[arm])}",
-                    f"{'> ' if all(never[arm]) else ''}{steps:,.0f}",
+                    f"{sum(reached)} of {len(reached)}",
+                    f"{ASCII[kind] if any(reached) else '> '}{steps:,.0f}",
                     ratio,
                     f"{scores(result, arm).mean():.2f}",
                     difference,

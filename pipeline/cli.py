@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BadInput, disk_refusal, machine_fault, printable, say, shortened
-from pipeline.names import STAGES, THREAD_VARIABLES
+from pipeline.names import STAGES, THREAD_VARIABLES, Tag
 
 if TYPE_CHECKING:
     from pipeline.validation.check import Checked
@@ -192,12 +192,15 @@ def _answer(known: argparse.Namespace) -> tuple[Iterable[str], bool]:
         told = [json.dumps(checked.to_json(), indent=2)] if known.json else _told_of_check(checked)
         return told, checked.report.passed
     if known.verb == "store":
+        from pipeline.tracking.runs import search
         from pipeline.tracking.store import connect, experiment_id, how_to_look
         from pipeline.tracking.views import view_address
 
         client, address = connect(), ""
         if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):  # `mlflow run` would put its artifacts into ./mlruns
             address = view_address(experiment_id(client, name, "MLFLOW_EXPERIMENT_NAME"), "comparisons")
+        elif newest := search(client, {Tag.STAGE: "main"}, limit=1):
+            address = view_address(newest[0].info.experiment_id, "comparisons")
         return [f"store: ready; look at it: {how_to_look(address)}"], True
     from pipeline import query
 

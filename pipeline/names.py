@@ -245,4 +245,10 @@ EVAL_PREFIX: Final = "eval/"
 
 # read by numerical libraries when they load; how many threads they take also decides the last bits
 RUN_VARIABLE: Final = "MLFLOW_RUN_ID"
-THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",  # of NumPy on macOS
+)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import getpass
 import os
 import shutil
 import sqlite3
@@ -24,8 +25,14 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
 os.environ.update(dict.fromkeys(THREADS, "1"))
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-for name in [name for name in os.environ if name.startswith(("MLFLOW_RUN", "MLFLOW_EXPERIMENT", "MLFLOW_PROJECT"))]:
+for name in [
+    name for name in os.environ if name.startswith(("MLFLOW_RUN", "MLFLOW_EXPERIMENT", "MLFLOW_PROJECT", "PIPELINE_"))
+]:
     del os.environ[name]
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # a number without a name, as in many a container
+    os.environ["LOGNAME"] = "tester"
 os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tempfile.mkdtemp(prefix='store-of-tests-')}/mlflow.db"
 
 

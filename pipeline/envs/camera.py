@@ -5,6 +5,7 @@ frame is drawn, shrunk by area with Pillow and put into a stack of bytes, once.
 """
 
 import os
+import sys
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -15,8 +16,10 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 
 from pipeline.errors import BadInput
 
-# MuJoCo draws without a screen through EGL, also where there is one; MUJOCO_GL=osmesa draws without a driver
-HEADLESS = {"MUJOCO_GL": "egl", "SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+HEADLESS = {"SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+if sys.platform == "linux":  # elsewhere MuJoCo has no EGL, and ends where it is asked for
+    # MuJoCo draws without a screen through EGL, also where there is one; MUJOCO_GL=osmesa draws without a driver
+    HEADLESS["MUJOCO_GL"] = "egl"
 
 
 class CameraView(gym.Wrapper[Any, Any, Any, Any]):

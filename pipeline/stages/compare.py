@@ -139,7 +139,12 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     runs = arm_data(run, evidence)
     comparison = compare_arms(runs, settings, upfront_cost(run.client, group), played, different)
     regressions = find_regressions(run, evidence, runs[Arm.PRETRAINED], settings)
-    animations = films(run, evidence, runs[Arm.PRETRAINED], config.playback_episodes) if seen.renders else None
+    animations, undrawn = None, None
+    if seen.renders:
+        try:
+            animations = films(run, evidence, runs[Arm.PRETRAINED], config.playback_episodes)
+        except BadInput as error:  # how it looks decides nothing
+            undrawn = f"  no films in the report (playback_episodes: 0 asks for none): {error}"
     context = report_context(run, evidence, taints, regressions, animations, comparison)
     report = build_report(comparison, context)
     _log(run, comparison, report)
@@ -167,6 +172,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
             *(f"  {reason}" for reason in comparison.reasons),
             *ends,
             *(f"  TAINTED: {reason}" for reason in taints),
+            *([undrawn] if undrawn else []),
             f"  report: {run.artifact_place(Artifact.REPORT)}/report.html (run {run.run_id})",
         ),
         verdict=comparison.target_met,
@@ -332,11 +338,11 @@ def report_context(
             f"git checkout {record['git']['commit']}",
             f"{download} --run-id {group.finetune.info.run_id} --dst-path again/trainings",
             f"{download} --run-id {run.run_id} --dst-path again/compare",
-            f"mlflow run . -e baseline -P config=again/trainings/config.yaml -P policy={policy} "
+            f"mlflow run . -e baseline --env-manager local -P config=again/trainings/config.yaml -P policy={policy} "
             f"-P group={again} -P reuse=false",
-            f"mlflow run . -e finetune -P config=again/trainings/config.yaml -P policy={policy} "
+            f"mlflow run . -e finetune --env-manager local -P config=again/trainings/config.yaml -P policy={policy} "
             f"-P group={again} -P reuse=false",
-            f"mlflow run . -e compare -P config=again/compare/config.yaml -P group={again}",
+            f"mlflow run . -e compare --env-manager local -P config=again/compare/config.yaml -P group={again}",
         ),
         versions=record["packages"],
         commit=record["git"]["commit"],

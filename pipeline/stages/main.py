@@ -107,7 +107,7 @@ def plan(config: Main) -> Plan:
         if stage in given and source != "expert":
             raise BadInput(
                 f"main: stages.{stage} is given: collect takes its demonstrations from {source}, so no expert is "
-                "needed; leave it out"
+                f"needed; leave it out (-P stages.{stage}=null)"
             )
     tasks = {stage: load_task(c.task).name for stage, c in configs.items() if c is not None}
     if len(set(tasks.values())) != 1:

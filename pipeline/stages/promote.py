@@ -47,7 +47,8 @@ def inputs(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> dict[
     reference = upstream.get("expert", "latest")
     if _is_zip(reference):
         with TemporaryDirectory(dir=run.folder) as folder:
-            return {"candidate": _import_zip(Task(load_task(config.task)), Path(reference), Path(folder) / "policy")[0]}
+            zipped = Path(reference).expanduser()
+            return {"candidate": _import_zip(Task(load_task(config.task)), zipped, Path(folder) / "policy")[0]}
     version = find_version(run.client, reference, load_task(config.task).name, Alias.CANDIDATE)
     return {name: policy.digest for name, policy in _subjects(run, config, fetch_version(version)).items()}
 
@@ -103,7 +104,7 @@ def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[s
 def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
     """The version to judge; the policy of a run or of a zip is registered as a candidate first: any may apply."""
     if _is_zip(reference):
-        return _from_zip(run, task, Path(reference))
+        return _from_zip(run, task, Path(reference).expanduser())
     if not Reference.parse(reference).run_id:
         return fetch_version(find_version(run.client, reference, task.config.name, Alias.CANDIDATE))
     policy = find_policy(run.client, reference, task.config.name, {})

@@ -36,10 +36,13 @@ def probability_of_improvement(
 ) -> Estimate:
     """P(a run of `better` (runs_a,) scores above a run of `worse` (runs_b,)), ties counting one half; higher wins.
 
-    It is the Mann-Whitney U divided by runs_a * runs_b. Runs against themselves give 0.5.
+    It is the Mann-Whitney U divided by runs_a * runs_b. Runs against themselves give 0.5. The two sides are resampled
+    independently, also where their seeds are matched; a single run on a side says nothing of others: 0 to 1.
     """
     (a, drawn_with), (b, _) = _checked(better, seed), _checked(worse, seed)
     wins = (a[:, None] > b).astype(np.float64) + 0.5 * (a[:, None] == b)  # (runs_a, runs_b)
+    if min(len(a), len(b)) < 2:
+        return Estimate(float(wins.mean()), 0.0, 1.0)
     # the two sides of a bilinear form: shares of each run in a resample, times who wins
     of_a, of_b = resample_weights(len(a), resamples, drawn_with), resample_weights(len(b), resamples, drawn_with + 1)
     resampled = np.einsum("ri,ij,rj->r", of_a, wins, of_b, optimize=True)

@@ -17,6 +17,7 @@ from pipeline.errors import BadInput, did_you_mean
 from pipeline.names import CONTROLS, Arm
 from pipeline.statistics.aggregate import Profile, performance_profile
 from pipeline.statistics.efficiency import (
+    KINDS,
     BreakEven,
     MedianRatio,
     RatioKind,
@@ -110,6 +111,11 @@ class ArmSummary:
     evaluation_steps: int  # environment steps of all evaluations, over all seeds
     wall_seconds: Estimate  # a run
     gradient_steps: float  # a run, mean over seeds
+
+    @property
+    def kind(self) -> RatioKind:
+        """Of its restricted mean: a bound on the sides on which any of the times is one."""
+        return KINDS[any(time.at_floor for time in self.times), self.reached < len(self.times)]
 
     @property
     def training_steps(self) -> int:
@@ -425,15 +431,18 @@ def _reasons(
     sides = {Verdict.FASTER: "lies below 1", Verdict.SLOWER: "lies above 1", Verdict.NO_DIFFERENCE: "contains 1"}
     interval, relation = f"[{ratio.low:.3g}, {ratio.high:.3g}]", "at most" if target_met else "above"
     target = f"{settings.ratio_target:g}: the efficiency target is {'met' if target_met else 'not met'}"
+    over = f"{count} matched seeds" if units == count else f"{units} datasets"
     reasons = [
-        f"the 95 % interval {interval} of the ratio over {count} matched seeds {sides[verdict]}",
+        f"the 95 % interval {interval} of the ratio over {over} {sides[verdict]}",
         f"its upper end {ratio.high:.3g} is {relation} {target}",
     ]
     arms = {"runs from scratch": [p.baseline for p in pairs], "pre-trained runs": [p.pretrained for p in pairs]}
     for missed, flag in (
-        ("did not meet the target within the budget", "censored"),
+        ("did not meet the target within the budget, and count as it", "censored"),
         ("met the target before the first update: no evaluation is early enough to say by how much", "at_floor"),
     ):
         counted = {who: sum(getattr(time, flag) for time in times) for who, times in arms.items()}
         reasons += [f"{number} of {count} {who} {missed}" for who, number in counted.items() if number]
+    if any(pair.pretrained.censored for pair in pairs):
+        reasons.append("how much longer they take is not known: the interval is of times restricted to the budget")
     return tuple(reasons)

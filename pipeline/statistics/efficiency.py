@@ -153,10 +153,11 @@ def restricted_mean(
 ) -> Estimate:
     """Mean of the times, censored ones counted at the budget (restricted mean, Royston and Parmar 2013), over seeds.
 
-    No time is below 0, and so no interval is.
+    No time is below 0 or, where one is censored, above its budget, and so no interval is.
     """
     mean = MeanOverSeeds.of(by_dataset(np.array([float(t.steps) for t in times]), datasets), from_episodes).estimate
-    return replace(mean, low=max(0.0, mean.low))
+    most = max(t.steps for t in times) if any(t.censored for t in times) else inf
+    return replace(mean, low=max(0.0, mean.low), high=min(most, mean.high))
 
 
 def restricted_mean_ratio(pairs: Sequence[SeedPair], from_episodes: FromEpisodes = NO_EPISODES) -> Estimate:
@@ -197,13 +198,17 @@ def median_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLE
     """Median of per-seed ratios, percentile bootstrap over matched pairs; bounds count at their value.
 
     The median is itself a bound exactly when moving the bounds to where the truth might lie would move it; of one from
-    above the interval begins at 0.
+    above the interval begins at 0, of one from below it has no upper end.
     """
     estimate = bootstrap(np.median, np.array([p.ratio for p in pairs]), seed=seed, resamples=resamples)
+    if len(pairs) < 2:
+        estimate = replace(estimate, low=0.0)
     least = np.median([0.0 if p.kind in ("upper bound", "undetermined") else p.ratio for p in pairs])
     most = np.median([inf if p.kind in ("lower bound", "undetermined") else p.ratio for p in pairs])
     if least != estimate.value:
         estimate = replace(estimate, low=0.0)
+    if most != estimate.value:
+        estimate = replace(estimate, high=inf)
     return MedianRatio(estimate, KINDS[bool(least != estimate.value), bool(most != estimate.value)])
 
 

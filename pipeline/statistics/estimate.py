@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 RESAMPLES = 1_000
+CERTAIN = 1e-24  # a variance below: all alike; what is left is rounding
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ def bootstrap(
     """`statistic(*samples, axis=-1)` of paired samples (n,), resampled together.
 
     As `scipy.stats.bootstrap(samples, statistic, paired=True, method="percentile")`, with a stream of its own that
-    stays the same from version to version.
+    stays the same from version to version. A single one says nothing of others: its interval is without ends.
     """
+    if len(samples[0]) < 2:
+        return Estimate(float(statistic(*samples, axis=-1)), -np.inf, np.inf)
     indices = resample_indices(len(samples[0]), resamples, seed)
     resampled = statistic(*(sample[indices] for sample in samples), axis=-1)
     return percentile_interval(float(statistic(*samples, axis=-1)), resampled)
@@ -59,7 +62,7 @@ def pooled_error(of_seeds: np.ndarray | float, seeds: int, from_episodes: FromEp
     """Standard error, and degrees of freedom after Satterthwaite 1946, of variances over seeds and over episodes."""
     variance = np.asarray(of_seeds + from_episodes.variance)
     parts = of_seeds**2 / (seeds - 1) + from_episodes.variance**2 / max(1, from_episodes.episodes - 1)
-    certain = variance < 1e-24  # all alike; what is left is rounding
+    certain = variance < CERTAIN
     freedom = np.where(certain, seeds - 1.0, variance**2 / np.where(certain, 1.0, parts))
     return np.where(certain, 0.0, np.sqrt(variance)), freedom
 
@@ -93,8 +96,11 @@ class MeanOverSeeds:
         if episodes > 1:
             by_episode = values.mean(axis=0)
             rest = values - means[:, None] - by_episode + mean
-            beyond = np.var(by_episode, ddof=1) - np.sum(rest**2) / ((seeds - 1) * (episodes - 1)) / seeds
-            from_episodes = FromEpisodes(max(0.0, float(beyond)) / episodes, episodes)
+            left = float(np.sum(rest**2)) / ((seeds - 1) * (episodes - 1))
+            beyond = float(np.var(by_episode, ddof=1)) - left / seeds
+            from_episodes = FromEpisodes(max(0.0, beyond) / episodes, episodes)
+            if of_seeds < CERTAIN:  # means that are alike by chance: they vary at least by what their episodes do
+                of_seeds = left / episodes / seeds
         error, freedom = pooled_error(of_seeds, seeds, from_episodes)
         return cls(mean, float(error), float(freedom))
 

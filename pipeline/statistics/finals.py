@@ -199,7 +199,8 @@ class Regression:
     after: Estimate  # of the fine-tuned policies, mean over seeds
     difference: Estimate  # after - before of the same seed, mean over seeds
     clones: int  # how many different policies the seeds started from; 1: the interval is about that one alone
-    regressed: bool  # worse, as `decide_final` says of this one figure
+    verdict: FinalVerdict  # of `decide_final` on this one figure
+    regressed: bool  # it is worse
 
 
 def measure_regression(
@@ -223,5 +224,5 @@ def measure_regression(
     return Regression(
         scenario_set, figure, float(started.mean()),
         MeanOverSeeds.of(by_dataset(ended, datasets)).estimate, over.estimate, clones,
-        verdict is FinalVerdict.WORSE,
+        verdict, verdict is FinalVerdict.WORSE,
     )  # fmt: skip

@@ -42,7 +42,7 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray, seed: int) -> float:
     less than 2 / 2^n.
     """
     values = np.asarray(differences, np.float64)
-    if not values.any():
+    if len(values) < 2 or not values.any():
         return 1.0
     resamples = 2 ** min(len(values), EXACT_UP_TO)
     found = permutation_test(

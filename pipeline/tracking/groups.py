@@ -75,11 +75,13 @@ def find_group(client: MlflowClient, reference: str, task: str) -> Group:
     if ours.tags.get(Tag.TRAINING_DIGEST) != theirs.tags.get(Tag.TRAINING_DIGEST):
         settings = [key for key in ours.params.keys() | theirs.params.keys() if key.startswith(CONFIG_PARAM_PREFIX)]
         different = sorted(key for key in settings if ours.params.get(key) != theirs.params.get(key))
-        where = different[0].removeprefix(CONFIG_PARAM_PREFIX) if different else "the task file"
-        values = f": {ours.params.get(different[0])} and {theirs.params.get(different[0])}" if different else ""
+        where = "; ".join(
+            f"{key.removeprefix(CONFIG_PARAM_PREFIX)}: {ours.params.get(key)} and {theirs.params.get(key)}"
+            for key in different
+        )
         raise BadInput(
             f"group {reference!r}: its arms differ in more than initial weights: baseline and finetune differ in "
-            f"{where}{values}; train both arms with one config"
+            f"{where or 'the task file'}; train both arms with one config"
         )
     if ours.tags.get(Tag.SCALING) != theirs.tags.get(Tag.SCALING):
         raise BadInput(
@@ -200,7 +202,7 @@ def _stage_run(client: MlflowClient, stage: str, group: str, task: str) -> Run:
     if not found:
         raise BadInput(
             f"group {group!r} has no finished {stage} of task {task!r}; run it: "
-            f"mlflow run . -e {stage} -P group={group}"
+            f"mlflow run . -e {stage} --env-manager local -P group={group}"
         )
     return found[0]
 

@@ -125,7 +125,8 @@ def find_version(client: MlflowClient, reference: str, task: str, latest_alias: 
     elif alias == Alias.CANDIDATE:
         first = "nothing waits for the gate; name a version to judge it again (-P expert=1), or train one"
     with refused_as(
-        f"expert {reference!r}: the registry has no such version of {name!r}; {first}: mlflow run . -e {entry}"
+        f"expert {reference!r}: the registry has no such version of {name!r}; {first}: "
+        f"mlflow run . -e {entry} --env-manager local"
     ):
         if alias:
             return client.get_model_version_by_alias(name, alias)
@@ -212,7 +213,7 @@ def starting_policies(
         elif made_by_pretrain(get_run(client, str(start.run_id), "policy")):
             raise BadInput(
                 f"policy of {start.reference} has no transfer certificate ({Artifact.CERTIFICATE}), which every clone "
-                "comes with; clone again: mlflow run . -e pretrain"
+                "comes with; clone again: mlflow run . -e pretrain --env-manager local"
             )
         certified[start.run_id] = replace(start, certificate=certificate)
     return {seed: certified[start.run_id] for seed, start in starts.items()}

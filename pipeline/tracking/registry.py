@@ -91,7 +91,7 @@ def require_approved(version: ModelVersion, doing: str) -> None:
     if state != Gate.APPROVED or Alias.APPROVED not in version.aliases:
         raise BadInput(
             f"expert {reference} is not approved (gate: {state}); {doing} takes only the approved version: "
-            "mlflow run . -e promote"
+            "mlflow run . -e promote --env-manager local"
         )
     missing = [tag for tag in (VersionTag.GATE_RUN_ID, VersionTag.POLICY_DIGEST) if tag not in version.tags]
     if not missing and all(until is not None for _, until in history_of(version)):
@@ -99,7 +99,8 @@ def require_approved(version: ModelVersion, doing: str) -> None:
     if missing:
         raise BadInput(
             f"expert {reference} is not approved: its tags say so without {missing[0]}, which the gate writes; "
-            f"{doing} takes only what the gate approved: mlflow run . -e promote -P expert={version.version}"
+            f"{doing} takes only what the gate approved: mlflow run . -e promote --env-manager local "
+            f"-P expert={version.version}"
         )
 
 

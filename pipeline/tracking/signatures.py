@@ -29,7 +29,7 @@ from pipeline.files import digest
 from pipeline.names import Artifact, Gate, VersionTag
 from pipeline.tracking.runs import get_run, read_text_artifact
 
-SIGN: Final = "mlflow run . -e promote -P sign=<private key> -P expert="
+SIGN: Final = "mlflow run . -e promote --env-manager local -P sign=<private key> -P expert="
 
 
 def read_approvers(path: str | Path) -> dict[str, Ed25519PublicKey]:

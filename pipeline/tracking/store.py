@@ -306,4 +306,5 @@ def how_to_look(address: str) -> str:
     uri = mlflow.get_tracking_uri()
     if urlparse(uri).scheme in ("http", "https"):
         return f"open {uri.rstrip('/')}/{address}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}, then open http://127.0.0.1:5000/{address}"
+    port = os.environ.get("MLFLOW_PORT", "5000")  # what `mlflow ui` reads
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}, then open http://127.0.0.1:{port}/{address}"

@@ -1,5 +1,9 @@
 """What a policy sees through a task's camera: pictures that can be worked out by hand, and refusals by name."""
 
+import ctypes.util
+import os
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -153,6 +157,10 @@ def test_pictures_that_show_nothing_or_take_too_much_memory_are_refused(recorded
 # --- MuJoCo ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(
+    sys.platform == "linux" and ctypes.util.find_library("EGL") is None and "MUJOCO_GL" not in os.environ,
+    reason="MuJoCo draws through EGL, which is not installed (Debian: libegl1)",
+)
 def test_mujoco_is_drawn_without_a_screen_and_the_camera_changes_nothing(make_task):
     environment = {"id": "InvertedPendulum-v5"}
     plain, camera = (make_task(use_camera=on, environment=environment).make_env("default") for on in (False, True))

@@ -1,6 +1,9 @@
 """Wrong inputs of every stage, and things that must not be used: one line, code 2, a run that failed with that line."""
 
 import json
+import shutil
+import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,26 +156,33 @@ def test_a_fine_tuned_policy_becomes_the_next_expert_and_the_first_can_be_rolled
 
 
 @pytest.fixture
-def restored():
-    """Change a byte of a file for one test."""
-    before: dict = {}
+def own(tmp_path):
+    """Have this test's store name a copy of the artifacts that a file is among, which may be spoilt; gives the copy."""
 
-    def change(file) -> None:
-        before[file] = file.read_bytes()
-        changed = bytearray(before[file])
-        changed[len(changed) * 3 // 4] ^= 1
-        file.write_bytes(bytes(changed))
+    def copied_file(file: Path) -> Path:
+        root = next(folder for folder in file.parents if folder.name == "artifacts")
+        copy = tmp_path / "own" / root.parent.name / "artifacts"
+        shutil.copytree(root, copy)
+        with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+            for table, column in (("runs", "artifact_uri"), ("logged_models", "artifact_location")):
+                connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(root), str(copy)))
+        return copy / file.relative_to(root)
 
-    yield change
-    for file, content in before.items():
-        file.write_bytes(content)
+    return copied_file
 
 
-def test_an_expert_whose_policy_file_changed_is_refused_by_name_wherever_it_is_used(projects, refused, restored):
+def spoil(file: Path) -> None:
+    """Change a byte."""
+    changed = bytearray(file.read_bytes())
+    changed[len(changed) * 3 // 4] ^= 1
+    file.write_bytes(bytes(changed))
+
+
+def test_an_expert_whose_policy_file_changed_is_refused_by_name_wherever_it_is_used(projects, refused, own):
     version = connect().get_model_version("social_nav-expert", "1")
     model = connect().get_logged_model(version.source.removeprefix("models:/"))
     (weights,) = projects[0].folder.glob(f"mlartifacts/**/{model.model_id}/**/{POLICY_WEIGHTS_FILE}")
-    restored(weights)
+    spoil(own(weights))
     for name, arguments in (
         ("collect", ["--expert", "latest"]),
         ("promote", ["--expert", "1"]),
@@ -195,10 +205,10 @@ def test_a_quarantined_or_tainted_dataset_is_never_trained_on(refused):
     assert "tainted: its expert cheated" in refused("pretrain")
 
 
-def test_a_dataset_whose_bytes_changed_is_never_trained_on(projects, refused, restored):
+def test_a_dataset_whose_bytes_changed_is_never_trained_on(projects, refused, own):
     (arrays,) = projects[0].folder.glob(f"mlartifacts/**/{finished('collect')}/**/trajectories.npz")
-    restored(arrays)
-    refused("pretrain")
+    spoil(own(arrays))
+    assert "digest" in refused("pretrain")
 
 
 def test_a_policy_of_which_nothing_says_what_it_is_is_not_fine_tuned(refused, projects):
@@ -212,8 +222,8 @@ def clone_of_seed(projects, seed: int, file: str):
     return found
 
 
-def test_a_clone_whose_files_changed_is_not_fine_tuned(projects, refused, restored):
-    restored(clone_of_seed(projects, 2, f"policy/{POLICY_WEIGHTS_FILE}"))
+def test_a_clone_whose_files_changed_is_not_fine_tuned(projects, refused, own):
+    spoil(own(clone_of_seed(projects, 2, f"policy/{POLICY_WEIGHTS_FILE}")))
     line = refused("finetune", "--policy", finished("pretrain"))
     assert "files changed" in line
     assert finished("pretrain_seed", seed="2") in line
@@ -225,20 +235,16 @@ def test_a_seed_without_a_clone_of_its_own_is_refused(refused):
     assert "[1, 2, 3]" in line
 
 
-def test_a_forged_certificate_is_refused(projects, refused):
-    file = clone_of_seed(projects, 1, "transfer_certificate.json")
-    text = file.read_text()
-    forged = json.loads(text)
+def test_a_forged_certificate_is_refused(projects, refused, own):
+    file = own(clone_of_seed(projects, 1, "transfer_certificate.json"))
+    forged = json.loads(file.read_text())
     forged["tensors"][next(iter(forged["tensors"]))] = "0" * 36
-    try:
-        file.write_text(json.dumps(forged))
-        line = refused("finetune", "--policy", finished("pretrain"))
-        file.unlink()
-        assert "no transfer certificate" in refused("finetune", "--policy", finished("pretrain"))
-    finally:
-        file.write_text(text)
+    file.write_text(json.dumps(forged))
+    line = refused("finetune", "--policy", finished("pretrain"))
     assert "transfer certificate" in line
     assert "run pretrain again" in line
+    file.unlink()
+    assert "no transfer certificate" in refused("finetune", "--policy", finished("pretrain"))
 
 
 def test_a_policy_of_other_spaces_is_refused_before_it_acts(refused, tmp_path):

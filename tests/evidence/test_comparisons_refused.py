@@ -57,7 +57,7 @@ def test_a_setting_in_which_the_arms_differ_is_named_with_both_values(refusal, c
     assert stage_main("baseline", command) == DONE
     said = refusal(GROUP)
     assert "its arms differ in more than initial weights" in said
-    assert "training.ppo.n_epochs: 1 and 2" in said or "differ in control_timesteps: 0 and 512" in said
+    assert "training.ppo.n_epochs: 1 and 2" in said and "control_timesteps: 0 and 512" in said
 
 
 def test_a_training_whose_evaluations_are_gone_is_named(refusal, runs, tmp_path):

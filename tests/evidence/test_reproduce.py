@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def a_run(stage: str, **tags: str):
 def own_artifacts(run, to: Path) -> Path:
     """The run's artifacts copied, so that a test may spoil them; gives the folder."""
     folder = to / run.info.run_id
-    shutil.copytree(run.info.artifact_uri.removeprefix("file://"), folder)
+    shutil.copytree(unquote(urlparse(run.info.artifact_uri).path), folder)
     with sqlite3.connect(to / "mlflow.db") as connection:
         connection.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (folder.as_uri(), run.info.run_id))
     return folder

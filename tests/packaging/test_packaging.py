@@ -19,9 +19,11 @@ TASK_NAMES = sorted(path.stem for path in ROOT.glob("configs/tasks/*.yaml"))
 
 def tracked(*patterns: str) -> list[Path]:
     """Committed files, or every file where this is no git checkout."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\0")
+    found = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True)
+    if found.returncode != 0:
+        listed = [str(path.relative_to(ROOT)) for pattern in patterns or ["*"] for path in ROOT.rglob(pattern)]
+        return [ROOT / name for name in listed if not name.startswith((".venv", "mlartifacts", "mlruns"))]
+    listed = found.stdout.split("\0")
     return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
 
 

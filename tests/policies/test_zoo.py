@@ -37,7 +37,8 @@ def environment(agent: str) -> gym.Env:
 
 @pytest.mark.parametrize("agent", agents())
 def test_an_agent_of_the_zoo_acts_as_it_does_in_sb3(agent, tmp_path):
-    assert ZOO.is_dir(), f"the agents of the RL Zoo are not at {ZOO}: put them there (DLR-RM/rl-trained-agents)"
+    if not ZOO.is_dir():
+        pytest.skip(f"the agents of the RL Zoo are not at {ZOO}: put them there (DLR-RM/rl-trained-agents)")
     (path,) = (ZOO / agent).glob("*.zip")
     held, env = inspect_sb3_zip(path), environment(agent)
     assert held["refused"] is None

@@ -409,3 +409,13 @@ def test_leaving_out_the_simulation_asks_for_alignment_by_the_data_instead(story
 
 def find_run(client, stage: str) -> str:
     return query.runs(stage=stage).iloc[0].run_id
+
+
+def test_main_goes_from_demonstrations_of_others_though_its_config_would_train_an_expert(story, client, tmp_path):
+    given = {"collect.minari.path": str(export(story, tmp_path / "minari")), "ppo_timesteps": "0"}
+    assert "leave it out (-P stages.train_expert=null)" in refusal("main", "configs/smoke/main.yaml", {}, given)
+    without = {"stages.train_expert": "null", "stages.promote": "null"}
+    run_stage("main", "configs/smoke/main.yaml", {}, {**given, **without})
+    (cloned,) = search(client, {Tag.STAGE: "pretrain"}, limit=1)
+    dataset = fetch_dataset(client.get_run(cloned.data.tags[lineage_run_tag("dataset")]))
+    assert dataset.metadata.demonstrator["kind"] == "imported"

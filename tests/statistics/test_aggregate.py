@@ -7,10 +7,16 @@ from pipeline.statistics.aggregate import (
     performance_profile,
     probability_of_improvement,
 )
+from pipeline.statistics.estimate import Estimate
 
 
 def test_the_interquartile_mean_worked_by_hand() -> None:
     assert interquartile_mean(np.array([100.0, 1, 2, 3, 4, 5, 6, 0]), seed=0).value == 3.5
+
+
+def test_a_single_run_says_nothing_of_others() -> None:
+    assert interquartile_mean(np.array([2.0]), seed=0) == Estimate(2.0, -np.inf, np.inf)
+    assert probability_of_improvement(np.array([2.0]), np.array([1.0]), seed=0) == Estimate(1.0, 0.0, 1.0)
 
 
 def test_the_interval_of_the_interquartile_mean_agrees_with_scipy() -> None:

@@ -369,3 +369,6 @@ def test_a_regression_on_the_demonstrated_scenarios_is_flagged_in_the_direction_
     assert not measure_regression("train", "success_rate", [0.90] * 3, [0.90, 0.91, 0.89], 1, SETTINGS).regressed
     assert measure_regression("train", "collision_rate", [0.02] * 3, [0.05, 0.06, 0.04], 1, SETTINGS).regressed
     assert not measure_regression("train", "collision_rate", [0.05] * 3, [0.01, 0.02, 0.01], 1, SETTINGS).regressed
+    assert worse.verdict == "worse"
+    lost = measure_regression("train", "success_rate", [1.0, 1.0], [0.0, 0.0], 2, SETTINGS)
+    assert (lost.verdict, lost.regressed) == ("not decided", False)  # two seeds decide nothing, whatever they lose

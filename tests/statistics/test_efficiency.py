@@ -1,3 +1,5 @@
+from math import inf
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -117,7 +119,10 @@ def test_a_median_is_a_bound_exactly_when_a_bound_could_move_it() -> None:
     assert median_ratio([pair(400, 80, True), pair(100, 20), pair(100, 30)], 0).kind == "exact"
     above = [pair(100, 20), pair(100, 30), pair(400, 160, True)]  # 0.4 may be 0.1: the median may be 0.2
     assert median_ratio(above, 0).kind == "upper bound"
-    assert median_ratio([pair(100, 10), pair(100, 400, False, True)], 0).kind == "lower bound"
+    below = median_ratio([pair(100, 10), pair(100, 400, False, True)], 0)
+    assert (below.kind, below.estimate.high) == ("lower bound", inf)
+    one = median_ratio([pair(100, 10)], 0).estimate
+    assert (one.value, one.low, one.high) == (0.1, 0.0, inf)  # a single pair says nothing of others
     assert median_ratio([pair(400, 400, True, True)], 0).kind == "undetermined"
 
 
@@ -125,8 +130,9 @@ def test_restricted_mean_counts_a_censored_run_at_the_budget() -> None:
     times = [TimeToTarget(100, False), TimeToTarget(300, True)]
     estimate = restricted_mean(times)
     assert estimate.value == 200.0
-    assert estimate.high - 200.0 == pytest.approx(12.706 * 100, rel=1e-3)  # t of one degree of freedom
-    assert estimate.low == 0.0  # not -1,070.6: no time is negative
+    assert (estimate.low, estimate.high) == (0.0, 300.0)  # not -1,070.6 and 1,470.6: between 0 and the budget
+    met = restricted_mean([TimeToTarget(100, False), TimeToTarget(300, False)])
+    assert met.high - 200.0 == pytest.approx(12.706 * 100, rel=1e-3)  # t of one degree of freedom
 
 
 def test_the_sign_test_equals_scipy_and_counts_only_what_is_certain() -> None:

@@ -1,5 +1,7 @@
 """Intervals over seeds and episodes: worked by hand, and how often they hold the truth."""
 
+from math import sqrt
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -22,8 +24,11 @@ def test_seeds_and_episodes_are_crossed_worked_by_hand():
     assert (found.mean, found.error) == (3.0, pytest.approx(2.0))
     assert found.freedom == pytest.approx(16 / (1 / 1 + 9 / 2))
     # episodes that differ by no more than chance add nothing to the seeds
-    noise = np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])
+    noise = np.array([[0.0, 1.0], [1.0, 0.2], [0.5, 0.5]])
     assert MeanOverSeeds.of(noise).error == MeanOverSeeds.of(noise.mean(axis=1)).error
+    # seeds whose means are alike by chance: residuals of 0.5 leave 4 * 0.25 / 2 over 2 episodes and 3 seeds
+    chance = MeanOverSeeds.of(np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]))
+    assert (chance.mean, chance.error) == (0.5, pytest.approx(sqrt(1 / 12)))
 
 
 def test_one_seed_says_nothing_of_others_and_seeds_that_are_all_alike_leave_no_doubt():

@@ -16,6 +16,7 @@ def test_the_signs_of_paired_differences_are_flipped_in_every_way():
     assert sign_flip_p([0.0, 0.0], 0) == 1.0
     assert sign_flip_p([2.0, 1.0, 0.0], 0) == 4 / 8  # a zero has no sign: each way counts twice
     assert sign_flip_p([-0.5] * 5, 0) == 2 / 32
+    assert sign_flip_p([3.0], 0) == 2 / 2  # one pair: either sign is as far out
 
 
 def test_many_pairs_are_flipped_at_random_and_the_same_seed_gives_the_same_p():

@@ -12,9 +12,10 @@ def read_foreign(path: str | Path, format: str | None = None, keys: Sequence[str
 
     `keys`: those of the observations that are wanted, where they are a Dict and the format leaves a choice.
     """
+    path = Path(path).expanduser()  # `~/.minari/datasets/...`: no shell expands what follows `key=`
     if format is None:
-        format = _format_of(Path(path))
-    if not Path(path).exists():
+        format = _format_of(path)
+    if not path.exists():
         raise BadInput(f"{format}.path {str(path)!r}: there is no such file or folder")
     if format == "minari":
         from pipeline.data.formats.minari import read_minari  # late: Minari and HDF5 take a second
