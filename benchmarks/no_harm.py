@@ -25,6 +25,7 @@ from mlflow import MlflowClient
 
 from pipeline.names import Alias, Tag
 from pipeline.report.text import aligned
+from pipeline.statistics.efficiency import KINDS, SIGNS
 from pipeline.tracking.models import fetch_version, find_version
 from pipeline.tracking.runs import search
 
@@ -99,18 +100,20 @@ def table(store: str) -> str:
                 if (report := reports.get(f"{task}/{grade}/{size}")) is None:
                     continue
                 for arm in report["ranking"]:
-                    figures = [_interval(arm[name], digits) for name, digits in (("ratio", 3), ("difference", 3))]
-                    steps = f"{arm['steps']['value']:,.0f}"
+                    times = report["arms"][arm["arm"]]["times"]
+                    kind = KINDS[any(time["at_floor"] for time in times), any(time["censored"] for time in times)]
+                    steps = f"{SIGNS[kind]}{arm['steps']['value']:,.0f}"
+                    ratio = f"{SIGNS[arm['ratio_kind']]}{_interval(arm['ratio'])}"
                     rows.append(
-                        (f"{task}, {grade}", str(size), arm["arm"], steps, figures[0], f"{arm['ratio_p']:.2g}",
-                         figures[1], f"{arm['difference_p']:.2g}")
+                        (f"{task}, {grade}", str(size), arm["arm"], steps, ratio, f"{arm['ratio_p']:.2g}",
+                         _interval(arm["difference"]), f"{arm['difference_p']:.2g}")
                     )  # fmt: skip
     return aligned("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
-def _interval(estimate: dict, digits: int) -> str:
+def _interval(estimate: dict) -> str:
     value, low, high = (estimate[end] for end in ("value", "low", "high"))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def main() -> None:

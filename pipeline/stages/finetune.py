@@ -9,7 +9,7 @@ from pipeline.config.stages import Finetune, FurtherArm, Pretrain
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput
 from pipeline.learning.arms import Start, arm_jobs
-from pipeline.names import Artifact, Tag, arm_policy_tag, lineage_run_tag
+from pipeline.names import CONTROLS, Artifact, Tag, arm_policy_tag, lineage_run_tag
 from pipeline.play.scenario_shift import scenario_shift
 from pipeline.stages import StageOutcome, run_arms
 from pipeline.statistics.shift import Shift
@@ -150,7 +150,7 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
         shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
     tags = {(arm.arm, arm.job.seed): own.get(arm.arm, starts).tags_of(arm.job.seed) for arm in arms}
     trained = run_arms(run, "finetune", config, task, arms, upstream.get("group"), tags)
-    left = [f"{arm.arm} seed {arm.job.seed}" for arm in arms if arm.job.left_policy is not None]
+    left = [f"{a.arm} seed {a.job.seed}" for a in arms if a.job.left_policy is not None and a.arm not in CONTROLS]
     lines = trained.summary
     if left:
         lines += (f"  fresh weights instead of clones that learnt nothing: {', '.join(left)}",)

@@ -180,6 +180,7 @@ def training_key(job: TrainingJob) -> ContentKey:
         "scaling", "demonstrations", "demonstrations_digest",
     ):  # fmt: skip
         del settings[elsewhere]
+    settings["left_policy"] = job.left_policy is not None  # why does not matter
     start = job.initial_policy
     inputs = {} if start is None else {"initial policy": job.initial_digest or policy_digest(start)}
     if job.demonstrations_digest is not None:

@@ -12,6 +12,7 @@ from project import GROUP, ROOT, TASK
 
 from pipeline import query
 from pipeline.config.training import Network
+from pipeline.errors import BadInput
 from pipeline.names import POLICY_WEIGHTS_FILE, Alias, Gate, Quality, Tag, VersionTag
 from pipeline.policies import build_policy, save_policy
 from pipeline.tracking.runs import search
@@ -160,11 +161,18 @@ def own(tmp_path):
     """Have this test's store name a copy of the artifacts that a file is among, which may be spoilt; gives the copy."""
 
     def copied_file(file: Path) -> Path:
-        root = next(folder for folder in file.parents if folder.name == "artifacts")
+        root = [folder for folder in file.parents if folder.name == "artifacts"][
+            -1
+        ]  # a model has a folder of that name
         copy = tmp_path / "own" / root.parent.name / "artifacts"
         shutil.copytree(root, copy)
         with sqlite3.connect(tmp_path / "mlflow.db") as connection:
-            for table, column in (("runs", "artifact_uri"), ("logged_models", "artifact_location")):
+            places = {
+                "runs": "artifact_uri",
+                "logged_models": "artifact_location",
+                "model_versions": "storage_location",
+            }
+            for table, column in places.items():
                 connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(root), str(copy)))
         return copy / file.relative_to(root)
 
@@ -208,7 +216,7 @@ def test_a_quarantined_or_tainted_dataset_is_never_trained_on(refused):
 def test_a_dataset_whose_bytes_changed_is_never_trained_on(projects, refused, own):
     (arrays,) = projects[0].folder.glob(f"mlartifacts/**/{finished('collect')}/**/trajectories.npz")
     spoil(own(arrays))
-    assert "digest" in refused("pretrain")
+    assert "trajectories.npz cannot be read" in refused("pretrain")
 
 
 def test_a_policy_of_which_nothing_says_what_it_is_is_not_fine_tuned(refused, projects):
@@ -247,6 +255,22 @@ def test_a_forged_certificate_is_refused(projects, refused, own):
     assert "no transfer certificate" in refused("finetune", "--policy", finished("pretrain"))
 
 
+def test_clones_of_one_seed_from_two_runs_are_refused_by_the_seed(refused):
+    twice = finished("pretrain")
+    assert "a run before it has a clone of seed 1 too" in refused("finetune", "--policy", f"{twice},{twice}")
+
+
+def test_what_is_written_for_others_has_an_ending_that_is_known_and_replaces_nothing(changeable):
+    with pytest.raises(BadInput, match="its ending says the format"):
+        query.export_policy(finished("finetune_seed"), str(changeable / "policy.exe"))
+    file = changeable / "baseline.json"
+    assert query.fit_snqi_baseline(finished("collect"), str(file)).startswith("SNQI baseline of ")
+    written = file.read_bytes()
+    with pytest.raises(BadInput, match="exists; give a new one"):
+        query.fit_snqi_baseline(finished("collect"), str(file))
+    assert file.read_bytes() == written and not (changeable / "policy.exe").exists()
+
+
 def test_a_policy_of_other_spaces_is_refused_before_it_acts(refused, tmp_path):
     other = build_policy(spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2), Network(hidden=(4,)), 1)
     save_policy(other, tmp_path / "other", {})
@@ -274,7 +298,7 @@ def test_a_group_without_a_baseline_is_not_compared(refused):
     connect().set_tag(finished("baseline"), Tag.GROUP, "elsewhere")
     line = refused("compare", "--group", GROUP)
     assert f"group '{GROUP}' has no finished baseline of task '{TASK}'" in line
-    assert f"mlflow run . -e baseline -P group={GROUP}" in line
+    assert f"mlflow run . -e baseline --env-manager local -P group={GROUP}" in line
 
 
 def test_stage_configs_of_different_tasks_do_not_make_a_main(refused, tmp_path):

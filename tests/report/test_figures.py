@@ -37,7 +37,7 @@ def test_a_censored_run_gets_an_arrow_and_an_uncensored_figure_none() -> None:
     ]
     without = figures.time_to_target(replace(comparison, pairs=tuple(met)))
     censored = sum(pair.baseline.censored + pair.pretrained.censored for pair in comparison.pairs)
-    arrows = 'id="patch_'  # an arrow is a patch
+    arrows = 'id="time-to-target-patch_'  # an arrow is a patch
     assert censored and with_censored.count(arrows) - without.count(arrows) == censored
     assert len(re.findall("seed [0-9]", with_censored)) >= 5
     assert {"seed 1", "seed 5"} <= set(texts(with_censored))
