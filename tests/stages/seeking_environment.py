@@ -1,6 +1,6 @@
 """A point on a line that must be moved to a mark: continuous actions, eight steps, learnt in a second."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -28,6 +28,18 @@ class Seek(gym.Env):
 
     def _observed(self) -> np.ndarray:
         return np.array([self.point, self.mark], np.float32)
+
+
+class Unseen(Seek):
+    """Declares pictures, and has no screen to draw them on."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def render(self):
+        raise OSError("no screen")
 
 
 def seek(observation: np.ndarray) -> np.ndarray:

@@ -35,6 +35,13 @@ PRETRAIN = {
     "judgement": {"episodes": 30},
 }
 
+SMALL = {  # a training of PPO
+    "total_timesteps": 128,
+    "n_envs": 2,
+    "network": {"hidden": [16]},
+    "ppo": {"n_steps": 32, "batch_size": 32, "n_epochs": 2},
+}
+
 
 @pytest.fixture
 def configs(store, tmp_path, monkeypatch) -> dict[str, str]:
@@ -155,9 +162,8 @@ def test_a_clone_that_learnt_nothing_is_left_and_the_training_is_the_one_from_sc
     pretrained = run_stage("pretrain", configs["pretrain"], {"dataset": dataset}, {"seeds": "[1]"})
     assert pretrained.verdict is False
     config = yaml.safe_load(Path(configs["finetune"]).read_text())
-    ppo = {"n_steps": 32, "batch_size": 32, "n_epochs": 2}
-    small = {"total_timesteps": 128, "n_envs": 2, "network": {"hidden": [16]}, "ppo": ppo}
-    config |= {"training": {**config["training"], **small}, "seeds": [1], "final_episodes": 10}
+    small = {"training": {**config["training"], **SMALL}, "seeds": [1], "final_episodes": 10, "control_timesteps": 0}
+    config |= small
     Path(configs["finetune"]).write_text(yaml.safe_dump(config))
     clones = {"policy": pretrained.outputs["policy"]}
     outcome = run_stage("finetune", configs["finetune"], clones, {"training.evaluation.episodes": "10"})
@@ -176,3 +182,17 @@ def test_a_clone_that_learnt_nothing_is_left_and_the_training_is_the_one_from_sc
     from_clone = the_run("finetune_seed")
     assert from_clone.info.run_id != left.info.run_id and from_clone.data.metrics["transfer/tensors"] > 0
     assert from_clone.data.tags[Tag.LAST_POLICY_DIGEST] != left.data.tags[Tag.LAST_POLICY_DIGEST]
+
+
+def test_what_cannot_be_drawn_costs_a_report_its_films_alone(configs):
+    Path("task.yaml").write_text(yaml.safe_dump({**TASK, "environment": {"id": "seeking_environment:Unseen"}}))
+    finetune = yaml.safe_load(Path(configs["finetune"]).read_text())
+    finetune |= {"training": {**finetune["training"], **SMALL}, "seeds": [1, 2], "final_episodes": 10}
+    Path(configs["finetune"]).write_text(yaml.safe_dump(finetune))
+    steps = {"ppo_timesteps": "128", "finetune_failed_clones": "true"}
+    run_stage("main", configs["main"], {}, {**steps, "compare.playback_episodes": "1"})
+    compared = the_run("compare")
+    assert compared.info.status == "FINISHED"
+    page = read_text_artifact(connect(), compared.info.run_id, f"{Artifact.REPORT}/report.md")
+    assert "No playback was recorded for this report" in page
+    assert "no films in the report (playback_episodes: 0 asks for none)" in compared.data.tags["mlflow.note.content"]
