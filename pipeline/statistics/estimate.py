@@ -8,10 +8,11 @@ holds it in 84 %.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 RESAMPLES = 1_000
 CERTAIN = 1e-24  # a variance below: all alike; what is left is rounding
@@ -224,18 +225,21 @@ def _resample_ranks(count: int, resamples: int, seed: int) -> np.ndarray:
     return ranks
 
 
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
+def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> Estimate:
     """Score interval of a rate: 10 of 10 -> value 1.0, low 0.722, high 1.0 (Wilson 1927).
 
     Unlike the bootstrap it does not shrink to a point when every episode ends alike, so that a rule which asks for
-    confidence can use it. Raises ValueError unless 0 <= successes <= trials and trials >= 1.
+    confidence can use it. Successes may be a mean over several who made the same trials. Raises ValueError unless
+    0 <= successes <= trials and trials >= 1.
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"need 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
-    from scipy.stats import binomtest  # late: no training needs it, and it takes as long to import as torch
-
-    low, high = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return Estimate(successes / trials, float(low), float(high))
+    rate, z = successes / trials, float(ndtri((1 + confidence) / 2))
+    middle = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    reach = z / (1 + z**2 / trials) * sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
+    # subtle: without rounding it ends at 0 and 1 exactly there
+    low = 0.0 if successes == 0 else max(0.0, middle - reach)
+    return Estimate(rate, low, 1.0 if successes == trials else min(1.0, middle + reach))
 
 
 def _check(count: int, resamples: int, confidence: float) -> None:

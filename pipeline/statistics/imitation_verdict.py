@@ -81,13 +81,14 @@ class ImitationVerdict:
 def difference(ours: np.ndarray, theirs: np.ndarray, confidence: float, paired: bool = True) -> Estimate:
     """Mean of `ours` (k, E) minus mean of `theirs` (l, E), or (l, N) unless paired, with its interval.
 
-    Of figures that are 0 or 1: p - q, from the Wilson intervals of both (Newcombe 1998, method 10). Of others:
-    Student's t of the differences of the episodes; unpaired, of two means with the fewer degrees of freedom. Nothing
-    bounds what a single episode says.
+    Several in the same episodes count as their mean: an episode is one trial, however many played it. Of figures that
+    are 0 or 1: p - q, from the Wilson intervals of both (Newcombe 1998, method 10), as if they were of different
+    episodes, which errs on the wide side. Of others: Student's t of the differences of the episodes; unpaired, of two
+    means with the fewer degrees of freedom. Nothing bounds what a single episode says.
     """
     value = float(ours.mean() - theirs.mean())
     if np.isin(np.concatenate([ours.ravel(), theirs.ravel()]), (0.0, 1.0)).all():
-        p, q = (wilson_interval(int(rates.sum()), rates.size, confidence) for rates in (ours, theirs))
+        p, q = (wilson_interval(r.mean(axis=0).sum(), r.shape[1], confidence) for r in (ours, theirs))
         return Estimate(
             value, value - hypot(p.value - p.low, q.high - q.value), value + hypot(p.high - p.value, q.value - q.low)
         )

@@ -10,6 +10,7 @@ import pytest
 from made_up import SETTINGS, made_up_comparison, runs
 from outline import first_screen, outline
 
+from pipeline.learning.adaptive import Decision
 from pipeline.report.comparison_report import build_report, report_data
 from pipeline.report.context import ReferencePolicy, ReportContext
 from pipeline.statistics.comparison import Comparison, UpfrontCost, compare
@@ -116,6 +117,20 @@ def test_one_seed_and_a_further_arm_make_a_report_that_decides_nothing() -> None
     assert [(one.ratio_p, one.difference_p) for one in found.ranking] == [(1.0, 1.0)] * 2
     page = build_report(found, BARE)["report.md"].decode()
     assert "1 seeds cannot give less than 1 before it, so that with so many arms nothing can survive it" in page
+
+
+def test_seeds_whose_clone_was_left_are_named_on_the_first_screen(
+    comparison: Comparison, context: ReportContext
+) -> None:
+    left = {seed: [Decision(0, "clone_weights", 0.0, "it learnt nothing")] for seed in (2, 3)}
+    kept = {1: [Decision(8192, "clone_penalty", 0.5, "no worse")]}
+    page = build_report(comparison, replace(context, decisions={**kept, **left}))["report.html"]
+    assert "The clones of seeds 2, 3 learnt nothing: there the warm start began with fresh weights" in first_screen(
+        page
+    )
+    assert "learnt nothing" not in first_screen(
+        build_report(comparison, replace(context, decisions=kept))["report.html"]
+    )
 
 
 def test_described_figures_that_moved_are_counted_on_the_first_screen_without_a_verdict(comparison: Comparison) -> None:

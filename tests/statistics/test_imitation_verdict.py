@@ -63,6 +63,13 @@ def test_the_returns_of_several_clones_are_averaged_episode_by_episode():
     )
 
 
+def test_a_clone_five_times_over_says_no_more_than_once():
+    once, five = ({"success": dataclasses.replace(successes(4), clones=np.repeat(rate(4), k, axis=0))} for k in (1, 5))
+    assert judge(once, SETTINGS) == judge(five, SETTINGS)
+    # 4 of 100 from 0.0157, 0 of 100 to 0.0370: 0.04 - sqrt(0.0243^2 + 0.0370^2) < 0
+    assert judge(five, SETTINGS).state == "failed"
+
+
 def test_one_episode_bounds_nothing():
     found = difference(np.array([[7.0]]), np.array([[2.0]]), 0.95)
     assert (found.value, found.low, found.high) == (5, -inf, inf)
