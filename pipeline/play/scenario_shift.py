@@ -16,12 +16,12 @@ def scenario_shift(
 ) -> Shift | None:
     """Only the scenarios and the environment can differ, not the policy; `task` is seen as it was recorded.
 
-    None when no episode there passes the filter of the recording.
+    None when fewer than two episodes there pass the filter of the recording: there is nothing to divide anew.
     """
     episodes = task.episodes(scenario_set, SEED, min(EPISODES, len(trajectories)), Purpose.EVALUATE)
     rollouts = record_episodes(task, actor, episodes, metadata.noise_std, SEED)
     rollouts = rollouts.select(rollouts.passing(**metadata.filter))
-    if not len(rollouts):
+    if min(len(rollouts), len(trajectories)) < 2:
         return None
     reference = [flat_rows(trajectories.episode(i).observations) for i in range(len(trajectories))]
     played = [flat_rows(rollouts.episode(i).observations) for i in range(len(rollouts))]

@@ -157,7 +157,7 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     if recorded is None:
         lines += (f"  it started from the policy of {starts.reference}, behind which are no demonstrations",)
     elif shift is None:
-        lines += ("  its scenarios were not held against the demonstrations: nobody could play them as those were",)
+        lines += ("  its scenarios were not held against the demonstrations: too few could be played as those were",)
     elif shift.shifted:
         lines += (
             f"  its scenarios are unlike the demonstrations: distance {shift.distance:.3f} "
@@ -170,8 +170,8 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     """Are the fine-tuning scenarios like the demonstrations: the demonstrator itself plays them, noise, filter and all.
 
     Only the scenarios and the environment can then differ, not the policy; `task` is seen as it was recorded. None
-    when nobody is there to play: the dataset was imported, the script that demonstrated is no longer the same, or no
-    episode there passes the filter.
+    when nobody is there to play: the dataset was imported, the script that demonstrated is no longer the same, or fewer
+    than two episodes there pass the filter.
     """
     dataset = fetch_dataset(get_run(run.client, tags[lineage_run_tag("dataset")], "dataset run"))
     demonstrator = demonstrator_of(run.client, dataset.metadata, task)

@@ -9,10 +9,14 @@ import pytest
 import yaml
 
 from pipeline.cli import stage_main
+from pipeline.config.loading import load_task
 from pipeline.names import Artifact, Metric, Tag
+from pipeline.play.evaluation import record_episodes
+from pipeline.play.scenario_shift import SEED, scenario_shift
 from pipeline.policies import load_policy
 from pipeline.stages import pretrain, run_stage
-from pipeline.tracking.datasets import fetch_for_training
+from pipeline.tasks import Purpose, Task
+from pipeline.tracking.datasets import demonstrator_of, fetch_for_training
 from pipeline.tracking.lineage import trace
 from pipeline.tracking.models import download_policy
 from pipeline.tracking.runs import read_text_artifact, search
@@ -182,6 +186,18 @@ def test_a_clone_that_learnt_nothing_is_left_and_the_training_is_the_one_from_sc
     from_clone = the_run("finetune_seed")
     assert from_clone.info.run_id != left.info.run_id and from_clone.data.metrics["transfer/tensors"] > 0
     assert from_clone.data.tags[Tag.LAST_POLICY_DIGEST] != left.data.tags[Tag.LAST_POLICY_DIGEST]
+
+
+def test_where_the_filter_leaves_one_episode_there_is_no_shift_to_measure(configs):
+    stored = fetch_for_training(connect(), record(configs), "seeking")
+    task = Task(load_task("task.yaml"))
+    actor = demonstrator_of(connect(), stored.metadata, task).actor
+    episodes = task.episodes("train", SEED, 40, Purpose.EVALUATE)
+    returns = np.sort(record_episodes(task, actor, episodes, stored.metadata.noise_std, SEED).returns())
+    for least, measured in ((returns[-1], False), (returns[-2] - 1e-6, True)):
+        metadata = replace(stored.metadata, filter={"only_success": False, "min_return": float(least)})
+        shift = scenario_shift(task, stored.trajectories, metadata, actor, "train")
+        assert (shift is not None) == measured
 
 
 def test_what_cannot_be_drawn_costs_a_report_its_films_alone(configs):
