@@ -18,6 +18,7 @@ LEAST_STD: Final = 0.1
 PENALTY: Final = 1.0
 LEAST_RATE: Final = 0.3  # of the learning rate of a training from scratch
 HOLDS: Final = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0)
+IN_VAIN: Final = 2  # evaluations
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,14 @@ class Anchor:
     """The clone as what the policy is held to, as far as it needs that in order not to do worse.
 
     The hold lets go by degrees while evaluations do not show the policy to be worse than the clone was, at once where
-    one shows it to be better, and grows again where one shows it to be worse. Shown is what is more than two standard
-    errors of the difference in return, episode by episode.
+    one shows it to be better, and grows again where one shows it to be worse. Where that is so a second time under the
+    whole of the hold, it is let go for good: what it is held to is not what it comes to, and keeps it from anything
+    else. Shown is what is more than two standard errors of the difference in return, episode by episode.
     """
 
     clone: list[float] | None = None  # (E,) its returns in the evaluation at step 0
     hold: float = 1.0  # one of HOLDS
+    in_vain: int = 0  # evaluations that showed it to be worse under the whole of the hold
 
     @property
     def penalty(self) -> float:
@@ -118,11 +121,16 @@ class Anchor:
         if self.clone is None:
             self.clone = returns.tolist()
             return None
+        if self.in_vain == IN_VAIN:
+            return None
         gains = returns - np.array(self.clone)
         gain, doubt = float(gains.mean()), 2 * float(gains.std(ddof=1)) / sqrt(len(gains)) if len(gains) > 1 else inf
         before, place = self.hold, HOLDS.index(self.hold)
         if gain < -doubt:
+            self.in_vain += before == HOLDS[-1]
             self.hold, what = HOLDS[min(place + 1, len(HOLDS) - 1)], "worse than"
+            if self.in_vain == IN_VAIN:
+                self.hold, what = HOLDS[0], "in spite of all of the hold, which ends for good, worse than"
         elif gain > doubt:
             self.hold, what = HOLDS[0], "better than"
         else:

@@ -83,8 +83,13 @@ def test_the_hold_lets_go_by_degrees_while_nothing_shows_the_policy_to_be_worse(
 
 
 def test_the_hold_grows_again_where_the_policy_is_shown_to_be_worse():
-    assert holds(CLONE, WORSE, LIKE_IT, WORSE, WORSE) == [1, 1, 0.5, 1, 1]
+    assert holds(CLONE, WORSE, LIKE_IT, WORSE) == [1, 1, 0.5, 1]
     assert holds(CLONE, BETTER, WORSE, WORSE, LIKE_IT) == [1, 0, 0.125, 0.25, 0.125]  # and also after it had let go
+
+
+def test_the_hold_ends_for_good_where_the_policy_is_worse_a_second_time_in_spite_of_all_of_it():
+    assert holds(CLONE, WORSE, WORSE, WORSE) == [1, 1, 0, 0]
+    assert holds(CLONE, WORSE, LIKE_IT, WORSE, WORSE, WORSE, LIKE_IT) == [1, 1, 0.5, 1, 0, 0, 0]
 
 
 def test_the_hold_ends_where_the_policy_is_shown_to_be_better():
