@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 
 from pipeline.names import Alias, Tag
 from pipeline.report.text import aligned
-from pipeline.statistics.efficiency import KINDS, SIGNS
+from pipeline.statistics.efficiency import SIGNS, TimeToTarget, mean_kind
 from pipeline.tracking.models import fetch_version, find_version
 from pipeline.tracking.runs import search
 
@@ -100,8 +100,7 @@ def table(store: str) -> str:
                 if (report := reports.get(f"{task}/{grade}/{size}")) is None:
                     continue
                 for arm in report["ranking"]:
-                    times = report["arms"][arm["arm"]]["times"]
-                    kind = KINDS[any(time["at_floor"] for time in times), any(time["censored"] for time in times)]
+                    kind = mean_kind([TimeToTarget(**time) for time in report["arms"][arm["arm"]]["times"]])
                     steps = f"{SIGNS[kind]}{arm['steps']['value']:,.0f}"
                     ratio = f"{SIGNS[arm['ratio_kind']]}{_interval(arm['ratio'])}"
                     rows.append(

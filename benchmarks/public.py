@@ -30,10 +30,10 @@ from pipeline.config.base import Bound
 from pipeline.names import Arm, Metric, Tag
 from pipeline.report.text import aligned
 from pipeline.statistics.efficiency import (
-    KINDS,
     RatioKind,
     TimeToTarget,
     matched_pair,
+    mean_kind,
     never_met,
     ratio_kind,
     timesteps_to_target,
@@ -207,7 +207,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 over = MeanOverSeeds.of(np.array([warm[seed] - other[seed] for seed in other])).estimate
                 difference = interval(vars(over))
             reached = [not time.censored for time in times[arm].values()]
-            kind = KINDS[any(time.at_floor for time in times[arm].values()), not all(reached)]
+            kind = mean_kind([*times[arm].values()])
             steps = np.mean([time.steps for time in times[arm].values()])
             rows.append(
                 (

@@ -17,7 +17,6 @@ from pipeline.errors import BadInput, did_you_mean
 from pipeline.names import CONTROLS, Arm
 from pipeline.statistics.aggregate import Profile, performance_profile
 from pipeline.statistics.efficiency import (
-    KINDS,
     BreakEven,
     MedianRatio,
     RatioKind,
@@ -26,6 +25,7 @@ from pipeline.statistics.efficiency import (
     TimeToTarget,
     break_even,
     matched_pair,
+    mean_kind,
     mean_saving,
     median_ratio,
     never_met,
@@ -114,8 +114,8 @@ class ArmSummary:
 
     @property
     def kind(self) -> RatioKind:
-        """Of its restricted mean: a bound on the sides on which any of the times is one."""
-        return KINDS[any(time.at_floor for time in self.times), self.reached < len(self.times)]
+        """Of its restricted mean (`mean_kind`)."""
+        return mean_kind(self.times)
 
     @property
     def training_steps(self) -> int:

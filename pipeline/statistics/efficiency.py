@@ -148,6 +148,11 @@ def ratio_kind(pairs: Sequence[SeedPair]) -> RatioKind:
     return KINDS[smaller, any(pair.kind in ("lower bound", "undetermined") for pair in pairs)]
 
 
+def mean_kind(times: Sequence[TimeToTarget]) -> RatioKind:
+    """Of a restricted mean: a bound on the sides on which any of the times is one."""
+    return KINDS[any(time.at_floor for time in times), any(time.censored for time in times)]
+
+
 def restricted_mean(
     times: Sequence[TimeToTarget], from_episodes: FromEpisodes = NO_EPISODES, datasets: Sequence[str] = ()
 ) -> Estimate:

@@ -161,9 +161,7 @@ def own(tmp_path):
     """Have this test's store name a copy of the artifacts that a file is among, which may be spoilt; gives the copy."""
 
     def copied_file(file: Path) -> Path:
-        root = [folder for folder in file.parents if folder.name == "artifacts"][
-            -1
-        ]  # a model has a folder of that name
+        *_, root = (folder for folder in file.parents if folder.name == "artifacts")  # a model has one within it
         copy = tmp_path / "own" / root.parent.name / "artifacts"
         shutil.copytree(root, copy)
         with sqlite3.connect(tmp_path / "mlflow.db") as connection:

@@ -166,8 +166,7 @@ def test_a_clone_that_learnt_nothing_is_left_and_the_training_is_the_one_from_sc
     pretrained = run_stage("pretrain", configs["pretrain"], {"dataset": dataset}, {"seeds": "[1]"})
     assert pretrained.verdict is False
     config = yaml.safe_load(Path(configs["finetune"]).read_text())
-    small = {"training": {**config["training"], **SMALL}, "seeds": [1], "final_episodes": 10, "control_timesteps": 0}
-    config |= small
+    config |= {"training": {**config["training"], **SMALL}, "seeds": [1], "final_episodes": 10, "control_timesteps": 0}
     Path(configs["finetune"]).write_text(yaml.safe_dump(config))
     clones = {"policy": pretrained.outputs["policy"]}
     outcome = run_stage("finetune", configs["finetune"], clones, {"training.evaluation.episodes": "10"})
