@@ -4,7 +4,7 @@
 # make test-slow  what is long by nature: kills, outages, races, failing disks, hostile input, clusters and a team's server
 #             (Debian: apt-get install slurm-wlm munge postgresql), the versions of plain pip
 # make test-processors  the tests under each instruction set that this machine's libraries can be told to use
-# make setup  only the set-up; a second call reuses what is there
+# make setup  only the set-up, with what tests, clusters and exports need; a second call reuses what is there
 # make check  linters, types, import contract
 # make golden, golden-check  what the smoke pipelines leave, bit for bit, before a change and after it
 # make older  the whole pipeline, tiny, on the older versions that plain pip resolves
@@ -37,7 +37,7 @@ DEMO = $(if $(BENCHMARK),-P config=$(BENCHMARK) -P matched_seeds=3 -P finetune.a
 .PHONY: benchmark demo test test-slow slow test-processors golden golden-check setup check older metaworld browser race team ui clean
 
 # the store first: two demos, started in the same second, would both make its tables; artifacts lie beside it
-demo: setup
+demo: $(VENV)/.runs
 	MLFLOW_TRACKING_URI='$(STORE)' MLFLOW_EXPERIMENT_NAME=$(TASK) python -m pipeline store
 	MLFLOW_TRACKING_URI='$(STORE)' mlflow run . -e main --env-manager local --experiment-name $(TASK) $(DEMO)
 
@@ -73,26 +73,31 @@ race: setup
 	python benchmarks/registry_race.py --store sqlite --operations $(RACE_OPERATIONS)
 	python benchmarks/registry_race.py --store postgresql --operations $(RACE_OPERATIONS)
 
-benchmark: setup
+benchmark: $(VENV)/.runs
 	python -m benchmarks.public $(if $(filter command line,$(origin TASK)),$(TASK)) $(if $(ZOO),--zoo '$(ZOO)')
 
 team: setup
 	@python -W ignore -m benchmarks.team
 
 # the first line says which page to open: at its bare address MLflow shows a new browser prompts and traces, not runs
-ui: setup
+ui: $(VENV)/.runs
 	MLFLOW_TRACKING_URI='$(STORE)' $(if $(filter command line,$(origin TASK)),MLFLOW_EXPERIMENT_NAME=$(TASK)) python -m pipeline store
 	$(if $(filter http%,$(STORE)),,mlflow ui --backend-store-uri '$(STORE)')
 
 setup: $(VENV)/.installed
 
+# what tests and clusters need on top of what runs
+$(VENV)/.installed: $(VENV)/.runs
+	"$(BIN)/uv" pip install --quiet --python "$(BIN)/python" -c constraints.txt -e '.[dev]'
+	touch $@
+
 # torch first, with pip: its CPU build is then what everything else finds installed
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.runs: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; give a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
-	"$(BIN)/uv" pip install --quiet --python "$(BIN)/python" -c constraints.txt -e '.[dev]'
+	"$(BIN)/uv" pip install --quiet --python "$(BIN)/python" -c constraints.txt -e .
 	touch $@
 
 # plain pip follows the pins of `imitation`: stable-baselines3 2.2 and gymnasium 0.29
