@@ -92,7 +92,7 @@ OUTPUT_PREFIX: Final = "output."  # and a role: the reference that a stage hands
 
 
 LINEAGE_ROLES: Final = (
-    "expert", "candidate", "gate", "dataset", "policy", "pretrain", "finetune", "baseline", "repaired",
+    "expert", "candidate", "gate", "dataset", "policy", "arm", "pretrain", "finetune", "baseline", "repaired",
     "reproduced",
 )  # fmt: skip
 
@@ -107,9 +107,12 @@ def lineage_run_tag(role: str) -> str:
     return f"{LINEAGE_PREFIX}{role}_run_id"
 
 
-def arm_policy_tag(run_id: str) -> str:
-    """Of a run that has several policies to start from: one for every further one, by the run that made it."""
-    return f"{lineage_run_tag('policy')}.{run_id}"
+def further_policy_tag(role: str, run_id: str) -> str:
+    """Of a run that has several policies to start from: one for every further one, by the run that made it.
+
+    Role `policy`: arms start from all of them, as with several datasets; `arm`: only an arm of its own does.
+    """
+    return f"{lineage_run_tag(role)}.{run_id}"
 
 
 class VersionTag:

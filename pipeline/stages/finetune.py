@@ -9,7 +9,7 @@ from pipeline.config.stages import Finetune, FurtherArm, Pretrain
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput
 from pipeline.learning.arms import Start, arm_jobs
-from pipeline.names import CONTROLS, Artifact, Tag, arm_policy_tag, lineage_run_tag
+from pipeline.names import CONTROLS, Artifact, Tag, further_policy_tag, lineage_run_tag
 from pipeline.play.scenario_shift import scenario_shift
 from pipeline.stages import StageOutcome, run_arms
 from pipeline.statistics.shift import Shift
@@ -55,12 +55,12 @@ class Starts:
     @property
     def lineage(self) -> dict[str, str]:
         """Tags of what starts from all of them: of the first, and by whom the others were made."""
-        return next(iter(self.lineages.values())) | further(self.makers[1:])
+        return next(iter(self.lineages.values())) | further("policy", self.makers[1:])
 
 
-def further(makers: Iterable[Run]) -> dict[str, str]:
+def further(role: str, makers: Iterable[Run]) -> dict[str, str]:
     """Lineage tags of the runs that made policies which a run starts from beside its first."""
-    return {arm_policy_tag(maker.info.run_id): maker.info.run_id for maker in makers}
+    return {further_policy_tag(role, maker.info.run_id): maker.info.run_id for maker in makers}
 
 
 def _read(
@@ -142,7 +142,7 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
         own_policies={arm: its.for_trainings() for arm, its in own.items()},
     )
     run.record_config(config, task.config, digests)
-    run.tag({**made_from, **further(maker for its in own.values() for maker in its.makers)})
+    run.tag({**made_from, **further("arm", (maker for its in own.values() for maker in its.makers))})
     lineages = (tags for its in (starts, *own.values()) for tags in its.lineages.values())
     imitated_datasets(run, (tags.get(lineage_run_tag("dataset")) for tags in lineages))
     shift = None

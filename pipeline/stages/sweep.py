@@ -20,7 +20,7 @@ from optuna import Trial, TrialPruned
 
 from pipeline.config.loading import flatten, to_data, to_yaml
 from pipeline.config.sweep import Sweep
-from pipeline.errors import BadInput, say
+from pipeline.errors import BadInput, Interrupted, disk_refusal, say
 from pipeline.executors.news import TrainingCrashed
 from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.divergence import Diverged
@@ -46,7 +46,6 @@ UPSTREAM = ()
 LOOK_SECONDS = 1.0  # between looks at what other processes do
 REASON_CHARACTERS = 300
 RUN_STATUS: Final = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "lost": "FAILED"}
-ITS_OWN: Final = (BadInput, OSError, TrainingCrashed, NotMeasured)  # ends of a training after which the study goes on
 
 
 class NotWritten(Exception):
@@ -173,8 +172,8 @@ class Trainings:
                 reason = reason_of(error)
             running = [plan.running_excess(curve)] if curve else []
             conclude(trial, reason, worst([*(end.excess for end in done), *running]))
-        except ITS_OWN as error:
-            if self.stop.is_set():
+        except Exception as error:
+            if self.stop.is_set() or not is_its_own(error):
                 raise
             conclude(trial, reason_of(error), None)
             raise TrialFailed from error
@@ -260,7 +259,8 @@ class Trainings:
             try:
                 result = self._trained(job, log.on_event)
             except BaseException as error:
-                own = isinstance(error, ITS_OWN) and not self.stop.is_set()
+                # one that was killed is tried again by the same command: as a trial these values did come to an end
+                own = is_its_own(error) and not isinstance(error, Interrupted) and not self.stop.is_set()
                 log.end("FAILED", reason_of(error) if own else f"not finished: {type(error).__name__}")
                 if not own:
                     raise
@@ -296,6 +296,12 @@ def _refuse(excess: Mapping[str, float], when: str) -> None:
     if not feasible(excess):
         above = ", ".join(f"{name} {value:.3g} above its limit" for name, value in excess.items() if value > 0)
         raise TrialPruned(f"infeasible {when}: {above}")
+
+
+def is_its_own(error: BaseException) -> bool:
+    """An end of a training that follows from its values, after which the study goes on; a full disk is none."""
+    ends = (BadInput, OSError, TrainingCrashed, NotMeasured)
+    return isinstance(error, ends) and disk_refusal(error) is None
 
 
 def reason_of(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from pipeline.errors import BadInput, shortened
@@ -78,7 +79,7 @@ class Forwarder:
             run_id = next((str(run.info.run_id) for run in search(client, wanted, limit=1, status=None)), None)
         if run_id is None:
             all_tags = {MLFLOW_RUN_NAME: name, MLFLOW_PARENT_RUN_ID: stage_run.run_id, **code_tags(), **tags}
-            created = client.create_run(stage_run.experiment_id, tags=operations.texts(all_tags))
+            created = client.create_run(stage_run.experiment_id, tags=resolve_tags(operations.texts(all_tags)))
             run_id = str(created.info.run_id)
             own = tags.get(Tag.LINEAGE_DATASET)
             for operation in stage_run.record:

@@ -23,7 +23,7 @@ from pipeline.names import (
     Quality,
     Tag,
     VersionTag,
-    arm_policy_tag,
+    further_policy_tag,
     lineage_run_tag,
 )
 from pipeline.tracking import registry
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # questions need no policy, and so no torch
 RUN_TAGS = tuple(lineage_run_tag(role) for role in LINEAGE_ROLES)
 # a group has dozens of trainings, and every role takes a search of its own: what cannot be upstream is not searched for
 NOTHING_COMES_FROM = frozenset({"validate", "playback", "evaluate", "compare", "main", "reproduce"})
+ARM_TAG = lineage_run_tag("arm")  # stands only with the run that it names behind it
 POLICY_TAGS = tuple(lineage_run_tag(role) for role in ("expert", "candidate", "policy", "pretrain"))
 # stage -> the role in which others name its run
 MAKES = {"train_expert": "expert", "promote": "gate", "collect": "dataset"} | {
@@ -237,7 +238,7 @@ def _walk_down(client: MlflowClient, start: Iterable[Run], reference: str, tags:
 
 def _named_by(run: Run, tags: Sequence[str]) -> set[str]:
     """Ids of the runs that a run names in these lineage tags, those that a further arm starts from among them."""
-    roles = tuple(f"{tag}." for tag in tags)  # `arm_policy_tag` begins with that of its role
+    roles = tuple(f"{tag}." for tag in tags)  # `further_policy_tag` begins with that of its role
     return {value for key, value in run.data.tags.items() if f"{key}.".startswith(roles)}
 
 
@@ -246,8 +247,9 @@ def _roles_of(run: Run, tags: Sequence[str]) -> Sequence[str]:
     stage = run.data.tags.get(Tag.STAGE, "")
     if stage in NOTHING_COMES_FROM:
         return ()
-    own = [arm_policy_tag(run.info.run_id)] if lineage_run_tag("policy") in tags else []
-    return [*(tag for tag in tags if stage not in SEED_STAGES or tag in POLICY_TAGS), *own]
+    named = [tag for tag in tags if tag != ARM_TAG and (stage not in SEED_STAGES or tag in POLICY_TAGS)]
+    further = [role for role in ("policy", "arm") if lineage_run_tag(role) in tags]
+    return [*named, *(further_policy_tag(role, run.info.run_id) for role in further)]
 
 
 def _node(run: Run) -> Node:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.utils.mlflow_tags import MLFLOW_USER
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_USER
 
 from pipeline.errors import BadInput, shortened
 from pipeline.files import digest
@@ -107,9 +107,14 @@ def require_signature(client: MlflowClient, version: ModelVersion, approvers: st
 
 
 def _refuse_own(client: MlflowClient, version: ModelVersion, user: str) -> None:
-    maker = get_run(client, str(version.run_id), "expert").data.tags.get(MLFLOW_USER)
+    tags = get_run(client, str(version.run_id), "expert").data.tags
+    if MLFLOW_USER not in tags and MLFLOW_PARENT_RUN_ID in tags:  # the run of a seed, made before these named a user
+        tags = get_run(client, tags[MLFLOW_PARENT_RUN_ID], "expert").data.tags
+    name, maker = f"expert {version.name}/{version.version}", tags.get(MLFLOW_USER)
+    if maker is None:
+        raise BadInput(f"{name}: its run {version.run_id} names no user; who trained it has to be known")
     if maker == user:
-        raise BadInput(f"expert {version.name}/{version.version} was trained by {user!r}; somebody else has to sign it")
+        raise BadInput(f"{name} was trained by {user!r}; somebody else has to sign it")
 
 
 def _statement(client: MlflowClient, version: ModelVersion) -> tuple[bytes, str]:

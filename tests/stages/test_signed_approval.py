@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_USER
 
 from pipeline import query
 from pipeline.config.loading import load_task
@@ -18,6 +19,7 @@ from pipeline.policies import build_policy
 from pipeline.policies.sb3 import export_sb3_zip
 from pipeline.stages import run_stage
 from pipeline.tasks import Task
+from pipeline.tracking.runs import search
 from pipeline.tracking.signatures import read_approvers, require_signature
 from pipeline.tracking.store import connect
 
@@ -104,6 +106,22 @@ def test_who_may_not_sign(team):
     team.task = {}
     assert "names no approvers" in refusal(team.sign)
     assert VersionTag.SIGNATURE not in connect().get_model_version(EXPERT, "1").tags
+
+
+def test_nobody_signs_the_policy_of_a_seed_that_they_trained(team, story):
+    client = connect()
+    seed = search(client, {MLFLOW_PARENT_RUN_ID: story.pretrain, Tag.STAGE: "pretrain_seed"})[0].info.run_id
+    team.promote(seed)  # registered as version 2
+    assert team.version("2").run_id == seed
+
+    def try_to_sign() -> str:
+        return refusal(lambda: team.sign(getpass.getuser(), "2"))
+
+    assert "was trained by" in try_to_sign()
+    client.delete_tag(seed, MLFLOW_USER)  # as in stores made before the runs of seeds named a user
+    assert "was trained by" in try_to_sign()
+    client.delete_tag(story.pretrain, MLFLOW_USER)
+    assert "names no user" in try_to_sign()
 
 
 def test_what_was_signed_is_one_version_its_bytes_and_what_the_gate_found(team, story):

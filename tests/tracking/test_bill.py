@@ -2,7 +2,9 @@
 
 import pytest
 
+from pipeline.names import further_policy_tag
 from pipeline.tracking.groups import Group, upfront_cost
+from pipeline.tracking.lineage import derived
 
 
 @pytest.fixture
@@ -69,3 +71,15 @@ def test_an_imported_expert_costs_what_its_file_says_and_without_that_there_is_n
     bench.client.log_metric(imported, "bill/environment_steps", 1_015_808)
     told = cost(bench, tuned)
     assert (told.expert_steps, told.demonstration_steps) == (1_015_808, 200)
+
+
+def test_what_only_a_further_arm_starts_from_is_not_on_the_bill_and_stays_in_the_lineage(bench, spent):
+    dataset, other = spent("collect", 200), spent("collect", 7_000)
+    clones, others = spent("pretrain", 60, dataset=dataset), spent("pretrain", 900, dataset=other)
+    second = spent("pretrain", 5, dataset=dataset)
+    tuned = spent("finetune", 9_999, dataset=dataset, pretrain=clones)
+    bench.client.set_tag(tuned, further_policy_tag("arm", others), others)
+    bench.client.set_tag(tuned, further_policy_tag("policy", second), second)  # of several datasets: all arms'
+    told = cost(bench, tuned)
+    assert (told.demonstration_steps, told.imitation_steps) == (200, 60 + 5)
+    assert {run.info.run_id for run in derived(bench.client, other)} == {other, others, tuned}
