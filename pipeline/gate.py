@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config.stages import GateRule
-from pipeline.errors import BadInput, did_you_mean
+from pipeline.config.task import TaskConfig
+from pipeline.errors import BadInput
 from pipeline.play.evaluation import MEANS, RATES, EpisodeRecords, summarise, summarise_by_scenario
 from pipeline.statistics.estimate import bootstrap_mean, wilson_interval
 
@@ -69,11 +70,20 @@ class GateDecision:
         return {"approved": self.approved, "reasons": list(self.reasons), "rows": [asdict(row) for row in self.rows]}
 
 
+def check_rules(rules: Sequence[GateRule], task: TaskConfig) -> None:
+    """Raise BadInput for a rule of a metric that the task does not measure, and for confidence in what is no mean."""
+    for rule in rules:
+        fault = task.unmeasured("rules", [rule.metric], spread=True)
+        if fault is None and rule.confidence is not None and task.unmeasured("rules", [rule.metric]):
+            fault = f"rules: confidence is for means and rates; {rule.metric!r} is neither"
+        if fault is not None:
+            raise BadInput(fault)
+
+
 def decide(rules: Sequence[GateRule], measured: Sequence[PlayedEpisodes]) -> GateDecision:
     """Hold every rule against every measurement of its scenario set. Exactly at a limit holds.
 
-    Raises BadInput for a rule whose metric the task does not measure; ValueError for a rule without a measurement:
-    a rule that was not tested must not pass.
+    Raises ValueError for a rule without a measurement: a rule that was not tested must not pass.
     """
     rows = []
     for rule in rules:
@@ -86,11 +96,6 @@ def decide(rules: Sequence[GateRule], measured: Sequence[PlayedEpisodes]) -> Gat
 
 def _row(rule: GateRule, measured: PlayedEpisodes) -> GateRow:
     summary = summarise(measured.records)
-    if rule.metric not in summary:
-        raise BadInput(
-            f"rules: metric {rule.metric!r} is not measured on this task.{did_you_mean(rule.metric, summary)} "
-            f"It has: {', '.join(sorted(summary))}"
-        )
     bound, limit, sign = rule.bound(), rule.min, 1.0  # sign: of what is better
     if limit is None:
         assert rule.max is not None
@@ -98,8 +103,6 @@ def _row(rule: GateRule, measured: PlayedEpisodes) -> GateRow:
     compared = value = summary[rule.metric].value
     if rule.confidence is not None:
         name = {figure: name for name, figure in MEANS.items()}.get(rule.metric, rule.metric)
-        if name not in measured.records.metrics:
-            raise BadInput(f"rules: confidence is for means and rates; {rule.metric!r} is neither")
         values = measured.records.metrics[name]
         if name in RATES:  # Wilson's: the bootstrap of 100 successes in 100 episodes is a point, which claims certainty
             interval = wilson_interval(int(values.sum()), len(values), rule.confidence)

@@ -20,7 +20,7 @@ from pipeline.config.base import (
     configuration,
 )
 from pipeline.config.sweep import Sweep
-from pipeline.config.task import Wrapper
+from pipeline.config.task import TaskConfig, Wrapper
 from pipeline.config.training import (
     ADAPTIVE,
     ADAPTIVE_WARM_START,
@@ -36,7 +36,7 @@ from pipeline.config.training import (
     ScalingSettings,
     WarmStart,
 )
-from pipeline.errors import did_you_mean, shortened
+from pipeline.errors import BadInput, did_you_mean, shortened
 from pipeline.names import ARMS, START
 
 
@@ -429,6 +429,16 @@ class Compare:
     playback_episodes: Steps = 4
     """Episodes shown side by side, at most: of the fine-tuned policy one of median return, its worst, a failure, and
     one of the hold-out scenarios."""
+
+    def solved(self, task: TaskConfig) -> dict[str, Bound]:
+        """Figure -> bound that counts as solved. Raises BadInput where nothing does, or nobody measures it."""
+        target = self.target or task.thresholds
+        fault = task.unmeasured("target", target)
+        if not target:
+            fault = f"target is empty, and so are the thresholds of task {task.name!r}; give a figure with its bound"
+        if fault is not None:
+            raise BadInput(f"compare: {fault}")
+        return target
 
 
 @configuration

@@ -1,11 +1,13 @@
 """What a task is: an environment, how its final info maps to outcomes, thresholds and scenario sets."""
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from pipeline.config.base import Bound, Count, LibraryArguments, Name, Positive, Steps, configuration
+from pipeline.errors import did_you_mean
 from pipeline.names import Metric
 
 MINIMISED: Final = (Metric.COLLISION_RATE, "comfort_exposure")  # in every task, whatever its file says
@@ -16,6 +18,8 @@ UNDECISIVE: Final = ("environment_workers", "device", "executor", "approvers", *
 AUTO: Final = "auto"
 CPU: Final = "cpu"
 GPU: Final = "cuda"
+SNQI: Final = "snqi"
+SPREAD: Final = ("median", "p5", "p95", "std", "min", "max")
 SMALLEST_DIFFERENCE: Final = {Metric.SUCCESS_RATE: 0.02, Metric.COLLISION_RATE: 0.02}
 
 
@@ -168,6 +172,28 @@ class TaskConfig:
         for set_name in self.holdout_sets:
             if set_name not in self.scenario_sets:
                 raise ValueError(f"holdout_sets names {set_name!r}, which scenario_sets does not define")
+        smallest = self.smallest_difference.keys() - SMALLEST_DIFFERENCE.keys()
+        fault = self.unmeasured("thresholds", self.thresholds)
+        if fault := fault or self.unmeasured("smallest_difference", sorted(smallest), spread=True):
+            raise ValueError(fault)
+
+    def unmeasured(self, setting: str, figures: Iterable[str], spread: bool = False) -> str | None:
+        """What is wrong with a setting that names a figure which no evaluation of this task has; None: nothing.
+
+        It has means and rates; with `spread` the median, quantiles and extremes of returns and lengths as well.
+        """
+        collision = () if self.collision is None else (Metric.COLLISION_RATE,)
+        index = () if self.snqi is None else (SNQI,)
+        kinds = ("mean", *(SPREAD if spread else ()))
+        known = [Metric.SUCCESS_RATE, *collision, *index, *self.metrics]
+        known += [f"{name}_{kind}" for name in (Metric.RETURN, Metric.LENGTH) for kind in kinds]
+        for figure in figures:
+            if figure not in known:
+                return (
+                    f"{setting}: {figure!r} is not measured in task {self.name!r}.{did_you_mean(figure, known)} "
+                    f"It measures: {', '.join(known)}"
+                )
+        return None
 
     @property
     def minimised(self) -> frozenset[str]:

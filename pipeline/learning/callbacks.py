@@ -11,7 +11,6 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
-from pipeline.errors import BadInput, did_you_mean
 from pipeline.learning.continued import Continued
 from pipeline.learning.jobs import Emit, EvaluationPoint, TrainingEvent, TrainingJob
 from pipeline.learning.schedule import converged_at, evaluation_episodes, next_evaluation, select_figure
@@ -163,12 +162,6 @@ class EvaluationCallback(BaseCallback):
         policy, timestep = self.model.acting_policy(), self.model.num_timesteps
         records = run_episodes(self._task, act_function(policy), self._episodes, env=self.env)
         figures = point_figures(records)
-        for name in self._task.config.thresholds:
-            if name not in figures:
-                raise BadInput(
-                    f"task {self._task.config.name!r}: threshold {name!r} is not a measured figure."
-                    f"{did_you_mean(name, figures)} Measured are: {', '.join(figures)}"
-                )
         value = select_figure(figures, job.best_metric, self._task.config)
         before = self.points[-1].timestep if self.points else None
         self.points.append(EvaluationPoint(timestep, replace(records, action_histogram=None)))

@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 from pipeline.config.stages import Collect
-from pipeline.config.task import TaskConfig
+from pipeline.config.task import SNQI, TaskConfig
 from pipeline.data import Trajectories, concatenate
 from pipeline.data.formats.npz import refuse_oversize
 from pipeline.data.observations import one_row, to_rows
@@ -35,7 +35,6 @@ from pipeline.tasks import Purpose, Task
 HISTOGRAM_BINS: Final = 20
 RATES: Final = {Metric.SUCCESS: Metric.SUCCESS_RATE, Metric.COLLISION: Metric.COLLISION_RATE}
 MEANS: Final = {**RATES, **{name: f"{name}_mean" for name in (Metric.RETURN, Metric.LENGTH)}}  # others keep their names
-SNQI: Final = "snqi"
 
 
 Recorder = Callable[[Sequence[Episode]], Trajectories]

@@ -106,8 +106,9 @@ def sweep_markdown(report: SweepReport, missing: Sequence[str]) -> str:
 
     def place(trial: TrialRecord) -> tuple[float, ...]:
         order = kinds.index(trial.kind) if trial.kind in kinds else len(kinds)
+        violation = (trial.violation or 0.0) if trial.kind == "infeasible" else 0.0
         value = float("inf") if trial.value is None else -trial.value if report.maximise else trial.value
-        return (order, value, trial.number)
+        return (order, violation, value, trial.number)
 
     def setting(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

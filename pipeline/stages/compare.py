@@ -102,6 +102,7 @@ def _inputs(group: Group, task: TaskConfig) -> dict[str, str]:
 
 def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOutcome:
     task = load_task(config.task)
+    target = config.solved(task)
     group = find_group(run.client, upstream.get("group", "latest"), task.name)
     trained = read_config(run.client, group.finetune, Finetune)
     seen = Task(task, trained.training.environment, trained.training.use_camera)
@@ -119,7 +120,7 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     if len(steps) < 2:
         raise BadInput(f"group {group.name!r}: its trainings were evaluated once only; nothing can be compared")
     settings = ComparisonSettings(
-        target=config.target or task.thresholds,
+        target=target,
         patience=config.patience,
         evaluation_interval=int(steps[1] - steps[0]),
         ratio_target=config.ratio_target,

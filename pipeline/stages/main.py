@@ -23,6 +23,7 @@ from pipeline.config.stages import (
     TrainExpert,
 )
 from pipeline.errors import BadInput, say
+from pipeline.gate import check_rules
 from pipeline.learning.arms import check_arms
 from pipeline.names import OUTPUT_PREFIX, REUSED_PREFIX, Artifact, Tag
 from pipeline.report.clips import check_drawable
@@ -188,8 +189,10 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
     # what a later stage would refuse is refused before hours of others are behind it
     if clones:
         if stages.promote is not None:
+            judged = Task(load_task(stages.promote.task))
+            check_rules(stages.promote.rules, judged.config)
             for rule in stages.promote.rules:
-                Task(load_task(stages.promote.task)).shares(rule.scenario_set)
+                judged.shares(rule.scenario_set)
         Task(load_task(stages.collect.task)).refuse_holdouts(stages.collect.scenario_set, "recording")
         Task(load_task(stages.pretrain.task)).refuse_holdouts(stages.pretrain.scenario_set, "evaluating a training")
     if config.ppo_timesteps != 0:
@@ -197,6 +200,8 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
         task = Task(load_task(stages.finetune.task), training.environment, training.use_camera)
         check_arms(stages.finetune, task)
         check_drawable(task, "finetune.training.visualize_every", training.visualize_every)
+        if clones or "policy" in upstream:
+            stages.compare.solved(load_task(stages.compare.task))
     with contextlib.ExitStack() as stack:
         parent, elsewhere = run, config.experiment_name
         if elsewhere is not None:  # the stages nest in a run of the experiment that the config names

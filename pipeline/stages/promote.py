@@ -15,7 +15,7 @@ from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
 from pipeline.errors import BadInput
 from pipeline.executors.players import Player, rollouts
-from pipeline.gate import GateDecision, PlayedEpisodes, decide
+from pipeline.gate import GateDecision, PlayedEpisodes, check_rules, decide
 from pipeline.names import Alias, Artifact, Metric, Tag, VersionTag, lineage_run_tag
 from pipeline.play.demonstrators import as_policy_sees
 from pipeline.policies import WRAPPERS, save_policy
@@ -62,6 +62,9 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
         return _roll_back(run, config, task, reference)
     if config.sign is not None:
         return _sign(run, config, task, reference, config.sign)
+    check_rules(config.rules, task.config)  # before anything is registered
+    for rule in config.rules:
+        task.shares(rule.scenario_set)
     candidate = _candidate(run, task, reference)
     lineage.refuse_tainted(run.client, candidate, "the gate")
     subjects = _subjects(run, config, candidate)

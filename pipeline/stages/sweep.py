@@ -74,13 +74,17 @@ def run(run: StageRun, config: Sweep, upstream: Mapping[str, str]) -> StageOutco
     run.json(report.to_json(), Artifact.SWEEP_JSON)
     run.metrics({f"sweep/{name}": count for name, count in report.counts().items()})
     run.metrics({Metric.ENVIRONMENT_STEPS: sum(trial.notes.get("steps", 0) for trial in report.trials)})
+    found: tuple[str, ...] = ()
     if (best := report.winner) is not None and best.trial is not None:
         header = "".join(f"# {line.strip()}\n" for line in report.lines())
-        run.text(header + to_yaml(plan.trial_config(report.trials[best.trial].values)), Artifact.BEST_CONFIG)
+        winner = plan.trial_config(report.trials[best.trial].values)
+        run.text(header + to_yaml(winner), Artifact.BEST_CONFIG)
         run.tag({Tag.TRIAL: best.trial})
         figures = {"sweep": best.sweep_value, "fresh": best.fresh_value, "gain": report.gain}
         run.metrics({f"{Metric.OBJECTIVE}/{name}": v for name, v in figures.items() if v is not None})
-    return StageOutcome(report.lines(), verdict=report.winner is not None)
+        steps = f"{winner.training.total_timesteps:,} steps, as {config.base}; a trial had {plan.budget:,}"
+        found = (f"  for train_expert: {Artifact.BEST_CONFIG} of run {run.run_id} ({steps})",)
+    return StageOutcome((*report.lines(), *found), verdict=report.winner is not None)
 
 
 @dataclass
@@ -256,6 +260,7 @@ class Trainings:
             trial = "default" if number is None else number
             tags = {Tag.STAGE: SWEEP_FRESH, Tag.STUDY: self.plan.config.study_name, Tag.TRIAL: trial}
             log = SeedRun(self.forwarder, job, tags)
+            log.run.params({f"{CONFIG_PARAM_PREFIX}{key}": value for key, value in flatten(dict(values)).items()})
             try:
                 result = self._trained(job, log.on_event)
             except BaseException as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.config.loading import load_task
 from pipeline.config.stages import TrainExpert
 from pipeline.config.task import TaskConfig
+from pipeline.errors import BadInput
 from pipeline.learning.arms import expert_jobs
 from pipeline.learning.diagnosis import diagnose
 from pipeline.learning.jobs import TrainingResult
@@ -34,6 +35,11 @@ def inputs(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> d
 
 def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> StageOutcome:
     task = Task(load_task(config.task), config.training.environment, config.training.use_camera)
+    if not task.config.thresholds:
+        raise BadInput(
+            f"task {task.config.name!r}: thresholds is empty, so nothing says when an expert is good enough; give a "
+            "figure with its bound, such as success_rate: {min: 0.9}"
+        )
     jobs = expert_jobs(config, task, run.folder)
     run.record_config(config, task.config, inputs(run, config, upstream))
     results = train(run, "train_expert", jobs, [{Tag.STAGE: "train_expert_seed"}] * len(jobs), config.workers)

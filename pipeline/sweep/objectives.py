@@ -13,10 +13,10 @@ from math import isfinite
 import numpy as np
 
 from pipeline.config.sweep import Objective
-from pipeline.config.task import TaskConfig
-from pipeline.errors import BadInput, did_you_mean
+from pipeline.config.task import SNQI, TaskConfig
+from pipeline.errors import BadInput
 from pipeline.names import Metric
-from pipeline.play.evaluation import RATES, SNQI, with_snqi
+from pipeline.play.evaluation import RATES, with_snqi
 from pipeline.statistics.snqi import TERMS
 
 
@@ -115,22 +115,14 @@ def check_measurable(
     objective: Objective, constraints: Mapping[str, float], best_metric: str, task: TaskConfig
 ) -> None:
     """Refuse a figure that the task does not measure. Raises BadInput, before the first trial."""
-    known = [
-        *(f"{metric}_mean" for metric in (Metric.RETURN, Metric.LENGTH)), Metric.SUCCESS_RATE,
-        *([] if task.collision is None else [Metric.COLLISION_RATE]),
-        *task.metrics, *([] if task.snqi is None else [SNQI]),
-    ]  # fmt: skip
     asked = {
         "best_metric": f"{Metric.RETURN}_mean" if best_metric == Metric.EPISODE_RETURN else best_metric,
         "objective.metric": objective.figure,
         **{f"constraint_{figure}_max": figure for figure in constraints},
     }
     for setting, figure in asked.items():
-        if figure not in known:
-            raise BadInput(
-                f"{setting}: {figure!r} is not measured in task {task.name!r}.{did_you_mean(figure, known)} "
-                f"It measures: {', '.join(known)}"
-            )
+        if fault := task.unmeasured(setting, [figure]):
+            raise BadInput(fault)
 
 
 # --- what is trained again on fresh seeds ----------------------------------------------------------------------------

@@ -82,8 +82,10 @@ class TrialRecord:
 
     @property
     def kind(self) -> str:
-        """Its state, but for a complete one feasible or infeasible."""
-        return self.state if self.state != "complete" else "feasible" if self.feasible else "infeasible"
+        """Its state, but infeasible where it broke a constraint, complete or pruned; a complete one else feasible."""
+        if self.state in ("complete", "pruned") and self.feasible is False:
+            return "infeasible"
+        return "feasible" if self.state == "complete" else self.state
 
 
 class SweepStudy:

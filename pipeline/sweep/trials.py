@@ -52,13 +52,17 @@ class TrialPlan:
     """What every training of a sweep has in common, and how each is judged."""
 
     config: Sweep
-    base: TrainExpert  # with the budget of a trial
+    base: TrainExpert
     task: TaskConfig
 
     @property
     def budget(self) -> int:
-        """Environment steps of every training."""
-        return self.base.training.total_timesteps
+        """Environment steps of every training of the sweep."""
+        return self.config.trial_timesteps or self.base.training.total_timesteps
+
+    def _of_a_trial(self, config: TrainExpert) -> TrainExpert:
+        """With the budget of a trial."""
+        return replace(config, training=replace(config.training, total_timesteps=self.budget))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -76,10 +80,14 @@ class TrialPlan:
             "search_space", "sampler", "pruner", "seed", "seeds_per_trial", "objective", "constraint_handling",
             "constraint_collision_rate_max", "constraint_comfort_exposure_max", "constraint_prune_from",
         )  # fmt: skip
-        return {"base": to_data(self.base), "task": to_data(self.task), **{key: data[key] for key in own}}
+        base = self._of_a_trial(self.base)
+        return {"base": to_data(base), "task": to_data(self.task), **{key: data[key] for key in own}}
 
     def trial_config(self, values: Mapping[str, Any]) -> TrainExpert:
-        """The base config with `{"training.ppo.n_steps": 64}` in place, as `train_expert` takes it. Raises BadInput."""
+        """The base config with `{"training.ppo.n_steps": 64}` in place, as `train_expert` takes it. Raises BadInput.
+
+        Its budget is the base config's, not that of a trial.
+        """
         data, source = to_data(self.base), f"config {self.config.base!r}"
         for key, value in values.items():
             set_dotted(data, key, value, source)
@@ -90,7 +98,7 @@ class TrialPlan:
 
         Raises BadInput for values that contradict each other.
         """
-        config = self.trial_config(values)
+        config = self._of_a_trial(self.trial_config(values))
         training = config.training
         if fresh:
             evaluation = replace(training.evaluation, seed=(training.evaluation.seed + 1) % 2**31)
@@ -143,8 +151,6 @@ class TrialPlan:
 def trial_plan(config: Sweep) -> TrialPlan:
     """Base config and task of a sweep, checked with every end of the search space before any trial. Raises BadInput."""
     base = load(TrainExpert, config.base)
-    if config.trial_timesteps is not None:
-        base = replace(base, training=replace(base.training, total_timesteps=config.trial_timesteps))
     if len(base.seeds) < config.seeds_per_trial:
         raise BadInput(
             f"seeds_per_trial = {config.seeds_per_trial}, but {config.base!r} has {len(base.seeds)} seeds; add some"

@@ -285,6 +285,16 @@ EXPERT = "task: t\n"
         (TaskConfig, TASK + f"horizon: {10**400}", ["horizon = 1000", "less than or equal to"]),
         (TaskConfig, TASK.replace("near: 2", f"near: {10**400}"), ["scenario_sets.train.near = 1000", "finite"]),
         (TaskConfig, TASK + "horizon: 0", ["horizon = 0", "greater than or equal to 1"]),
+        (
+            TaskConfig,
+            TASK + "smallest_difference: {sucess_rate: 0.1}",
+            ["smallest_difference: 'sucess_rate'", "'success_rate'?"],
+        ),
+        (
+            TaskConfig,
+            TASK.replace("{success_rate: {min", "{collision_rate: {min"),
+            ["thresholds: 'collision_rate' is not"],
+        ),
         (TaskConfig, TASK + "holdout_sets: [hold]", ["holdout_sets names 'hold'", "scenario_sets does not define"]),
         (TaskConfig, TASK.replace("far: 1}, hold", "fra: 1}, hold"), ["'train' names 'fra'", "does not define"]),
         (TaskConfig, TASK.replace("near: 2", "near: 0"), ["scenario_sets.train.near = 0", "greater than 0"]),

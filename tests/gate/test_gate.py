@@ -1,16 +1,21 @@
 """The gate's decision, held against figures worked out by hand."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from pipeline.config.loading import validate
+from pipeline.config.loading import load_task, validate
 from pipeline.config.stages import GateRule
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
-from pipeline.gate import GateDecision, PlayedEpisodes, decide
-from pipeline.play.evaluation import EpisodeRecords
+from pipeline.gate import GateDecision, PlayedEpisodes, check_rules, decide
+from pipeline.play.evaluation import EpisodeRecords, run_episodes, summarise
+from pipeline.tasks import Purpose, Task
 
 N = 200
+TASK = load_task(Path(__file__).parents[2] / "configs/tasks/social_nav.yaml")
 
 
 def records(success=(N, 0), collisions=0, returns=None, scenarios=("a", "b"), extra=None) -> EpisodeRecords:
@@ -130,8 +135,21 @@ def test_nothing_measured_is_no_approval():
 
 
 def test_a_metric_that_the_task_does_not_measure_is_refused_by_name():
+    known = ("success_rate", "path_efficiency", "return_mean", "return_p5", "length_max", "collision_rate")
+    check_rules([rule(metric, min=0.0) for metric in known], TASK)
     with pytest.raises(BadInput, match=r"'sucess_rate' is not measured.*Did you mean 'success_rate'\?.*return_mean"):
-        decide([rule("sucess_rate", min=0.9)], [measured()])
+        check_rules([rule("sucess_rate", min=0.9)], TASK)
+    with pytest.raises(BadInput, match="'collision_rate' is not measured"):
+        check_rules([rule("collision_rate", max=0.1)], replace(TASK, collision=None, thresholds={}))
+
+
+def test_rules_may_name_exactly_what_episodes_of_a_task_are_summarised_by(in_repository):
+    task = Task(load_task("configs/tasks/social_nav.yaml"))
+    played = run_episodes(task, lambda seen: np.zeros((len(seen), 2)), task.episodes("train_small", 0, 2, Purpose.GATE))
+    figures = summarise(played)
+    check_rules([rule(figure, min=0.0) for figure in figures], task.config)
+    said = task.config.unmeasured("rules", ["nothing"], spread=True)
+    assert set(said.rpartition("It measures: ")[2].split(", ")) == set(figures)
 
 
 def test_a_figure_that_is_not_a_number_holds_nothing():
@@ -186,7 +204,7 @@ def test_the_confidence_bound_of_a_mean_agrees_with_the_normal_interval():
 
 def test_confidence_in_a_quantile_is_refused():
     with pytest.raises(BadInput, match="confidence is for means and rates; 'return_p5' is neither"):
-        decide([rule("return_p5", min=0, confidence=0.95)], [measured()])
+        check_rules([rule("return_p5", min=0, confidence=0.95)], TASK)
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 1.5, -0.1])

@@ -328,12 +328,6 @@ def test_a_job_that_cannot_be_done_is_refused_before_the_first_step(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_threshold_that_nobody_measures_is_refused_by_name(cartpole, make_training, tmp_path):
-    task = replace(cartpole, thresholds={"collision_rate": Bound(max=0.1)})
-    with pytest.raises(BadInput, match="threshold 'collision_rate' is not a measured figure"):
-        train(TrainingJob(task, make_training(), 1, str(tmp_path)), ignore)
-
-
 def test_an_expert_computes_in_the_units_that_its_config_gives(cartpole, tmp_path):
     given = {"task": "t", "seeds": [1], "scaling": {"observations": {"all": {"offset": 1.0, "scale": 4.0}}}}
     (job,) = expert_jobs(validate(TrainExpert, given, "test"), Task(cartpole), tmp_path)

@@ -5,13 +5,16 @@ import json
 import os
 import pickle
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pipeline import query
+from pipeline.config.base import Bound
 from pipeline.config.loading import load_task
+from pipeline.config.stages import Compare
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
 from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag
@@ -22,6 +25,7 @@ from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.runs import read_text_artifact
 from pipeline.tracking.stage_run import open_run
+from pipeline.tracking.store import connect
 
 PROMOTE = "configs/smoke/promote.yaml"
 IMPOSSIBLE = {"rules": "[{scenario_set: train_small, metric: success_rate, min: 1.1}]"}
@@ -48,6 +52,32 @@ def promote_clone(story):
     outcome = run_stage("promote", PROMOTE, {"expert": story.pretrain}, EASY)
     assert outcome.verdict is True
     return outcome
+
+
+def test_rules_that_cannot_be_held_register_nothing(story):
+    client = connect()
+    before = client.get_registered_model(EXPERT)
+    for wrong, word in (
+        ("{scenario_set: train_small, metric: sucess_rate, min: 0}", "'sucess_rate' is not measured"),
+        ("{scenario_set: train_small, metric: return_p5, min: 0, confidence: 0.9}", "for means and rates"),
+        ("{scenario_set: trian, metric: success_rate, min: 0}", "'trian'"),
+    ):
+        for expert in (story.pretrain, str(story.zip)):
+            assert word in refusal("promote", {"expert": expert}, {"rules": f"[{wrong}]"})
+    after = client.get_registered_model(EXPERT)
+    assert (after.latest_versions[0].version, after.aliases) == (before.latest_versions[0].version, before.aliases)
+
+
+def test_a_task_without_thresholds_has_no_expert_and_no_comparison(in_repository, store, tmp_path):
+    shipped = Path("configs/tasks/social_nav.yaml").read_text()
+    limits = "  success_rate: {min: 0.90}\n  collision_rate: {max: 0.05}\n"
+    file = tmp_path / "social_nav.yaml"
+    file.write_text(shipped.replace(f"thresholds:\n{limits}", "thresholds: {}\n"))
+    assert "thresholds is empty" in refusal("train_expert", {}, {"task": str(file)})
+    with pytest.raises(BadInput, match="target is empty"):
+        Compare(str(file)).solved(load_task(file))
+    with pytest.raises(BadInput, match="target: 'sucess_rate' is not measured"):
+        Compare(str(file), {"sucess_rate": Bound(min=1.0)}).solved(load_task(file))
 
 
 def another_zip(folder, seed: int = 5):

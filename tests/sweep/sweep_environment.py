@@ -1,7 +1,10 @@
 """An environment whose success and collision rates follow from its keyword arguments, whatever the policy does."""
 
+import errno
 import os
+import signal
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -11,12 +14,18 @@ STEPS = 4
 
 
 class Fated(gym.Env):
-    """Episodes of four steps; a share `skill` of them succeeds, a share `reckless` collides, by their seed."""
+    """Episodes of four steps; a share `skill` of them succeeds, a share `reckless` collides, by their seed.
 
-    def __init__(self, skill: float = 0.5, reckless: float = 0.0, breaks: bool = False, slow: float = 0.0) -> None:
+    While the file `fault` says so, the disk is `full`, or the process is killed (`kill`).
+    """
+
+    def __init__(
+        self, skill: float = 0.5, reckless: float = 0.0, breaks: bool = False, slow: float = 0.0, fault: str = ""
+    ) -> None:
         self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.action_space = spaces.Discrete(2)
         self._skill, self._reckless, self._breaks, self._slow = skill, reckless, breaks, slow
+        self._fault = Path(fault or os.devnull)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
@@ -26,6 +35,11 @@ class Fated(gym.Env):
     def step(self, action):
         if self._breaks:
             raise ArithmeticError("the wheels came off")
+        fault = self._fault.read_text() if self._fault.exists() else ""
+        if fault == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         if pause := self._slow + float(os.environ.get("FATED_SLOW", "0")):
             time.sleep(pause)  # subtle: a pause of 0 would let everybody else on a busy machine go first
         self._step += 1

@@ -19,7 +19,7 @@ import yaml
 from pipeline.cli import stage_main
 from pipeline.config.loading import load
 from pipeline.config.stages import TrainExpert
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, Interrupted
 from pipeline.stages import run_stage
 from pipeline.stages.sweep import Trainings
 from pipeline.tracking.runs import read_text_artifact
@@ -52,8 +52,9 @@ def trials(summary, kind=None):
 @pytest.fixture
 def varied(files, store_of):
     """Feasible, infeasible and failing trials of three rollout lengths."""
+    files.base(total_timesteps=480)
     outcome = sweep(
-        files, trials=12, search_space=KINDS, constraint_collision_rate_max=0.2, best_k=2,
+        files, trials=12, trial_timesteps=240, search_space=KINDS, constraint_collision_rate_max=0.2, best_k=2,
         sampler={"name": "random"}, seed=3,
     )  # fmt: skip
     return outcome, store_of()
@@ -139,6 +140,7 @@ def the_exported_config_is_what_train_expert_takes(left, summary, files):
     (best,) = [t for t in trials(summary) if f"trial {t['number']}" == summary["winner"]]
     assert config.training.ppo["n_steps"] == best["values"]["training.ppo.n_steps"]
     assert config.training.environment["skill"] == best["values"]["training.environment.skill"]
+    assert config.training.total_timesteps == 480  # of the base config, not of a trial
     assert run_stage("train_expert", str(path), {}, {}).outputs["expert"] == "models:/fated-expert/1"
 
 
@@ -183,7 +185,8 @@ def test_unsafe_and_diverging_trials_are_stopped_in_training_and_the_study_goes_
             assert trial["reason"].startswith("infeasible at step 160: collision_rate")
         elif rate > 1:
             assert trial["reason"].startswith("training of seed 1 diverged at step")
-    assert seen == {("pruned", 0.9, None), ("pruned", 0.0, 1e37), ("feasible", 0.0, 1e-3)}
+    assert summary["counts"]["infeasible"] == sum(t["state"] == "pruned" and not t["feasible"] for t in trials(summary))
+    assert seen == {("infeasible", 0.9, None), ("pruned", 0.0, 1e37), ("feasible", 0.0, 1e-3)}
     assert outcome.verdict is True
 
 
@@ -254,6 +257,30 @@ def test_a_fault_ends_every_training_and_leaves_its_trials_to_be_tried_again(fil
     study = optuna.load_study(study_name="known", storage=files.storage)
     states = Counter(trial.state.name for trial in study.get_trials())
     assert states["FAIL"] == states["WAITING"] > 0 and set(states) == {"FAIL", "WAITING"}
+
+
+@pytest.mark.slow
+def test_a_full_disk_and_a_kill_use_up_neither_a_trial_nor_a_contender(files, store_of):
+    fault = files.folder / "fault"
+    files.base(environment={"fault": str(fault)})
+    fault.write_text("full")
+    with pytest.raises(OSError, match="No space left"):
+        sweep(files, trials=2, workers=1, best_k=1)
+    fault.write_text("")
+    assert sweep(files, trials=2, workers=1, best_k=1).verdict is True
+    fault.write_text("kill")
+    with pytest.raises(Interrupted):
+        sweep(files, trials=2, workers=1, best_k=1, fresh_seeds=[101, 102])
+    fault.write_text("")
+    assert sweep(files, trials=2, workers=1, best_k=1, fresh_seeds=[101, 102]).verdict is True
+    left = store_of()
+    newest = max(left.runs("sweep"), key=lambda run: run.info.start_time)
+    summary = json.loads(read_text_artifact(left.client, newest.info.run_id, "sweep/summary.json"))
+    assert len(trials(summary, "feasible")) == 2 and trials(summary, "failed") == []
+    assert [[fresh["seed"] for fresh in c["fresh"]] for c in summary["contenders"]] == [[101, 102]] * 2
+    assert all(fresh["value"] is not None for c in summary["contenders"] for fresh in c["fresh"])
+    params = [run.data.params for run in left.runs("sweep_fresh") if run.data.tags["trial.number"] != "default"]
+    assert params and all("cfg.training.environment.skill" in of for of in params)
 
 
 def test_a_fault_of_a_later_worker_ends_an_earlier_one_that_still_runs():
