@@ -218,22 +218,6 @@ def short_text(value: Any) -> str:
     return text
 
 
-def without_episodes(
-    metadata: DatasetMetadata, trajectories: Trajectories, left_out: Sequence[int]
-) -> tuple[Trajectories, DatasetMetadata]:
-    """A dataset of ours from which episodes of these seeds were left out, described."""
-    counted = Counter(trajectories.scenarios.tolist())
-    known = {seed for seed in left_out if seed != UNKNOWN_SEED}
-    return trajectories, replace(
-        metadata,
-        scenario_coverage=dict(sorted(counted.items())),
-        episodes=len(trajectories),
-        steps=trajectories.steps,
-        content_digest=content_digest(trajectories),
-        left_out=tuple(sorted({*metadata.left_out, *known})),
-    )
-
-
 def _ours(found: ForeignSet, kept: Sequence[int], clip_actions: bool) -> tuple[Trajectories, DatasetMetadata]:
     """What was exported from here; less what was left out, the same bits and the same metadata."""
     if clip_actions:
@@ -248,9 +232,23 @@ def _ours(found: ForeignSet, kept: Sequence[int], clip_actions: bool) -> tuple[T
     except ValueError as error:
         raise BadInput(f"{found.format} dataset: what we wrote of it is no plain JSON any more: {error}") from None
     trajectories = _assemble(found, kept, lambda one: short_text(one.attributes.get("options/scenario")), figures)
-    left_out = {*range(len(found.episodes))}.difference(kept)
-    gone = [seed for index in sorted(left_out) if (seed := found.episodes[index].seed) is not None]
-    return without_episodes(metadata, trajectories, gone) if gone else (trajectories, metadata)
+    left_out = sorted({*range(len(found.episodes))}.difference(kept))
+    if not left_out:
+        return trajectories, metadata
+    demonstrator = metadata.demonstrator
+    if demonstrator["kind"] == "imported":  # of others the seeds may not be known
+        gone = [*demonstrator.get("left_out_episodes", ()), *(f"{i} of {metadata.dataset_id}" for i in left_out)]
+        demonstrator = {**demonstrator, "left_out_episodes": gone}
+    seeds = {found.episodes[index].seed for index in left_out} - {None, UNKNOWN_SEED}
+    return trajectories, replace(
+        metadata,
+        demonstrator=demonstrator,
+        scenario_coverage=dict(sorted(Counter(trajectories.scenarios.tolist()).items())),
+        episodes=len(trajectories),
+        steps=trajectories.steps,
+        content_digest=content_digest(trajectories),
+        left_out=tuple(sorted({*metadata.left_out, *seeds})),
+    )
 
 
 def _assemble(

@@ -57,6 +57,11 @@ def rollout_steps(training: PPOTraining) -> int:
     return int(training.ppo.get("n_steps", _default("n_steps"))) * training.n_envs
 
 
+def discount(training: PPOTraining) -> float:
+    """gamma of the returns that PPO maximises."""
+    return float(training.ppo.get("gamma", _default("gamma")))
+
+
 def _default(argument: str) -> Any:
     return inspect.signature(PPO.__init__).parameters[argument].default
 
@@ -70,7 +75,7 @@ def training_env(
     """
     env: VecEnv = task.make_vec_env(task.training_streams(training.scenario_set, seed, training.n_envs, part))
     if training.normalize_reward:
-        env = VecNormalize(env, norm_obs=False, norm_reward=True, gamma=training.ppo.get("gamma", _default("gamma")))
+        env = VecNormalize(env, norm_obs=False, norm_reward=True, gamma=discount(training))
         if return_scale is not None:
             # subtle: nothing is clipped either, or the sum of what PPO sees would not be a return in that scale
             env.ret_rms.var, env.epsilon, env.clip_reward, env.training = np.array(return_scale**2), 0.0, np.inf, False

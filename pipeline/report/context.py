@@ -127,7 +127,10 @@ class ReportContext:
     target_origin: str | None = None  # where the target stands, why, and since when, as a sentence
     scenario_sets: Mapping[str, str] | None = None  # of the final evaluations -> its scenarios with their shares
     glossary: tuple[Term, ...] | None = None
-    shift_samples: tuple[str, str] = ("demonstrations", "fine-tuning rollouts")  # what was compared
+    shift_samples: tuple[str, str] = (
+        "demonstrations",
+        "the demonstrator in the scenarios of fine-tuning",
+    )  # what was compared
     regressions: tuple[Regression, ...] | None = None
     lineage: tuple[LineageNode, ...] | None = None
     runs: tuple[RunLink, ...] | None = None

@@ -148,6 +148,8 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
     sizes = {"dataset/episodes": len(trajectories), "dataset/steps": trajectories.steps}
     run.metrics({Metric.ENVIRONMENT_STEPS: given.steps, **sizes})
     lines = [f"collect: dataset {metadata.dataset_id}: {report.summary()}", f"  demonstrations: {metadata.origin}"]
+    if (asked := metadata.requested_episodes) is not None and config.filter.drops and len(trajectories) < asked:
+        lines.append(f"  warning: {len(trajectories)} of {asked} episodes: the filter dropped the others")
     lines += [f"  {line}" for line in told_of_source(metadata)]
     table = ""
     # data of another environment, or NaN, can be neither counted nor averaged

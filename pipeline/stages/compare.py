@@ -286,6 +286,9 @@ def report_context(
     several = f", {comparison.clones} clones, one a seed, of which the first is named"
     several = several if comparison.clones > 1 and len(ids) < 2 else ""
     weights = SettingDifference("initial weights", "fresh, from the seed", made)
+    scales = [clone.as_start().return_scale for clone in evidence.clones]
+    fixed = sorted(scale for scale in scales if scale is not None) if trained.training.normalize_reward else []
+    rewards = " to ".join(dict.fromkeys(f"{scale:.4g}" for scale in fixed[:: max(1, len(fixed) - 1)]))
     chain = lineage.trace(run.client, run.run_id, up=True)
     parents: dict[str, tuple[str, ...]] = {}
     for source, below in chain.edges:
@@ -304,6 +307,14 @@ def report_context(
         animations=animations,
         differences=(
             weights,
+            *(  # normalize_reward, which both have, means another thing to critics that know returns
+                SettingDifference(
+                    "rewards are divided by",
+                    "the running spread of their returns, and cut off at 10",
+                    f"{rewards}, the root mean square of what the clones' critics were taught; nothing is cut off",
+                ),
+            )
+            * bool(fixed),
             *(SettingDifference(key, scratch.get(key, "–"), pretrained.get(key, "–")) for key in keys),
             *(  # written down in both arms, done in one
                 SettingDifference(f"warm_start.{key}", "–", value)

@@ -9,6 +9,7 @@ from pipeline.config.stages import Finetune, FurtherArm, Pretrain
 from pipeline.config.task import TaskConfig
 from pipeline.errors import BadInput
 from pipeline.learning.arms import Start, arm_jobs
+from pipeline.learning.ppo import discount
 from pipeline.names import CONTROLS, Artifact, Tag, further_policy_tag, lineage_run_tag
 from pipeline.play.scenario_shift import scenario_shift
 from pipeline.stages import StageOutcome, run_arms
@@ -22,6 +23,7 @@ from pipeline.tracking.datasets import (
     fetch_for_training,
     imitated_datasets,
     part_of,
+    recorded_otherwise,
 )
 from pipeline.tracking.models import StoredPolicy, find_policies, made_by_pretrain, starting_policies
 from pipeline.tracking.reuse import find_finished
@@ -144,7 +146,7 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     run.record_config(config, task.config, digests)
     run.tag({**made_from, **further("arm", (maker for its in own.values() for maker in its.makers))})
     lineages = (tags for its in (starts, *own.values()) for tags in its.lineages.values())
-    imitated_datasets(run, (tags.get(lineage_run_tag("dataset")) for tags in lineages))
+    datasets = imitated_datasets(run, (tags.get(lineage_run_tag("dataset")) for tags in lineages))
     shift = None
     if recorded is not None:
         shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
@@ -157,12 +159,25 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     if recorded is None:
         lines += (f"  it started from the policy of {starts.reference}, behind which are no demonstrations",)
     elif shift is None:
-        lines += ("  its scenarios were not held against the demonstrations: too few could be played as those were",)
+        lines += (
+            "  its scenarios were not held against the demonstrations: who made these cannot play there (imported, or "
+            "a script that has changed), or fewer than two episodes there pass their filter",
+        )
     elif shift.shifted:
         lines += (
             f"  its scenarios are unlike the demonstrations: distance {shift.distance:.3f} "
             f"(alike would be {shift.expected_distance:.3f}), p = {shift.p_value:.3g}",
         )
+    gamma = discount(config.training)
+    taught = {policy.certificate.gamma for policy in starts.policies.values() if policy.certificate is not None}
+    if other := sorted(discounted for discounted in taught - {None, gamma} if discounted is not None):
+        lines += (
+            f"  warning: the clones' critics know returns discounted by {other[0]:g}, training.ppo.gamma is {gamma:g}; "
+            "give cloning.gamma the same",
+        )
+    for dataset in datasets:
+        if otherwise := recorded_otherwise(dataset.metadata, task):
+            lines += (f"  warning: {otherwise}",)
     return replace(trained, summary=lines)
 
 

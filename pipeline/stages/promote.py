@@ -34,7 +34,7 @@ from pipeline.tracking.models import (
     seeds_of,
 )
 from pipeline.tracking.references import Reference
-from pipeline.tracking.runs import get_run
+from pipeline.tracking.runs import get_run, stage_run_of
 from pipeline.tracking.signatures import SIGN, require_signature, sign
 from pipeline.tracking.stage_run import StageRun
 
@@ -112,12 +112,14 @@ def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
         return fetch_version(find_version(run.client, reference, task.config.name, Alias.CANDIDATE))
     policy = find_policy(run.client, reference, task.config.name, {})
     lineage.refuse_tainted(run.client, policy, "the gate")  # before it is registered
-    tags = get_run(run.client, reference, "expert").data.tags
+    made = get_run(run.client, reference, "expert")
+    tags = made.data.tags
     if tags.get(Tag.TASK) != task.config.name:
         raise BadInput(
             f"expert {reference}: that run is of task {tags.get(Tag.TASK)!r}, the gate is of {task.config.name!r}"
         )
-    promotable = tags.get(Tag.PROMOTABLE) != "false"
+    of_stage = stage_run_of(run.client, made) if tags.get(Tag.STAGE, "").endswith("_seed") else made
+    promotable = of_stage.data.tags.get(Tag.PROMOTABLE) != "false"
     description = f"Policy of run {reference} (stage {tags.get(Tag.STAGE)}), registered by the gate."
     return _register(run, task, policy.folder, reference, policy.digest, promotable, description)
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Collect, Validate
-from pipeline.data import metadata_faults, read_metadata
+from pipeline.data import DatasetMetadata, metadata_faults, read_metadata
 from pipeline.errors import BadInput
 from pipeline.names import METADATA_FILE, Artifact, Quality, Tag
 from pipeline.report.stage_pages import validation_markdown
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
-from pipeline.tracking.datasets import approvals, download_dataset, find_dataset_run, find_refusals
+from pipeline.tracking.datasets import approvals, download_dataset, find_dataset_run, find_refusals, log_dataset_input
 from pipeline.tracking.models import expert_to_ask
 from pipeline.tracking.runs import read_config, tag_of
 from pipeline.tracking.stage_run import StageRun
@@ -39,6 +39,8 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
         metadata = read_metadata(folder / METADATA_FILE)
     if metadata_faults(metadata):
         metadata = None
+    if metadata is not None:
+        log_dataset_input(run, DatasetMetadata.from_data(metadata), recorded.info.run_id, "validated")
     demonstrator = {} if metadata is None else metadata["demonstrator"]
     task = Task(task_config, asked if metadata is None else metadata["environment"]["kwargs"])
     replay = TaskReplay(task)

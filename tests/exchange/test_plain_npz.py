@@ -17,6 +17,7 @@ from pipeline.config.training import Cloning, Network
 from pipeline.data import DatasetMetadata, Trajectories, content_digest, load_dataset, save_dataset, told_of_source
 from pipeline.data.foreign import ImportTarget, take_in
 from pipeline.data.formats import read_foreign
+from pipeline.data.formats.minari import export_minari
 from pipeline.data.formats.npz import export_plain_npz, read_plain_npz
 from pipeline.errors import BadInput
 from pipeline.learning.cloning import clone, train_critic
@@ -187,6 +188,17 @@ def test_episodes_are_left_out_by_their_number_and_the_dataset_says_which(tmp_pa
     assert content_digest(whole.select(range(3, 24))) == content_digest(data.select(range(1, 22)))
     assert "no episode 24; there are 24" in refusal(lambda: taken(tmp_path, complete(), leave_out=[24]))
     assert "nothing would be left" in refusal(lambda: taken(tmp_path, complete(), leave_out=range(24)))
+
+
+@pytest.mark.parametrize("lacks", [(), ("seeds",)])
+def test_episodes_are_left_out_of_an_export_of_ours_too_and_the_dataset_says_which(tmp_path, lacks):
+    data, metadata = taken(tmp_path, lacking(*lacks))
+    export_minari(data, metadata, tmp_path / "out")
+    left, described = take_in(read_foreign(tmp_path / "out", "minari"), None, [0, 2])
+    assert (len(left), described.episodes, described.steps) == (22, 22, left.steps)
+    assert described.content_digest == content_digest(left) != metadata.content_digest
+    assert described.demonstrator["left_out_episodes"] == [f"{i} of {metadata.dataset_id}" for i in (0, 2)]
+    assert described.left_out == (() if lacks else (2**40, 2**40 + 2))
 
 
 def test_actions_outside_of_their_space_are_a_finding_and_clipped_when_that_is_asked_for(tmp_path):

@@ -121,12 +121,13 @@ def test_without_burn_in_and_penalty_it_is_sb3s_own_ppo_bit_for_bit(task, reques
 
 
 @pytest.mark.parametrize("task", ["cartpole", "pendulum"])
-@pytest.mark.parametrize("clip_range_vf", [None, 0.2])
-def test_with_a_vanishing_penalty_it_is_sb3s_ppo(task, clip_range_vf, request, make_training):
+@pytest.mark.parametrize(("clip_range_vf", "target_kl"), [(None, None), (0.2, None), (None, 1e-5)])
+def test_with_a_vanishing_penalty_it_is_sb3s_ppo(task, clip_range_vf, target_kl, request, make_training):
     settings = WarmStart(clone_penalty=1e-30)
     theirs, ours = two_models(request.getfixturevalue(task), make_training, settings)
     for model in (theirs, ours):
         model.clip_range_vf = None if clip_range_vf is None else (lambda _: clip_range_vf)
+        model.target_kl = target_kl
         model.set_random_seed(2)
         model.learn(256)
     for name, tensor in theirs.policy.state_dict().items():
@@ -232,6 +233,34 @@ def test_the_penalty_keeps_the_policy_near_the_clone(pendulum, make_training):
                 float(kl_divergence(Normal(theirs.mean, theirs.stddev), Normal(ours.mean, ours.stddev)).mean())
             )
     assert distances[1] < 0.2 * distances[0]
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "LunarLanderContinuous-v3"])
+def test_what_is_logged_and_weighed_is_kl_of_clone_and_policy(name, make_task, make_training):
+    """Held to the formulas: two steps over the same rollout, of which the first begins at the clone, where it is 0."""
+    models, task = [], make_task(name, horizon=50)
+    for epochs in (1, 2):
+        _, model = two_models(task, make_training, WarmStart(clone_penalty=0.7))
+        model.n_epochs, model.batch_size, model.lr_schedule = epochs, 32 * model.n_envs, lambda _: 1e-2
+        model.set_random_seed(2)
+        model.learn(32 * model.n_envs, log_interval=None)
+        models.append(model)
+    seen = torch.as_tensor(models[0].rollout_buffer.observations)
+    with torch.no_grad():
+        clone, policy = (p.get_distribution(seen).distribution for p in (fresh(task, 7), models[0].policy))
+        if name == "CartPole-v1":  # sum of p log(p / q)
+            divergence = (clone.probs * (clone.probs / policy.probs).log()).sum(dim=1)
+        else:  # of normal distributions, summed over the dimensions
+            p, q = clone.stddev, policy.stddev
+            divergence = ((q / p).log() + (p**2 + (clone.mean - policy.mean) ** 2) / (2 * q**2) - 0.5).sum(dim=1)
+    assert divergence.mean() > 1e-4
+    logged = [model.logger.name_to_value["train/clone_divergence"] for model in models]
+    assert logged == pytest.approx([0.0, float(divergence.mean()) / 2], abs=1e-6)
+    values = models[1].logger.name_to_value
+    parts = (
+        values["train/policy_gradient_loss"] + 0.01 * values["train/entropy_loss"] + 0.5 * values["train/value_loss"]
+    )
+    assert values["train/loss"] == pytest.approx(parts + 0.7 * logged[1], rel=1e-4)
 
 
 def test_the_learning_rate_has_the_factor_of_the_warm_start(pendulum, make_training):

@@ -75,9 +75,9 @@ def test_a_task_without_thresholds_has_no_expert_and_no_comparison(in_repository
     file.write_text(shipped.replace(f"thresholds:\n{limits}", "thresholds: {}\n"))
     assert "thresholds is empty" in refusal("train_expert", {}, {"task": str(file)})
     with pytest.raises(BadInput, match="target is empty"):
-        Compare(str(file)).solved(load_task(file))
+        Compare(task=str(file)).solved(load_task(file))
     with pytest.raises(BadInput, match="target: 'sucess_rate' is not measured"):
-        Compare(str(file), {"sucess_rate": Bound(min=1.0)}).solved(load_task(file))
+        Compare(task=str(file), target={"sucess_rate": Bound(min=1.0)}).solved(load_task(file))
 
 
 def another_zip(folder, seed: int = 5):
