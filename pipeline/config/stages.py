@@ -500,7 +500,7 @@ class Main:
     """Budget of fine-tuning and baseline; 0 skips both and the comparison."""
     parallel_environments: Count | None = None
     learning_rate: Positive | None = None
-    use_camera: bool = False
+    use_camera: bool | None = None
     """Clones, fine-tuned policies and baselines see pictures; the expert and its demonstrations stay as they are."""
     visualize_every: Steps | None = None
     """Films of a policy of each arm every so many environment steps of its training; 0: never."""

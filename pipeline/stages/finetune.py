@@ -1,13 +1,15 @@
 """`finetune`: PPO from clones, or any other policy, several seeds side by side, with controls of learning rate 0."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Finetune, FurtherArm, Pretrain
 from pipeline.config.task import TaskConfig
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, say
 from pipeline.learning.arms import Start, arm_jobs
 from pipeline.learning.ppo import discount
 from pipeline.names import CONTROLS, Artifact, Tag, further_policy_tag, lineage_run_tag
@@ -18,6 +20,7 @@ from pipeline.tasks import Task
 from pipeline.tracking import lineage
 from pipeline.tracking.content_key import cloning_inputs, content_key
 from pipeline.tracking.datasets import (
+    StoredDataset,
     demonstrator_of,
     fetch_dataset,
     fetch_for_training,
@@ -150,6 +153,8 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     shift = None
     if recorded is not None:
         shift = distribution_shift(run, Task(task.config, config.training.environment), config, made_from)
+    for doubt in _doubts(run, config, task, starts, datasets):
+        say(f"finetune: warning: {doubt}", sys.stderr)
     tags = {(arm.arm, arm.job.seed): own.get(arm.arm, starts).tags_of(arm.job.seed) for arm in arms}
     trained = run_arms(run, "finetune", config, task, arms, upstream.get("group"), tags)
     left = [f"{a.arm} seed {a.job.seed}" for a in arms if a.job.left_policy is not None and a.arm not in CONTROLS]
@@ -168,17 +173,34 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
             f"  its scenarios are unlike the demonstrations: distance {shift.distance:.3f} "
             f"(alike would be {shift.expected_distance:.3f}), p = {shift.p_value:.3g}",
         )
-    gamma = discount(config.training)
+    return replace(trained, summary=lines)
+
+
+def _doubts(
+    run: StageRun, config: Finetune, task: Task, starts: Starts, datasets: Sequence[StoredDataset]
+) -> Iterator[str]:
+    """What a person should know of the clones before hours of training begin."""
+    training, gamma = config.training, discount(config.training)
     taught = {policy.certificate.gamma for policy in starts.policies.values() if policy.certificate is not None}
-    if other := sorted(discounted for discounted in taught - {None, gamma} if discounted is not None):
-        lines += (
-            f"  warning: the clones' critics know returns discounted by {other[0]:g}, training.ppo.gamma is {gamma:g}; "
-            "give cloning.gamma the same",
+    for other in taught - {None, gamma}:
+        yield (
+            f"the clones' critics know returns discounted by {other:g}, training.ppo.gamma is {gamma:g}; give "
+            "cloning.gamma the same"
         )
+    for maker in filter(made_by_pretrain, starts.makers):
+        its = maker if tag_of(maker, Tag.STAGE) == "pretrain" else stage_run_of(run.client, maker)
+        with contextlib.suppress(BadInput):  # the record of an older version
+            cloned = read_config(run.client, its, Pretrain)
+            chosen = cloned.algorithm != "bc" or cloned.cloning.select == "rollout"
+            same = (cloned.evaluation.seed, cloned.scenario_set) == (training.evaluation.seed, training.scenario_set)
+            if chosen and same:
+                yield (
+                    "the clones were chosen on the episodes that measure the training (evaluation.seed = "
+                    f"{training.evaluation.seed} of both); give one of them another seed"
+                )
     for dataset in datasets:
         if otherwise := recorded_otherwise(dataset.metadata, task):
-            lines += (f"  warning: {otherwise}",)
-    return replace(trained, summary=lines)
+            yield otherwise
 
 
 def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mapping[str, str]) -> Shift | None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -186,6 +187,9 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
             "main: no expert: give one that is trained (-P expert=their.zip, or a version of the registry), or the "
             "config of its training as stages.train_expert"
         )
+    of_clones = ("demonstration_episodes", "cloning_epochs", "datasets")
+    if not clones and (idle := [knob for knob in of_clones if getattr(config, knob) != DEFAULTS[knob]]):
+        say(f"main: no clones are made, so {', '.join(idle)} say nothing", sys.stderr)
     # what a later stage would refuse is refused before hours of others are behind it
     if clones:
         if stages.promote is not None:

@@ -23,6 +23,7 @@ from pipeline.names import Artifact, Imitation, Metric, Tag
 from pipeline.play.demonstrators import Demonstrator
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.policies import load_trainable, scaling_of
+from pipeline.report.progress import ProgressBar
 from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome, say_mixed_processors
 from pipeline.statistics.imitation_verdict import ImitationVerdict, judge
@@ -155,8 +156,12 @@ def _make_clones(
             for seed, child in left.items()
         ]
 
+        unit = BEST[config.algorithm].rpartition("_")[2]  # epoch, timestep, round
+
         def on_event(index: int, event: TrainingEvent) -> None:
-            left[jobs[index].seed].metrics(event.metrics, event.timestep)
+            seed = jobs[index].seed
+            left[seed].metrics(event.metrics, event.timestep)
+            progress.add(0, f"seed {seed} at {unit} {event.timestep:,}")
 
         def on_result(index: int, clone: Clone) -> None:
             seed = jobs[index].seed
@@ -180,11 +185,13 @@ def _make_clones(
             )
             child.close("FINISHED")
             del left[seed]
+            progress.add(1)
 
         # a demonstrator that is asked answers in this process
         here = None if demonstrator is None else ExecutorSettings()
         try:
-            run_side_by_side(jobs, 0, on_event, on_result, settings=here)
+            with ProgressBar("pretrain", len(jobs), "clones") as progress:
+                run_side_by_side(jobs, 0, on_event, on_result, settings=here)
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt | Interrupted)
             for child in left.values():
