@@ -7,6 +7,7 @@ from typing import Any, Final
 import gymnasium
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,20 @@ class EpisodeVecEnv(VecEnv):
             "episode_spec": self._episodes[i],
             "outcome": outcome,
         }
+
+
+class RemoteVecEnv(EpisodeVecEnv):
+    """One whose slots are no objects here: rows of arrays, or environments of other processes."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        value = None if attr_name == "render_mode" else getattr(self, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        raise NotImplementedError("These environments are no objects here; they have no attributes to set.")
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **named: Any) -> list[Any]:
+        raise NotImplementedError("These environments are no objects here; they have no methods to call.")
+
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
+        return [False for _ in self._get_indices(indices)]

@@ -21,10 +21,10 @@ from typing import Any, Final, NoReturn
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
-from pipeline.envs.episodes import NOTHING, Episode, EpisodeStream, EpisodeVecEnv
+from pipeline.envs.episodes import NOTHING, Episode, EpisodeStream, RemoteVecEnv
 from pipeline.envs.processes import fork_server, start
 from pipeline.envs.serial import SerialVecEnv
 from pipeline.errors import BadInput
@@ -50,7 +50,7 @@ def seconds_of_a_step(make_env: MakeEnv, scenario: str) -> float:
         return float(np.median(np.diff(moments)))
 
 
-class ParallelVecEnv(EpisodeVecEnv):
+class ParallelVecEnv(RemoteVecEnv):
     """Environments made by `make_env(scenario)`, which travels to the processes, in as many of them as `workers` says.
 
     `scenario` is any of the scenarios; the spaces are those of all of them. Raises BadInput as an environment does, and
@@ -156,21 +156,6 @@ class ParallelVecEnv(EpisodeVecEnv):
         _end(self._processes, self._pipes)
         self.running[:] = False
         self._episodes = [None] * self.num_envs
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        value = None if attr_name == "render_mode" else getattr(self, attr_name)
-        return [value for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        raise NotImplementedError("These environments live in other processes; they have no attributes to set here.")
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        raise NotImplementedError("These environments live in other processes; they have no methods to call here.")
-
-    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
-        return [False for _ in self._get_indices(indices)]
 
 
 def _end(processes: list[ForkServerProcess], pipes: list[connection.Connection]) -> None:

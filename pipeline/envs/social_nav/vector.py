@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from pipeline.envs.episodes import NOTHING, EpisodeStream, EpisodeVecEnv
+from pipeline.envs.episodes import NOTHING, EpisodeStream, RemoteVecEnv
 from pipeline.envs.social_nav.environment import action_space, make_settings, observation_space, scenario_numbers
 from pipeline.envs.social_nav.kernels import advance, start
 from pipeline.envs.social_nav.layout import SLOT
@@ -15,7 +15,7 @@ from pipeline.envs.social_nav.observation import OBSERVATION_SIZE
 from pipeline.errors import BadInput
 
 
-class SocialNavVecEnv(EpisodeVecEnv):
+class SocialNavVecEnv(RemoteVecEnv):
     """`scenarios` maps each scenario name to its keyword arguments (`scenario`, `density`, `pedestrians`).
 
         env = SocialNavVecEnv({"frontal_low": {"scenario": "frontal_approach", "density": "low"}}, streams)
@@ -91,18 +91,3 @@ class SocialNavVecEnv(EpisodeVecEnv):
     def states(self) -> np.ndarray:
         """A copy of the full simulation state of every slot, (n,) SLOT."""
         return self._slots.copy()
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        value = None if attr_name == "render_mode" else getattr(self, attr_name)
-        return [value for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        raise NotImplementedError("The slots of this environment are rows of arrays; they have no attributes to set.")
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        raise NotImplementedError("The slots of this environment are rows of arrays; they have no methods to call.")
-
-    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
-        return [False for _ in self._get_indices(indices)]
