@@ -47,7 +47,7 @@ class FrozenActor(nn.Module):
         dense = [layer for layer in network.layers if isinstance(layer, Dense)]
         if dense[0].inputs != self.extractor.features_dim:
             raise ValueError(f"it reads {dense[0].inputs} numbers, the observations give {self.extractor.features_dim}")
-        needed = outputs_for(action_space) * (network.quantiles or 1)
+        needed = spaces.flatdim(action_space) * (network.quantiles or 1)
         if dense[-1].outputs != needed:
             raise ValueError(f"it has {dense[-1].outputs} outputs, the actions take {needed}")
         if network.rescaled and not isinstance(action_space, spaces.Box):
@@ -103,13 +103,6 @@ def actor_of_sac(policy: SACPolicy) -> FrozenActor:
         tensors |= {f"layers.{number}.{name}": tensor for name, tensor in module.state_dict().items()}
     actor.load_state_dict(tensors, strict=True)
     return actor
-
-
-def outputs_for(space: gym.Space[Any]) -> int:
-    """How many numbers an actor needs to say what to do: one an element of a Box, one an alternative otherwise."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    return int(space.nvec.sum()) if isinstance(space, spaces.MultiDiscrete) else int(np.prod(space.shape or (1,)))
 
 
 def _extractor(space: gym.Space[Any], image_features: int | None) -> BaseFeaturesExtractor:
