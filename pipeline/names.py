@@ -80,12 +80,7 @@ class Resume:
     NOT_EXACT: Final = "resumable, not exact"
 
 
-REUSED_PREFIX: Final = "reused."
-
-
-def reused_tag(arm: str, seed: int) -> str:
-    """`"scratch", 3` -> `"reused.scratch.seed_3"`: the finished training that a stage run took over."""
-    return f"{REUSED_PREFIX}{arm}.seed_{seed}"
+REUSED_PREFIX: Final = "reused."  # `reused.scratch.seed_3`: the finished training that a stage run took over
 
 
 OUTPUT_PREFIX: Final = "output."  # and a role: the reference that a stage hands on

@@ -17,7 +17,7 @@ from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.learning.arms import ArmJob
 from pipeline.learning.checkpoints import CheckpointFolder
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
-from pipeline.names import EVAL_PREFIX, Artifact, Metric, Resume, Tag, lineage_run_tag, reused_tag
+from pipeline.names import EVAL_PREFIX, REUSED_PREFIX, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.tracking.content_key import training_key
 from pipeline.tracking.forwarder import Forwarder
@@ -195,7 +195,7 @@ def left_to_train(stage_run: StageRun, arms: Sequence[ArmJob], stage: str, reuse
         if found.run is not None:
             if tag_of(found.run, Tag.CONTENT_KEY) != key.digest:
                 say(f"{arm.arm} seed {arm.job.seed}: {found.words}, made on another kind of machine than this one")
-            stage_run.tag({reused_tag(arm.arm, arm.job.seed): found.run.info.run_id})
+            stage_run.tag({f"{REUSED_PREFIX}{arm.arm}.seed_{arm.job.seed}": found.run.info.run_id})
             continue
         words, first = found.words, arm.arm not in {arms[other].arm for other in todo}
         shorter = find_shorter(stage_run.client, stage, arm.arm, arm.job, key)
