@@ -27,7 +27,7 @@ class _WithDemonstrations:
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
         """(batch_size) transitions: first those that the training played, then those of the demonstrations."""
-        demonstrated = demonstrated_rows(batch_size, self._share)
+        demonstrated = round(batch_size * self._share)
         played = super().sample(batch_size - demonstrated, env)  # type: ignore[misc]
         pairs = zip(played, self._demonstrations.sample(demonstrated), strict=True)
         return type(played)(*(_joined(one, other) for one, other in pairs))
@@ -39,11 +39,6 @@ class MixedReplayBuffer(_WithDemonstrations, ReplayBuffer):
 
 class MixedDictReplayBuffer(_WithDemonstrations, DictReplayBuffer):
     """Of observations with keys."""
-
-
-def demonstrated_rows(batch_size: int, share: float) -> int:
-    """How many transitions of a batch are demonstrations: `256, 0.5` -> 128."""
-    return round(batch_size * share)
 
 
 def _joined(one: Any, other: Any) -> Any:
