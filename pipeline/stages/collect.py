@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
@@ -67,7 +66,7 @@ from pipeline.tracking.datasets import (
 from pipeline.tracking.host import git_state
 from pipeline.tracking.models import StoredPolicy, expert_to_ask, fetch_version, find_version
 from pipeline.tracking.references import Reference
-from pipeline.tracking.registry import moment_of_use, require_approved
+from pipeline.tracking.registry import moment_of_use, now, require_approved
 from pipeline.tracking.runs import get_run
 from pipeline.tracking.signatures import require_signature
 from pipeline.tracking.stage_run import StageRun
@@ -174,7 +173,7 @@ def _recorded(run: StageRun, config: Collect, task: Task, reference: str) -> Dem
     if config.scripted is not None:
         if reference != "latest":
             raise BadInput(f"expert {reference!r} and scripted.demonstrator exclude each other; give one of them")
-        demonstrator, started = scripted(config.scripted.demonstrator, config.scripted.kwargs), _now()
+        demonstrator, started = scripted(config.scripted.demonstrator, config.scripted.kwargs), now()
         player = Player(config.scripted.demonstrator, script=config.scripted)
     else:
         expert = _approved(run, task, reference)
@@ -224,10 +223,6 @@ def _approved(run: StageRun, task: Task, reference: str) -> StoredPolicy:
     if task.config.approvers is not None:
         require_signature(run.client, version, task.config.approvers, "collect")
     return fetch_version(version)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _counted(run: StageRun, task: str, trajectories: Trajectories) -> dict[str, Any]:
@@ -280,7 +275,7 @@ def _imported(run: StageRun, config: Collect, task: Task, source: Foreign) -> De
     run.tag(_exported_from(run, described))
     demonstrator = {**described.demonstrator, "kind": "imported", "approval": UNAPPROVED}
     counted = _counted(run, described.task, trajectories)
-    metadata = replace(described, **counted, created_at=_now(), demonstrator=demonstrator)
+    metadata = replace(described, **counted, created_at=now(), demonstrator=demonstrator)
     act = expert_to_ask(run.client, demonstrator, described.task)
     return Demonstrations(trajectories, metadata, 0, act, described.content_digest)
 

@@ -111,7 +111,7 @@ def moment_of_use(client: MlflowClient, version: ModelVersion, doing: str) -> st
     """
     with exclusive("registry"):
         require_approved(client.get_model_version(version.name, version.version), doing)
-        return _now()
+        return now()
 
 
 def approve(
@@ -164,7 +164,7 @@ def wait(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) 
         current = client.get_model_version(version.name, version.version)
         tags = {VersionTag.GATE: Gate.PENDING, VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id}
         if VersionTag.APPROVED_AT in current.tags:
-            tags |= _ended(current, _now())
+            tags |= _ended(current, now())
         _tag(client, current, tags)
 
 
@@ -178,7 +178,7 @@ def refuse(client: MlflowClient, version: ModelVersion, run_id: str, reason: str
         tags = {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id}
         approved_before = VersionTag.APPROVED_AT in current.tags
         if approved_before:
-            tags |= _ended(current, _now())
+            tags |= _ended(current, now())
         _tag(client, current, tags)
     return approved_before
 
@@ -223,7 +223,7 @@ def taint(client: MlflowClient, name: str, version: str, reason: str) -> bool:
         tags = {VersionTag.TAINT: reason}
         approved = Alias.APPROVED in current.aliases
         if approved:
-            tags |= {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, **_ended(current, _now())}
+            tags |= {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, **_ended(current, now())}
         _tag(client, current, tags)
         if approved:  # last: until then the same call does all of it again
             client.delete_registered_model_alias(name, Alias.APPROVED)
@@ -237,17 +237,17 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
     _settle_interrupted(client, version.name, before)
     # a version's number is an int from a database and a str from a server
     replaced = str(before.version) if before is not None and str(before.version) != str(version.version) else None
-    now = _now()
+    moment = now()
     current = client.get_model_version(version.name, version.version)
     # a version that is approved again while it is approved goes on in its open period
     history = history_of(current)
     if not any(until is None for _, until in history):
-        history.append((now, None))
+        history.append((moment, None))
     tags = {
         VersionTag.GATE: Gate.APPROVED,
         VersionTag.GATE_REASON: reason,
         VersionTag.GATE_RUN_ID: run_id,
-        VersionTag.APPROVED_AT: now,
+        VersionTag.APPROVED_AT: moment,
         VersionTag.HISTORY: json.dumps(history),
     }
     if replaced is not None:
@@ -255,9 +255,9 @@ def _move_approval(client: MlflowClient, version: ModelVersion, run_id: str, rea
     _tag(client, current, tags)
     client.set_registered_model_alias(version.name, Alias.APPROVED, version.version)
     if before is not None and replaced is not None:
-        _supersede(client, before, str(version.version), now)
+        _supersede(client, before, str(version.version), moment)
     _waits_no_more(client, version)
-    return Moved(str(version.version), replaced, now)
+    return Moved(str(version.version), replaced, moment)
 
 
 def _waits_no_more(client: MlflowClient, version: ModelVersion) -> None:
@@ -283,7 +283,7 @@ def _settle_interrupted(client: MlflowClient, name: str, holder: ModelVersion | 
         number = str(version.version)
         if holder is None or str(holder.version) != number:
             if holder is not None and holder.tags.get(VersionTag.REPLACED) == number:
-                _supersede(client, version, str(holder.version), holder.tags.get(VersionTag.APPROVED_AT) or _now())
+                _supersede(client, version, str(holder.version), holder.tags.get(VersionTag.APPROVED_AT) or now())
             else:
                 with contextlib.suppress(BadInput):  # a record that cannot be read stays, for people to mend
                     closed = [period for period in history_of(version) if period[1] is not None]
@@ -292,7 +292,7 @@ def _settle_interrupted(client: MlflowClient, name: str, holder: ModelVersion | 
                 _tag(client, version, {VersionTag.GATE_REASON: reason, VersionTag.GATE: Gate.PENDING})
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -311,10 +311,10 @@ def history_of(version: ModelVersion) -> list[tuple[str, str | None]]:
     )
 
 
-def _ended(version: ModelVersion, now: str) -> dict[str, str]:
+def _ended(version: ModelVersion, moment: str) -> dict[str, str]:
     """The tag of its periods of approval, the open one closed; nothing when it cannot be read: it stays as it is."""
     try:
-        return {VersionTag.HISTORY: json.dumps([(since, until or now) for since, until in history_of(version)])}
+        return {VersionTag.HISTORY: json.dumps([(since, until or moment) for since, until in history_of(version)])}
     except BadInput:
         return {}
 
