@@ -44,10 +44,15 @@ ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "Tanh": "tanh", "ReLU": "relu", "ELU": "elu", "LeakyReLU": "leaky_relu",
 }  # fmt: skip
 EXTRACTORS: Final = ("FlattenExtractor", "NatureCNN", "CombinedExtractor")
+# `policy_kwargs` that matter to training alone, or show in the tensors
+PASSED_OVER: Final = (
+    "share_features_extractor", "net_arch", "with_bias", "n_quantiles", "n_critics", "full_std", "use_expln",
+    "sde_net_arch", "ortho_init", "log_std_init", "optimizer_class", "optimizer_kwargs", "device",
+)  # fmt: skip
 
 
 class _PolicyArguments(BaseModel, extra="forbid"):
-    """`policy_kwargs`: those that an actor has as well, and those that matter to training alone or show in tensors."""
+    """`policy_kwargs` that an actor has as well."""
 
     activation_fn: Literal["tanh", "relu", "elu", "leaky_relu"] | None = None
     features_extractor_class: Literal[EXTRACTORS] | None = None  # type: ignore[valid-type]
@@ -55,20 +60,7 @@ class _PolicyArguments(BaseModel, extra="forbid"):
     squash_output: bool | None = None
     clip_mean: Annotated[float, Field(ge=0)] = 2.0
     features_extractor_kwargs: dict[str, int] | None = None
-    share_features_extractor: bool = True
     use_sde: bool = False
-    net_arch: Any = None
-    with_bias: Any = None
-    n_quantiles: Any = None
-    n_critics: Any = None
-    full_std: Any = None
-    use_expln: Any = None
-    sde_net_arch: Any = None
-    ortho_init: Any = None
-    log_std_init: Any = None
-    optimizer_class: Any = None
-    optimizer_kwargs: Any = None
-    device: Any = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ def actor_of(held: SB3Zip) -> SB3Actor:
         raise BadInput(
             f"{what} was trained on normalized observations (its config.yml); put its vecnormalize.pkl beside it"
         )
-    named = {key: _plain(value) for key, value in held.policy_arguments.items()}
+    named = {key: _plain(value) for key, value in held.policy_arguments.items() if key not in PASSED_OVER}
     arguments = validate(_PolicyArguments, named, f"{what}: policy_kwargs")
     if (network := _trainable(held, arguments)) is not None:
         # its critic valued divided rewards; a policy's critic here values them as they are
