@@ -56,7 +56,7 @@ from pipeline.policies import build_policy, load_policy, policy_digest, read_spe
 from pipeline.policies.sb3 import as_ppo, import_sb3_zip
 from pipeline.policies.sb3_actor import inspect_sb3_zip
 from pipeline.policies.transfer import Transfer
-from pipeline.report.stage_pages import validation_markdown
+from pipeline.report.text import markdown_page
 from pipeline.stages import compare
 from pipeline.statistics.shift import measure_shift
 from pipeline.statistics.snqi import load_baseline, load_weights
@@ -387,7 +387,7 @@ def dataset(folder: Path) -> Path:
 def read_dataset(folder: Path) -> None:
     """By the validator, which always answers, and by everybody else, who may say no."""
     report = validate_dataset(folder, Context(min_episodes=2))
-    if not json.loads(report.to_json()) or len(validation_markdown(report)) > 1_000_000:
+    if not json.loads(report.to_json()) or len(markdown_page("validation", report=report)) > 1_000_000:
         raise Broken("no report")
     try:
         load_dataset(folder)

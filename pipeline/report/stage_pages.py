@@ -9,14 +9,12 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.gate import GateDecision
 from pipeline.learning.diagnosis import ADVICE, Diagnosis
 from pipeline.names import Metric
 from pipeline.play.evaluation import EpisodeRecords, summarise, summarise_by_scenario
 from pipeline.report.inspection_figures import histogram, ranges, scenario_bars
 from pipeline.report.palette import for_file
 from pipeline.report.text import markdown_page, words
-from pipeline.validation.findings import ValidationReport
 from pipeline.validation.inspection import Inspection
 
 BAR_CHARACTERS: Final = 24
@@ -24,11 +22,6 @@ STRIP: Final = "·▁▂▃▄▅▆▇█"  # a bar of one character: nothing, 
 MOST_OUTLIERS: Final = 30
 MOST_DRAWN: Final = 6  # distributions and action dimensions with a figure of their own
 MOST_FEATURES: Final = 64
-
-
-def gate_markdown(decision: GateDecision, reference: str) -> str:
-    """Every rule of the gate held against every measurement, failures first."""
-    return markdown_page("gate", decision=decision, reference=reference)
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
@@ -69,11 +62,6 @@ def statistics_table(records: EpisodeRecords, outcomes: bool = True, strips: boo
         actions=actions,
         strips=lines,
     )
-
-
-def validation_markdown(report: ValidationReport) -> str:
-    """A dataset held to every rule: verdict, findings, then each rule with what became of it."""
-    return markdown_page("validation", report=report)
 
 
 def inspection_files(

@@ -51,7 +51,8 @@ from pipeline.play.demonstrators import Script, scripted
 from pipeline.play.evaluation import records_of, summarise, with_intervals, with_snqi
 from pipeline.policies import ActFunction
 from pipeline.report.progress import ProgressBar
-from pipeline.report.stage_pages import statistics_table, validation_markdown
+from pipeline.report.stage_pages import statistics_table
+from pipeline.report.text import markdown_page
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
@@ -141,7 +142,7 @@ def run(run: StageRun, config: Collect, upstream: Mapping[str, str]) -> StageOut
         report = validate(folder, context)
     run.file(folder, Artifact.DATASET)
     run.text(report.to_json(), Artifact.VALIDATION_JSON)
-    run.text(validation_markdown(report), Artifact.VALIDATION_MD)
+    run.text(markdown_page("validation", report=report), Artifact.VALIDATION_MD)
     log_dataset_input(run, metadata, run.run_id, "recorded")
     run.tag(dataset_tags(metadata, report.status))
     sizes = {"dataset/episodes": len(trajectories), "dataset/steps": trajectories.steps}

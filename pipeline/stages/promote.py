@@ -22,7 +22,7 @@ from pipeline.policies import WRAPPERS, save_policy
 from pipeline.policies.frozen import FrozenActor
 from pipeline.report.clips import draw_episode, save_film
 from pipeline.report.progress import ProgressBar
-from pipeline.report.stage_pages import gate_markdown
+from pipeline.report.text import markdown_page
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, registry
@@ -187,7 +187,7 @@ def _conclude(
     version = candidate.version
     assert version is not None
     run.json(decision.to_json(), Artifact.DIAGNOSTICS_JSON)
-    page = gate_markdown(decision, candidate.reference)
+    page = markdown_page("gate", decision=decision, reference=candidate.reference)
     run.text(page, Artifact.DIAGNOSTICS_MD)
     names = [f"gate/{r.subject.replace(' ', '_')}/{r.scenario_set}/{r.metric}/seed_{r.seed}" for r in decision.rows]
     run.confirmed_metrics({name: row.value for name, row in zip(names, decision.rows, strict=True)})

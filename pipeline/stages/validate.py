@@ -10,7 +10,7 @@ from pipeline.config.stages import Collect, Validate
 from pipeline.data import DatasetMetadata, metadata_faults, read_metadata
 from pipeline.errors import BadInput
 from pipeline.names import METADATA_FILE, Artifact, Quality, Tag
-from pipeline.report.stage_pages import validation_markdown
+from pipeline.report.text import markdown_page
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
@@ -61,7 +61,7 @@ def run(run: StageRun, config: Validate, upstream: Mapping[str, str]) -> StageOu
     with closing(replay):
         report = validate(folder, context)
     run.text(report.to_json(), Artifact.VALIDATION_JSON)
-    run.text(validation_markdown(report), Artifact.VALIDATION_MD)
+    run.text(markdown_page("validation", report=report), Artifact.VALIDATION_MD)
     dataset_id = tags[Tag.DATASET_ID]
     run.tag({Tag.DATASET_ID: dataset_id, Tag.DATASET_QUALITY: report.status})
     run.client.set_tag(recorded.info.run_id, Tag.DATASET_QUALITY, report.status)

@@ -20,12 +20,10 @@ from pipeline.report.comparison_report import build_report
 from pipeline.report.context import Animation, LineageNode, ReferencePolicy, ReportContext, RunLink, SettingDifference
 from pipeline.report.stage_pages import (
     diagnosis_markdown,
-    gate_markdown,
     inspection_files,
     statistics_table,
-    validation_markdown,
 )
-from pipeline.report.text import one_line
+from pipeline.report.text import markdown_page, one_line
 from pipeline.statistics.comparison import Comparison
 from pipeline.statistics.shift import measure_shift
 from pipeline.validation.findings import Finding, RuleOutcome, ValidationReport
@@ -88,9 +86,9 @@ def test_no_text_from_outside_becomes_a_link_a_picture_or_markup_in_a_page(repor
     pages = [
         report["report.md"].decode(),
         *(inspection_files(seen, FOREIGN, (text, "b"))["inspection.md"].decode() for text in FOREIGN[:2]),
-        gate_markdown(GateDecision(tuple(replace(gate_row(False, 0.1), worst_scenario=t) for t in FOREIGN)), "x/1"),
+        __X__(GateDecision(tuple(replace(gate_row(False, 0.1), worst_scenario=t) for t in FOREIGN)), "x/1"),
         *(diagnosis_markdown(Diagnosis((replace(shortfall(1), worst_scenario=t),), {})) for t in FOREIGN),
-        validation_markdown(judged(FOREIGN)),
+        markdown_page("validation", report=judged(FOREIGN)),
         statistics_table(replace(records(), episodes=tuple(Episode(t, 1) for t in FOREIGN[:4]))),
     ]
     parser = MarkdownIt("commonmark").enable("table")

@@ -8,8 +8,8 @@ from pipeline.envs.episodes import Episode
 from pipeline.gate import GateDecision, GateRow
 from pipeline.learning.diagnosis import Diagnosis, Shortfall
 from pipeline.play.evaluation import ActionHistogram, EpisodeRecords
-from pipeline.report.stage_pages import diagnosis_markdown, gate_markdown, inspection_files, statistics_table
-from pipeline.report.text import aligned, change, interval, number, one_line, percent
+from pipeline.report.stage_pages import diagnosis_markdown, inspection_files, statistics_table
+from pipeline.report.text import aligned, change, interval, markdown_page, number, one_line, percent
 from pipeline.statistics.estimate import Estimate
 from pipeline.validation.inspection import Outlier
 
@@ -115,7 +115,7 @@ def gate_row(holds: bool, missed_by: float, confidence: float | None = None) -> 
 
 def test_the_gate_page_lists_failures_first_and_what_was_compared() -> None:
     rows = (gate_row(True, 0.0), gate_row(False, 0.02, 0.95))
-    page = gate_markdown(GateDecision(rows), "social_nav-expert/3")
+    page = markdown_page("gate", decision=GateDecision(rows), reference="social_nav-expert/3")
     assert page.startswith("# Gate: social_nav-expert/3 REFUSED")
     assert "1 of 2 checks failed" in page
     table = [line for line in page.splitlines() if line.startswith("|")]
@@ -123,8 +123,8 @@ def test_the_gate_page_lists_failures_first_and_what_was_compared() -> None:
     assert "0.88 (95% bound)" in table[2]
     assert "holds" in table[3]
     assert "the mean" in table[3]
-    assert "approved" in gate_markdown(GateDecision(rows[:1]), "x/1").splitlines()[0]
-    assert "not approved" in gate_markdown(GateDecision(()), "x/1")
+    assert "approved" in markdown_page("gate", decision=GateDecision(rows[:1]), reference="x/1").splitlines()[0]
+    assert "not approved" in __X__(GateDecision(()), "x/1")
 
 
 ODD = Outlier(7, "only|one", 1842, "return", 9.5, 3.0, 6.2, "return 9.5 is 6.2 robust standard deviations above")

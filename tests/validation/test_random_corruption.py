@@ -12,7 +12,7 @@ from pendulum_dataset import NOISE, act, describe
 
 from pipeline.data import arrays_digest, metadata_digest, read_archive, read_metadata, write_dataset
 from pipeline.errors import BadInput
-from pipeline.report.stage_pages import validation_markdown
+from pipeline.report.text import markdown_page
 from pipeline.validation.rules import validate
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,7 @@ def test_damaged_bytes_are_refused_or_change_nothing(name, good, written, tmp_pa
         cut = data.draw(st.none() | st.integers(0, len(whole)))
         target = copy_with(written, tmp_path / "damaged", name, bytes(damaged[:cut]))
         report = validate(target, context)
-        assert report.to_json() and validation_markdown(report)
+        assert report.to_json() and markdown_page("validation", report=report)
         if report.passed:  # the damage hit a byte without meaning, such as a date in the zip directory
             assert content(target) == original
 
@@ -141,7 +141,7 @@ def test_random_metadata_never_breaks_the_validation(good, written, tmp_path):
         except (BadInput, ValueError):
             return
         report = validate(folder, context_of(good, written))
-        assert report.to_json() and validation_markdown(report)
+        assert report.to_json() and markdown_page("validation", report=report)
 
     replace_keys()
 
@@ -160,6 +160,6 @@ def test_random_shapes_and_dtypes_never_break_the_validation(good, written, tmp_
         sealed["metadata_digest"] = metadata_digest(sealed)
         write_dataset(folder, forged, sealed)
         report = validate(folder, replace(good.context, min_episodes=0, replay=good.replay))
-        assert not report.passed and report.to_json() and validation_markdown(report)
+        assert not report.passed and report.to_json() and markdown_page("validation", report=report)
 
     reshape()

@@ -10,7 +10,7 @@ from small_datasets import LINE, TASKED, dataset, findings, walk
 from pipeline.data import EpisodeData
 from pipeline.data.spaces import space_to_json
 from pipeline.errors import BadInput
-from pipeline.report.stage_pages import validation_markdown
+from pipeline.report.text import markdown_page
 from pipeline.tasks import Purpose
 from pipeline.validation.alignment import onset_of
 from pipeline.validation.facts import Approval, Context, Dataset
@@ -380,7 +380,10 @@ def test_a_report_says_where_a_finding_lies_as_far_as_that_is_known():
     assert str(step) == "ends: episode 4, step 0: wrong (value 1, bound 0)"
     rules = (RuleOutcome("ends", "It <ends>.", "failed", 3), RuleOutcome("digest", "It *fits*.", "passed", 0))
     report = ValidationReport((whole, episode, step), rules, 5, 20, "d", (), 20, 0)
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in validation_markdown(report).splitlines()]
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in markdown_page("validation", report=report).splitlines()
+    ]
     assert ["ends", "", "", "1", "0", "wrong"] in cells and ["ends", "4", "0", "1", "0", "wrong"] in cells
     assert ["ends", "failed (3)", "It &lt;ends>."] in cells and ["digest", "passed", "It &#42;fits&#42;."] in cells
 
