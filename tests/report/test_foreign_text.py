@@ -86,7 +86,11 @@ def test_no_text_from_outside_becomes_a_link_a_picture_or_markup_in_a_page(repor
     pages = [
         report["report.md"].decode(),
         *(inspection_files(seen, FOREIGN, (text, "b"))["inspection.md"].decode() for text in FOREIGN[:2]),
-        __X__(GateDecision(tuple(replace(gate_row(False, 0.1), worst_scenario=t) for t in FOREIGN)), "x/1"),
+        markdown_page(
+            "gate",
+            decision=GateDecision(tuple(replace(gate_row(False, 0.1), worst_scenario=t) for t in FOREIGN)),
+            reference="x/1",
+        ),
         *(diagnosis_markdown(Diagnosis((replace(shortfall(1), worst_scenario=t),), {})) for t in FOREIGN),
         markdown_page("validation", report=judged(FOREIGN)),
         statistics_table(replace(records(), episodes=tuple(Episode(t, 1) for t in FOREIGN[:4]))),

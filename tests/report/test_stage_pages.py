@@ -124,7 +124,7 @@ def test_the_gate_page_lists_failures_first_and_what_was_compared() -> None:
     assert "holds" in table[3]
     assert "the mean" in table[3]
     assert "approved" in markdown_page("gate", decision=GateDecision(rows[:1]), reference="x/1").splitlines()[0]
-    assert "not approved" in __X__(GateDecision(()), "x/1")
+    assert "not approved" in markdown_page("gate", decision=GateDecision(()), reference="x/1")
 
 
 ODD = Outlier(7, "only|one", 1842, "return", 9.5, 3.0, 6.2, "return 9.5 is 6.2 robust standard deviations above")
