@@ -18,16 +18,6 @@ from pipeline.errors import BadInput, did_you_mean
 SEEDS = 2**31  # episode seeds are drawn below this
 
 
-def observation_space() -> Box:
-    """(OBSERVATION_SIZE,) float32 in [-1, 1]; entries are named by `FEATURES`."""
-    return Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
-
-
-def action_space() -> Box:
-    """(2,) float32 in [-1, 1]: target speed (0 to max_speed; -1 stands still) and target turn rate (left positive)."""
-    return Box(-1.0, 1.0, (2,), np.float32)
-
-
 def make_settings(
     reward_name: str = "progress",
     reward_kwargs: Mapping[str, Any] | None = None,
@@ -89,7 +79,8 @@ class SocialNavEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if render_mode not in (None, "rgb_array"):
             raise BadInput(f"render_mode is {render_mode!r}; allowed are None and 'rgb_array'.")
         self.scenario, self.density, self.render_mode = scenario, density, render_mode
-        self.observation_space, self.action_space = observation_space(), action_space()
+        # entries are named by `FEATURES`; target speed (0 to max_speed; -1 stands still) and turn rate (left positive)
+        self.observation_space, self.action_space = (Box(-1.0, 1.0, (n,), np.float32) for n in (OBSERVATION_SIZE, 2))
         self.family, self.pedestrians = scenario_numbers(scenario, density, pedestrians)
         self._settings, self._horizon = make_settings(reward_name, reward_kwargs, max_speed, horizon), horizon
         self._slots = np.zeros(1, SLOT)

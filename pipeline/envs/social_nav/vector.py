@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from pipeline.envs.episodes import NOTHING, EpisodeStream, RemoteVecEnv
-from pipeline.envs.social_nav.environment import action_space, make_settings, observation_space, scenario_numbers
+from pipeline.envs.social_nav.environment import make_settings, scenario_numbers
 from pipeline.envs.social_nav.kernels import advance, start
 from pipeline.envs.social_nav.layout import SLOT
 from pipeline.envs.social_nav.metrics import episode_metrics
@@ -30,7 +31,7 @@ class SocialNavVecEnv(RemoteVecEnv):
         streams: Sequence[EpisodeStream],
         **environment_kwargs: Any,
     ) -> None:
-        super().__init__(len(streams), observation_space(), action_space())
+        super().__init__(len(streams), *(Box(-1.0, 1.0, (n,), np.float32) for n in (OBSERVATION_SIZE, 2)))
         self.set_streams(streams)
         self._numbers = {name: scenario_numbers(**kwargs) for name, kwargs in scenarios.items()}
         self._settings = make_settings(**environment_kwargs)
