@@ -143,13 +143,17 @@ def as_policy_sees(task: Task, folder: str | Path) -> Task:
 
 def policy_actions(task: Task, folder: str | Path, reference: str, deterministic: bool = True) -> ActFunction:
     """What a policy artifact does in a task. Raises BadInput when it was made for other observations or actions."""
-    policy = load_policy(folder)
+    policy, remedy = load_policy(folder), "give a policy that was trained on this task"
+    if not task.use_camera and as_policy_sees(task, folder).use_camera:
+        remedy = (
+            "it sees what a camera draws, and who demonstrates sees the environment's own observations (docs/camera.md)"
+        )
     for what in ("observation_space", "action_space"):
         its, ours = getattr(policy, what), getattr(task, what)
         if its != ours:
             raise BadInput(
                 f"policy {reference} does not fit task {task.config.name!r}: its {what} is {shortened(str(its))}, the "
-                f"task's is {shortened(str(ours))}; give a policy that was trained on this task"
+                f"task's is {shortened(str(ours))}; {remedy}"
             )
     task.refuse_other_wrappers(read_spec(folder).provenance.get(WRAPPERS, []), f"policy {reference}")
     return act_function(policy, deterministic)

@@ -98,7 +98,7 @@ def find_policy(client: MlflowClient, reference: str, task: str, latest: dict[st
         return fetch_version(find_version(client, reference, task, Alias.APPROVED))
     raise BadInput(
         f"policy {shortened(reference)} is unknown; give a run id, models:/name/version, models:/name@alias, "
-        "a policy folder, or 'latest'"
+        "a policy folder, or 'latest'; a zip of stable-baselines3 is taken in by the gate (promote -P expert=their.zip)"
     )
 
 

@@ -92,6 +92,8 @@ def test_main_with_use_camera_goes_from_numbers_to_pictures_to_the_report(config
     finetuned = search(client, {Tag.STAGE: "finetune_seed"})[0].info.run_id
     gate = run_stage("promote", paths["promote"], {"expert": finetuned}, {})
     assert gate.verdict is True  # the gate looked through the camera: nothing said so but the policy itself
+    with pytest.raises(BadInput, match="it sees what a camera draws, and who demonstrates"):
+        run_stage("collect", paths["collect"], {}, {})
     with pytest.raises(BadInput, match=r"CameraView.*task 'dot' has \[\]"):
         run_stage("finetune", paths["finetune"], {"policy": pretrain.info.run_id}, {})
 

@@ -30,6 +30,7 @@ TINY = {
     "finetune.final_episodes": "20",
     "finetune.training.total_timesteps": "512",
     "finetune.training.n_envs": "4",
+    "finetune.training.normalize_reward": "true",
     "finetune.training.ppo": "{n_steps: 64, batch_size: 64, n_epochs: 2}",
     "finetune.training.evaluation": "{episodes: 10, seed: 7, segments: [{every_steps: 256}]}",
     "compare.resamples": "100",
@@ -88,6 +89,12 @@ def test_a_task_in_hundreds_is_learnt_and_every_arm_computes_in_the_same_units(c
     assert "it computes in the units of the clones of" in read_text_artifact(
         client, stage.info.run_id, Artifact.SUMMARY
     )
+    # what divides the rewards is not the same in both arms, and the report says so
+    (comparison,) = search(client, {Tag.STAGE: "compare"})
+    report = json.loads(read_text_artifact(client, comparison.info.run_id, f"{Artifact.REPORT}/report.json"))
+    (rewards,) = [d for d in report["context"]["differences"] if d["key"] == "rewards are divided by"]
+    scale = json.loads(read_text_artifact(client, run_id, Artifact.CERTIFICATE))["return_scale"]
+    assert rewards["pretrained"].startswith(f"{scale:.4g}, ") and "running spread" in rewards["scratch"]
     # another baseline, which was told of no clone, is not compared
     capfd.readouterr()
     overrides = {key.removeprefix("finetune."): text for key, text in TINY.items() if key.startswith("finetune.")}

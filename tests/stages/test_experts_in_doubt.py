@@ -17,13 +17,13 @@ from pipeline.config.loading import load_task
 from pipeline.config.stages import Compare
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
-from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag
+from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag, lineage_run_tag
 from pipeline.policies import build_policy, load_policy
 from pipeline.policies.sb3 import export_sb3_zip
 from pipeline.stages import run_stage
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
-from pipeline.tracking.runs import read_text_artifact
+from pipeline.tracking.runs import read_text_artifact, search
 from pipeline.tracking.stage_run import open_run
 from pipeline.tracking.store import connect
 
@@ -52,6 +52,14 @@ def promote_clone(story):
     outcome = run_stage("promote", PROMOTE, {"expert": story.pretrain}, EASY)
     assert outcome.verdict is True
     return outcome
+
+
+def test_the_policy_of_a_seed_is_as_promotable_as_its_training(story):
+    client = connect()
+    client.set_tag(story.pretrain, Tag.PROMOTABLE, "false")
+    seed = search(client, {lineage_run_tag("dataset"): story.collect, Tag.STAGE: "pretrain_seed"})[0].info.run_id
+    run_stage("promote", PROMOTE, {"expert": seed}, EASY)
+    assert version(client, 2).run_id == seed and version(client, 2).tags[VersionTag.PROMOTABLE] == "false"
 
 
 def test_rules_that_cannot_be_held_register_nothing(story):

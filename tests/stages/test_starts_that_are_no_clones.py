@@ -51,6 +51,22 @@ def test_an_imported_expert_is_fine_tuned_by_its_version_as_it_stands_and_says_w
     assert "are not trained again: pretrained seed 1, pretrained seed 2" in again.summary[0]
 
 
+def test_what_a_person_should_know_of_clones_is_said_before_they_are_trained_on(story, client, capsys):
+    cloned = {"seeds": "[1, 2]", "cloning.gamma": "0.9", "cloning.select": "rollout", "cloning.epochs": "2"}
+    upstream = {"dataset": story.dataset}
+    clones = run_stage("pretrain", "configs/smoke/pretrain.yaml", upstream, {**cloned, "network.hidden": "[8]"})
+    policy = clones.outputs["policy"]
+    finetuned(client, "doubtful", policy, **{"training.ppo.gamma": "0.95", "training.evaluation.seed": "6"})
+    said = capsys.readouterr().err
+    assert "the clones' critics know returns discounted by 0.9, training.ppo.gamma is 0.95" in said
+    assert "the clones were chosen on the episodes that measure the training (evaluation.seed = 6 of both)" in said
+    finetuned(client, "sound", policy, **{"training.ppo.gamma": "0.9", "training.evaluation.seed": "7"})
+    assert "finetune: warning" not in capsys.readouterr().err
+    other = {"training.environment": "{reward_kwargs: {collision: 5.0}}"}
+    finetuned(client, "another-reward", policy, **{"training.ppo.gamma": "0.9"}, **other)
+    assert "was recorded with other arguments than the task's: environment: reward_kwargs" in capsys.readouterr().err
+
+
 def test_a_critic_that_learnt_from_divided_rewards_goes_on_in_its_unit(story, client, tmp_path):
     path, theirs = another_zip(tmp_path)
 
