@@ -1,7 +1,7 @@
 """`compare`: both arms of a group over matched seeds: statistics, verdict, report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipeline.names import CONFIG_PARAM_PREFIX, CONTROLS, START, Arm, Artifact, 
 from pipeline.play.demonstrators import Actor, as_policy_sees
 from pipeline.play.evaluation import episode_figures, run_episodes, summarise, with_intervals
 from pipeline.play.scenario_shift import scenario_shift
+from pipeline.policies.transfer import Transfer
 from pipeline.report.comparison_films import comparison_films, median_of
 from pipeline.report.comparison_report import build_report
 from pipeline.report.context import (
@@ -286,8 +287,14 @@ def report_context(
     several = f", {comparison.clones} clones, one a seed, of which the first is named"
     several = several if comparison.clones > 1 and len(ids) < 2 else ""
     weights = SettingDifference("initial weights", "fresh, from the seed", made)
-    scales = [clone.as_start().return_scale for clone in evidence.clones]
-    fixed = sorted(scale for scale in scales if scale is not None) if trained.training.normalize_reward else []
+    fixed: list[float] = []  # by which rewards are divided that critics of clones know
+    distinct = {clone.run_id: clone for clone in evidence.clones} if trained.training.normalize_reward else {}
+    for clone in distinct.values():
+        text = read_text_artifact(run.client, str(clone.run_id), Artifact.CERTIFICATE)
+        start = replace(clone, certificate=None if text is None else Transfer.from_json(text)).as_start()
+        if start.return_scale is not None and start.learnt_nothing is None:
+            fixed.append(start.return_scale)
+    fixed.sort()
     rewards = " to ".join(dict.fromkeys(f"{scale:.4g}" for scale in fixed[:: max(1, len(fixed) - 1)]))
     chain = lineage.trace(run.client, run.run_id, up=True)
     parents: dict[str, tuple[str, ...]] = {}

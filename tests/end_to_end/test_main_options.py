@@ -61,7 +61,7 @@ def test_without_options_every_stage_keeps_its_own_config():
         ({"demonstration_episodes": 50}, {"collect.episodes": 50}),
         # the camera is for what comes after the expert
         ({"use_camera": True}, {"pretrain.use_camera": True, "finetune.training.use_camera": True}),
-        ({"use_camera": False}, {"pretrain.use_camera": False, "finetune.training.use_camera": False}),
+        ({"use_camera": False}, {}),
         ({"cloning_epochs": 9}, {"pretrain.cloning.epochs": 9}),
         ({"ppo_timesteps": 2048}, {"finetune.training.total_timesteps": 2048}),  # of both arms, not of the expert
         ({"ppo_timesteps": 0}, {}),
