@@ -5,6 +5,7 @@ approvers, one of them signs before the alias moves.
 """
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
@@ -13,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from pipeline.config.loading import load_task
 from pipeline.config.stages import Promote
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, say
 from pipeline.executors.players import Player, rollouts
 from pipeline.gate import GateDecision, PlayedEpisodes, check_rules, decide
 from pipeline.names import Alias, Artifact, Metric, Tag, VersionTag, lineage_run_tag
@@ -65,6 +66,8 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     check_rules(config.rules, task.config)  # before anything is registered
     for rule in config.rules:
         task.shares(rule.scenario_set)
+    if unheld := sorted({*task.config.holdout_sets} - {rule.scenario_set for rule in config.rules}):
+        say(f"promote: warning: no rule is held against {', '.join(unheld)}, which no training sees", sys.stderr)
     candidate = _candidate(run, task, reference)
     lineage.refuse_tainted(run.client, candidate, "the gate")
     subjects = _subjects(run, config, candidate)
