@@ -27,12 +27,12 @@ from pipeline.report.text import markdown_page
 from pipeline.stages import StageOutcome
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking import lineage, registry
+from pipeline.tracking.groups import seeds_beside
 from pipeline.tracking.models import (
     StoredPolicy,
     fetch_version,
     find_policy,
     find_version,
-    seeds_of,
 )
 from pipeline.tracking.references import Reference
 from pipeline.tracking.runs import get_run, stage_run_of
@@ -102,9 +102,13 @@ def _film(run: StageRun, task: Task, candidate: StoredPolicy, played: PlayedEpis
 
 
 def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
-    """Whom the gate plays: the candidate and, if so asked, every seed of its training."""
-    seeds = seeds_of(run.client, candidate.run_id, "train_expert_seed") if config.training_seeds else {}
-    return {"candidate": candidate, **{f"training seed {seed}": policy for seed, policy in seeds.items()}}
+    """Whom the gate plays: the candidate and, if so asked, every seed that was trained with it."""
+    made_by = candidate.run_id
+    seeds = (
+        seeds_beside(run.client, get_run(run.client, made_by, "expert")) if config.training_seeds and made_by else {}
+    )
+    others = {f"training seed {seed}": policy for seed, policy in seeds.items() if policy.run_id != made_by}
+    return {"candidate": candidate, **others}
 
 
 def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:

@@ -20,7 +20,7 @@ from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.lineage import sources
 from pipeline.tracking.liveness import idle_seconds
 from pipeline.tracking.models import StoredPolicy, find_policy
-from pipeline.tracking.runs import get_run, latest_run, recorded, search, seed_of, tag_of
+from pipeline.tracking.runs import get_run, latest_run, recorded, search, seed_of, stage_run_of, tag_of
 
 GROUP_NAME_LIMIT = 200
 # what was done before the first fine-tuning; a repaired dataset states the steps of the one it replaces as its own
@@ -195,6 +195,18 @@ def _duration(run: Run) -> float:
 def policy_of(client: MlflowClient, run: Run) -> StoredPolicy:
     """The best checkpoint of a training, verified."""
     return find_policy(client, run.info.run_id, tag_of(run, Tag.TASK), {})
+
+
+def seeds_beside(client: MlflowClient, run: Run) -> dict[int, StoredPolicy]:
+    """Seed -> policy of all that was trained, or cloned, together with what a run holds: of its stage and arm."""
+    stage = run.data.tags.get(Tag.STAGE, "")
+    of_stage = stage_run_of(client, run) if stage.endswith("_seed") else run
+    if of_stage.data.tags.get(Tag.STAGE) not in ("train_expert", "pretrain", "baseline", "finetune"):
+        return {}
+    arm = run.data.tags.get(Tag.ARM)
+    beside = [one for one in trainings(client, of_stage) if one.data.tags.get(Tag.ARM) == arm]
+    finished = {seed_of(one): one for one in beside if one.info.status == "FINISHED"}
+    return {seed: policy_of(client, finished[seed]) for seed in sorted(finished)}
 
 
 def _stage_run(client: MlflowClient, stage: str, group: str, task: str) -> Run:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline import query
 from pipeline.config.base import Bound
@@ -17,7 +18,7 @@ from pipeline.config.loading import load_task
 from pipeline.config.stages import Compare
 from pipeline.config.training import Network
 from pipeline.errors import BadInput
-from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag, lineage_run_tag
+from pipeline.names import Alias, Arm, Artifact, Gate, Tag, VersionTag, lineage_run_tag
 from pipeline.policies import build_policy, load_policy
 from pipeline.policies.sb3 import export_sb3_zip
 from pipeline.stages import run_stage
@@ -60,6 +61,28 @@ def test_the_policy_of_a_seed_is_as_promotable_as_its_training(story):
     seed = search(client, {lineage_run_tag("dataset"): story.collect, Tag.STAGE: "pretrain_seed"})[0].info.run_id
     run_stage("promote", PROMOTE, {"expert": seed}, EASY)
     assert version(client, 2).run_id == seed and version(client, 2).tags[VersionTag.PROMOTABLE] == "false"
+
+
+def test_the_gate_holds_what_was_trained_together_to_its_rules_and_no_other(story):
+    client = connect()
+    short = {"seeds": "[1, 2]", "cloning.epochs": "2"}
+    clones = run_stage("pretrain", "configs/smoke/pretrain.yaml", {"dataset": story.dataset}, short).outputs["policy"]
+    found = search(client, {Tag.STAGE: "pretrain_seed", MLFLOW_PARENT_RUN_ID: clones})
+    (second,) = [run.info.run_id for run in found if run.data.tags[Tag.SEED] == "2"]
+
+    def played(expert: str, **more: str) -> set[str]:
+        gate = run_stage("promote", PROMOTE, {"expert": expert}, {**EASY, **more}).run_id
+        return {
+            row["subject"] for row in json.loads(read_text_artifact(client, gate, Artifact.DIAGNOSTICS_JSON))["rows"]
+        }
+
+    assert played(second) == {"candidate", "training seed 1"}
+    assert played(clones) == {"candidate", "training seed 1", "training seed 2"}
+    assert played(second, training_seeds="false") == {"candidate"} == played(str(story.zip))
+    tuned = {"seeds": "[1, 2]", "control_timesteps": "1024", "training.total_timesteps": "1024", "final_episodes": "20"}
+    run_stage("finetune", "configs/smoke/finetune.yaml", {"policy": clones, "group": "beside"}, tuned)
+    arm = search(client, {Tag.STAGE: "finetune_seed", Tag.ARM: Arm.PRETRAINED, Tag.SEED: "1"})[0].info.run_id
+    assert played(arm) == {"candidate", "training seed 2"}  # the controls, of learning rate 0, are another arm
 
 
 def test_rules_that_cannot_be_held_register_nothing(story):
