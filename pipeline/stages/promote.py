@@ -103,12 +103,11 @@ def _film(run: StageRun, task: Task, candidate: StoredPolicy, played: PlayedEpis
 
 def _subjects(run: StageRun, config: Promote, candidate: StoredPolicy) -> dict[str, StoredPolicy]:
     """Whom the gate plays: the candidate and, if so asked, every seed that was trained with it."""
-    made_by = candidate.run_id
-    seeds = (
-        seeds_beside(run.client, get_run(run.client, made_by, "expert")) if config.training_seeds and made_by else {}
-    )
-    others = {f"training seed {seed}": policy for seed, policy in seeds.items() if policy.run_id != made_by}
-    return {"candidate": candidate, **others}
+    subjects, made_by = {"candidate": candidate}, candidate.run_id
+    if config.training_seeds and made_by is not None:
+        seeds = seeds_beside(run.client, get_run(run.client, made_by, "expert"))
+        subjects |= {f"training seed {seed}": policy for seed, policy in seeds.items() if policy.run_id != made_by}
+    return subjects
 
 
 def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:

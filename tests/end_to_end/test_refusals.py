@@ -121,7 +121,7 @@ def test_a_wrong_input_is_one_line_code_2_and_the_description_of_the_failed_run(
 def test_a_refused_candidate_ends_with_code_1_changes_no_alias_and_cannot_be_recorded_from(stage, refused):
     fine_tuned = finished("finetune_seed", arm="pretrained")
     code, out, errors = stage("promote", "--expert", fine_tuned, "--rules", IMPOSSIBLE, "--training_seeds", "false")
-    assert (code, errors) == (1, "")
+    assert (code, errors) == (1, "promote: warning: no rule is held against holdout, which no training sees\n")
     assert "social_nav-expert/2 REFUSED" in out
     gate = newest("promote")
     assert gate.info.status == "FAILED"
