@@ -6,7 +6,8 @@ actor.tensors            # its tensors, under the names that the network gives t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -110,6 +111,8 @@ def inspect_sb3_zip(path: str | Path) -> dict[str, Any]:
         network = actor_of(held).network
     except BadInput as error:
         refused = str(error)
+        with suppress(BadInput):  # its network may be known where what lies beside it is missing
+            network = actor_of(replace(held, zoo=None)).network
     normalisation, zoo = held.normalisation, held.zoo
     return {
         "file": str(path),

@@ -312,6 +312,8 @@ def test_ppo_trained_behind_vecnormalize_reads_what_the_environment_gives_and_is
     (tmp_path / "vecnormalize.pkl").unlink()
     with pytest.raises(BadInput, match=r"put its vecnormalize\.pkl beside it"):
         import_sb3_zip(tmp_path / "theirs.zip", OBSERVATIONS, ACTIONS)
+    told = inspect_sb3_zip(tmp_path / "theirs.zip")
+    assert "put its vecnormalize.pkl beside it" in told["refused"] and told["network"]["hidden"] == [8]
 
 
 def test_an_actor_whose_vecnormalize_cuts_nothing_is_taken_and_hostile_figures_are_refused(tmp_path, capsys):
