@@ -14,7 +14,7 @@ def test_the_config_of_the_documentation_passes_every_check(repository, in_repos
     text = (repository / "docs" / "sweeps.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.S)
     config = validate(Sweep, yaml.safe_load(block), "docs/sweeps.md")
-    assert trial_plan(config).base.training.total_timesteps == 200_000
+    assert trial_plan(config).budget == 200_000
     assert config.constraints == {"collision_rate": 0.15, "comfort_exposure": 0.1}
 
 
