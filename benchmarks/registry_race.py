@@ -146,7 +146,7 @@ def work(path: Path, process: int, count: int, seed: int, unlocked: bool) -> Non
 
 
 def operate(client: MlflowClient, experiment: str, kind: str, id: str, version: str) -> Done:
-    began = registry._now()
+    began = registry.now()
     try:
         if kind == "record":
             approved = registry.approved_version(client, TASK)
@@ -156,12 +156,12 @@ def operate(client: MlflowClient, experiment: str, kind: str, id: str, version: 
             tags = {Tag.STAGE: "collect", Tag.LINEAGE_EXPERT: f"{NAME}/{version}", "recorded": at}
             run = client.create_run(experiment, tags=tags)
             client.set_terminated(run.info.run_id)
-            return Done(id, kind, version, began, registry._now(), at)
+            return Done(id, kind, version, began, registry.now(), at)
         move = registry.approve if kind == "approve" else registry.roll_back
         moved = move(client, client.get_model_version(NAME, version), id, f"{kind} {id}")
-        return Done(id, kind, version, began, registry._now(), moved.at, moved.replaced)
+        return Done(id, kind, version, began, registry.now(), moved.at, moved.replaced)
     except BadInput as error:
-        return Done(id, kind, version, began, registry._now(), None, refusal=str(error))
+        return Done(id, kind, version, began, registry.now(), None, refusal=str(error))
 
 
 def sample(uri: str, stop, samples) -> None:

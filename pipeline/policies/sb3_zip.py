@@ -87,12 +87,7 @@ def read_sb3_zip(path: str | Path) -> SB3Zip:
     file = Path(path)
     what = f"SB3 zip {file.name!r}"
     members = _members(file, what)
-    try:
-        settings = json.loads(members[SETTINGS].decode("utf-8"))
-    except DAMAGE as error:
-        raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
-    if not isinstance(settings, dict):
-        raise BadInput(f"{what}: its settings are no JSON object")
+    settings = _settings(members[SETTINGS], what)
     pickled, values = dict[str, tuple[str, ...]](), dict[str, Any]()
     for key, value in settings.items():
         serialized = value.get(":serialized:") if isinstance(value, dict) else None
@@ -189,16 +184,36 @@ def _members(path: Path, what: str) -> dict[str, bytes]:
     return contents
 
 
+def _settings(content: bytes, what: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(content.decode("utf-8"))
+    except DAMAGE as error:
+        raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
+    if not isinstance(settings, dict):
+        raise BadInput(f"{what}: its settings are no JSON object")
+    return settings
+
+
+def _archive(content: bytes, what: str) -> zipfile.ZipFile | None:
+    """torch's zip of stored members; None when it is none. Anything compressed or overlapping could be a bomb."""
+    try:
+        archive = zipfile.ZipFile(BytesIO(content))
+    except zipfile.BadZipFile:
+        return None
+    except DAMAGE as error:
+        raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
+    members = archive.infolist()
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if len(members) > MAX_MEMBERS or not stored or sum(member.file_size for member in members) > len(content):
+        raise BadInput(f"{what} is compressed or claims more bytes than it has")
+    return archive
+
+
 def _torch_pickle(content: bytes, what: str) -> tuple[Pickled, Mapping[str, bytes]]:
     """The pickle inside a file that `torch.save` wrote, or a plain one, and the raw numbers beside it by their key."""
-    if zipfile.is_zipfile(BytesIO(content)):
+    if (archive := _archive(content, what)) is not None:
         try:
-            with zipfile.ZipFile(BytesIO(content)) as archive:
-                members = archive.infolist()
-                stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-                # anything compressed or overlapping could be a bomb
-                if len(members) > MAX_MEMBERS or not stored or sum(one.file_size for one in members) > len(content):
-                    raise BadInput(f"{what} is compressed or claims more bytes than it has")
+            with archive:
                 held = {name: archive.read(name) for name in archive.namelist()}
         except DAMAGE as error:
             raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
