@@ -97,7 +97,7 @@ $(VENV)/.runs: pyproject.toml constraints.txt
 		{ echo "error: $(PYTHON) is older than 3.11; give a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
-	"$(BIN)/uv" pip install --quiet --python "$(BIN)/python" -c constraints.txt -e .
+	"$(BIN)/uv" pip install --quiet --python "$(BIN)/python" -c constraints.txt -e '.[postgresql,slurm]'
 	touch $@
 
 # plain pip follows the pins of `imitation`: stable-baselines3 2.2 and gymnasium 0.29

@@ -20,7 +20,7 @@ from pipeline.config.base import (
     configuration,
 )
 from pipeline.config.sweep import Sweep
-from pipeline.config.task import TaskConfig, Wrapper
+from pipeline.config.task import SMALLEST_DIFFERENCE, TaskConfig, Wrapper
 from pipeline.config.training import (
     ADAPTIVE,
     ADAPTIVE_WARM_START,
@@ -433,7 +433,9 @@ class Compare:
     def solved(self, task: TaskConfig) -> dict[str, Bound]:
         """Figure -> bound that counts as solved. Raises BadInput where nothing does, or nobody measures it."""
         target = self.target or task.thresholds
+        smallest = task.smallest_difference.keys() - SMALLEST_DIFFERENCE.keys()
         fault = task.unmeasured("target", target)
+        fault = fault or task.unmeasured("smallest_difference", sorted(smallest), spread=True)
         if not target:
             fault = f"target is empty, and so are the thresholds of task {task.name!r}; give a figure with its bound"
         if fault is not None:

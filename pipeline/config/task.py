@@ -172,9 +172,7 @@ class TaskConfig:
         for set_name in self.holdout_sets:
             if set_name not in self.scenario_sets:
                 raise ValueError(f"holdout_sets names {set_name!r}, which scenario_sets does not define")
-        smallest = self.smallest_difference.keys() - SMALLEST_DIFFERENCE.keys()
-        fault = self.unmeasured("thresholds", self.thresholds)
-        if fault := fault or self.unmeasured("smallest_difference", sorted(smallest), spread=True):
+        if fault := self.unmeasured("thresholds", self.thresholds):
             raise ValueError(fault)
 
     def unmeasured(self, setting: str, figures: Iterable[str], spread: bool = False) -> str | None:

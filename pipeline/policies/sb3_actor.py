@@ -124,7 +124,7 @@ def inspect_sb3_zip(path: str | Path) -> dict[str, Any]:
         "observation_space": str(held.observation_space),
         "action_space": str(held.action_space),
         "network": None if network is None else to_data(network),
-        "fine_tuned_by_ppo": isinstance(network, Network),
+        "fine_tuned_by_ppo": refused is None and isinstance(network, Network),
         "normalized": None
         if normalisation is None
         else {"shape": list(normalisation.mean.shape), "clip": normalisation.clip, "epsilon": normalisation.epsilon},

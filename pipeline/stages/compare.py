@@ -10,6 +10,7 @@ from pipeline.config.base import Bound
 from pipeline.config.loading import flatten, load_task, parse_json, parse_yaml, to_data, validate
 from pipeline.config.stages import Compare, Finetune
 from pipeline.config.task import JUDGED, TaskConfig
+from pipeline.config.training import ADAPTIVE
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.learning.adaptive import Decision
@@ -292,7 +293,8 @@ def report_context(
     for clone in distinct.values():
         text = read_text_artifact(run.client, str(clone.run_id), Artifact.CERTIFICATE)
         start = replace(clone, certificate=None if text is None else Transfer.from_json(text)).as_start()
-        if start.return_scale is not None and start.learnt_nothing is None:
+        left = start.learnt_nothing is not None and trained.warm_start.clone_weights == ADAPTIVE
+        if start.return_scale is not None and not left:
             fixed.append(start.return_scale)
     fixed.sort()
     rewards = " to ".join(dict.fromkeys(f"{scale:.4g}" for scale in fixed[:: max(1, len(fixed) - 1)]))
@@ -318,7 +320,7 @@ def report_context(
                 SettingDifference(
                     "rewards are divided by",
                     "the running spread of their returns, and cut off at 10",
-                    f"{rewards}, the root mean square of what the clones' critics were taught; nothing is cut off",
+                    f"{rewards}, the scale of returns that the critic knows which it starts with; nothing is cut off",
                 ),
             )
             * bool(fixed),

@@ -181,15 +181,16 @@ def _doubts(
 ) -> Iterator[str]:
     """What a person should know of the clones before hours of training begin."""
     training, gamma = config.training, discount(config.training)
-    taught = {policy.certificate.gamma for policy in starts.policies.values() if policy.certificate is not None}
+    known = [of.certificate for of in starts.policies.values() if of.certificate is not None]
+    taught = {of.gamma for of in known if of.critic_explained_variance is not None and of.learnt_nothing is None}
     for other in taught - {None, gamma}:
         yield (
             f"the clones' critics know returns discounted by {other:g}, training.ppo.gamma is {gamma:g}; give "
             "cloning.gamma the same"
         )
     for maker in filter(made_by_pretrain, starts.makers):
-        its = maker if tag_of(maker, Tag.STAGE) == "pretrain" else stage_run_of(run.client, maker)
-        with contextlib.suppress(BadInput):  # the record of an older version
+        with contextlib.suppress(BadInput):  # the record is gone, or of an older version
+            its = maker if tag_of(maker, Tag.STAGE) == "pretrain" else stage_run_of(run.client, maker)
             cloned = read_config(run.client, its, Pretrain)
             chosen = cloned.algorithm != "bc" or cloned.cloning.select == "rollout"
             same = (cloned.evaluation.seed, cloned.scenario_set) == (training.evaluation.seed, training.scenario_set)

@@ -64,8 +64,6 @@ def run(run: StageRun, config: Promote, upstream: Mapping[str, str]) -> StageOut
     if config.sign is not None:
         return _sign(run, config, task, reference, config.sign)
     check_rules(config.rules, task.config)  # before anything is registered
-    for rule in config.rules:
-        task.shares(rule.scenario_set)
     if unheld := sorted({*task.config.holdout_sets} - {rule.scenario_set for rule in config.rules}):
         say(f"promote: warning: no rule is held against {', '.join(unheld)}, which no training sees", sys.stderr)
     candidate = _candidate(run, task, reference)

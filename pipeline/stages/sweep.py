@@ -29,7 +29,16 @@ from pipeline.names import CONFIG_PARAM_PREFIX, EVAL_PREFIX, SWEEP_FRESH, SWEEP_
 from pipeline.report.sweep_report import SweepReport, sweep_markdown, sweep_pictures
 from pipeline.stages import StageOutcome
 from pipeline.sweep.objectives import Contender, Evaluation, FreshResult, NotMeasured, feasible, worst
-from pipeline.sweep.study import NOTES, SweepStudy, TrialFailed, TrialRecord, conclude, ranking
+from pipeline.sweep.study import (
+    INFEASIBLE,
+    MOST_ATTEMPTS,
+    NOTES,
+    SweepStudy,
+    TrialFailed,
+    TrialRecord,
+    conclude,
+    ranking,
+)
 from pipeline.sweep.trials import SeedEnd, TrialPlan, trial_plan
 from pipeline.tracking.content_key import digest_of
 from pipeline.tracking.forwarder import Forwarder
@@ -264,8 +273,13 @@ class Trainings:
             try:
                 result = self._trained(job, log.on_event)
             except BaseException as error:
-                # one that was killed is tried again by the same command: as a trial these values did come to an end
-                own = is_its_own(error) and not isinstance(error, Interrupted) and not self.stop.is_set()
+                own = is_its_own(error) and not self.stop.is_set()
+                if (
+                    isinstance(error, Interrupted) and own
+                ):  # the same command tries again what was killed, but not for ever
+                    kills = self.study.study.user_attrs.get(f"killed:{key}", 0) + 1
+                    self.study.study.set_user_attr(f"killed:{key}", kills)
+                    own = kills >= MOST_ATTEMPTS
                 log.end("FAILED", reason_of(error) if own else f"not finished: {type(error).__name__}")
                 if not own:
                     raise
@@ -300,13 +314,12 @@ class Trainings:
 def _refuse(excess: Mapping[str, float], when: str) -> None:
     if not feasible(excess):
         above = ", ".join(f"{name} {value:.3g} above its limit" for name, value in excess.items() if value > 0)
-        raise TrialPruned(f"infeasible {when}: {above}")
+        raise TrialPruned(f"{INFEASIBLE} {when}: {above}")
 
 
 def is_its_own(error: BaseException) -> bool:
     """An end of a training that follows from its values, after which the study goes on; a full disk is none."""
-    ends = (BadInput, OSError, TrainingCrashed, NotMeasured)
-    return isinstance(error, ends) and disk_refusal(error) is None
+    return isinstance(error, BadInput | TrainingCrashed | NotMeasured) and disk_refusal(error) is None
 
 
 def reason_of(error: BaseException) -> str:

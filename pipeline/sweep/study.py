@@ -46,6 +46,7 @@ BY_NAME: Final[Mapping[str, type]] = {
     "wilcoxon": optuna.pruners.WilcoxonPruner,
 }
 MOST_ATTEMPTS: Final = 3  # of a trial whose process dies
+INFEASIBLE: Final = "infeasible"  # begins the reason of a trial that a constraint ended
 BEATS: Final = 6  # signs of life in the time after which a silent trial is taken over
 
 # user attributes of trials, for people and queries
@@ -82,10 +83,10 @@ class TrialRecord:
 
     @property
     def kind(self) -> str:
-        """Its state, but infeasible where it broke a constraint, complete or pruned; a complete one else feasible."""
-        if self.state in ("complete", "pruned") and self.feasible is False:
-            return "infeasible"
-        return "feasible" if self.state == "complete" else self.state
+        """Its state, but for a complete one feasible or infeasible; infeasible, too, one that was pruned for that."""
+        if self.state == "pruned" and (self.reason or "").startswith(INFEASIBLE):
+            return INFEASIBLE
+        return self.state if self.state != "complete" else "feasible" if self.feasible else INFEASIBLE
 
 
 class SweepStudy:

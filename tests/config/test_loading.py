@@ -287,11 +287,6 @@ EXPERT = "task: t\n"
         (TaskConfig, TASK + "horizon: 0", ["horizon = 0", "greater than or equal to 1"]),
         (
             TaskConfig,
-            TASK + "smallest_difference: {sucess_rate: 0.1}",
-            ["smallest_difference: 'sucess_rate'", "'success_rate'?"],
-        ),
-        (
-            TaskConfig,
             TASK.replace("{success_rate: {min", "{collision_rate: {min"),
             ["thresholds: 'collision_rate' is not"],
         ),

@@ -1,5 +1,7 @@
 """Where demonstrations come from: recorded, imported from Minari, or repaired; all through one validation."""
 
+import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -92,12 +94,21 @@ def test_metadata_that_were_forged_and_sealed_again_are_refused(story, client, t
     assert "metadata_unchanged" in outcome.summary[0]
 
 
+def test_metadata_that_somebody_changed_quarantine_the_dataset(story, client, tmp_path, monkeypatch):
+    edited = tmp_path / "edited"
+    shutil.copytree(download_dataset(client.get_run(story.collect)), edited)
+    metadata = json.loads((edited / "metadata.json").read_text())
+    (edited / "metadata.json").write_text(json.dumps({**metadata, "noise_std": 0.77}))
+    monkeypatch.setattr("pipeline.stages.validate.download_dataset", lambda run: edited)
+    outcome = run_stage("validate", VALIDATE, {"dataset": story.dataset}, {})
+    assert outcome.verdict is False and "metadata_unchanged" in outcome.summary[0]
+    assert client.get_run(story.collect).data.tags[Tag.DATASET_QUALITY] == Quality.QUARANTINED
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"demonstrator": []}', "[1]"])
 def test_unreadable_metadata_quarantine_the_dataset_and_leave_it_in_the_list(
     story, client, tmp_path, monkeypatch, content
 ):
-    import shutil
-
     damaged = tmp_path / "damaged"
     shutil.copytree(download_dataset(client.get_run(story.collect)), damaged)
     (damaged / "metadata.json").write_text(content)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,6 +108,11 @@ def test_a_task_without_thresholds_has_no_expert_and_no_comparison(in_repository
     assert "thresholds is empty" in refusal("train_expert", {}, {"task": str(file)})
     with pytest.raises(BadInput, match="target is empty"):
         Compare(task=str(file)).solved(load_task(file))
+    task, compare = load_task("configs/tasks/social_nav.yaml"), Compare(task=str(file))
+    for small in ("sucess_rate", "nothing_mean"):
+        with pytest.raises(BadInput, match=f"smallest_difference: '{small}' is not measured"):
+            compare.solved(replace(task, smallest_difference={small: 1}))
+    compare.solved(replace(task, smallest_difference={"return_p5": 1}))
     with pytest.raises(BadInput, match="target: 'sucess_rate' is not measured"):
         Compare(task=str(file), target={"sucess_rate": Bound(min=1.0)}).solved(load_task(file))
 

@@ -22,6 +22,7 @@ from pipeline.config.stages import TrainExpert
 from pipeline.errors import BadInput, Interrupted
 from pipeline.stages import run_stage
 from pipeline.stages.sweep import Trainings
+from pipeline.sweep.study import MOST_ATTEMPTS
 from pipeline.tracking.runs import read_text_artifact
 from pipeline.tracking.stage_run import StageRun
 
@@ -271,6 +272,13 @@ def test_a_full_disk_and_a_kill_use_up_neither_a_trial_nor_a_contender(files, st
     fault.write_text("kill")
     with pytest.raises(Interrupted):
         sweep(files, trials=2, workers=1, best_k=1, fresh_seeds=[101, 102])
+    fault.write_text("")
+    assert sweep(files, trials=2, workers=1, best_k=1, fresh_seeds=[101, 102]).verdict is True
+    fault.write_text("kill")
+    for _ in range(2 * (MOST_ATTEMPTS - 1)):  # the best, then the default: what always is killed is given up on
+        with pytest.raises(Interrupted):
+            sweep(files, trials=2, workers=1, best_k=1, fresh_seeds=[103])
+    assert sweep(files, trials=2, workers=1, best_k=1, fresh_seeds=[103]).verdict is False
     fault.write_text("")
     assert sweep(files, trials=2, workers=1, best_k=1, fresh_seeds=[101, 102]).verdict is True
     left = store_of()
