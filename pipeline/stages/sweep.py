@@ -274,9 +274,7 @@ class Trainings:
                 result = self._trained(job, log.on_event)
             except BaseException as error:
                 own = is_its_own(error) and not self.stop.is_set()
-                if (
-                    isinstance(error, Interrupted) and own
-                ):  # the same command tries again what was killed, but not for ever
+                if own and isinstance(error, Interrupted):  # killed: the same command tries again, three times at most
                     kills = self.study.study.user_attrs.get(f"killed:{key}", 0) + 1
                     self.study.study.set_user_attr(f"killed:{key}", kills)
                     own = kills >= MOST_ATTEMPTS
