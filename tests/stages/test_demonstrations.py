@@ -66,13 +66,19 @@ def test_what_the_approved_expert_showed_is_validated_and_trained_on(story, clie
 def test_what_a_filter_kept_and_recorded_again_follows_from_the_seeds_that_are_listed(story, client):
     returns = fetch_dataset(client.get_run(story.collect)).trajectories.metrics[Metric.RETURN]
     least = float(returns.min()) + 1e-6  # somewhere an untrained policy does worst, over and over
-    outcome, stored = collected(client, filter__min_return=str(least), seeds="[7, 8]")
-    kept = len(stored.trajectories)
-    assert (f"  warning: {kept} of 24 episodes: the filter dropped the others" in outcome.summary) == (kept < 24)
+    _, stored = collected(client, filter__min_return=str(least), seeds="[7, 8]")
     report = validation(client, stored.run_id)
     assert {r["rule"]: r["state"] for r in report["rules"]}["episodes_derived"] == "passed", report["findings"]
     assert stored.metadata.requested_episodes == 24
     assert client.get_run(stored.run_id).data.metrics[Metric.ENVIRONMENT_STEPS] > stored.trajectories.steps
+
+
+def test_how_many_of_the_episodes_asked_for_a_filter_left_is_said(story, client):
+    returns = fetch_dataset(client.get_run(story.collect)).trajectories.metrics[Metric.RETURN]
+    most = float(np.quantile(returns, 0.9))  # of five rounds of recording about half of what is asked for is as good
+    outcome, stored = collected(client, filter__min_return=str(most))
+    kept = len(stored.trajectories)
+    assert kept < 24 and f"  warning: {kept} of 24 episodes: the filter dropped the others" in outcome.summary
 
 
 def test_a_validation_shows_the_dataset_that_it_judged(story, client):
