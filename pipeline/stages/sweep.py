@@ -278,7 +278,9 @@ class Trainings:
                     kills = self.study.study.user_attrs.get(f"killed:{key}", 0) + 1
                     self.study.study.set_user_attr(f"killed:{key}", kills)
                     own = kills >= MOST_ATTEMPTS
-                log.end("FAILED", reason_of(error) if own else f"not finished: {type(error).__name__}")
+                killed = not own and isinstance(error, KeyboardInterrupt | Interrupted)
+                reason = reason_of(error) if own else f"not finished: {type(error).__name__}"
+                log.end("KILLED" if killed else "FAILED", reason)
                 if not own:
                     raise
                 known = {"reason": reason_of(error)}

@@ -272,6 +272,7 @@ def test_a_full_disk_and_a_kill_use_up_neither_a_trial_nor_a_contender(files, st
     fault.write_text("kill")
     with pytest.raises(Interrupted):
         sweep(files, trials=2, workers=1, best_k=1, fresh_seeds=[101, 102])
+    assert {run.info.status for run in store_of().runs("sweep_fresh")} == {"KILLED", "FINISHED"}
     fault.write_text("")
     assert sweep(files, trials=2, workers=1, best_k=1, fresh_seeds=[101, 102]).verdict is True
     fault.write_text("kill")
