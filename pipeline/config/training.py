@@ -279,10 +279,10 @@ class Cloning:
 
 @configuration
 class Judgement:
-    """Has a clone learnt: it is held against its untrained self, the best constant action and its demonstrator."""
+    """Has a clone learnt: against its untrained self, random play, the best constant action and its demonstrator."""
 
     episodes: Annotated[Count, Field(ge=2)] = 100
-    """Of the final evaluation the first so many, which untrained policy, constant action and demonstrator play too."""
+    """Of the final evaluation the first so many, which all of these play too."""
     learnt_share: Fraction = 0.9
     """Of the way from the constant action to the demonstrator: who comes so far has learnt it."""
     least_share: Fraction = 0.05

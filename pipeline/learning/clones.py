@@ -40,6 +40,7 @@ class Clone:
     result: CloningResult
     final: EpisodeRecords
     untrained: EpisodeRecords  # the first of the same episodes, by the policy before it learnt
+    random_play: EpisodeRecords  # the same, its actions drawn: what PPO from scratch begins with
     imitated: Imitated
     machine: Mapping[str, str]  # what of the machine that made it can decide bits
 
@@ -47,7 +48,7 @@ class Clone:
     def evaluation_steps(self) -> int:
         """Environment steps of all its evaluations."""
         played = [point.records for point in self.result.epochs if point.records is not None]
-        return sum(records.steps for records in (*played, self.final, self.untrained))
+        return sum(records.steps for records in (*played, self.final, self.untrained, self.random_play))
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,11 @@ class CloneJob:
                     emit(TrainingEvent("metrics", point.epoch, metrics))
 
             untrained = copy.deepcopy(policy)
-            played_untrained = play(untrained, final[: config.judgement.episodes])
+            yardsticks = final[: config.judgement.episodes]
+            played_untrained = play(untrained, yardsticks)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                drawn = run_episodes(task, act_function(untrained, deterministic=False), yardsticks, env=env)
             policy.to(begin_on(device))
             try:
                 if config.algorithm == "bc":
@@ -120,7 +125,8 @@ class CloneJob:
             explained, size = result.critic_explained_variance, return_scale(data, gamma)
             certificate = Transfer.between(policy, str(place), explained, held_out, gamma, size)
             here = machine(torch.get_num_threads(), device)
-            return Clone(place, digest, certificate, result, play(policy, final), played_untrained, how, here)
+            played = (play(policy, final), played_untrained, drawn)
+            return Clone(place, digest, certificate, result, *played, how, here)
 
 
 def untrained_clone(task: Task, config: Pretrain, data: Trajectories, seed: int) -> ActorCriticPolicy:

@@ -1,4 +1,4 @@
-"""What a clone is held against: the best constant action, its untrained self, its demonstrator; and how it imitates.
+"""What a clone is held against: its untrained self, the best constant action, its demonstrator; and how it imitates.
 
 Yardsticks play the first episodes of the clone's final evaluation. The constant action and the demonstrator need no
 camera, whatever the clones see, and are played once for all seeds.
@@ -52,7 +52,11 @@ class Yardsticks:
         return self.constant.steps + (self.demonstrator.steps if self.asked else 0)
 
     def rollouts(
-        self, clones: Sequence[EpisodeRecords], untrained: Sequence[EpisodeRecords], task: TaskConfig
+        self,
+        clones: Sequence[EpisodeRecords],
+        untrained: Sequence[EpisodeRecords],
+        random_play: Sequence[EpisodeRecords],
+        task: TaskConfig,
     ) -> dict[str, Rollouts]:
         """The figures by which clones, pooled, are judged from what they played, and the policies that they were.
 
@@ -66,6 +70,7 @@ class Yardsticks:
             name: Rollouts(
                 np.stack([records.metrics[name][:count] for records in clones]),
                 np.stack([records.metrics[name] for records in untrained]),
+                np.stack([records.metrics[name] for records in random_play]),
                 self.constant.metrics[name],
                 recorded.get(name, np.full(1, np.nan)),
                 self.asked,

@@ -1,7 +1,8 @@
 """`pretrain`: clone a validated dataset into PPO policies, actor and critic, one a seed, and certify each artifact.
 
 By behavioural cloning, or by an algorithm that also plays in the environment; what comes out is the same. Every clone
-is held against its untrained self, the best constant action and the demonstrator: a failed imitation is a verdict.
+is held against its untrained self, random play, the best constant action and the demonstrator: a failed imitation is a
+verdict.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +81,8 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
     data = dataset.trajectories
 
     def judged(some: Sequence[Clone]) -> ImitationVerdict:
-        rollouts = yardsticks.rollouts([c.final for c in some], [c.untrained for c in some], task.config)
+        before = [clone.untrained for clone in some], [clone.random_play for clone in some]
+        rollouts = yardsticks.rollouts([clone.final for clone in some], *before, task.config)
         beats_untrained = any(clone.result.beats_untrained for clone in some)
         return judge(rollouts, config.judgement, beats_untrained, yardsticks.allowance)
 

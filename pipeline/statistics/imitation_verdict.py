@@ -1,4 +1,4 @@
-"""Did a clone learn anything: held against its untrained self, the best constant action and its demonstrator.
+"""Did a clone learn anything: held against its untrained self, random play, the best constant action, its demonstrator.
 
     verdict = judge({"success": rollouts, "return": others}, Judgement())
     verdict.state, verdict.share, verdict.reasons
@@ -27,6 +27,7 @@ class Rollouts:
 
     clones: np.ndarray  # (k, E) float64
     untrained: np.ndarray  # (k, E) the networks that they were before they learnt
+    random_play: np.ndarray  # (k, E) the same, their actions drawn: PPO from scratch begins with that
     constant: np.ndarray  # (E,) the best constant action
     demonstrator: np.ndarray  # (E,) in the same episodes, or (N,) in the recorded ones; NaN where that is not known
     asked: bool = True  # did the demonstrator play the same episodes
@@ -40,19 +41,20 @@ class ImitationVerdict:
     figure: str  # that it was judged by
     clone: float  # means of the figure
     untrained: float
+    random_play: float
     constant: float
     demonstrator: float
-    gain: Estimate  # of the clone over the better of untrained policy and constant action
+    gain: Estimate  # of the clone over the best of untrained policy, random play and constant action
     shortfall: Estimate  # of the clone behind the demonstrator
     share: float | None  # of the way from the constant action to the demonstrator; None: there is no way to go
     reasons: tuple[str, ...]
 
     def sentence(self) -> str:
-        """`learnt by success: 0.963 (demonstrator 0.984, best constant action 0.020, untrained policy 0.000)`."""
+        """`learnt by success: 0.96 (demonstrator 0.98, best constant action 0, random play 0, untrained policy 0)`."""
         demonstrator = f"{self.demonstrator:.4g}" if isfinite(self.demonstrator) else "not known"
         yardsticks = (
             f"demonstrator {demonstrator}, best constant action {self.constant:.4g}, "
-            f"untrained policy {self.untrained:.4g}"
+            f"random play {self.random_play:.4g}, untrained policy {self.untrained:.4g}"
         )
         return f"{self.state} by {self.figure}: {self.clone:.4g} ({yardsticks}); {'; '.join(self.reasons)}"
 
@@ -62,6 +64,7 @@ class ImitationVerdict:
             "share": float("nan") if self.share is None else self.share,
             "clone": self.clone,
             "untrained": self.untrained,
+            "random_play": self.random_play,
             "constant_action": self.constant,
             "demonstrator": self.demonstrator,
         }
@@ -104,13 +107,14 @@ def difference(ours: np.ndarray, theirs: np.ndarray, confidence: float, paired: 
 def judge(
     rollouts: Mapping[str, Rollouts], settings: Judgement, beats_untrained: bool = True, allowance: str = ""
 ) -> ImitationVerdict:
-    """The verdict by the first figure that tells the demonstrator from a constant action and from the untrained policy.
+    """The verdict by the first figure that tells the demonstrator from everything that knows nothing of it.
 
-    Where none tells it from both, by the first that tells it from the constant action.
+    That is the best constant action, random play and the untrained policy. Where no figure tells it from all three, by
+    the first that tells it from the former two.
 
-    `failed`: the clone is not shown to be better than both the untrained policy and the constant action, or came less
-    than `settings.least_share` of the way from the constant action to the demonstrator, or no epoch beat the untrained
-    policy, or no figure shows that there was anything to imitate. `learnt`: it came at least
+    `failed`: the clone is not shown to be better than each of the three, or came less than `settings.least_share` of
+    the way from the constant action to the demonstrator, or no epoch beat the untrained policy, or no figure shows the
+    demonstrator to be better than the former two: there was nothing to imitate. `learnt`: it came at least
     `settings.learnt_share` of the way from the constant action to the demonstrator, or is not shown to be behind the
     demonstrator. `partly`: it is between the two, or nobody knows the demonstrator's figures.
     `allowance`: what must be known of the demonstrator's own figures.
@@ -119,32 +123,44 @@ def judge(
     def between(ours: np.ndarray, theirs: np.ndarray, paired: bool = True) -> Estimate:
         return difference(np.atleast_2d(ours), np.atleast_2d(theirs), settings.confidence, paired)
 
+    def least(differences: Mapping[str, Estimate]) -> tuple[str, Estimate]:
+        return min(differences.items(), key=lambda named: (named[1].low, named[1].value))
+
     reasons: list[str] = []
-    worth = {name: between(r.demonstrator, r.constant, r.asked) for name, r in rollouts.items()}
-    telling = [name for name in rollouts if worth[name].low > 0]
+    worth = {
+        name: least(
+            {
+                "the best constant action": between(r.demonstrator, r.constant, r.asked),
+                "random play": between(r.demonstrator, r.random_play, r.asked),
+            }
+        )
+        for name, r in rollouts.items()
+    }
+    telling = [name for name, (_, estimate) in worth.items() if estimate.low > 0]
     above = [n for n in telling if between(rollouts[n].demonstrator, rollouts[n].untrained, rollouts[n].asked).low > 0]
     figure = next(iter([*above, *telling]), None)
     chosen = rollouts[figure or next(iter(rollouts))]
-    over = {
-        "the untrained policy": between(chosen.clones, chosen.untrained),
-        "the best constant action": between(chosen.clones, chosen.constant),
-    }
-    better = min(over, key=lambda name: (over[name].low, over[name].value))
-    gain, shortfall = over[better], between(chosen.demonstrator, chosen.clones, chosen.asked)
+    better, gain = least(
+        {
+            "the untrained policy": between(chosen.clones, chosen.untrained),
+            "random play": between(chosen.clones, chosen.random_play),
+            "the best constant action": between(chosen.clones, chosen.constant),
+        }
+    )
+    shortfall = between(chosen.demonstrator, chosen.clones, chosen.asked)
     way = float(chosen.demonstrator.mean() - chosen.constant.mean())
     share = None if figure is None else float(chosen.clones.mean() - chosen.constant.mean()) / way
     known = bool(np.isfinite(chosen.demonstrator).all())
     if not known:
         reasons.append("nobody recorded what the demonstrator came to: how far the clone got is not known")
     elif figure is None:
-        shown = " nor ".join(f"by {name} ({_shown(estimate)})" for name, estimate in worth.items())
+        shown = " nor ".join(f"than {other} by {name} ({_shown(found)})" for name, (other, found) in worth.items())
         reasons.append(
-            f"the demonstrator is not shown to be better than the best constant action, {shown}: these demonstrations "
-            "are not worth imitating"
+            f"the demonstrator is not shown to be better {shown}: these demonstrations are not worth imitating"
         )
     elif figure != next(iter(rollouts)):
         first = next(iter(rollouts))
-        other = "the untrained policy" if first in telling else "a constant action"
+        other = "the untrained policy" if first in telling else worth[first][0]
         reasons.append(f"{first} does not tell the demonstrator from {other}")
     if not beats_untrained:
         reasons.append("no epoch beat the untrained policy on the measure that chooses the best epoch")
@@ -162,6 +178,7 @@ def judge(
         figure=figure or next(iter(rollouts)),
         clone=float(chosen.clones.mean()),
         untrained=float(chosen.untrained.mean()),
+        random_play=float(chosen.random_play.mean()),
         constant=float(chosen.constant.mean()),
         demonstrator=float(chosen.demonstrator.mean()),
         gain=gain,

@@ -166,10 +166,11 @@ def test_yardsticks_play_the_first_final_episodes_and_the_task_chooses_the_figur
     assert (found.asked, found.allowance) == (True, "")
     assert found.steps == found.constant.metrics["length"].sum() + 5 * 100
     longer = run_episodes(task, balance, [*episodes, *task.episodes("train", 99, 3, Purpose.EVALUATE)])
-    rollouts = found.rollouts([longer, longer], [ones, ones], cartpole)
+    rollouts = found.rollouts([longer, longer], [ones, ones], [found.demonstrator, ones], cartpole)
     assert list(rollouts) == ["success", "return"] and rollouts["success"].clones.shape == (2, 5)
+    assert rollouts["success"].random_play.tolist() == [[1.0] * 5, ones.metrics["success"].tolist()]
     by_return = dataclasses.replace(cartpole, thresholds={"return_mean": cartpole.thresholds["success_rate"]})
-    assert list(found.rollouts([longer], [ones], by_return)) == ["return", "success"]
+    assert list(found.rollouts([longer], [ones], [ones], by_return)) == ["return", "success"]
 
 
 def test_a_demonstrator_that_cannot_play_is_known_by_its_record(task):

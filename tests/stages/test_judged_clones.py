@@ -85,6 +85,7 @@ def test_a_good_clone_has_learnt_and_its_run_says_so(configs):
     assert [child.data.tags[Tag.IMITATION] for child in children] == ["learnt", "learnt"]
     metrics = run.data.metrics
     assert metrics["imitation/demonstrator"] == 1 > metrics["imitation/constant_action"]
+    assert metrics["imitation/demonstrator"] > metrics["imitation/random_play"]
     assert metrics["imitation/gain_ci_low"] > 0 and metrics["imitation/share"] >= 0.9
     assert metrics["imitation/held_out_share"] > 0.9 > metrics["imitation/untrained_held_out_share"]
     means = [np.mean([child.data.metrics[name] for child in children]) for name in ("imitation/clone",)]
@@ -92,8 +93,9 @@ def test_a_good_clone_has_learnt_and_its_run_says_so(configs):
     told = json.loads(read_text_artifact(connect(), run.info.run_id, Artifact.IMITATION))
     assert (told["pooled"]["state"], sorted(told["clones"]), told["suspicions"]) == ("learnt", ["1", "2"], [])
     assert "imitation learnt" in trace(connect(), run.info.run_id, up=True).to_text()
-    # every episode has eight steps: 4 evaluations of 20, a final of 40 and 30 untrained a clone; 30 of each yardstick
-    assert metrics[Metric.EVALUATION_STEPS] == 8 * (2 * (4 * 20 + 40 + 30) + 2 * 30)
+    # every episode has eight steps: a clone 4 evaluations of 20, a final of 40, and before it learnt 30, and 30 at
+    # random; 30 of each other yardstick
+    assert metrics[Metric.EVALUATION_STEPS] == 8 * (2 * (4 * 20 + 40 + 2 * 30) + 2 * 30)
 
 
 def test_shuffled_labels_are_a_failed_imitation_with_its_reason_and_code_1(configs, monkeypatch, capfd):

@@ -18,15 +18,20 @@ def rate(successes: int, episodes: int = 100) -> np.ndarray:
     return (np.arange(episodes) < successes).astype(np.float64)[None]
 
 
-def successes(clone: int, untrained: int = 0, constant: int = 0, demonstrator: int = 100, episodes: int = 100):
-    of = [rate(count, episodes) for count in (clone, untrained, constant, demonstrator)]
-    return Rollouts(of[0], of[1], of[2][0], of[3][0])
+def successes(
+    clone: int, untrained: int = 0, constant: int = 0, demonstrator: int = 100, episodes: int = 100, drawn: int = 0
+):
+    of = [rate(count, episodes) for count in (clone, untrained, drawn, constant, demonstrator)]
+    return Rollouts(*of[:3], *(one for (one,) in of[3:]))
 
 
-def returns(clone: float, untrained: float, constant: float, demonstrator: float) -> Rollouts:
-    """Ten episodes; everybody's returns vary alike with the episode."""
-    episodes = np.linspace(-5, 5, 10)
-    return Rollouts(clone + episodes[None], untrained + episodes[None], constant + episodes, demonstrator + episodes)
+def returns(
+    clone: float, untrained: float, constant: float, demonstrator: float, drawn: float | None = None
+) -> Rollouts:
+    """Ten episodes; everybody's returns vary alike with the episode. Unless it is given, random play is untrained."""
+    of = [clone, untrained, untrained if drawn is None else drawn, constant, demonstrator]
+    clone, untrained, drawn, constant, demonstrator = (value + np.linspace(-5, 5, 10) for value in of)
+    return Rollouts(clone[None], untrained[None], drawn[None], constant, demonstrator)
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------
@@ -90,6 +95,7 @@ def test_one_episode_bounds_nothing():
         (successes(5, demonstrator=20, episodes=20), "partly", 0.25),
         (successes(60, constant=50), "failed", 0.2),  # Wilson: 0.1 - sqrt(0.0979^2 + 0.0962^2) < 0
         (successes(60, untrained=60), "failed", 0.6),  # it is what it was before
+        (successes(60, drawn=60), "failed", 0.6),  # PPO from scratch begins there
         (successes(100, constant=20, untrained=50), "learnt", 1.0),
     ],
 )
@@ -119,7 +125,7 @@ def test_where_success_tells_nobody_apart_the_return_does():
     everybody = successes(100, untrained=100, constant=100)
     verdict = judge({"success": everybody, "return": returns(50, 0, 10, 110)}, SETTINGS)
     assert (verdict.state, verdict.figure, verdict.share) == ("partly", "return", pytest.approx(0.4))
-    assert verdict.reasons[0] == "success does not tell the demonstrator from a constant action"
+    assert verdict.reasons[0] == "success does not tell the demonstrator from the best constant action"
     assert (verdict.clone, verdict.untrained, verdict.constant, verdict.demonstrator) == (50, 0, 10, 110)
     assert verdict.gain.value == 40 and verdict.shortfall.value == 60
 
@@ -142,6 +148,23 @@ def test_a_demonstrator_no_better_than_a_constant_action_is_not_worth_imitating(
     assert "not worth imitating" in verdict.reasons[0]
     assert "by success (difference 0, " in verdict.reasons[0] and "by return (difference 0, " in verdict.reasons[0]
     assert "imitation/share" not in verdict.metrics()
+
+
+def test_a_demonstrator_no_better_than_random_play_is_not_worth_imitating():
+    """Where a constant action and the untrained policy crash, and so would be beaten by anybody."""
+    verdict = judge({"return": returns(-96, -800, -823, -178, drawn=-178)}, SETTINGS)
+    assert (verdict.state, verdict.share) == ("failed", None)
+    assert verdict.reasons[0].startswith(
+        "the demonstrator is not shown to be better than random play by return (difference 0, "
+    )
+    assert verdict.gain.value == 82 and verdict.metrics()["imitation/random_play"] == -178
+
+
+def test_a_clone_that_is_behind_random_play_failed_though_its_demonstrator_is_not():
+    verdict = judge({"return": returns(-200, -800, -823, 100, drawn=-178)}, SETTINGS)
+    assert verdict.state == "failed" and verdict.share > 0.6 and verdict.gain.value == -22
+    assert any("better than random play" in why for why in verdict.reasons)
+    assert judge({"return": returns(-150, -800, -823, 100, drawn=-178)}, SETTINGS).state == "partly"
 
 
 def test_a_clone_of_which_no_epoch_beat_the_untrained_policy_failed_whatever_it_does():
@@ -176,12 +199,13 @@ def test_clones_are_pooled():
 
 
 def test_one_episode_is_too_few_for_a_return():
-    one = Rollouts(np.array([[9.0]]), np.array([[0.0]]), np.array([1.0]), np.array([10.0]))
+    one = Rollouts(*(np.array([[value]]) for value in (9.0, 0.0, 0.5)), np.array([1.0]), np.array([10.0]))
     verdict = judge({"return": one}, SETTINGS)
     assert verdict.state == "failed"
     assert verdict.to_json()["gain"] == {"value": 8.0, "low": None, "high": None}
     assert set(verdict.metrics()) == {
-        f"imitation/{name}" for name in ("clone", "untrained", "constant_action", "demonstrator", "gain", "shortfall")
+        f"imitation/{name}"
+        for name in ("clone", "untrained", "random_play", "constant_action", "demonstrator", "gain", "shortfall")
     }
 
 
