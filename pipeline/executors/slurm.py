@@ -6,6 +6,7 @@ ids of its jobs stand in the training's folder, so that the same command, given 
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Hashable
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
+from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError, UncompletedJobError
 from submitit.helpers import Checkpointable
 
 from pipeline.config.task import GPU, ExecutorSettings
@@ -36,6 +37,13 @@ class TrainingOnNode(Checkpointable):
     def __call__(self, job: Job[Any], place: Path, folder: str) -> Ended:
         # what loads everything loads it once: this process, to read the job
         return train_on_node(job, place, folder, forks=True)
+
+    def checkpoint(self, *arguments: Any, **named: Any) -> DelayedSubmission:
+        """What is queued again: the same. Called right before `scontrol requeue`."""
+        # that ends whatever runs in the job, before it answers perhaps the very `scontrol` that asked for it; submitit
+        # would take its death for a refusal, and the job that was queued again for one that has failed
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return super().checkpoint(*arguments, **named)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """A SLURM cluster of one machine: trainings come to what they come to here, whatever befalls their jobs."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,11 @@ def _kill(training: int, folder: Path) -> None:
 @pytest.mark.parametrize("end", [_queue_again, _kill])
 def test_jobs_that_end_early_are_begun_again(executor, make_jobs, heard, at_home, tmp_path, monkeypatch, end):
     monkeypatch.setattr("pipeline.executors.slurm.LATE_SECONDS", 2.0)
+    late = tmp_path / "bin" / "scontrol"  # to queue a job again ends what runs in it, before that is told
+    late.parent.mkdir()
+    late.write_text(f'#!/bin/sh\n"{shutil.which("scontrol")}" "$@" && sleep 5\n')
+    late.chmod(0o755)
+    executor["options"]["setup"] = [f'export PATH="{late.parent}:$PATH"']
     jobs, ended = make_jobs(tmp_path, executor=executor), []
 
     def end_once(index, event):
