@@ -33,7 +33,8 @@ try:
     getpass.getuser()
 except (KeyError, OSError):  # a number without a name, as in many a container
     os.environ["LOGNAME"] = "tester"
-os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tempfile.mkdtemp(prefix='store-of-tests-')}/mlflow.db"
+STORE = tempfile.TemporaryDirectory(prefix="store-of-tests-")  # until this process ends
+os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{STORE.name}/mlflow.db"
 
 
 @pytest.hookimpl(trylast=True)  # of what `-m` has left
