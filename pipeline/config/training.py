@@ -284,7 +284,7 @@ class Judgement:
     episodes: Annotated[Count, Field(ge=2)] = 100
     """Of the final evaluation the first so many, which all of these play too."""
     learnt_share: Fraction = 0.9
-    """Of the way from the constant action to the demonstrator: who comes so far has learnt it."""
+    """Of the way to the demonstrator from the better of constant action and random play: enough to have learnt it."""
     least_share: Fraction = 0.05
     """Of the same way: who comes less far has failed, however certain it is that there was a step. Who failed and comes
     less far from the constant action to the held-out actions, too, has learnt nothing."""

@@ -1,4 +1,4 @@
-"""What a clone is held against: its untrained self, the best constant action, its demonstrator; and how it imitates.
+"""What a clone is held against: its untrained self, random play, a constant action, its demonstrator; how it imitates.
 
 Yardsticks play the first episodes of the clone's final evaluation. The constant action and the demonstrator need no
 camera, whatever the clones see, and are played once for all seeds.
@@ -45,6 +45,7 @@ class Yardsticks:
     demonstrator: EpisodeRecords
     asked: bool  # the demonstrator played the same episodes; else its recorded ones stand for it
     allowance: str  # what must be known of its figures; empty: nothing
+    filtered: bool  # not all that it did was recorded
 
     @property
     def steps(self) -> int:
@@ -99,18 +100,20 @@ def play_yardsticks(
         return np.repeat(action[None], slots, axis=0)
 
     constant, why = run_episodes(task, always, episodes), ""
+    filtered = metadata.filter["only_success"] or metadata.filter["min_return"] is not None
     try:
         if (demonstrator := find_demonstrator()) is not None:
-            return Yardsticks(constant, run_episodes(task, demonstrator.actor, episodes), True, "")
+            allowance = "the demonstrator plays without the filter of its recording" if filtered else ""
+            return Yardsticks(constant, run_episodes(task, demonstrator.actor, episodes), True, allowance, filtered)
     except BadInput as error:
         why = f" ({error})"
     allowances = [f"the demonstrator could not be asked again{why}: its recorded episodes stand for it"]
     if metadata.noise_std > 0:
         allowances.append(f"recorded under noise {metadata.noise_std:g}, without which it may be better")
-    if metadata.filter["only_success"] or metadata.filter["min_return"] is not None:
+    if filtered:
         allowances.append("and filtered, so that it may be worse")
     recorded = records_of(data, task.action_space)
-    return Yardsticks(constant, recorded, False, ", ".join(allowances))
+    return Yardsticks(constant, recorded, False, ", ".join(allowances), filtered)
 
 
 def judged_episodes(task: Task, config: Pretrain) -> tuple[Episode, ...]:

@@ -34,7 +34,7 @@ def evaluation_env(task: Task, n_envs: int = 100) -> EpisodeVecEnv:
     """An environment for `play`, which says what is played in it.
 
     At most `SLOTS` environments play side by side unless they are rows of a batched one. How many there are changes no
-    figure.
+    figure of who draws nothing.
     """
     if not task.batched:
         n_envs = min(n_envs, CAMERAS if task.use_camera else SLOTS)

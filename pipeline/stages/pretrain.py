@@ -84,7 +84,7 @@ def run(run: StageRun, config: Pretrain, upstream: Mapping[str, str]) -> StageOu
         before = [clone.untrained for clone in some], [clone.random_play for clone in some]
         rollouts = yardsticks.rollouts([clone.final for clone in some], *before, task.config)
         beats_untrained = any(clone.result.beats_untrained for clone in some)
-        return judge(rollouts, config.judgement, beats_untrained, yardsticks.allowance)
+        return judge(rollouts, config.judgement, beats_untrained, yardsticks.allowance, yardsticks.filtered)
 
     made, verdicts = _make_clones(run, config, task, dataset, demonstrator, judged)
     say_mixed_processors(run, "pretrain", [clone.machine for clone in made.values()])

@@ -32,6 +32,11 @@ class Rollouts:
     demonstrator: np.ndarray  # (E,) in the same episodes, or (N,) in the recorded ones; NaN where that is not known
     asked: bool = True  # did the demonstrator play the same episodes
 
+    @property
+    def chance(self) -> dict[str, np.ndarray]:
+        """What is reached by who knows nothing."""
+        return {"the best constant action": self.constant, "random play": self.random_play}
+
 
 @dataclass(frozen=True)
 class ImitationVerdict:
@@ -46,7 +51,9 @@ class ImitationVerdict:
     demonstrator: float
     gain: Estimate  # of the clone over the best of untrained policy, random play and constant action
     shortfall: Estimate  # of the clone behind the demonstrator
-    share: float | None  # of the way from the constant action to the demonstrator; None: there is no way to go
+    share: (
+        float | None
+    )  # of the way from the better of constant action and random play to the demonstrator; None: no way
     reasons: tuple[str, ...]
 
     def sentence(self) -> str:
@@ -105,77 +112,71 @@ def difference(ours: np.ndarray, theirs: np.ndarray, confidence: float, paired: 
 
 
 def judge(
-    rollouts: Mapping[str, Rollouts], settings: Judgement, beats_untrained: bool = True, allowance: str = ""
+    rollouts: Mapping[str, Rollouts],
+    settings: Judgement,
+    beats_untrained: bool = True,
+    allowance: str = "",
+    filtered: bool = False,
 ) -> ImitationVerdict:
     """The verdict by the first figure that tells the demonstrator from everything that knows nothing of it.
 
     That is the best constant action, random play and the untrained policy. Where no figure tells it from all three, by
-    the first that tells it from the former two.
+    the first that tells it from the former two, of which the better one is where the way to the demonstrator begins.
 
     `failed`: the clone is not shown to be better than each of the three, or came less than `settings.least_share` of
-    the way from the constant action to the demonstrator, or no epoch beat the untrained policy, or no figure shows the
-    demonstrator to be better than the former two: there was nothing to imitate. `learnt`: it came at least
-    `settings.learnt_share` of the way from the constant action to the demonstrator, or is not shown to be behind the
-    demonstrator. `partly`: it is between the two, or nobody knows the demonstrator's figures.
-    `allowance`: what must be known of the demonstrator's own figures.
+    the way to the demonstrator, or no epoch beat the untrained policy, or no figure shows the demonstrator to be better
+    than the former two: there was nothing to imitate. `learnt`: it came at least `settings.learnt_share` of the way, or
+    is not shown to be behind the demonstrator. `partly`: it is between the two, or nobody knows the demonstrator's
+    figures, or the demonstrator is no better than who knows nothing, but the clone is, of what a filter kept.
+    `allowance`: what must be known of the demonstrator's own figures. `filtered`: not all that it did was imitated.
     """
 
-    def between(ours: np.ndarray, theirs: np.ndarray, paired: bool = True) -> Estimate:
-        return difference(np.atleast_2d(ours), np.atleast_2d(theirs), settings.confidence, paired)
-
-    def least(differences: Mapping[str, Estimate]) -> tuple[str, Estimate]:
-        return min(differences.items(), key=lambda named: (named[1].low, named[1].value))
+    def least(ours: np.ndarray, others: Mapping[str, np.ndarray], paired: bool = True) -> tuple[str, Estimate]:
+        """Whom it is the least sure to be better than."""
+        found = {name: difference(ours, np.atleast_2d(of), settings.confidence, paired) for name, of in others.items()}
+        return min(found.items(), key=lambda named: (named[1].low, named[1].value))
 
     reasons: list[str] = []
-    worth = {
-        name: least(
-            {
-                "the best constant action": between(r.demonstrator, r.constant, r.asked),
-                "random play": between(r.demonstrator, r.random_play, r.asked),
-            }
-        )
-        for name, r in rollouts.items()
-    }
+    before = "the untrained policy"
+    gains = {name: least(r.clones, {before: r.untrained, **r.chance}) for name, r in rollouts.items()}
+    behind = {n: difference(r.demonstrator[None], r.clones, settings.confidence, r.asked) for n, r in rollouts.items()}
+    worth = {name: least(r.demonstrator[None], r.chance, r.asked) for name, r in rollouts.items()}
+    over = {name: least(r.demonstrator[None], {before: r.untrained}, r.asked) for name, r in rollouts.items()}
     telling = [name for name, (_, estimate) in worth.items() if estimate.low > 0]
-    above = [n for n in telling if between(rollouts[n].demonstrator, rollouts[n].untrained, rollouts[n].asked).low > 0]
-    figure = next(iter([*above, *telling]), None)
-    chosen = rollouts[figure or next(iter(rollouts))]
-    better, gain = least(
-        {
-            "the untrained policy": between(chosen.clones, chosen.untrained),
-            "random play": between(chosen.clones, chosen.random_play),
-            "the best constant action": between(chosen.clones, chosen.constant),
-        }
-    )
-    shortfall = between(chosen.demonstrator, chosen.clones, chosen.asked)
-    way = float(chosen.demonstrator.mean() - chosen.constant.mean())
-    share = None if figure is None else float(chosen.clones.mean() - chosen.constant.mean()) / way
+    above = [name for name in telling if over[name][1].low > 0]
+    passed = [name for name in rollouts if filtered and not telling and gains[name][1].low > 0 > behind[name].high]
+    figure, first = next(iter([*above, *telling]), None), next(iter(rollouts))
+    by = figure or next(iter(passed), first)
+    chosen, (better, gain), shortfall = rollouts[by], gains[by], behind[by]
+    start, nothing = max(((name, float(of.mean())) for name, of in chosen.chance.items()), key=lambda named: named[1])
+    way = float(chosen.demonstrator.mean()) - nothing
+    share = None if figure is None else (float(chosen.clones.mean()) - nothing) / way
     known = bool(np.isfinite(chosen.demonstrator).all())
     if not known:
         reasons.append("nobody recorded what the demonstrator came to: how far the clone got is not known")
     elif figure is None:
         shown = " nor ".join(f"than {other} by {name} ({_shown(found)})" for name, (other, found) in worth.items())
-        reasons.append(
-            f"the demonstrator is not shown to be better {shown}: these demonstrations are not worth imitating"
-        )
-    elif figure != next(iter(rollouts)):
-        first = next(iter(rollouts))
-        other = "the untrained policy" if first in telling else worth[first][0]
+        so = "these demonstrations are not worth imitating"
+        if passed:
+            so = "what a filter kept of it is worth imitating all the same: the clone is better than both"
+        reasons.append(f"the demonstrator is not shown to be better {shown}: {so}")
+    elif figure != first:
+        other = before if first in telling else worth[first][0]
         reasons.append(f"{first} does not tell the demonstrator from {other}")
     if not beats_untrained:
         reasons.append("no epoch beat the untrained policy on the measure that chooses the best epoch")
     if gain.low <= 0:
         reasons.append(f"it is not shown to be better than {better} ({_shown(gain)})")
     if share is not None:
-        reasons.append(f"{share:.0%} of the way from the best constant action to the demonstrator")
+        reasons.append(f"{share:.0%} of the way from {start} to the demonstrator")
     if allowance:
         reasons.append(allowance)
     nowhere = share is not None and share < settings.least_share
-    failed = (known and share is None) or not beats_untrained or gain.low <= 0 or nowhere
+    failed = (known and share is None and not passed) or not beats_untrained or gain.low <= 0 or nowhere
     learnt = share is not None and (share >= settings.learnt_share or shortfall.low <= 0)
     return ImitationVerdict(
         state=Imitation.FAILED if failed else Imitation.LEARNT if learnt else Imitation.PARTLY,
-        figure=figure or next(iter(rollouts)),
+        figure=by,
         clone=float(chosen.clones.mean()),
         untrained=float(chosen.untrained.mean()),
         random_play=float(chosen.random_play.mean()),

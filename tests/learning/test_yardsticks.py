@@ -163,7 +163,9 @@ def test_yardsticks_play_the_first_final_episodes_and_the_task_chooses_the_figur
     ones = run_episodes(task, lambda seen: np.ones(len(seen), np.int64), episodes)
     assert found.constant.metrics["return"].tolist() == ones.metrics["return"].tolist()
     assert found.demonstrator.metrics["success"].tolist() == [1.0] * 5
-    assert (found.asked, found.allowance) == (True, "")
+    assert (found.asked, found.allowance, found.filtered) == (True, "", False)
+    kept = play_yardsticks(task, config, data, Metadata(only_success=True), lambda: Demonstrator(balance, {}))
+    assert (kept.asked, kept.filtered) == (True, True) and "without the filter" in kept.allowance
     assert found.steps == found.constant.metrics["length"].sum() + 5 * 100
     longer = run_episodes(task, balance, [*episodes, *task.episodes("train", 99, 3, Purpose.EVALUATE)])
     rollouts = found.rollouts([longer, longer], [ones, ones], [found.demonstrator, ones], cartpole)

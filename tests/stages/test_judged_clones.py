@@ -1,19 +1,25 @@
 """`pretrain` says what its clones are worth, ends with code 1 where they learnt nothing, and `main` stops there."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from pipeline.cli import stage_main
-from pipeline.config.loading import load_task
+from pipeline.config.loading import load, load_task
+from pipeline.config.stages import Pretrain
+from pipeline.learning.clones import CloneJob, untrained_clone
+from pipeline.learning.yardsticks import judged_episodes
 from pipeline.names import Artifact, Metric, Tag
-from pipeline.play.evaluation import record_episodes
+from pipeline.play.evaluation import record_episodes, run_episodes
+from pipeline.play.rollouts import evaluation_env
 from pipeline.play.scenario_shift import SEED, scenario_shift
-from pipeline.policies import load_policy
+from pipeline.policies import act_function, load_policy
 from pipeline.stages import pretrain, run_stage
 from pipeline.tasks import Purpose, Task
 from pipeline.tracking.datasets import demonstrator_of, fetch_for_training
@@ -96,6 +102,26 @@ def test_a_good_clone_has_learnt_and_its_run_says_so(configs):
     # every episode has eight steps: a clone 4 evaluations of 20, a final of 40, and before it learnt 30, and 30 at
     # random; 30 of each other yardstick
     assert metrics[Metric.EVALUATION_STEPS] == 8 * (2 * (4 * 20 + 40 + 2 * 30) + 2 * 30)
+
+
+def test_the_yardsticks_of_a_clone_are_its_untrained_self_as_it_decides_and_as_it_draws(configs, tmp_path):
+    stored = fetch_for_training(connect(), record(configs), "seeking")
+    task, config = Task(load_task("task.yaml")), load(Pretrain, configs["pretrain"])
+    untrained = untrained_clone(task, config, stored.trajectories, 1)
+    made = []
+    for other_draws in (3, 4):
+        torch.manual_seed(other_draws)
+        (tmp_path / str(other_draws)).mkdir()
+        job = CloneJob(task.config, config, stored.trajectories, "digest", 1, str(tmp_path / str(other_draws)))
+        made.append(job.perform(lambda event: None))
+    episodes = judged_episodes(task, config)
+    decides = run_episodes(task, act_function(untrained), episodes)
+    torch.manual_seed(1)
+    with closing(evaluation_env(task)) as env:
+        draws = run_episodes(task, act_function(untrained, deterministic=False), episodes, env=env)
+    for clone in made:
+        assert clone.untrained.metrics["return"].tolist() == decides.metrics["return"].tolist()
+        assert clone.random_play.metrics["return"].tolist() == draws.metrics["return"].tolist()
 
 
 def test_shuffled_labels_are_a_failed_imitation_with_its_reason_and_code_1(configs, monkeypatch, capfd):
@@ -205,6 +231,7 @@ def test_what_cannot_be_drawn_costs_a_report_its_films_alone(configs):
     Path("task.yaml").write_text(yaml.safe_dump({**TASK, "environment": {"id": "seeking_environment:Unseen"}}))
     finetune = yaml.safe_load(Path(configs["finetune"]).read_text())
     finetune |= {"training": {**finetune["training"], **SMALL}, "seeds": [1, 2], "final_episodes": 10}
+    finetune["control_timesteps"] = 0
     Path(configs["finetune"]).write_text(yaml.safe_dump(finetune))
     steps = {"ppo_timesteps": "128", "finetune_failed_clones": "true"}
     run_stage("main", configs["main"], {}, {**steps, "compare.playback_episodes": "1"})

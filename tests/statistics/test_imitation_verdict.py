@@ -95,7 +95,7 @@ def test_one_episode_bounds_nothing():
         (successes(5, demonstrator=20, episodes=20), "partly", 0.25),
         (successes(60, constant=50), "failed", 0.2),  # Wilson: 0.1 - sqrt(0.0979^2 + 0.0962^2) < 0
         (successes(60, untrained=60), "failed", 0.6),  # it is what it was before
-        (successes(60, drawn=60), "failed", 0.6),  # PPO from scratch begins there
+        (successes(60, drawn=60), "failed", 0.0),  # PPO from scratch begins there
         (successes(100, constant=20, untrained=50), "learnt", 1.0),
     ],
 )
@@ -133,7 +133,7 @@ def test_where_success_tells_nobody_apart_the_return_does():
 def test_where_the_untrained_policy_succeeds_as_the_demonstrator_does_the_return_decides():
     """Success that is guessed low: a policy which only stands has it, and a clone that walks cannot have more."""
     easy = successes(100, untrained=100, constant=5)
-    verdict = judge({"success": easy, "return": returns(95, 12, 0, 100)}, SETTINGS)
+    verdict = judge({"success": easy, "return": returns(95, 12, 0, 100, drawn=0)}, SETTINGS)
     assert (verdict.state, verdict.figure, verdict.share) == ("learnt", "return", pytest.approx(0.95))
     assert verdict.reasons[0] == "success does not tell the demonstrator from the untrained policy"
     # where the return does not tell it from that either, success remains, and nothing was learnt
@@ -162,9 +162,39 @@ def test_a_demonstrator_no_better_than_random_play_is_not_worth_imitating():
 
 def test_a_clone_that_is_behind_random_play_failed_though_its_demonstrator_is_not():
     verdict = judge({"return": returns(-200, -800, -823, 100, drawn=-178)}, SETTINGS)
-    assert verdict.state == "failed" and verdict.share > 0.6 and verdict.gain.value == -22
+    assert verdict.state == "failed" and verdict.share == pytest.approx(-22 / 278) and verdict.gain.value == -22
     assert any("better than random play" in why for why in verdict.reasons)
-    assert judge({"return": returns(-150, -800, -823, 100, drawn=-178)}, SETTINGS).state == "partly"
+
+
+def test_the_way_to_the_demonstrator_begins_where_chance_comes_to():
+    """At a constant action or at random play, whichever is better: here at -178, and a twentieth of 100 is 5."""
+    for reached, state, of_the_way in (
+        (4, "failed", "4%"),
+        (5, "partly", "5%"),
+        (89, "partly", "89%"),
+        (90, "learnt", "90%"),
+    ):
+        verdict = judge({"return": returns(reached - 178, -800, -823, -78, drawn=-178)}, SETTINGS)
+        assert (verdict.state, verdict.share) == (state, pytest.approx(reached / 100))
+        assert f"{of_the_way} of the way from random play to the demonstrator" in verdict.reasons
+
+
+def test_success_that_random_play_has_too_tells_nobody_apart():
+    easy = successes(100, drawn=100)
+    verdict = judge({"success": easy, "return": returns(95, 12, 0, 100, drawn=20)}, SETTINGS)
+    assert (verdict.state, verdict.figure, verdict.share) == ("learnt", "return", pytest.approx(75 / 80))
+    assert verdict.reasons[0] == "success does not tell the demonstrator from random play"
+
+
+def test_what_a_filter_kept_of_random_play_may_be_worth_imitating_though_its_demonstrator_is_not():
+    """Of what is random the few episodes that succeed are imitated, and the clone is better than all of it."""
+    nobody = successes(0, demonstrator=0)
+    for clone, filtered, state in ((28, True, "partly"), (28, False, "failed"), (-178, True, "failed")):
+        figures = {"success": nobody, "return": returns(clone, -800, -823, -178, drawn=-178)}
+        verdict = judge(figures, SETTINGS, filtered=filtered)
+        assert (verdict.state, verdict.share) == (state, None)
+        assert ("the clone is better than both" in verdict.sentence()) == (state == "partly")
+        assert (verdict.figure == "return") == (state == "partly")
 
 
 def test_a_clone_of_which_no_epoch_beat_the_untrained_policy_failed_whatever_it_does():
