@@ -3,7 +3,7 @@
 # make test   set up and run linters, type checks, the import contract and the tests
 # make test-slow  what is long by nature: kills, outages, races, failing disks, hostile input, clusters and a team's server
 #             (Debian: apt-get install slurm-wlm munge postgresql), the versions of plain pip
-# make test-processors  the tests under each instruction set that this machine's libraries can be told to use
+# make test-processors  the tests under each instruction set that this machine's libraries can be told to use and that changes a bit
 # make setup  only the set-up, with what tests, clusters and exports need; a second call reuses what is there
 # make check  linters, types, import contract
 # make golden, golden-check  what the smoke pipelines leave, bit for bit, before a change and after it
