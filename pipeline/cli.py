@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import BadInput, disk_refusal, machine_fault, printable, say, shortened
+from pipeline.errors import BadInput, Interrupted, disk_refusal, machine_fault, printable, say, shortened
 from pipeline.names import STAGES, THREAD_VARIABLES, Tag
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ def _told(doing: str, error: BaseException) -> int:
     """Say what went wrong; the exit code. A line for the user that a disk is behind of is no fault of the user's."""
     if isinstance(error, KeyboardInterrupt):
         say(f"{doing}: interrupted", sys.stderr)
+        return 130
+    if isinstance(error, Interrupted):
+        say(f"{doing}: interrupted: {error}; the same command goes on", sys.stderr)
         return 130
     if isinstance(error, BadInput):
         say(f"error: {error}", sys.stderr)
@@ -303,13 +306,19 @@ def _argparse_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminate_cleanly() -> Iterator[None]:
-    """SIGTERM ends the run as an interrupt does, so that it is closed in the store and no worker is left."""
+    """SIGTERM ends the run as an interrupt does, so that it is closed in the store and no worker is left.
+
+    Once: `mlflow run` sends it to a command that a person has interrupted, a quarter of a second later.
+    """
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not in the background
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, *[signal.SIGINT] * listens)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

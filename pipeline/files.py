@@ -125,6 +125,20 @@ def write_folder(
     shutil.rmtree(stale, ignore_errors=True)
 
 
+def copy_folder(source: Path | str, target: Path) -> Path:
+    """A copy of a folder, which is seen as a whole or not at all; one that is there stays. Raises OSError."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
+        try:
+            shutil.copytree(source, fresh, dirs_exist_ok=True)
+            os.rename(fresh, target)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+    return target
+
+
 def strict_json(content: bytes | str) -> Any:
     """JSON that means the same to every reader: no key twice, and no NaN, infinity or number that becomes one.
 

@@ -28,7 +28,7 @@ from pipeline.config.task import ExecutorSettings
 from pipeline.errors import BadInput
 from pipeline.executors.local import LocalProcesses
 from pipeline.executors.news import News, TrainingCrashed, TrainingKilled
-from pipeline.files import digest, sync
+from pipeline.files import copy_folder, digest, sync
 from pipeline.learning.jobs import Job, TrainingEvent
 from pipeline.names import RUN_VARIABLE
 
@@ -114,10 +114,10 @@ class Elsewhere:
         else:  # the same command, given again, comes to the same place
             place = self._folder / f"training-{digest(job.checkpoints + job.checkpoint_key)[:24]}"
             place.mkdir(exist_ok=True)
-            if Path(job.checkpoints).is_dir() and not (place / "checkpoints").exists():
-                shutil.copytree(job.checkpoints, place / "checkpoints")
-        self._cluster.begin(key, job.moved(place), place)
+            if Path(job.checkpoints).is_dir():
+                copy_folder(job.checkpoints, place / "checkpoints")
         self._running[key] = Heard(job, place)
+        self._cluster.begin(key, job.moved(place), place)
 
     def wait(self, seconds: float | None = None) -> list[tuple[Hashable, News]]:
         """All news of all trainings."""

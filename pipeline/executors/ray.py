@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.config.task import GPU, ExecutorSettings
 from pipeline.errors import BadInput
@@ -63,10 +63,10 @@ class RayCluster:
             key, name = self._tasks.pop(task)
             try:
                 ended = ray.get(task)
-            except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
-                ended = Ended(TrainingKilled(f"{name}: its nodes were lost too often: {error}"), 0)
-            except RayError as error:
+            except RayTaskError as error:
                 ended = Ended(TrainingCrashed(f"{name} crashed: {error}"), 0)
+            except RayError as error:  # of nodes, their memory and what connects them
+                ended = Ended(TrainingKilled(f"{name}: its nodes were lost too often: {error}"), 0)
             found.append((key, ended))
         return found
 

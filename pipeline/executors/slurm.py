@@ -19,13 +19,14 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmiss
 from submitit.helpers import Checkpointable
 
 from pipeline.config.task import GPU, ExecutorSettings
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, Interrupted
 from pipeline.executors.elsewhere import LATE_SECONDS, Ended, train_on_node
 from pipeline.executors.news import TrainingCrashed, TrainingKilled
 from pipeline.learning.jobs import Job
 from pipeline.names import THREAD_VARIABLES
 
 JOB_IDS: Final = "slurm-jobs"  # in the folder of a training, the last one is the one that counts
+REFUSED_SECONDS: Final = 3600.0  # for which a job is offered again that SLURM does not take: its controller may be away
 QUEUE_SECONDS: Final = 5.0  # between looks into the queue, which the scheduler of a whole cluster answers
 LOST: Final = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "TIMEOUT")
 OVER: Final = (*LOST, "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY")
@@ -54,6 +55,8 @@ class Submitted:
     place: Path
     slurm: submitit.Job[Ended]
     silent_since: float | None = None  # the job is over, and no end of the training is there to be read
+    lost: str = ""  # how, where the next one is to be submitted
+    refused_since: float | None = None  # SLURM does not take the next one
 
 
 class SlurmCluster:
@@ -70,6 +73,7 @@ class SlurmCluster:
             raise BadInput("executor.kind = 'slurm': no sbatch in PATH; give the command where jobs are submitted")
         self._submitted: dict[Hashable, Submitted] = {}
         self._looked = time.monotonic()
+        self._takes = False  # these options; once it did, what it refuses is not for their sake
 
     def begin(self, key: Hashable, job: Job[Any], place: Path) -> None:
         """Submit a job, or go on waiting for the one that a process before this one had submitted."""
@@ -89,7 +93,10 @@ class SlurmCluster:
             executor.update_parameters(job_name=job.name.replace(" ", "_"), setup=setup, **options)
             slurm = executor.submit(TrainingOnNode(), job, place, str(Path.cwd()))
         except (FailedJobError, FailedSubmissionError, ValueError, TypeError) as error:
+            if self._takes:
+                raise Interrupted(f"{job.name}: SLURM does not take its job any more: {error}") from None
             raise BadInput(f"executor.options: SLURM does not take them: {error}") from None
+        self._takes = True
         with (place / JOB_IDS).open("a", encoding="utf-8") as file:
             file.write(f"{slurm.job_id}\n")
         return slurm
@@ -107,15 +114,19 @@ class SlurmCluster:
         found = []
         for key, submitted in list(self._submitted.items()):
             ended = None
-            if submitted.slurm.paths.result_pickle.exists():
+            if not submitted.lost and submitted.slurm.paths.result_pickle.exists():
                 try:
                     ended = submitted.slurm.result()
                 except UncompletedJobError as error:
-                    # submitit's own words, of a job that was queued again too often
-                    kind = TrainingKilled if "timed-out too many times" in str(error) else TrainingCrashed
-                    ended = Ended(kind(f"{submitted.job.name} crashed: {error}"), 0)
+                    # whatever a training comes to it returns: this befell its job, as when SLURM is away at the moment
+                    # in which it is to be queued again
+                    if "timed-out too many times" in str(error):  # submitit's own words
+                        ended = Ended(TrainingKilled(f"{submitted.job.name}: {error}"), 0)
+                    else:
+                        submitted.slurm.cancel(check=False)  # it may have been queued again all the same
+                        submitted.lost = f"which failed: {error}"
             elif states is not None:
-                ended = self._given_up(submitted, states.get(submitted.slurm.job_id))
+                ended = self._over(submitted, states.get(submitted.slurm.job_id))
             if ended is not None:
                 if isinstance(ended.end, Exception):
                     (submitted.place / JOB_IDS).unlink(missing_ok=True)
@@ -123,8 +134,10 @@ class SlurmCluster:
                 found.append((key, ended))
         return found
 
-    def _given_up(self, submitted: Submitted, state: str | None) -> Ended | None:
+    def _over(self, submitted: Submitted, state: str | None) -> Ended | None:
         """The end of a training whose job is over without one; None when there is hope, or it is submitted again."""
+        if submitted.lost:
+            return self._again(submitted)
         if state is not None and state not in OVER:
             submitted.silent_since = None
             return None
@@ -140,13 +153,22 @@ class SlurmCluster:
             text = "memory ran out: raise executor.options.mem_gb, or lower training.n_envs"
             return Ended(TrainingCrashed(f"{training} crashed: {text}"), 0)
         # whatever it could say of itself it would have said: it was killed
-        times = len(_ids(submitted.place))
+        submitted.lost = f"as {state}"
+        return self._again(submitted)
+
+    def _again(self, submitted: Submitted) -> Ended | None:
+        """Submit a training whose job was lost; its end where that was the last time."""
+        training, times = submitted.job.name, len(_ids(submitted.place))
         if times > self._settings.retries:
-            text = (
-                f"its jobs were lost {times} times, the last, {job_id}, as {state}; see {submitted.slurm.paths.stderr}"
-            )
-            return Ended(TrainingKilled(f"{training}: {text}"), 0)
-        submitted.slurm, submitted.silent_since = self._submit(submitted.job, submitted.place), None
+            lost = f"its jobs were lost {times} times, the last, {submitted.slurm.job_id}, {submitted.lost}"
+            return Ended(TrainingKilled(f"{training}: {lost}; see {submitted.slurm.paths.stderr}"), 0)
+        try:
+            submitted.slurm = self._submit(submitted.job, submitted.place)
+        except (BadInput, Interrupted) as error:
+            submitted.refused_since = submitted.refused_since or time.monotonic()
+            late = time.monotonic() - submitted.refused_since > REFUSED_SECONDS
+            return Ended(TrainingKilled(str(error)), 0) if late else None
+        submitted.lost, submitted.silent_since, submitted.refused_since = "", None, None
         return None
 
     def cancel(self, key: Hashable) -> None:

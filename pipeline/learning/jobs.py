@@ -1,6 +1,5 @@
 """What a training is asked to do and what it gives back: the types that cross process boundaries."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from pipeline.config.task import TaskConfig
 from pipeline.config.training import Convergence, PPOTraining, SACTraining, WarmStart
+from pipeline.files import copy_folder
 from pipeline.learning.adaptive import Decision
 from pipeline.learning.device import chosen_device
 from pipeline.names import Metric
@@ -52,7 +52,7 @@ class TrainingJob:
         inputs = {}
         for name in ("initial_policy", "demonstrations"):
             if (given := getattr(self, name)) is not None:
-                inputs[name] = str(shutil.copytree(given, place / "inputs" / name, dirs_exist_ok=True))
+                inputs[name] = str(copy_folder(given, place / "inputs" / name))
         folders: dict[str, Any] = {"output": str(place / "output"), "checkpoints": str(place / "checkpoints"), **inputs}
         return replace(self, **folders)
 

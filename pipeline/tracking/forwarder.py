@@ -103,14 +103,12 @@ class Forwarder:
 
         Raises BadInput when it refuses something: that is kept in the spool.
         """
-        left = self._spool.waiting(self._runs)
-        deadline = time.monotonic() + patience
-        while left:
+        first, deadline = self._spool.first(), time.monotonic() + patience
+        while self._spool.waiting(self._runs):
             self._wake.set()
             time.sleep(LOOK_SECONDS)
-            now = self._spool.waiting(self._runs)
-            if now < left:
-                left, deadline = now, time.monotonic() + patience
+            if (now := self._spool.first()) != first:  # whosever it is: others' may stand before them
+                first, deadline = now, time.monotonic() + patience
             elif time.monotonic() > deadline:
                 return False
         reasons = self._spool.refusals(self._runs)

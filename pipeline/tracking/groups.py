@@ -172,10 +172,14 @@ def upfront_cost(client: MlflowClient, group: Group) -> UpfrontCost | None:
 def trainings(client: MlflowClient, stage_run: Run) -> list[Run]:
     """The trainings of a run of `baseline` or `finetune`: its own and those that it took over, whatever their status.
 
-    A failed attempt that was repeated under a newer stage run is not part of the newer one.
+    A failed attempt that was repeated under a newer stage run is not part of the newer one. Nor is one that the same
+    stage run began anew, because something that it is made from had changed when the stage went on.
     """
     stage = f"{stage_run.data.tags[Tag.STAGE]}_seed"
-    own = search(client, {MLFLOW_PARENT_RUN_ID: stage_run.info.run_id, Tag.STAGE: stage}, status=None)
+    begun = search(client, {MLFLOW_PARENT_RUN_ID: stage_run.info.run_id, Tag.STAGE: stage}, status=None)
+    begun.sort(key=lambda run: (run.info.status == "FINISHED", run.info.start_time))
+    what = (Tag.ARM, Tag.SEED, Tag.LINEAGE_DATASET)
+    own = {tuple(run.data.tags.get(tag) for tag in what): run for run in begun}.values()
     taken_over = (get_run(client, run_id, "training") for run_id in sorted(_reused(stage_run)))
     return [*own, *(run for run in taken_over if run.info.lifecycle_stage == "active")]
 

@@ -32,7 +32,7 @@ from pipeline.names import STAGES, Tag
 
 BEAT_SECONDS = 60.0
 SILENT_SECONDS = 600.0  # after which a process elsewhere counts as gone
-START_TOLERANCE = 5.0  # seconds by which the recorded start of a living process may differ
+START_TOLERANCE = 5  # seconds, or ticks, by which the recorded start of a living process may differ
 # after which no stage comes any more to a run that `mlflow run` made: it may make an environment
 UNCLAIMED_SECONDS = 3600.0
 NUMBER = re.compile("[0-9]{1,10}")  # of a process, or of seconds: a tag is input like any other
@@ -51,8 +51,16 @@ def machine() -> str:
 
 
 def this_process() -> str:
-    """What `has_ended` reads: machine, number, and start in seconds since 1970."""
-    return f"{machine()} {os.getpid()} {psutil.Process().create_time():.0f}"
+    """What `has_ended` reads: machine, number, and start."""
+    return f"{machine()} {os.getpid()} {_started(psutil.Process())}"
+
+
+def _started(process: psutil.Process) -> int:
+    """When it was begun: on Linux in ticks since boot, which no correction of the clock moves; elsewhere in seconds."""
+    try:
+        return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])  # starttime, proc(5)
+    except OSError:
+        return round(process.create_time())
 
 
 def has_ended(process: str) -> bool | None:
@@ -62,7 +70,7 @@ def has_ended(process: str) -> bool | None:
         return None
     try:
         found = psutil.Process(int(number))
-        same = abs(found.create_time() - int(started)) < START_TOLERANCE
+        same = abs(_started(found) - int(started)) < START_TOLERANCE
         return not same or found.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
@@ -130,6 +138,7 @@ def close_stale(client: MlflowClient, running: list[Run], project: str) -> list[
         client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, "killed: mlflow run made it, and no stage came to it")
         client.set_terminated(run.info.run_id, status="KILLED")
     stale = [run for run in running if is_gone(owner := _owner(client, run, known)) or _left_behind(run, owner)]
+    ended = []
     for run in sorted(stale, key=lambda run: Tag.PROCESS in run.data.tags):  # the nested ones first
         owner = _owner(client, run, known)
         alive, process = owner.data.tags.get(Tag.ALIVE, ""), owner.data.tags[Tag.PROCESS]
@@ -138,10 +147,13 @@ def close_stale(client: MlflowClient, running: list[Run], project: str) -> list[
         gone = f"its process {number} on {where.partition('/')[0]} is gone"
         why = gone if where and is_gone(owner) else "its stage has ended"
         goes_on = "; the same command goes on" if is_gone(owner) and owner.info.status != "FINISHED" else ""
+        if client.get_run(run.info.run_id).info.status != "RUNNING":  # it has ended meanwhile
+            continue
         note = f"killed: {why}, last sign of life {seen:%Y-%m-%d %H:%M} UTC{goes_on}"
         client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, note)
         client.set_terminated(run.info.run_id, status="KILLED", end_time=int(seen.timestamp() * 1000))
-    return [run.info.run_id for run in stale]
+        ended.append(run.info.run_id)
+    return ended
 
 
 def _left_behind(run: Run, owner: Run) -> bool:

@@ -121,7 +121,9 @@ class Close:
     time: int  # milliseconds since 1970
 
     def perform(self, client: MlflowClient, run_id: str, again: bool = False) -> None:
-        client.set_terminated(run_id, status=self.status, end_time=self.time)
+        # an interruption may have waited in a spool until the same command had gone on elsewhere to the end
+        if self.status != "KILLED" or client.get_run(run_id).info.status != "FINISHED":
+            client.set_terminated(run_id, status=self.status, end_time=self.time)
 
 
 @configuration

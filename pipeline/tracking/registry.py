@@ -110,8 +110,10 @@ def moment_of_use(client: MlflowClient, version: ModelVersion, doing: str) -> st
     Raises BadInput when it is not, any more.
     """
     with exclusive("registry"):
-        require_approved(client.get_model_version(version.name, version.version), doing)
-        return now()
+        approved = client.get_model_version(version.name, version.version)
+        require_approved(approved, doing)
+        # of whoever approved it the clock may be ahead of this machine's
+        return max(now(), *(since for since, until in history_of(approved) if until is None))
 
 
 def approve(

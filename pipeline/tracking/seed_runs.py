@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipeline.config.loading import executor_settings
 from pipeline.errors import BadInput, Interrupted, disk_refusal, say
 from pipeline.executors.side_by_side import run_side_by_side
+from pipeline.files import write_folder
 from pipeline.learning.arms import ArmJob
 from pipeline.learning.checkpoints import CheckpointFolder
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
@@ -56,8 +56,7 @@ class SeedRun:
         extended = tags.get(Tag.EXTENDS)
         if extended is not None and not place.exists():
             with _last_checkpoint(get_run(self.run.client, extended, "shorter training")) as copy:
-                place.mkdir(parents=True)
-                shutil.copy(copy, place / copy.name)
+                write_folder(place, {copy.name: copy.read_bytes()})
         # a finished one of an interrupted stage's only says again what it came to, and nothing of it is logged
         status = get_run(self.run.client, self.run.run_id, "training").info.status if stage_run.continued else ""
         self._open, self._film = status != "FINISHED", ""

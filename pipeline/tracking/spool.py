@@ -66,7 +66,8 @@ class Spool:
             self._database = sqlite3.connect(
                 self.folder / FILE, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-            self._database.execute("PRAGMA journal_mode=WAL")
+            with FileLock(self.folder / "open.lock"):  # for a file that is new SQLite does not wait here
+                self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             # whoever delivers empties the log: whoever appends never waits for the disk
             self._database.execute("PRAGMA wal_autocheckpoint=0")
@@ -114,6 +115,11 @@ class Spool:
         query = f"SELECT count(*) FROM records WHERE refused IS NULL AND {OF_RUNS}"
         ((count,),) = self._sql(query, _listed(run_ids))
         return int(count)
+
+    def first(self) -> int | None:
+        """Number of the first operation that waits and is not refused: it changes as long as the store takes any."""
+        ((id,),) = self._sql("SELECT min(id) FROM records WHERE refused IS NULL")
+        return None if id is None else int(id)
 
     def refusals(self, run_ids: Sequence[str] | None = None) -> list[str]:
         """Why operations of these runs, or of all, were refused."""

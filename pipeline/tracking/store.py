@@ -255,10 +255,15 @@ def exclusive(purpose: str) -> Iterator[None]:
     if urlparse(uri).scheme.partition("+")[0] == "postgresql":
         name = hashlib.sha256(f"imitation-pretraining {purpose}".encode()).digest()
         key = int.from_bytes(name[:8], "big", signed=True)  # as PostgreSQL takes them; the same on every machine
-        with create_engine(uri, poolclass=NullPool).connect() as connection:
-            # held by the session: it ends with this connection, however the process ends
+        # without a transaction, which a server may end for idling; the lock is the session's: it ends with this
+        # connection, however the process ends
+        connection = create_engine(uri, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect()
+        try:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
             yield
+        finally:
+            with contextlib.suppress(OperationalError):  # it is gone already
+                connection.close()
         return
     database = sqlite_file(uri)
     if database is not None:

@@ -11,8 +11,9 @@ import time
 import psutil
 import pytest
 
-from pipeline.cli import ask, parse, stage_main
+from pipeline.cli import _told, ask, parse, stage_main
 from pipeline.errors import BadInput, printable
+from pipeline.executors.news import TrainingKilled
 from pipeline.names import STAGES, Tag, lineage_run_tag
 from pipeline.tracking.runs import search
 from pipeline.tracking.store import connect
@@ -185,6 +186,8 @@ def test_sigterm_ends_a_training_within_seconds_closes_its_runs_and_leaves_no_pr
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
         os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.25)
+        os.kill(process.pid, signal.SIGTERM)  # as `mlflow run` does to what a person has interrupted
         _, errors = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
@@ -335,6 +338,12 @@ def test_whatever_ends_a_stage_unexpectedly_is_code_3_never_1(store, in_reposito
     assert stage_main("new_task", arguments) in (2, 3)
     (run,) = search(connect(), {Tag.STAGE: "new_task"}, status=None)
     assert run.info.status == "FAILED"
+
+
+def test_what_was_ended_from_outside_is_one_line_and_code_130(capsys):
+    assert _told("finetune", TrainingKilled("training of seed 3: its job 7 was cancelled")) == 130
+    said = "finetune: interrupted: training of seed 3: its job 7 was cancelled; the same command goes on\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,13 @@ def _kill(training: int, folder: Path) -> None:
 @pytest.mark.parametrize("end", [_queue_again, _kill])
 def test_jobs_that_end_early_are_begun_again(executor, make_jobs, heard, at_home, tmp_path, monkeypatch, end):
     monkeypatch.setattr("pipeline.executors.slurm.LATE_SECONDS", 2.0)
-    late = tmp_path / "bin" / "scontrol"  # to queue a job again ends what runs in it, before that is told
-    late.parent.mkdir()
-    late.write_text(f'#!/bin/sh\n"{shutil.which("scontrol")}" "$@" && sleep 5\n')
-    late.chmod(0o755)
-    executor["options"]["setup"] = [f'export PATH="{late.parent}:$PATH"']
+    # to queue a job again ends what runs in it, before that is told; and the controller may be away at that moment
+    scontrol, once = tmp_path / "bin" / "scontrol", tmp_path / "once"
+    scontrol.parent.mkdir()
+    late = f'mkdir "{once}" && "{shutil.which("scontrol")}" "$@" && sleep 5'
+    scontrol.write_text(f"#!/bin/sh\n{late}\n")
+    scontrol.chmod(0o755)
+    executor["options"]["setup"] = [f'export PATH="{scontrol.parent}:$PATH"']
     jobs, ended = make_jobs(tmp_path, executor=executor), []
 
     def end_once(index, event):

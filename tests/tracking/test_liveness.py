@@ -11,8 +11,8 @@ from pipeline.errors import BadInput
 from pipeline.names import Tag
 from pipeline.tracking import liveness
 from pipeline.tracking.forwarder import Forwarder
-from pipeline.tracking.groups import _duration
-from pipeline.tracking.operations import Batch
+from pipeline.tracking.groups import _duration, trainings
+from pipeline.tracking.operations import Batch, Close
 from pipeline.tracking.spool import Spool
 from pipeline.tracking.stage_run import checkpoint_folder, open_run
 from pipeline.tracking.store import connect
@@ -55,6 +55,30 @@ def test_a_run_of_a_process_that_is_gone_is_closed_with_what_is_nested_in_it(lef
         assert "is gone, last sign of life" in closed.data.tags[NOTE]
         assert closed.info.end_time == seen * 1000
     assert connect().get_run(run_ids[0]).data.tags[Tag.COMMAND] == "c"
+
+
+def test_what_ended_while_another_process_looked_stays_as_it_ended(left_open):
+    run_ids = left_open(ended_process(), time.time())
+    client = connect()
+    seen = [client.get_run(run_id) for run_id in run_ids]
+    client.set_terminated(run_ids[0], status="FINISHED")
+    assert liveness.close_stale(client, seen, "") == run_ids[1:]
+    Close(status="KILLED", time=5).perform(client, run_ids[0])  # it had waited in a spool
+    assert [client.get_run(run_id).info.status for run_id in run_ids] == ["FINISHED", "KILLED"]
+
+
+def test_a_training_that_was_begun_anew_in_the_same_stage_is_the_one_that_finished(store):
+    client = connect()
+    stage = client.create_run("0", tags={Tag.STAGE: "finetune"})
+    about = {"mlflow.parentRunId": stage.info.run_id, Tag.STAGE: "finetune_seed", Tag.ARM: "pretrained"}
+    begun = {
+        (seed, status): client.create_run("0", start, tags={**about, Tag.SEED: seed}).info.run_id
+        for seed, status, start in (("1", "FINISHED", 2), ("1", "KILLED", 3), ("2", "KILLED", 1), ("2", "FAILED", 2))
+    }
+    for (_, status), run_id in begun.items():
+        client.set_terminated(run_id, status)
+    found = {run.data.tags[Tag.SEED]: run.info.status for run in trainings(client, client.get_run(stage.info.run_id))}
+    assert found == {"1": "FINISHED", "2": "FAILED"}
 
 
 def test_a_process_number_that_another_process_has_now_is_gone(left_open):

@@ -53,6 +53,14 @@ def test_approval_moves_the_alias_and_records_run_reason_and_time(bench):
     registry.require_approved(bench.version(version), "collect")
 
 
+def test_a_moment_of_use_is_not_before_the_approval_by_whatever_clock(bench, monkeypatch):
+    version, ahead = bench.candidate(), "2999-01-01T00:00:00.000Z"
+    monkeypatch.setattr(registry, "now", lambda: ahead)
+    registry.approve(bench.client, version, bench.run("promote"), "by a machine whose clock is ahead")
+    monkeypatch.undo()
+    assert registry.moment_of_use(bench.client, bench.version(version), "collect") == ahead > registry.now()
+
+
 def test_the_next_approval_supersedes_the_last_and_both_say_so(bench):
     first, second = bench.candidate(), bench.candidate(seed=2)
     registry.approve(bench.client, first, bench.run("promote"), "good")

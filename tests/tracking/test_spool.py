@@ -319,6 +319,28 @@ def test_an_answer_that_a_login_or_time_may_change_is_no_refusal(status, refused
     assert refuses(caught.value) is refused
 
 
+def test_what_stands_behind_another_runs_records_waits_as_long_as_the_store_takes_those(bench, spool, monkeypatch):
+    """Half a second of patience, and another process that delivers six records in two."""
+    ours, theirs = in_store(bench), bench.run("baseline")
+    for step in range(6):
+        spool.append(theirs, point(1.0, step))
+    monkeypatch.setattr(forwarder, "deliver", lambda spool, client: None)  # another process has the turn
+
+    def deliver_slowly() -> None:
+        with contextlib.closing(Spool()) as other:
+            while records := other.next(1):
+                time.sleep(0.3)
+                other.delivered(records)
+
+    with Forwarder(ours) as own:
+        own.child("seed 1", {Tag.STAGE: "baseline_seed"}).tag({"note": "x"})
+        assert spool.waiting() > 6
+        other = threading.Thread(target=deliver_slowly)
+        other.start()
+        assert own.settle(0.8)
+        other.join()
+
+
 def test_the_next_stage_delivers_what_an_earlier_one_left(bench):
     run_id = bench.run("baseline_seed", status=None)
     deliver_leftovers()  # nothing there: nothing happens
