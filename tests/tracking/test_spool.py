@@ -320,24 +320,24 @@ def test_an_answer_that_a_login_or_time_may_change_is_no_refusal(status, refused
 
 
 def test_what_stands_behind_another_runs_records_waits_as_long_as_the_store_takes_those(bench, spool, monkeypatch):
-    """Half a second of patience, and another process that delivers six records in two."""
+    """Two seconds of patience, and another process that delivers eight records in four."""
     ours, theirs = in_store(bench), bench.run("baseline")
-    for step in range(6):
+    for step in range(8):
         spool.append(theirs, point(1.0, step))
     monkeypatch.setattr(forwarder, "deliver", lambda spool, client: None)  # another process has the turn
 
     def deliver_slowly() -> None:
         with contextlib.closing(Spool()) as other:
             while records := other.next(1):
-                time.sleep(0.3)
+                time.sleep(0.5)
                 other.delivered(records)
 
     with Forwarder(ours) as own:
         own.child("seed 1", {Tag.STAGE: "baseline_seed"}).tag({"note": "x"})
-        assert spool.waiting() > 6
+        assert spool.waiting() > 8
         other = threading.Thread(target=deliver_slowly)
         other.start()
-        assert own.settle(0.8)
+        assert own.settle(2.0)
         other.join()
 
 
