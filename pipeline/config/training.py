@@ -287,7 +287,7 @@ class Judgement:
     """Of the way to the demonstrator from the better of constant action and random play: enough to have learnt it."""
     least_share: Fraction = 0.05
     """Of the same way: who comes less far has failed, however certain it is that there was a step. Who failed and comes
-    less far from the constant action to the held-out actions, too, or no farther than untrained, has learnt nothing."""
+    less far from the constant action to the held-out actions, too, has learnt nothing."""
     confidence: Confidence = 0.95
     """Of the intervals by which a clone is better than its yardsticks, or as good as its demonstrator."""
 

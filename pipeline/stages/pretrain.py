@@ -27,7 +27,7 @@ from pipeline.policies import load_trainable, scaling_of
 from pipeline.report.progress import ProgressBar
 from pipeline.report.text import one_line
 from pipeline.stages import StageOutcome, say_mixed_processors
-from pipeline.statistics.imitation_verdict import ImitationVerdict, judge, learnt_nothing
+from pipeline.statistics.imitation_verdict import ImitationVerdict, judge
 from pipeline.statistics.suspicions import Suspicion, suspicions
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
@@ -169,8 +169,9 @@ def _make_clones(
             seed = jobs[index].seed
             child = left[seed]
             verdicts[seed] = verdict = judged([clone])
-            how = clone.imitated
-            nothing = learnt_nothing(verdict, how.held_out, how.untrained, config.judgement)
+            held_out, nothing = clone.imitated.held_out, None
+            if verdict.state == Imitation.FAILED and held_out < config.judgement.least_share:
+                nothing = f"its imitation failed, and explains {held_out:.3g} of the held-out actions"
             certificate = replace(clone.certificate, learnt_nothing=nothing)
             made[seed] = clone = replace(clone, folder=child.folder / Artifact.POLICY, certificate=certificate)
             if (key := keys[seed].made_on([clone.machine])) != keys[seed]:

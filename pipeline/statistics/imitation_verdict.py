@@ -189,19 +189,6 @@ def judge(
     )
 
 
-def learnt_nothing(verdict: ImitationVerdict, held_out: float, untrained: float, settings: Judgement) -> str | None:
-    """Why nothing should begin with a clone: it failed, and knows none of the actions either; None: it may.
-
-    `held_out` and `untrained`: how far it comes from a constant action to the held-out ones, and came before it learnt;
-    NaN where these do not vary. One that knows the actions and fails because small errors add up is worth a start.
-    """
-    if verdict.state != Imitation.FAILED or not (held_out < settings.least_share or held_out <= untrained):
-        return None
-    return (
-        f"its imitation failed, and explains {held_out:.3g} of the held-out actions, before it learnt {untrained:.3g}"
-    )
-
-
 def _shown(estimate: Estimate) -> str:
     """`difference 0.02, -0.08 to 0.12`."""
     return f"difference {estimate.value:.3g}, {estimate.low:.3g} to {estimate.high:.3g}"

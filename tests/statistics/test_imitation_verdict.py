@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from math import inf, nan
+from math import inf
 
 import numpy as np
 import pytest
 
 from pipeline.config.training import Judgement
-from pipeline.statistics.imitation_verdict import Rollouts, difference, judge, learnt_nothing
+from pipeline.statistics.imitation_verdict import Rollouts, difference, judge
 
 SETTINGS = Judgement()
 
@@ -247,20 +247,3 @@ def test_against_a_demonstrator_whose_figures_nobody_recorded_a_clone_is_at_most
         assert "demonstrator not known" in verdict.sentence() and json.loads(
             json.dumps(verdict.to_json(), allow_nan=False)
         )
-
-
-@pytest.mark.parametrize(
-    ("held_out", "untrained", "nothing"),
-    [
-        (0.049, -1.0, True),  # less than a twentieth of the way to the actions
-        (0.05, -1.0, False),
-        (0.7, -1.0, False),  # small errors add up
-        (0.073, 0.122, True),  # chance: it knew as much before
-        (0.073, 0.073, True),
-        (nan, nan, False),  # actions that do not vary tell nothing
-    ],
-)
-def test_a_failed_clone_that_knows_none_of_the_actions_is_no_start(held_out, untrained, nothing):
-    failed, partly = (judge({"success": successes(clone)}, SETTINGS) for clone in (1, 50))
-    assert (learnt_nothing(failed, held_out, untrained, SETTINGS) is not None) == nothing
-    assert learnt_nothing(partly, held_out, untrained, SETTINGS) is None
