@@ -632,4 +632,5 @@ def damaged_files(door: Door, sample: Path) -> list[str]:
         return ["data/metadata.json", "data/main_data.hdf5"]
     if door.name == "others' demonstrations":
         return sorted(str(path.relative_to(sample)) for path in sample.rglob("*") if path.is_file())
-    return sorted(path.name for path in sample.iterdir() if path.is_file() and path.name != "stage")
+    files = [path for path in sample.iterdir() if path.is_file() and path.stat().st_size]  # a lock holds nothing
+    return sorted(path.name for path in files if path.name != "stage")
