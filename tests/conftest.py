@@ -71,9 +71,12 @@ def _migrations_are_read_once():
 
 @pytest.fixture(scope="session")
 def projects(tmp_path_factory, worker_id, empty_store) -> tuple[Project, Project]:
-    """(the stages one by one, `main`), each in a store of its own; made once for all workers of this session."""
+    """(the stages one by one, `main`), each in a store of its own; made once for all workers of this session.
+
+    With TEST_PROJECTS, a folder, once for all sessions that name it: both tiers of continuous integration.
+    """
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "projects"
+    folder = Path(os.environ.get("TEST_PROJECTS") or (base if worker_id == "master" else base.parent)) / "projects"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             make_projects(folder, empty_store)
