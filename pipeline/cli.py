@@ -321,4 +321,5 @@ def _terminate_cleanly() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # then this process is on its way out
+                signal.signal(number, handler)

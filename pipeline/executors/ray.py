@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayError,
+    RaySystemError,
+    RuntimeEnvSetupError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
 
 from pipeline.config.task import GPU, ExecutorSettings
 from pipeline.errors import BadInput
@@ -19,6 +29,9 @@ from pipeline.executors.elsewhere import Ended, train_on_node
 from pipeline.executors.news import TrainingCrashed, TrainingKilled
 from pipeline.learning.jobs import Job
 
+LOST: Final = (
+    LocalRayletDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, RaySystemError, WorkerCrashedError,
+)  # fmt: skip
 CONNECTING: Final = threading.Lock()  # once a process; the trials of a sweep are threads
 
 
@@ -63,10 +76,12 @@ class RayCluster:
             key, name = self._tasks.pop(task)
             try:
                 ended = ray.get(task)
-            except RayTaskError as error:
-                ended = Ended(TrainingCrashed(f"{name} crashed: {error}"), 0)
-            except RayError as error:  # of nodes, their memory and what connects them
+            except LOST as error:
                 ended = Ended(TrainingKilled(f"{name}: its nodes were lost too often: {error}"), 0)
+            except (RuntimeEnvSetupError, TaskUnschedulableError) as error:
+                ended = Ended(BadInput(f"executor.options: {error}"), 0)
+            except RayError as error:
+                ended = Ended(TrainingCrashed(f"{name} crashed: {error}"), 0)
             found.append((key, ended))
         return found
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,13 +19,14 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmiss
 from submitit.helpers import Checkpointable
 
 from pipeline.config.task import GPU, ExecutorSettings
-from pipeline.errors import BadInput, Interrupted
+from pipeline.errors import BadInput, shortened
 from pipeline.executors.elsewhere import LATE_SECONDS, Ended, train_on_node
 from pipeline.executors.news import TrainingCrashed, TrainingKilled
 from pipeline.learning.jobs import Job
 from pipeline.names import THREAD_VARIABLES
 
 JOB_IDS: Final = "slurm-jobs"  # in the folder of a training, the last one is the one that counts
+NOT_TAKEN: Final = (FailedJobError, FailedSubmissionError)  # by `sbatch`
 REFUSED_SECONDS: Final = 3600.0  # for which a job is offered again that SLURM does not take: its controller may be away
 QUEUE_SECONDS: Final = 5.0  # between looks into the queue, which the scheduler of a whole cluster answers
 LOST: Final = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "TIMEOUT")
@@ -53,10 +54,11 @@ class Submitted:
 
     job: Job[Any]
     place: Path
-    slurm: submitit.Job[Ended]
+    slurm: "submitit.Job[Ended] | None" = None  # None: SLURM has taken none yet
     silent_since: float | None = None  # the job is over, and no end of the training is there to be read
     lost: str = ""  # how, where the next one is to be submitted
     refused_since: float | None = None  # SLURM does not take the next one
+    again_at: float = 0.0  # when it is asked again
 
 
 class SlurmCluster:
@@ -77,9 +79,17 @@ class SlurmCluster:
 
     def begin(self, key: Hashable, job: Job[Any], place: Path) -> None:
         """Submit a job, or go on waiting for the one that a process before this one had submitted."""
-        earlier = _ids(place)
-        known = submitit.SlurmJob[Ended](place / "slurm", earlier[-1]) if earlier else None
-        self._submitted[key] = Submitted(job, place, known or self._submit(job, place))
+        submitted = Submitted(job, place)
+        if earlier := _ids(place):
+            submitted.slurm = submitit.SlurmJob[Ended](place / "slurm", earlier[-1])
+        else:
+            try:
+                submitted.slurm = self._submit(job, place)
+            except NOT_TAKEN as error:
+                if not self._takes:
+                    raise BadInput(f"executor.options: SLURM does not take them: {error}") from None
+                submitted.lost = "which SLURM did not take"  # now: as many are queued as it allows, or it is away
+        self._submitted[key] = submitted
 
     def _submit(self, job: Job[Any], place: Path) -> "submitit.Job[Ended]":
         options = dict(self._settings.options)
@@ -88,13 +98,16 @@ class SlurmCluster:
         ):
             options["additional_parameters"] = {**options.get("additional_parameters", {}), "gres": "gpu:1"}
         setup = [*(f"export {name}=1" for name in THREAD_VARIABLES), *options.pop("setup", ())]
+        known = set((place / "slurm").glob("*"))
         try:
             executor = submitit.SlurmExecutor(place / "slurm", max_num_timeout=self._settings.retries)
             executor.update_parameters(job_name=job.name.replace(" ", "_"), setup=setup, **options)
             slurm = executor.submit(TrainingOnNode(), job, place, str(Path.cwd()))
-        except (FailedJobError, FailedSubmissionError, ValueError, TypeError) as error:
-            if self._takes:
-                raise Interrupted(f"{job.name}: SLURM does not take its job any more: {error}") from None
+        except NOT_TAKEN:
+            for left in set((place / "slurm").glob("*")) - known:
+                left.unlink(missing_ok=True)  # the job with all that it begins with
+            raise
+        except (ValueError, TypeError) as error:
             raise BadInput(f"executor.options: SLURM does not take them: {error}") from None
         self._takes = True
         with (place / JOB_IDS).open("a", encoding="utf-8") as file:
@@ -114,19 +127,20 @@ class SlurmCluster:
         found = []
         for key, submitted in list(self._submitted.items()):
             ended = None
-            if not submitted.lost and submitted.slurm.paths.result_pickle.exists():
+            if submitted.slurm is not None and not submitted.lost and submitted.slurm.paths.result_pickle.exists():
                 try:
                     ended = submitted.slurm.result()
                 except UncompletedJobError as error:
-                    # whatever a training comes to it returns: this befell its job, as when SLURM is away at the moment
-                    # in which it is to be queued again
-                    if "timed-out too many times" in str(error):  # submitit's own words
-                        ended = Ended(TrainingKilled(f"{submitted.job.name}: {error}"), 0)
+                    name, text = submitted.job.name, str(error)  # in submitit's own words
+                    if "timed-out too many times" in text:
+                        ended = Ended(TrainingKilled(f"{name}: its time was over too often: {shortened(text)}"), 0)
+                    elif "in checkpoint_and_try_requeue" in text:  # SLURM was away when it was to queue the job again
+                        submitted.slurm.cancel(check=False)  # and may have done so all the same
+                        submitted.lost = "which SLURM did not queue again"
                     else:
-                        submitted.slurm.cancel(check=False)  # it may have been queued again all the same
-                        submitted.lost = f"which failed: {error}"
+                        ended = Ended(TrainingCrashed(f"{name} crashed: {text}"), 0)
             elif states is not None:
-                ended = self._over(submitted, states.get(submitted.slurm.job_id))
+                ended = self._over(submitted, states)
             if ended is not None:
                 if isinstance(ended.end, Exception):
                     (submitted.place / JOB_IDS).unlink(missing_ok=True)
@@ -134,10 +148,11 @@ class SlurmCluster:
                 found.append((key, ended))
         return found
 
-    def _over(self, submitted: Submitted, state: str | None) -> Ended | None:
+    def _over(self, submitted: Submitted, states: Mapping[str, str]) -> Ended | None:
         """The end of a training whose job is over without one; None when there is hope, or it is submitted again."""
-        if submitted.lost:
+        if submitted.lost or submitted.slurm is None:
             return self._again(submitted)
+        state = states.get(submitted.slurm.job_id)
         if state is not None and state not in OVER:
             submitted.silent_since = None
             return None
@@ -158,23 +173,27 @@ class SlurmCluster:
 
     def _again(self, submitted: Submitted) -> Ended | None:
         """Submit a training whose job was lost; its end where that was the last time."""
-        training, times = submitted.job.name, len(_ids(submitted.place))
-        if times > self._settings.retries:
-            lost = f"its jobs were lost {times} times, the last, {submitted.slurm.job_id}, {submitted.lost}"
-            return Ended(TrainingKilled(f"{training}: {lost}; see {submitted.slurm.paths.stderr}"), 0)
+        now, training, ids = time.monotonic(), submitted.job.name, _ids(submitted.place)
+        if len(ids) > self._settings.retries:
+            lost = f"its jobs were lost {len(ids)} times, the last, {ids[-1]}, {submitted.lost}"
+            return Ended(TrainingKilled(f"{training}: {lost}; see {submitted.place / 'slurm'}"), 0)
+        if now < submitted.again_at:
+            return None
         try:
             submitted.slurm = self._submit(submitted.job, submitted.place)
-        except (BadInput, Interrupted) as error:
-            submitted.refused_since = submitted.refused_since or time.monotonic()
-            late = time.monotonic() - submitted.refused_since > REFUSED_SECONDS
-            return Ended(TrainingKilled(str(error)), 0) if late else None
+        except NOT_TAKEN as error:
+            submitted.refused_since = submitted.refused_since or now
+            waited = now - submitted.refused_since
+            submitted.again_at = now + max(QUEUE_SECONDS, waited)  # twice as long as the last time
+            why = f"{training}: SLURM has not taken its job for {waited / 60:.0f} minutes: {shortened(str(error))}"
+            return Ended(TrainingKilled(why), 0) if waited > REFUSED_SECONDS else None
         submitted.lost, submitted.silent_since, submitted.refused_since = "", None, None
         return None
 
     def cancel(self, key: Hashable) -> None:
         """End a job, whether it runs or waits."""
         submitted = self._submitted.pop(key, None)
-        if submitted is not None:
+        if submitted is not None and submitted.slurm is not None:
             submitted.slurm.cancel(check=False)
             (submitted.place / JOB_IDS).unlink(missing_ok=True)
 

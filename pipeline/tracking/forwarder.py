@@ -103,12 +103,14 @@ class Forwarder:
 
         Raises BadInput when it refuses something: that is kept in the spool.
         """
-        first, deadline = self._spool.first(), time.monotonic() + patience
-        while self._spool.waiting(self._runs):
+        # others' records may stand before these, and go first
+        left, first, deadline = self._spool.waiting(self._runs), self._spool.first(), time.monotonic() + patience
+        while left:
             self._wake.set()
             time.sleep(LOOK_SECONDS)
-            if (now := self._spool.first()) != first:  # whosever it is: others' may stand before them
-                first, deadline = now, time.monotonic() + patience
+            before, (left, first) = (left, first), (self._spool.waiting(self._runs), self._spool.first())
+            if (left, first) != before:
+                deadline = time.monotonic() + patience
             elif time.monotonic() > deadline:
                 return False
         reasons = self._spool.refusals(self._runs)

@@ -32,10 +32,11 @@ from pipeline.names import STAGES, Tag
 
 BEAT_SECONDS = 60.0
 SILENT_SECONDS = 600.0  # after which a process elsewhere counts as gone
-START_TOLERANCE = 5  # seconds, or ticks, by which the recorded start of a living process may differ
+START_TOLERANCE = 5.0  # seconds by which the recorded start of a living process may differ
 # after which no stage comes any more to a run that `mlflow run` made: it may make an environment
 UNCLAIMED_SECONDS = 3600.0
 NUMBER = re.compile("[0-9]{1,10}")  # of a process, or of seconds: a tag is input like any other
+START = re.compile("t[0-9]{1,12}|[0-9]{1,10}")  # of a process, in ticks since boot or in seconds
 INTERRUPTED = "interrupted"  # instead of a process: it ended from outside, and said so
 
 
@@ -52,27 +53,31 @@ def machine() -> str:
 
 def this_process() -> str:
     """What `has_ended` reads: machine, number, and start."""
-    return f"{machine()} {os.getpid()} {_started(psutil.Process())}"
-
-
-def _started(process: psutil.Process) -> int:
-    """When it was begun: on Linux in ticks since boot, which no correction of the clock moves; elsewhere in seconds."""
     try:
-        return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])  # starttime, proc(5)
-    except OSError:
-        return round(process.create_time())
+        started = f"t{_ticks(os.getpid())}"
+    except OSError:  # not Linux
+        started = f"{psutil.Process().create_time():.0f}"
+    return f"{machine()} {os.getpid()} {started}"
+
+
+def _ticks(number: int) -> int:
+    """From boot to the start of a process, which no correction of the clock moves. Raises OSError."""
+    return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19])  # `starttime` of proc(5)
 
 
 def has_ended(process: str) -> bool | None:
     """Whether a process of this machine is gone; None of one elsewhere, and of what is no process."""
     where, number, started = ("", "", "", *process.rsplit(" ", 2))[-3:]
-    if where != machine() or not (NUMBER.fullmatch(number) and NUMBER.fullmatch(started)):
+    if where != machine() or not (NUMBER.fullmatch(number) and START.fullmatch(started)):
         return None
     try:
         found = psutil.Process(int(number))
-        same = abs(_started(found) - int(started)) < START_TOLERANCE
+        if started.startswith("t"):
+            same = f"t{_ticks(found.pid)}" == started
+        else:  # another system's, or an earlier version's
+            same = abs(found.create_time() - int(started)) < START_TOLERANCE
         return not same or found.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return True
 
 
@@ -86,7 +91,8 @@ def is_gone(run: Run) -> bool:
     process, alive = run.data.tags.get(Tag.PROCESS, ""), run.data.tags.get(Tag.ALIVE, "")
     if process == INTERRUPTED:
         return True
-    if not all(NUMBER.fullmatch(text) for text in (*process.rsplit(" ", 2)[1:], alive)) or process.count(" ") < 2:
+    _, number, started = ("", "", "", *process.rsplit(" ", 2))[-3:]
+    if not (NUMBER.fullmatch(number) and START.fullmatch(started) and NUMBER.fullmatch(alive)):
         return False
     ended = has_ended(process)
     return time.time() - int(alive) > SILENT_SECONDS if ended is None else ended

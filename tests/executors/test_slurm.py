@@ -71,9 +71,10 @@ def test_jobs_that_end_early_are_begun_again(executor, make_jobs, heard, at_home
     scontrol.write_text(f"#!/bin/sh\n{late}\n")
     scontrol.chmod(0o755)
     executor["options"]["setup"] = [f'export PATH="{scontrol.parent}:$PATH"']
-    jobs, ended = make_jobs(tmp_path, executor=executor), []
+    jobs, ended, submitted = make_jobs(tmp_path, executor=executor), [], {}
 
     def end_once(index, event):
+        submitted.update({ids[0]: len(ids) for ids in _job_ids(tmp_path / "shared")})
         if index not in ended and event.timestep > 2000:
             ended.append(index)
             end(jobs[index].seed, tmp_path / "shared")
@@ -81,6 +82,8 @@ def test_jobs_that_end_early_are_begun_again(executor, make_jobs, heard, at_home
     found = heard().train(jobs, end_once)
     assert any("goes on from its checkpoint" in note for note in found.notes)
     assert found == at_home
+    # one was queued again by SLURM, under its own number; the others it refused, or knew nothing of
+    assert sorted(submitted.values()) == ([1, 2, 2] if end is _queue_again else [2, 2, 2])
 
 
 def test_a_cancelled_job_ends_the_stage_and_the_same_command_goes_on(executor, make_jobs, heard, at_home, tmp_path):

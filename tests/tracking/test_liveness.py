@@ -1,10 +1,12 @@
 """A run whose process is gone is closed, a live one never; the same command goes on with a run that was interrupted."""
 
 import errno
+import os
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from pipeline.errors import BadInput
@@ -81,9 +83,18 @@ def test_a_training_that_was_begun_anew_in_the_same_stage_is_the_one_that_finish
     assert found == {"1": "FINISHED", "2": "FAILED"}
 
 
+def test_a_process_is_known_by_its_start_in_ticks_and_as_earlier_versions_wrote_it():
+    number, seconds = os.getpid(), psutil.Process().create_time()
+    where = liveness.machine()
+    assert liveness.has_ended(liveness.this_process()) is False
+    assert liveness.has_ended(f"{where} {number} {seconds:.0f}") is False
+    assert liveness.has_ended(f"{where} {number} {seconds - 60:.0f}") is True
+    assert liveness.has_ended(f"{where} {number} t1") is True
+    assert liveness.has_ended(f"{where} {number} x1") is None
+
+
 def test_a_process_number_that_another_process_has_now_is_gone(left_open):
-    number, started = liveness.signs_of_life()[Tag.PROCESS].rsplit(" ", 2)[1:]
-    run_ids = left_open(f"{liveness.machine()} {number} {int(started) - 1000}", time.time())
+    run_ids = left_open(f"{liveness.machine()} {os.getpid()} 1", time.time())
     with open_run("validate"):
         pass
     assert statuses(run_ids) == {"KILLED"}
