@@ -37,9 +37,18 @@ def _command(*words: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
-def test_trainings_in_the_queue_come_to_what_they_come_to_here(executor, make_jobs, heard, at_home, tmp_path):
+def test_trainings_in_the_queue_come_to_what_they_come_to_here(
+    executor, make_jobs, heard, at_home, tmp_path, monkeypatch
+):
+    """SLURM does not take the second of them at first, as when so many are queued as it allows."""
+    sbatch, first, second = tmp_path / "bin" / "sbatch", tmp_path / "first", tmp_path / "second"
+    sbatch.parent.mkdir()
+    refuses = f'[ -d "{first}" ] && mkdir "{second}" 2> /dev/null && exit 1'
+    sbatch.write_text(f'#!/bin/sh\n{refuses}\nmkdir -p "{first}"\nexec "{shutil.which("sbatch")}" "$@"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(sbatch.parent), prepend=os.pathsep)
     assert heard().train(make_jobs(tmp_path, executor=executor)) == at_home
-    assert not list((tmp_path / "shared").iterdir())  # nothing is left there
+    assert second.is_dir() and not list((tmp_path / "shared").iterdir())  # nothing is left there
 
 
 def test_a_training_on_a_gpu_asks_for_one(executor, make_jobs, heard, tmp_path):
