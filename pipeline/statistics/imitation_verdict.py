@@ -51,9 +51,7 @@ class ImitationVerdict:
     demonstrator: float
     gain: Estimate  # of the clone over the best of untrained policy, random play and constant action
     shortfall: Estimate  # of the clone behind the demonstrator
-    share: (
-        float | None
-    )  # of the way from the better of constant action and random play to the demonstrator; None: no way
+    share: float | None  # of the way to the demonstrator from the better part of chance; None: there is no way to go
     reasons: tuple[str, ...]
 
     def sentence(self) -> str:
@@ -158,7 +156,7 @@ def judge(
         shown = " nor ".join(f"than {other} by {name} ({_shown(found)})" for name, (other, found) in worth.items())
         so = "these demonstrations are not worth imitating"
         if passed:
-            so = "what a filter kept of it is worth imitating all the same: the clone is better than both"
+            so = "what a filter kept of it is worth imitating all the same: the clone is better than all of these"
         reasons.append(f"the demonstrator is not shown to be better {shown}: {so}")
     elif figure != first:
         other = before if first in telling else worth[first][0]

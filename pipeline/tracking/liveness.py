@@ -77,7 +77,7 @@ def has_ended(process: str) -> bool | None:
         else:  # another system's, or an earlier version's
             same = abs(found.create_time() - int(started)) < START_TOLERANCE
         return not same or found.status() == psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, FileNotFoundError):
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):  # the latter while it goes
         return True
 
 

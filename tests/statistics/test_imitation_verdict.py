@@ -193,7 +193,7 @@ def test_what_a_filter_kept_of_random_play_may_be_worth_imitating_though_its_dem
         figures = {"success": nobody, "return": returns(clone, -800, -823, -178, drawn=-178)}
         verdict = judge(figures, SETTINGS, filtered=filtered)
         assert (verdict.state, verdict.share) == (state, None)
-        assert ("the clone is better than both" in verdict.sentence()) == (state == "partly")
+        assert ("the clone is better than all of these" in verdict.sentence()) == (state == "partly")
         assert (verdict.figure == "return") == (state == "partly")
 
 
