@@ -125,6 +125,8 @@ ARMS: dict[str, Any] = {
     "adaptive": ADAPTIVE,
     "adaptive, 400 to choose by": ADAPTIVE,
     "adaptive, std of the clone": {**to_data(ADAPTIVE_WARM_START), "initial_action_std": None},
+    "adaptive, burn-in 0": {**to_data(ADAPTIVE_WARM_START), "critic_burn_in_steps": 0},
+    "adaptive, no penalty": {**to_data(ADAPTIVE_WARM_START), "clone_penalty": 0.0},
     "full rate": FULL_RATE,
     "full rate, burn-in 0": {**FULL_RATE, "critic_burn_in_steps": 0},
     "full rate, std 0.2": {**FULL_RATE, "initial_action_std": 0.2},

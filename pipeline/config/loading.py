@@ -1,5 +1,6 @@
 """From a YAML file and dotted overrides to a validated configuration, and back to plain data."""
 
+import contextlib
 import copy
 import json
 import os
@@ -127,7 +128,7 @@ def load(cls: type[C], path: str | Path, overrides: Mapping[str, str] | None = N
 def override(cls: type[C], data: Mapping[str, Any], overrides: Mapping[str, str], source: str) -> C:
     """Settings as plain data, with dotted overrides on top, as `cls`. Raises BadInput that names `source`."""
     changed = copy.deepcopy(dict(data))
-    for key, text in overrides.items():
+    for key, text in sorted(overrides.items(), key=lambda given: given[0].count(".")):  # a whole before a part of it
         _override(cls, changed, key, text)
     return validate(cls, changed, source)
 
@@ -197,6 +198,14 @@ def set_dotted(data: dict[str, Any], key: str, value: Any, source: str) -> None:
     data[name] = value
 
 
+def _dotted(data: Mapping[str, Any], key: str) -> Any:
+    """What a dotted key names; None: nothing."""
+    value: Any = data
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def _override(cls: type, data: dict[str, Any], key: str, text: str) -> None:
     """Set what a dotted key names.
 
@@ -206,6 +215,12 @@ def _override(cls: type, data: dict[str, Any], key: str, text: str) -> None:
     parts = key.split(".")
     if not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", part) for part in parts):
         raise BadInput(f"override {shortened(key)}: not a dotted key; write -P section.setting=value")
+    section = ".".join(parts[:-1])
+    if section and not isinstance(_dotted(data, section), dict):
+        with contextlib.suppress(BadInput):  # of a shorthand, or of what is not said, one setting changes, no other
+            whole = _dotted(to_data(validate(cls, data, "")), section)
+            if isinstance(whole, dict):
+                set_dotted(data, section, whole, f"override {key!r}")
     options = _schema_at(cls, parts)
     kinds = {option.get("type") for option in options.get("anyOf", [options])}
     none = "null" in kinds and text in ("", "~", "null")

@@ -298,7 +298,7 @@ class FurtherArm:
     """Clones of another dataset, by its id or the run that recorded it."""
     episodes: Count | None = None
     """Clones of so many episodes of the dataset. Those of another dataset or size come from a `pretrain` with the
-    settings of the other arms' clones; `main` runs it."""
+    settings of the other arms' clones; `main` runs it. Of sac: demonstrations of so many episodes of it."""
     sac: SACTraining | None = None
     """Of sac; None: all defaults."""
     demonstrations: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -309,9 +309,17 @@ class FurtherArm:
         for name, given in (("sac", self.sac is not None), ("demonstrations", self.demonstrations > 0)):
             if given and not sac:
                 raise ValueError(f"{name} is not for algorithm {self.algorithm!r}; remove it, or use algorithm 'sac'")
-        for name in ("warm_start", "policy", "dataset", "episodes"):
+        for name in ("warm_start", "policy"):
             if sac and getattr(self, name) is not None:
                 raise ValueError(f"{name} is not for algorithm 'sac', which starts from fresh weights; remove it")
+        if sac and self.dataset is not None:
+            raise ValueError(
+                "dataset is not for algorithm 'sac': its demonstrations are those behind the clones; remove it"
+            )
+        if sac and self.episodes is not None and not self.demonstrations:
+            raise ValueError(
+                "episodes is for demonstrations in the batches of sac, and there are none; give their share"
+            )
         if sac and self.weights not in (None, "fresh"):
             raise ValueError(f"weights = {self.weights!r} is not for algorithm 'sac', which starts from fresh ones")
         if not sac and self.weights == "fresh":
@@ -327,6 +335,11 @@ class FurtherArm:
                 f"demonstrations = {self.demonstrations} of a batch of {batch} are {count} transitions; at least one "
                 "must be a demonstration and one must not"
             )
+
+    @property
+    def own_clones(self) -> bool:
+        """Does it start from clones of another dataset or size than the other arms?"""
+        return self.algorithm == "ppo" and (self.dataset is not None or self.episodes is not None)
 
     def cloning(self, shared: Pretrain) -> Pretrain:
         """The config of the `pretrain` that makes its clones, from that of the other arms' clones."""

@@ -99,10 +99,18 @@ class EvaluationSchedule:
 
 @configuration
 class LearningRate:
-    """Learning rate over the whole budget: constant, or linear from `initial` to `final`."""
+    """Learning rate: constant, or linear from `initial` to `final`."""
 
     initial: NonNegative = 3e-4
     final: NonNegative | None = None
+    over_steps: Count | None = None
+    """Environment steps until it is `final`, and stays so; None: the budget, which then cannot be raised later."""
+
+    def __post_init__(self) -> None:
+        if self.over_steps is not None and self.final is None:
+            raise ValueError(
+                f"over_steps = {self.over_steps} needs final, the rate after them; give it, or leave both out"
+            )
 
 
 # subtle: below a setting that is looked at before it is validated, as arms are, an array is a list, and no tuple

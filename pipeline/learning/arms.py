@@ -81,14 +81,14 @@ def arm_jobs(
     folder: Path,
     initial_policies: Mapping[int, Start] | None,
     scalings: Mapping[int, Scaling] | None = None,
-    demonstrations: Demonstrated | None = None,
+    demonstrations: Mapping[str, Demonstrated] = MappingProxyType({}),
     own_policies: Mapping[str, Mapping[int, Start]] = MappingProxyType({}),
 ) -> list[ArmJob]:
     """For every seed one training, one of each further arm, and one control with learning rate 0 if so asked.
 
     `initial_policies` maps every seed to what it starts from, but those of arms that have `own_policies`; None: all
-    from fresh weights, in the units of `scalings`, or by the bounds of the task's spaces. `demonstrations`: for arms
-    that have a share of them in their batches. Raises BadInput before the first step.
+    from fresh weights, in the units of `scalings`, or by the bounds of the task's spaces. `demonstrations`: by arm, of
+    those that have a share of them in their batches. Raises BadInput before the first step.
     """
     task.refuse_holdouts(config.training.scenario_set, "training")
     warm = initial_policies is not None
@@ -144,7 +144,7 @@ def arm_jobs(
                 final_episodes=config.final_episodes,
             )
             if settings is not None and settings.algorithm == "sac":
-                job = _of_sac(arm, job, settings, task, demonstrations)
+                job = _of_sac(arm, job, settings, task, demonstrations.get(arm))
             check_job(job)
             jobs.append(ArmJob(arm, job))
     return jobs

@@ -87,7 +87,7 @@ class TrainingJob:
         if self.sac is not None:
             return "its replay buffer was not kept"
         rate = self.training.learning_rate
-        if not self.learning_rate_zero and rate.final not in (None, rate.initial):
+        if not self.learning_rate_zero and rate.over_steps is None and rate.final not in (None, rate.initial):
             return "training.learning_rate falls over the whole budget"
         return None
 

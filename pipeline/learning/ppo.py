@@ -98,10 +98,13 @@ def fresh_policy(job: TrainingJob, task: Task) -> ActorCriticPolicy:
     return policy
 
 
-def learning_rate_schedule(setting: LearningRate) -> Callable[[float], float]:
+def learning_rate_schedule(setting: LearningRate, budget: int) -> Callable[[float], float]:
     """SB3 asks with the share of the budget that remains: 1 -> `initial`, 0 -> `final`."""
-    final = setting.initial if setting.final is None else setting.final
-    return lambda remaining: final + (setting.initial - final) * max(0.0, remaining)
+    final, over = setting.initial if setting.final is None else setting.final, setting.over_steps
+    if over is None:
+        return lambda remaining: final + (setting.initial - final) * max(0.0, remaining)
+    # subtle: by whole steps, which are the same in a longer training, while the share that remains is not
+    return lambda remaining: final + (setting.initial - final) * max(0.0, 1 - round((1 - remaining) * budget) / over)
 
 
 def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tuple[WarmPPO, Transfer | None]:
@@ -119,7 +122,7 @@ def make_model(job: TrainingJob, task: Task, env: VecEnv, part: int = 0) -> tupl
             "training.ppo",
             policy=policy_class(task.observation_space, scaling, residual),
             env=env,
-            learning_rate=learning_rate_schedule(rate),
+            learning_rate=learning_rate_schedule(rate, job.budget),
             policy_kwargs=policy_arguments(task.observation_space, training.network, scaling, residual),
             seed=job.seed_of(part),
             device=begin_on(job.device),

@@ -64,6 +64,12 @@ class WarmPPO(Continued, PPO):
             self._explore(wide := wide_std(own, most_std), [f"the clone has {std:.3g}" for std in own])
             if any(tried > had for tried, had in zip(wide, own, strict=True)):
                 self._trial = Trial(own, [None] * self.n_envs)
+        for setting, value in (
+            ("clone_penalty", self._anchor.penalty),
+            ("learning_rate_factor", self._anchor.learning_rate_factor),
+        ):
+            if getattr(settings, setting) == ADAPTIVE:
+                self._decide(setting, value, "held to the clone until evaluations show no harm without that")
         if settings.clone_penalty != 0:
             self._reference = copy.deepcopy(self.policy)
             for parameter in self._reference.parameters():

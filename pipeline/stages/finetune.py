@@ -97,7 +97,7 @@ def _read(
     for name, arm in config.arms.items():
         if arm.policy is not None:
             own[name] = starts_of(arm.policy)
-        elif arm.dataset is not None or arm.episodes is not None:
+        elif arm.own_clones:
             own[name] = starts_of(_clones_for(run, task, name, arm, starts))
         if name in own:
             digests |= {f"policy of arm {name}, seed {seed}": p.identity for seed, p in own[name].policies.items()}
@@ -134,10 +134,12 @@ def run(run: StageRun, config: Finetune, upstream: Mapping[str, str]) -> StageOu
     starts, own, digests = _read(run, config, upstream)
     made_from = starts.lineage
     recorded = made_from.get(lineage_run_tag("dataset"))  # None: no demonstrations are behind what was named
-    in_batches = None
-    if recorded is not None and any(arm.demonstrations for arm in config.arms.values()):
-        dataset = fetch_for_training(run.client, recorded, task.config.name)
-        in_batches = dataset.in_batches(run.client, made_from[lineage_run_tag("pretrain")], task, run.folder)
+    in_batches = {}
+    for name, arm in config.arms.items():
+        if recorded is not None and arm.demonstrations:
+            dataset = fetch_for_training(run.client, recorded, task.config.name)
+            pretrain, place = made_from[lineage_run_tag("pretrain")], run.folder / f"demonstrations-{name}"
+            in_batches[name] = dataset.in_batches(run.client, pretrain, task, place, arm.episodes)
     arms = arm_jobs(
         config,
         task,

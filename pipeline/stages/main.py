@@ -139,7 +139,7 @@ def _stage_config(stage: str, source: str | Mapping[str, Any], overrides: Mappin
 def _check_datasets(count: int, stages: Plan) -> None:
     """Raise BadInput for several datasets that say nothing, or that cannot be recorded."""
     seeds, source = stages.finetune.seeds, stages.collect.source
-    own = [name for name, arm in stages.finetune.arms.items() if arm.dataset is not None or arm.episodes is not None]
+    own = [name for name, arm in stages.finetune.arms.items() if arm.own_clones]
     wrong = None
     if count < MINIMUM_PAIRS:
         wrong = f"too few for an interval over them; 1, or at least {MINIMUM_PAIRS}"
@@ -199,7 +199,22 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
                 judged.shares(rule.scenario_set)
         Task(load_task(stages.collect.task)).refuse_holdouts(stages.collect.scenario_set, "recording")
         Task(load_task(stages.pretrain.task)).refuse_holdouts(stages.pretrain.scenario_set, "evaluating a training")
+        parts = {"pretrain": stages.pretrain.episodes}
+        parts |= {
+            f"finetune.arms.{name}": arm.episodes for name, arm in stages.finetune.arms.items() if not arm.dataset
+        }
+        for name, count in parts.items() if stages.collect.source in ("expert", "scripted") else ():
+            if count is not None and count > stages.collect.episodes:
+                raise BadInput(
+                    f"main: {name}.episodes = {count}, but collect.episodes = {stages.collect.episodes} are recorded; "
+                    "ask for as many at most"
+                )
     if config.ppo_timesteps != 0:
+        if not clones and "policy" not in upstream and stages.finetune.arms:
+            raise BadInput(
+                f"main: arm {next(iter(stages.finetune.arms))!r} of finetune: skip_pretrain without a policy trains "
+                "from scratch alone; give the policy that arms start from, or leave them out (-P finetune.arms={})"
+            )
         training = stages.finetune.training
         task = Task(load_task(stages.finetune.task), training.environment, training.use_camera)
         check_arms(stages.finetune, task)
@@ -334,7 +349,7 @@ class _Main:
                 for index, one in enumerate(datasets)
             }
         for arm in self._stages.finetune.arms.values():
-            if arm.dataset is not None or arm.episodes is not None:
+            if arm.own_clones:
                 parts = ("pretrain", arm.dataset, arm.episodes and f"{arm.episodes} episodes")
                 asked[" ".join(part for part in parts if part)] = arm.dataset or dataset, arm.cloning(config)
         for reference, cloning in asked.values():  # a dataset that is too small is refused before anything is cloned

@@ -107,11 +107,12 @@ def _training(run: StageRun, before: Run) -> Again:
         arm = tag_of(before, Tag.ARM)
         config = replace(config, arms={name: its for name, its in config.arms.items() if name == arm})
         scalings = {seed: scaling_of(load_policy(download_policy(before.info.run_id)))}
-        demonstrations = None
-        if any(its.demonstrations for its in config.arms.values()):
-            dataset = fetch_dataset(get_run(run.client, tag_of(before, lineage_run_tag("dataset")), "dataset run"))
-            pretrain = tag_of(before, lineage_run_tag("pretrain"))
-            demonstrations = dataset.in_batches(run.client, pretrain, task, run.folder)
+        demonstrations = {}
+        for name, its in config.arms.items():
+            if its.demonstrations:
+                dataset = fetch_dataset(get_run(run.client, tag_of(before, lineage_run_tag("dataset")), "dataset run"))
+                pretrain, place = tag_of(before, lineage_run_tag("pretrain")), run.folder / "demonstrations"
+                demonstrations[name] = dataset.in_batches(run.client, pretrain, task, place, its.episodes)
         made_jobs = arm_jobs(config, task, run.folder, starts, scalings, demonstrations)
         jobs = [made.job for made in made_jobs if made.arm == arm]
         if not jobs:

@@ -59,16 +59,17 @@ class StoredDataset:
     def run_id(self) -> str:
         return str(self.run.info.run_id)
 
-    def in_batches(self, client: MlflowClient, pretrain: str, task: Task, folder: Path) -> Demonstrated:
-        """For SAC: the episodes that the clones of a `pretrain`, or of one of its seeds, are of; copied below a folder.
+    def in_batches(
+        self, client: MlflowClient, pretrain: str, task: Task, place: Path, episodes: int | None
+    ) -> Demonstrated:
+        """For SAC: so many of its episodes, copied to a folder; None: those that a `pretrain`, or a seed of it, cloned.
 
-        Raises BadInput when its config is gone.
+        Raises BadInput when it has fewer, or when the config of that is gone.
         """
         made = get_run(client, pretrain, "pretrain run")
         if tag_of(made, Tag.STAGE) == "pretrain_seed":
             made = stage_run_of(client, made)
-        data = part_of(self, read_config(client, made, Pretrain).episodes).trajectories
-        place = folder / "demonstrations"
+        data = part_of(self, episodes or read_config(client, made, Pretrain).episodes).trajectories
         write_folder(place, {TRAJECTORIES_FILE: lambda file: write_archive(file, data.to_arrays())})
         return Demonstrated(place, content_digest(data), data, recorded_otherwise(self.metadata, task))
 

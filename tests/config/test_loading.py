@@ -117,6 +117,24 @@ def test_an_override_is_read_as_the_file_would_be(tmp_path):
     assert (config.training.n_envs, config.task) == (8, "u")
 
 
+def test_an_override_of_one_setting_leaves_the_others_whether_they_are_said_in_one_word_or_not_at_all(tmp_path):
+    file = tmp_path / "finetune.yaml"
+    adaptive = to_data(Finetune(task="t").warm_start)
+    for text in ("task: t\n", "task: t\nwarm_start: adaptive\n"):
+        file.write_text(text)
+        changed = load(Finetune, file, {"warm_start.clone_weights": "kept"})
+        assert to_data(changed.warm_start) == {**adaptive, "clone_weights": "kept"}
+        longer = load(
+            Finetune, file, {"warm_start.clone_penalty_fade_steps": "5", "warm_start": "{clone_penalty: 0.1}"}
+        )
+        assert longer == load(Finetune, file, {"warm_start": "{clone_penalty: 0.1, clone_penalty_fade_steps: 5}"})
+    file.write_text("task: t\nwarm_start: adaptive\narms: {mine: {warm_start: adaptive}}\n")
+    mine = load(Finetune, file, {"arms.mine.warm_start.initial_action_std": "0.5"}).arms["mine"]
+    assert to_data(mine.warm_start) == {**adaptive, "initial_action_std": 0.5}
+    message = refusal(tmp_path, Finetune, "task: t\n", {"task.name": "u"})
+    assert "'task' is a single value, it has no settings below it" in message
+
+
 MAIN = "stages: {collect: a, pretrain: b, finetune: c, compare: d}\n"
 
 
@@ -331,8 +349,8 @@ ARM = "task: t.yaml\narms: "
         ("{mine: {weights: frozen, warm_start: adaptive}}", ["arms.mine.weights = 'frozen'", "'residual'"]),
         ("{mine: {weights: fresh, warm_start: adaptive}}", ["arms.mine", "the arm 'scratch'"]),
         ("{mine: {algorithm: sac, weights: residual}}", ["weights = 'residual' is not for algorithm 'sac'"]),
-        ("{mine: {algorithm: sac, episodes: 3}}", ["episodes is not for algorithm 'sac'"]),
-        ("{mine: {algorithm: sac, dataset: d}}", ["dataset is not for algorithm 'sac'"]),
+        ("{mine: {algorithm: sac, episodes: 3}}", ["episodes is for demonstrations in the batches of sac"]),
+        ("{mine: {algorithm: sac, demonstrations: 0.5, dataset: d}}", ["dataset is not for algorithm 'sac'", "behind"]),
         ("{mine: {algorithm: sac, policy: p}}", ["policy is not for algorithm 'sac'"]),
         ("{mine: {warm_start: adaptive, policy: p, episodes: 3}}", ["policy excludes dataset and episodes"]),
         ("{mine: {warm_start: adaptive, episodes: 0}}", ["arms.mine.episodes = 0", "equal to 1"]),

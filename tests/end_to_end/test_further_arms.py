@@ -74,9 +74,10 @@ def test_every_arm_that_ships_goes_through_main_to_one_report(with_all_arms, cha
 
 
 def test_a_dataset_too_small_for_an_arm_is_told_before_anything_is_cloned(with_all_arms, capfd):
-    few = "finetune.arms={few: {warm_start: adaptive, episodes: 100000}}"
+    (recorded,) = search(connect(), {Tag.STAGE: "collect"})
+    few = f"{{few: {{warm_start: adaptive, dataset: {recorded.info.run_id}, episodes: 100000}}}}"
     before = len(search(connect(), {Tag.STAGE: "pretrain"}, status=None))
-    assert stage_main("main", ["--config", str(with_all_arms), "--finetune.arms", few.partition("=")[2]]) == 2
+    assert stage_main("main", ["--config", str(with_all_arms), "--finetune.arms", few]) == 2
     line = capfd.readouterr().err.splitlines()[-1]
     assert "episodes = 100000 is more than dataset" in line
     assert len(search(connect(), {Tag.STAGE: "pretrain"}, status=None)) == before

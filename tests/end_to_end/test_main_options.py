@@ -138,6 +138,21 @@ def test_an_override_that_no_stage_takes_is_refused_as_that_stage_would(store, k
         ({}, {"promote.rules": "[{scenario_set: trian, metric: success_rate, min: 0}]"}, "'trian' is not defined"),
         ({"expert": "1", "policy": "latest"}, {}, "expert '1' has no use: the policy is given, no clones are made"),
         ({"expert": "1"}, {"skip_pretrain": "true"}, "expert '1' has no use: skip_pretrain makes no clones"),
+        (
+            {},
+            {"skip_pretrain": "true", "finetune.arms": "[residual]"},
+            "arm 'residual' of finetune: skip_pretrain without",
+        ),
+        (
+            {},
+            {"collect.episodes": "9", "pretrain.episodes": "10"},
+            r"pretrain\.episodes = 10, but collect\.episodes = 9",
+        ),
+        (
+            {},
+            {"collect.episodes": "9", "finetune.arms": "{few: {warm_start: adaptive, episodes: 10}}"},
+            r"finetune\.arms\.few\.episodes = 10, but collect\.episodes = 9 are recorded",
+        ),
     ],
 )
 def test_what_a_later_stage_would_refuse_is_refused_before_the_first_stage(store, upstream, options, said):

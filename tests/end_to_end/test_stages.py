@@ -130,6 +130,8 @@ def test_what_an_adaptive_warm_start_decided_is_on_record_with_its_reasons(stage
         decided = {d["setting"]: d["value"] for d in json.loads(decisions or "[]") if d["reason"]}
         said = {name: value for name, value in child.data.metrics.items() if name.startswith("warm_start/")}
         assert said == {f"warm_start/{setting}": value for setting, value in decided.items()}
+        of_step_0 = {d["setting"]: d["value"] for d in json.loads(decisions or "[]") if d["timestep"] == 0}
+        assert not decisions or {"clone_penalty": 1.0, "learning_rate_factor": 0.3}.items() <= of_step_0.items()
         assert not decisions or {"initial_action_std/0", "critic_burn_in_steps"} <= set(decided)
 
 

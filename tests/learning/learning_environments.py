@@ -27,6 +27,17 @@ class Wide(PendulumEnv):
         return super().step(action / 128)
 
 
+class Seen(PendulumEnv):
+    """Shows a picture: a grey of its angle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+
+    def _get_obs(self) -> np.ndarray:
+        return np.full((36, 36, 3), 127 + 127 * math.sin(self.state[0]), np.uint8)
+
+
 class Failing(PendulumEnv):
     """From its 50th step on, over all its episodes, what is `broken` is NaN."""
 

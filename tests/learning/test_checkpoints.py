@@ -192,6 +192,11 @@ def test_a_longer_training_goes_on_from_the_last_checkpoint_of_a_shorter_one(job
     assert falling.bound_to_budget == "training.learning_rate falls over the whole budget"
     _, taken = reached_and_taken(falling, tmp_path / "falling")
     assert resumed(longer(falling), tmp_path / "no", taken[3])[0] != outcome(longer(falling))[0]
+    over = LearningRate(initial=1e-3, final=0.0, over_steps=700)
+    in_steps = replace(job, training=replace(job.training, learning_rate=over))
+    assert in_steps.bound_to_budget is None
+    _, taken = reached_and_taken(in_steps, tmp_path / "in steps")
+    assert resumed(longer(in_steps), tmp_path / "yes", taken[3]) == outcome(longer(in_steps))
     assert replace(job, warm_start=ADAPTIVE_WARM_START).bound_to_budget is None
     assert replace(job, sac=SACTraining()).bound_to_budget == "its replay buffer was not kept"
 

@@ -273,10 +273,21 @@ def test_the_best_checkpoint_and_the_best_seed_have_the_least_of_what_is_better_
 
 
 def test_the_learning_rate_falls_linearly_over_the_budget():
-    falling = learning_rate_schedule(LearningRate(initial=1e-3, final=1e-4))
+    falling = learning_rate_schedule(LearningRate(initial=1e-3, final=1e-4), 1_000)
     assert [falling(share) for share in (1.0, 0.5, 0.0)] == pytest.approx([1e-3, 5.5e-4, 1e-4])
     assert falling(-0.1) == pytest.approx(1e-4)  # the last rollout may pass the budget
-    assert learning_rate_schedule(LearningRate(initial=2e-4))(0.3) == 2e-4
+    assert learning_rate_schedule(LearningRate(initial=2e-4), 1_000)(0.3) == 2e-4
+
+
+def test_a_learning_rate_that_falls_over_steps_is_the_same_in_a_training_of_any_length():
+    rate = LearningRate(initial=1e-3, final=1e-4, over_steps=700)
+    short, long = (learning_rate_schedule(rate, budget) for budget in (900, 7_777))
+    # SB3 computes the share of the budget that remains in just this way
+    rates = [(short(1 - step / 900), long(1 - step / 7_777)) for step in range(901)]
+    assert all(one == other for one, other in rates)
+    assert [rates[step][0] for step in (0, 350, 700, 900)] == pytest.approx([1e-3, 5.5e-4, 1e-4, 1e-4])
+    with pytest.raises(BadInput, match="over_steps = 700 needs final"):
+        validate(LearningRate, {"over_steps": 700}, "test")
 
 
 def test_arguments_of_ppo_are_what_sb3_takes_and_no_setting_of_ours_decides():

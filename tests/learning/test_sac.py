@@ -379,6 +379,12 @@ def test_discrete_actions_are_refused_by_name(job, cartpole):
         check_sac("s", job.sac, 640, Task(cartpole))
 
 
+def test_pictures_are_refused_by_name(job, make_task):
+    seen = Task(make_task("learning_environments:Seen", horizon=20))
+    with pytest.raises(BadInput, match=r"arm 's': algorithm 'sac' keeps every observation .* takes no pictures"):
+        check_sac("s", job.sac, 640, seen)
+
+
 @pytest.mark.parametrize("part", ["rewards", "ends"])
 def test_demonstrations_without_rewards_or_ends_are_refused(job, part):
     changes = {"rewards": {"rewards": np.full(4, np.nan, np.float32)}, "ends": {"terminations": np.zeros(4, bool)}}

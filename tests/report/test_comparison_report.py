@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from made_up import SETTINGS, made_up_comparison, runs
+from made_up import BUDGET, SETTINGS, made_up_comparison, runs, training
 from outline import first_screen, outline
 
 from pipeline.learning.adaptive import Decision
@@ -117,6 +118,36 @@ def test_one_seed_and_a_further_arm_make_a_report_that_decides_nothing() -> None
     assert [(one.ratio_p, one.difference_p) for one in found.ranking] == [(1.0, 1.0)] * 2
     page = build_report(found, BARE)["report.md"].decode()
     assert "1 seeds cannot give less than 1 before it, so that with so many arms nothing can survive it" in page
+
+
+def test_further_arms_are_ranked_below_a_first_screen_that_stays_that_of_two_arms() -> None:
+    generator = np.random.default_rng(4)
+    rise = {"scratch": (0.0, 300_000, 0.95), "pretrained": (0.8, 20_000, 0.985), "naive": (0.2, 900_000, 0.93)}
+    arms = {
+        arm: [
+            replace(training(generator, seed, *how, BUDGET), wall_seconds=90.0, gradient_steps=480.0)
+            for seed in range(1, 8)
+        ]
+        for arm, how in rise.items()
+    }
+    arms["naive"] = [replace(run, wall_seconds=150.0, gradient_steps=7_200.0) for run in arms["naive"]]
+    pages = {
+        name: build_report(compare({arm: arms[arm] for arm in among}, SETTINGS), BARE)
+        for name, among in {"two": ["scratch", "pretrained"], "three": list(arms)}.items()
+    }
+    screens = {name: first_screen(files["report.html"]) for name, files in pages.items()}
+    assert screens["three"].replace("naive", "") == screens["two"]
+    page = pages["three"]["report.md"].decode()
+    table, ranking = page.partition("## The arms")[2].split("### Which arm needs the fewest steps")
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines() if row.startswith("|")]
+    assert cells[0][-2:] == ["wall time a run", "gradient steps a run"]
+    assert [row[-2:] for row in cells if row[0] in ("pre-trained", "naive")] == [
+        ["1 min 30 s", "480"],
+        ["2 min 30 s", "7,200"],
+    ]
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in ranking.splitlines() if row.startswith("|")]
+    assert [cells[2][0], cells[2][-1]] == ["pre-trained", "fewer steps, ends higher"]
+    assert [cells[3][0], cells[3][-1]] == ["naive", "more steps, ends lower"]
 
 
 def test_seeds_whose_clone_was_left_are_named_on_the_first_screen(

@@ -145,6 +145,21 @@ def test_shuffled_labels_are_a_failed_imitation_with_its_reason_and_code_1(confi
     assert told["suspicions"][0]["name"] == "contradicting labels" and told["suspicions"][0]["strength"] > 0.5
 
 
+def test_demonstrations_that_are_all_the_same_are_refused_before_anything_is_played(configs, monkeypatch, capfd):
+    dataset = record(configs)
+
+    def constant(client, reference, task):
+        stored = fetch_for_training(client, reference, task)
+        data = stored.trajectories
+        same = np.full_like(data.actions, data.actions[0])
+        return replace(stored, trajectories=replace(data, actions=same, executed_actions=same))
+
+    monkeypatch.setattr(pretrain, "fetch_for_training", constant)
+    assert stage_main("pretrain", ["--config", configs["pretrain"], "--dataset", dataset]) == 2
+    assert "actions are the same: nothing is to be learnt" in capfd.readouterr().err.splitlines()[-1]
+    assert search(connect(), {Tag.STAGE: "pretrain_seed"}, status=None) == []
+
+
 def test_where_no_epoch_beats_the_untrained_policy_the_clone_failed_and_is_not_that_policy(configs):
     dataset = record(configs)
     still = {"cloning.learning_rate": "1e-30", "cloning.epochs": "2", "seeds": "[1]"}
