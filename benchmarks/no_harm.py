@@ -2,7 +2,7 @@
 
     python -m benchmarks.no_harm                        # every cell, one after the other; goes on where it was
     python -m benchmarks.no_harm --cells social_nav/bad/10
-    python -m benchmarks.no_harm --table                # what is there, as Markdown
+    python -m benchmarks.no_harm --table                # of docs/no-harm.json, where the figures of every cell are kept
 
 A cell is a run of `main` with a config of configs/no_harm, in a store of its own, with its report: PPO from scratch,
 PPO from the clones as people start it today (`naive`), and with the adaptive warm start (`pretrained`). Grades:
@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false")
@@ -35,8 +35,10 @@ GRADES = {
     "quadruped": ("expert", "mediocre", "bad"),
 }
 SIZES = (10, 200, 50)
+CELLS = tuple(f"{task}/{grade}/{size}" for size in SIZES for task, grades in GRADES.items() for grade in grades)
 # the 0.9 quantiles of the returns of 1,000 random episodes
 BEST_TENTH = {"social_nav": 0.30, "lunar_lander": -77.6, "quadruped": 3.53}
+RESULTS = Path("docs/no-harm.json")
 KEPT_OF_FIVE_ROUNDS = 2  # a tenth of five rounds of recording is half of what is asked for
 
 
@@ -45,7 +47,11 @@ def settings(task: str, grade: str, size: int, client: MlflowClient) -> Iterator
     graded = "benchmarks.graded_demonstrators:Slipping"
     kwargs: dict[str, object] = {"task": f"configs/tasks/{task}.yaml"}
     shipped = yaml.safe_load(Path(f"configs/{task}/collect.yaml").read_text())
-    yield "collect.episodes", size if grade != "bad" else KEPT_OF_FIVE_ROUNDS * size
+    recorded = size
+    if (task, grade, size) == ("social_nav", "bad", 10):  # of so few, not every scenario has one that is kept
+        recorded = 50
+        yield "pretrain.episodes", size
+    yield "collect.episodes", recorded if grade != "bad" else KEPT_OF_FIVE_ROUNDS * recorded
     yield "finetune_failed_clones", True
     if grade == "bad":
         yield "collect.filter", {"min_return": BEST_TENTH[task]}
@@ -81,19 +87,25 @@ def run(cell: str, store: str) -> int:
 
 
 def compared(store: str) -> dict[str, dict]:
-    """Cell -> the figures of its last finished comparison, from its report."""
+    """Cell -> figures of its last finished comparison: by arm and seed when the target was met and how it ended."""
     client, found = MlflowClient(store), dict[str, dict]()
     for made in reversed(search(client, {Tag.STAGE: "compare"})):
         file = client.download_artifacts(made.info.run_id, "report/report.json")
-        found[made.data.tags[Tag.GROUP].replace("-", "/")] = json.loads(Path(file).read_text())["comparison"]
+        cell = made.data.tags[Tag.GROUP].replace("-", "/")
+        if cell not in CELLS:
+            continue  # a comparison of another study
+        report = json.loads(Path(file).read_text())["comparison"]
+        decisive = report["settings"]["final_figure"]
+        (final,) = [f for f in report["finals"][report["settings"]["training_set"]] if f["figure"] == decisive]
+        arms = {name: {"times": arm["times"], "finals": final["values"][name]} for name, arm in report["arms"].items()}
+        found[cell] = {"arms": arms, "ranking": report["ranking"]}
     return found
 
 
-def table(store: str) -> str:
+def table(reports: Mapping[str, dict]) -> str:
     """Each cell with both arms against PPO from scratch: 95 % intervals over matched seeds."""
     header = ("demonstrator", "episodes", "arm", "steps to target", "ratio to scratch", "p", "final difference", "p")
     rows = [header, ("---", "--:", "---", "--:", "--:", "--:", "--:", "--:")]
-    reports = compared(store)
     for task, grades in GRADES.items():
         for grade in grades:
             for size in sorted(SIZES):
@@ -117,17 +129,19 @@ def _interval(estimate: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = [f"{task}/{grade}/{size}" for size in SIZES for task, grades in GRADES.items() for grade in grades]
-    parser.add_argument("--cells", nargs="+", default=every, help="task/grade/size; default: all")
+    parser.add_argument("--cells", nargs="*", default=CELLS, help="task/grade/size; default: all")
     parser.add_argument("--store", default="sqlite:///no_harm.db")
     parser.add_argument("--table", action="store_true", help="only say what is there")
     arguments = parser.parse_args()
     os.environ["MLFLOW_TRACKING_URI"] = arguments.store
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not arguments.table:
         for cell in arguments.cells:
             if cell not in compared(arguments.store):
                 print(f"{cell}: code {run(cell, arguments.store)}", flush=True)
-    print(table(arguments.store))
+        found |= compared(arguments.store)
+        RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    print(table(found))
 
 
 if __name__ == "__main__":
