@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from gymnasium.envs.box2d.lunar_lander import heuristic as gymnasium_heuristic
+from project import mlflow_run
 
 from pipeline import query
 from pipeline.cli import stage_main
@@ -18,7 +19,7 @@ from pipeline.config.stages import Main
 from pipeline.data import UNAPPROVED
 from pipeline.envs.lunar_lander import heuristic
 from pipeline.errors import BadInput
-from pipeline.names import Artifact, Metric, Tag
+from pipeline.names import Arm, Artifact, Metric, Tag
 from pipeline.report.stage_pages import STRIP
 from pipeline.stages import run_stage
 from pipeline.stages.main import plan
@@ -36,8 +37,12 @@ def _in_repository(in_repository):
 
 @pytest.mark.slow
 def test_main_needs_no_expert_and_every_stage_says_that_nobody_approved_one(store):
-    outcome = run_stage("main", SMOKE, {}, {"compare.playback_episodes": "0"})
-    assert outcome.verdict is True, outcome.summary
+    config = yaml.safe_load(Path(SMOKE).read_text())
+    # by itself it warms up with fixed values; of discrete actions none has a deviation to try
+    config["overrides"] = {"compare.playback_episodes": "0", "finetune.warm_start": "adaptive"}
+    (store / "main.yaml").write_text(yaml.safe_dump(config))
+    ended = mlflow_run(store, "main")
+    assert ended.code == 0, ended.err
     client = connect()
     (main,) = search(client, {Tag.STAGE: "main"})
     nested = [run.data.tags[Tag.STAGE] for run in search(client, {"mlflow.parentRunId": main.info.run_id})]
@@ -54,9 +59,13 @@ def test_main_needs_no_expert_and_every_stage_says_that_nobody_approved_one(stor
     # said plainly
     assert stored.metadata.demonstrator["approval"] == UNAPPROVED
     assert UNAPPROVED in read_text_artifact(client, collect.info.run_id, Artifact.VALIDATION_MD)
-    report = json.loads(read_text_artifact(client, outcome.outputs["report"], f"{Artifact.REPORT}/report.json"))
+    (compared,) = search(client, {Tag.STAGE: "compare"})
+    report = json.loads(read_text_artifact(client, compared.info.run_id, f"{Artifact.REPORT}/report.json"))
     ranked = {one["arm"] for one in report["comparison"]["ranking"]}
     assert ranked == {"pretrained", "clone", "naive", "residual"}  # against scratch; sac takes no discrete actions
+    for run in search(client, {Tag.STAGE: "finetune_seed", Tag.ARM: Arm.PRETRAINED}):
+        decided = {name.removeprefix("warm_start/") for name in run.data.metrics if name.startswith("warm_start/")}
+        assert decided == {"clone_penalty", "learning_rate_factor", "critic_burn_in_steps"}
     assert "script that demonstrated" in json.dumps(report) and UNAPPROVED in json.dumps(report)
     (finetune,) = search(client, {Tag.STAGE: "finetune"})
     assert finetune.data.tags[Tag.SHIFT] == ("shifted" if finetune.data.metrics["shift/p_value"] <= 0.01 else "alike")
