@@ -90,10 +90,10 @@ def compared(store: str) -> dict[str, dict]:
     """Cell -> figures of its last finished comparison: by arm and seed when the target was met and how it ended."""
     client, found = MlflowClient(store), dict[str, dict]()
     for made in reversed(search(client, {Tag.STAGE: "compare"})):
-        file = client.download_artifacts(made.info.run_id, "report/report.json")
         cell = made.data.tags[Tag.GROUP].replace("-", "/")
         if cell not in CELLS:
             continue  # a comparison of another study
+        file = client.download_artifacts(made.info.run_id, "report/report.json")
         report = json.loads(Path(file).read_text())["comparison"]
         decisive = report["settings"]["final_figure"]
         (final,) = [f for f in report["finals"][report["settings"]["training_set"]] if f["figure"] == decisive]

@@ -1,6 +1,5 @@
 """From a YAML file and dotted overrides to a validated configuration, and back to plain data."""
 
-import contextlib
 import copy
 import json
 import os
@@ -128,8 +127,8 @@ def load(cls: type[C], path: str | Path, overrides: Mapping[str, str] | None = N
 def override(cls: type[C], data: Mapping[str, Any], overrides: Mapping[str, str], source: str) -> C:
     """Settings as plain data, with dotted overrides on top, as `cls`. Raises BadInput that names `source`."""
     changed = copy.deepcopy(dict(data))
-    for key, text in sorted(overrides.items(), key=lambda given: given[0].count(".")):  # a whole before a part of it
-        _override(cls, changed, key, text)
+    for key, text in overrides.items():
+        _override(cls, changed, key, text, source)
     return validate(cls, changed, source)
 
 
@@ -198,15 +197,32 @@ def set_dotted(data: dict[str, Any], key: str, value: Any, source: str) -> None:
     data[name] = value
 
 
-def _dotted(data: Mapping[str, Any], key: str) -> Any:
-    """What a dotted key names; None: nothing."""
-    value: Any = data
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+def _written_out(cls: type, data: dict[str, Any], sections: Sequence[str], source: str) -> None:
+    """Write out what is not said, or said in one word, on the way to a setting: of it one setting changes, no other.
+
+    `warm_start: adaptive`, `arms: [naive]`, an arm that ships. Raises BadInput.
+    """
+    here: Any = data
+    for depth, name in enumerate(sections):
+        if name not in here:
+            default = _schema_at(cls, sections[:depth]).get("properties", {}).get(name, {}).get("default")
+            here[name] = copy.deepcopy(default) if isinstance(default, dict) else {}
+        elif not isinstance(here[name], dict):
+            try:
+                whole: Any = to_data(validate(cls, data, source))
+            except BadInput:
+                if here[name] is not None:
+                    raise
+                whole = {}
+            for section in sections[: depth + 1]:
+                whole = whole.get(section) or {}
+            if not isinstance(whole, dict):
+                return
+            here[name] = whole
+        here = here[name]
 
 
-def _override(cls: type, data: dict[str, Any], key: str, text: str) -> None:
+def _override(cls: type, data: dict[str, Any], key: str, text: str, source: str) -> None:
     """Set what a dotted key names.
 
     A setting that is a text is given as it stands, quotes around the whole of it left away; any other is read as YAML,
@@ -215,12 +231,7 @@ def _override(cls: type, data: dict[str, Any], key: str, text: str) -> None:
     parts = key.split(".")
     if not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", part) for part in parts):
         raise BadInput(f"override {shortened(key)}: not a dotted key; write -P section.setting=value")
-    section = ".".join(parts[:-1])
-    if section and not isinstance(_dotted(data, section), dict):
-        with contextlib.suppress(BadInput):  # of a shorthand, or of what is not said, one setting changes, no other
-            whole = _dotted(to_data(validate(cls, data, "")), section)
-            if isinstance(whole, dict):
-                set_dotted(data, section, whole, f"override {key!r}")
+    _written_out(cls, data, parts[:-1], source)
     options = _schema_at(cls, parts)
     kinds = {option.get("type") for option in options.get("anyOf", [options])}
     none = "null" in kinds and text in ("", "~", "null")
@@ -281,6 +292,7 @@ def _schema_at(cls: Any, location: Sequence[int | str]) -> Any:
         if isinstance(part, int):
             node = node.get("items") or {}
         else:
-            node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+            named: Any = next(iter(node.get("patternProperties", {}).values()), {})  # of any name that fits
+            node = node.get("properties", {}).get(part) or node.get("additionalProperties") or named
         node = resolve(node if isinstance(node, dict) else {})
     return node

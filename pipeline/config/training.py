@@ -254,7 +254,7 @@ class WarmStart:
 
     def __post_init__(self) -> None:
         for name in ("critic_burn_in_steps", "clone_penalty"):
-            if self.learning_rate_factor == 0 and getattr(self, name) != 0:
+            if self.learning_rate_factor == 0 and getattr(self, name) not in (0, ADAPTIVE):
                 raise ValueError(f"{name} is of no use where learning_rate_factor is 0: nothing is learnt; remove one")
 
 

@@ -146,12 +146,6 @@ class Elsewhere:
                     del self._running[key]
         return news
 
-    def cancel(self, key: Hashable) -> None:
-        """End a training before its time."""
-        if key in self._running:
-            self._cluster.cancel(key)
-            shutil.rmtree(self._running.pop(key).place, ignore_errors=True)
-
     def close(self, discard: bool = False) -> None:
         """End what still runs; where that can go on later, everything about it and the others stays until then."""
         for key, heard in self._running.items():

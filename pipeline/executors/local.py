@@ -75,12 +75,6 @@ class LocalProcesses:
                 self._end(key)
         return found
 
-    def cancel(self, key: Hashable) -> None:
-        """End a training before its time; nothing more is heard of it. One that has ended stays as it is."""
-        if key in self._children:
-            self._children[key][1].terminate()
-            self._end(key)
-
     def close(self, discard: bool = False) -> None:
         """End what still runs; of it nothing lies here."""
         for _, process, _ in self._children.values():

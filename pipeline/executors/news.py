@@ -41,9 +41,6 @@ class Executor(Protocol):
     def wait(self, seconds: float | None = None) -> list[tuple[Hashable, News]]:
         """News of any training; empty when `seconds` pass without."""
 
-    def cancel(self, key: Hashable) -> None:
-        """End a training before its time; nothing more is heard of it. One that has ended stays as it is."""
-
     def close(self, discard: bool = False) -> None:
         """End what still runs; with `discard` nothing of it is kept for the same command, which will not come."""
 

@@ -25,7 +25,7 @@ from pipeline.data import ENDS, REWARDS, Trajectories, content_digest, read_arch
 from pipeline.errors import BadInput, shortened
 from pipeline.learning.continued import Continued, restore_optimizer
 from pipeline.learning.device import begin_on
-from pipeline.learning.divergence import Diverged, not_finite
+from pipeline.learning.divergence import Diverged, not_finite, refuse_environment
 from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.replay_buffer import (
     MixedDictReplayBuffer,
@@ -133,12 +133,8 @@ class ReplayingSAC(Continued, SAC):
     def _refuse_what_is_not_finite(self) -> None:
         buffer = self.replay_buffer
         assert buffer is not None and self._last_obs is not None
-        seen = [
-            rows for part in (self._last_obs, buffer.observations, buffer.next_observations) for rows in _arrays(part)
-        ]
-        for what, arrays in (("an observation", seen), ("a reward", [buffer.rewards])):
-            if not all(np.isfinite(array).all() for array in arrays):
-                raise BadInput(f"until step {self.num_timesteps:,} {what} was not finite; look at the environment")
+        seen = (self._last_obs, buffer.observations, buffer.next_observations)
+        refuse_environment(self.num_timesteps, seen, buffer.rewards)
         broken = not_finite(self.policy)
         if broken is None:  # finite weights may still be too large to compute with
             mean, log_std, _ = self.actor.get_action_dist_params(self.policy.obs_to_tensor(self._last_obs)[0])
@@ -148,10 +144,6 @@ class ReplayingSAC(Continued, SAC):
             f"diverged at step {self.num_timesteps:,}: {broken or 'what it gives'} is not finite; lower "
             f"sac.learning_rate (now {self.lr_schedule(1):g}), or divide large rewards in the environment"
         )
-
-
-def _arrays(observations: Any) -> list[np.ndarray]:
-    return list(observations.values()) if isinstance(observations, Mapping) else [observations]
 
 
 # --- a job of it -----------------------------------------------------------------------------------------------------

@@ -23,10 +23,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.nn import functional
 
 from pipeline.config.training import ADAPTIVE, WarmStart
-from pipeline.errors import BadInput
 from pipeline.learning.adaptive import Anchor, BurnIn, Decision, Trial, wide_std
 from pipeline.learning.continued import Continued, restore_optimizer
-from pipeline.learning.divergence import Diverged, not_finite
+from pipeline.learning.divergence import Diverged, not_finite, refuse_environment
 from pipeline.policies import load_tensors, tensors_of
 
 
@@ -64,12 +63,11 @@ class WarmPPO(Continued, PPO):
             self._explore(wide := wide_std(own, most_std), [f"the clone has {std:.3g}" for std in own])
             if any(tried > had for tried, had in zip(wide, own, strict=True)):
                 self._trial = Trial(own, [None] * self.n_envs)
-        for setting, value in (
-            ("clone_penalty", self._anchor.penalty),
-            ("learning_rate_factor", self._anchor.learning_rate_factor),
-        ):
-            if getattr(settings, setting) == ADAPTIVE:
-                self._decide(setting, value, "held to the clone until evaluations show no harm without that")
+        why = "until evaluations show no harm without that"
+        if settings.clone_penalty == ADAPTIVE:
+            self._decide("clone_penalty", self._anchor.penalty, f"held to the clone {why}")
+        if settings.learning_rate_factor == ADAPTIVE:
+            self._decide("learning_rate_factor", self._anchor.learning_rate_factor, f"changes little {why}")
         if settings.clone_penalty != 0:
             self._reference = copy.deepcopy(self.policy)
             for parameter in self._reference.parameters():
@@ -341,10 +339,7 @@ class WarmPPO(Continued, PPO):
     @torch.no_grad()
     def _refuse_what_is_not_finite(self) -> None:
         assert self._last_obs is not None
-        seen = self._last_obs.values() if isinstance(self._last_obs, dict) else [self._last_obs]
-        for what, arrays in (("an observation", seen), ("a reward", [self.rollout_buffer.rewards])):
-            if not all(np.isfinite(array).all() for array in arrays):
-                raise BadInput(f"until step {self.num_timesteps:,} {what} was not finite; look at the environment")
+        refuse_environment(self.num_timesteps, [self._last_obs], self.rollout_buffer.rewards)
         broken = not_finite(self.policy)
         if broken is None:  # finite weights may still be too large to compute with
             observations = self.policy.obs_to_tensor(self._last_obs)[0]

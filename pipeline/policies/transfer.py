@@ -58,6 +58,14 @@ class Transfer:
     )
     learnt_nothing: str | None = None  # why an adaptive warm start does not begin with it; None: it does
 
+    def metrics(self) -> dict[str, float]:
+        """What its run is searched by."""
+        return {
+            "transfer/tensors": self.tensor_count,
+            "transfer/parameters": self.parameter_count,
+            "transfer/action_distance": self.action_distance,
+        }
+
     @classmethod
     def between(
         cls,

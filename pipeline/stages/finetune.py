@@ -30,7 +30,7 @@ from pipeline.tracking.datasets import (
 )
 from pipeline.tracking.models import StoredPolicy, find_policies, made_by_pretrain, starting_policies
 from pipeline.tracking.reuse import find_finished
-from pipeline.tracking.runs import Run, get_run, read_config, stage_run_of, tag_of
+from pipeline.tracking.runs import Run, get_run, read_config, stage_run_of
 from pipeline.tracking.stage_run import StageRun
 
 UPSTREAM = ("policy", "group")
@@ -111,9 +111,7 @@ def _clones_for(run: StageRun, task: TaskConfig, name: str, arm: FurtherArm, sha
             f"arm {name!r}: its clones are made with the settings of the other arms' clones, and these start from the "
             f"policy of run {shared.makers[0].info.run_id}, which is none; name its policy, or start from clones"
         )
-    made = get_run(run.client, shared.lineage[lineage_run_tag("pretrain")], "pretrain run")
-    if tag_of(made, Tag.STAGE) == "pretrain_seed":
-        made = stage_run_of(run.client, made)
+    made = stage_run_of(run.client, get_run(run.client, shared.lineage[lineage_run_tag("pretrain")], "pretrain run"))
     cloning = arm.cloning(read_config(run.client, made, Pretrain))
     reference = arm.dataset or shared.lineage[lineage_run_tag("dataset")]
     dataset = part_of(fetch_for_training(run.client, reference, task.name), cloning.episodes)
@@ -192,8 +190,7 @@ def _doubts(
         )
     for maker in filter(made_by_pretrain, starts.makers):
         with contextlib.suppress(BadInput):  # the record is gone, or of an older version
-            its = maker if tag_of(maker, Tag.STAGE) == "pretrain" else stage_run_of(run.client, maker)
-            cloned = read_config(run.client, its, Pretrain)
+            cloned = read_config(run.client, stage_run_of(run.client, maker), Pretrain)
             chosen = cloned.algorithm != "bc" or cloned.cloning.select == "rollout"
             same = (cloned.evaluation.seed, cloned.scenario_set) == (training.evaluation.seed, training.scenario_set)
             if chosen and same:

@@ -139,7 +139,7 @@ def _stage_config(stage: str, source: str | Mapping[str, Any], overrides: Mappin
 def _check_datasets(count: int, stages: Plan) -> None:
     """Raise BadInput for several datasets that say nothing, or that cannot be recorded."""
     seeds, source = stages.finetune.seeds, stages.collect.source
-    own = [name for name, arm in stages.finetune.arms.items() if arm.own_clones]
+    own = [name for name, arm in stages.finetune.arms.items() if arm.own_clones or arm.demonstrations]
     wrong = None
     if count < MINIMUM_PAIRS:
         wrong = f"too few for an interval over them; 1, or at least {MINIMUM_PAIRS}"
@@ -150,7 +150,9 @@ def _check_datasets(count: int, stages: Plan) -> None:
     elif source not in ("expert", "scripted"):
         wrong = f"collect takes its demonstrations from {source}, which is always the same; 1"
     elif own:
-        wrong = f"arm {own[0]!r} of finetune has demonstrations of its own; 1, or do without that arm"
+        wrong = (
+            f"arm {own[0]!r} of finetune has demonstrations of its own, or in its batches; 1, or do without that arm"
+        )
     if wrong is not None:
         raise BadInput(f"main: datasets = {count}: {wrong}")
 
@@ -200,9 +202,8 @@ def run(run: StageRun, config: Main, upstream: Mapping[str, str]) -> StageOutcom
         Task(load_task(stages.collect.task)).refuse_holdouts(stages.collect.scenario_set, "recording")
         Task(load_task(stages.pretrain.task)).refuse_holdouts(stages.pretrain.scenario_set, "evaluating a training")
         parts = {"pretrain": stages.pretrain.episodes}
-        parts |= {
-            f"finetune.arms.{name}": arm.episodes for name, arm in stages.finetune.arms.items() if not arm.dataset
-        }
+        arms = stages.finetune.arms if config.ppo_timesteps != 0 else {}
+        parts |= {f"finetune.arms.{name}": arm.episodes for name, arm in arms.items() if not arm.dataset}
         for name, count in parts.items() if stages.collect.source in ("expert", "scripted") else ():
             if count is not None and count > stages.collect.episodes:
                 raise BadInput(
@@ -304,22 +305,21 @@ class _Main:
     def _clone(self) -> StageOutcome:
         """From the expert, if there is one, to the clone; the outcome of the last stage that ran."""
         expert = self._upstream.get("expert")
-        if expert is not None and expert.lower().endswith(".zip"):  # somebody else trained it: it goes through the gate
-            gate = self._stage("promote", self._stages.promote, {"expert": expert})
-            if not gate.verdict:
-                return gate
-            expert = gate.outputs["expert"]
-        elif expert is None and self._stages.train_expert is not None:
+        trained = None
+        if expert is None and self._stages.train_expert is not None:
             trained = self._stage("train_expert", self._stages.train_expert, {}).outputs.get("expert")
             if trained is None:
                 raise BadInput(
                     "main: the candidate waits for the store: python -m pipeline sync, then the same command again"
                 )
-            gate = self._stage("promote", self._stages.promote, {"expert": trained})
+        # also one that somebody else trained goes through the gate; a version of the registry has been there
+        candidate = trained or (expert if expert is not None and expert.lower().endswith(".zip") else None)
+        if candidate is not None:
+            gate = self._stage("promote", self._stages.promote, {"expert": candidate})
             if not gate.verdict:
                 return gate
             expert = gate.outputs["expert"]
-            if expert != trained:  # an earlier version of the same bytes
+            if trained is not None and expert != trained:  # an earlier version of the same bytes
                 version = find_version(self._parent.client, trained, load_task(self._stages.collect.task).name, "")
                 mine, same = f"{version.name}/{version.version}", expert.removeprefix("models:/")
                 say(f"main: {mine} has the bytes of {same}, which is approved: that one goes on")
@@ -352,8 +352,10 @@ class _Main:
             if arm.own_clones:
                 parts = ("pretrain", arm.dataset, arm.episodes and f"{arm.episodes} episodes")
                 asked[" ".join(part for part in parts if part)] = arm.dataset or dataset, arm.cloning(config)
-        for reference, cloning in asked.values():  # a dataset that is too small is refused before anything is cloned
-            part_of(fetch_for_training(client, reference, load_task(cloning.task).name), cloning.episodes)
+        taken = [(reference, cloning.episodes) for reference, cloning in asked.values()]
+        taken += [(dataset, arm.episodes) for arm in self._stages.finetune.arms.values() if arm.demonstrations]
+        for reference, episodes in taken:  # a dataset that is too small is refused before anything is cloned
+            part_of(fetch_for_training(client, reference, load_task(config.task).name), episodes)
         outcomes = []
         for name, (reference, cloning) in asked.items():
             outcomes.append(self._stage("pretrain", cloning, {"dataset": reference}, name=name))

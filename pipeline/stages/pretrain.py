@@ -216,9 +216,7 @@ def _log_clone(run: StageRun, clone: Clone, algorithm: str) -> None:
             Metric.ENVIRONMENT_STEPS: clone.result.environment_steps,
             Metric.EVALUATION_STEPS: clone.evaluation_steps,
             Metric.WALL_SECONDS: clone.result.wall_seconds,
-            "transfer/tensors": clone.certificate.tensor_count,
-            "transfer/parameters": clone.certificate.parameter_count,
-            "transfer/action_distance": clone.certificate.action_distance,
+            **clone.certificate.metrics(),
         }
     )
     run.tag({Tag.POLICY_DIGEST: clone.digest})

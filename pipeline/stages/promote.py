@@ -122,8 +122,7 @@ def _candidate(run: StageRun, task: Task, reference: str) -> StoredPolicy:
         raise BadInput(
             f"expert {reference}: that run is of task {tags.get(Tag.TASK)!r}, the gate is of {task.config.name!r}"
         )
-    of_stage = stage_run_of(run.client, made) if tags.get(Tag.STAGE, "").endswith("_seed") else made
-    promotable = of_stage.data.tags.get(Tag.PROMOTABLE) != "false"
+    promotable = stage_run_of(run.client, made).data.tags.get(Tag.PROMOTABLE) != "false"
     description = f"Policy of run {reference} (stage {tags.get(Tag.STAGE)}), registered by the gate."
     return _register(run, task, policy.folder, reference, policy.digest, promotable, description)
 

@@ -66,9 +66,7 @@ class StoredDataset:
 
         Raises BadInput when it has fewer, or when the config of that is gone.
         """
-        made = get_run(client, pretrain, "pretrain run")
-        if tag_of(made, Tag.STAGE) == "pretrain_seed":
-            made = stage_run_of(client, made)
+        made = stage_run_of(client, get_run(client, pretrain, "pretrain run"))
         data = part_of(self, episodes or read_config(client, made, Pretrain).episodes).trajectories
         write_folder(place, {TRAJECTORIES_FILE: lambda file: write_archive(file, data.to_arrays())})
         return Demonstrated(place, content_digest(data), data, recorded_otherwise(self.metadata, task))

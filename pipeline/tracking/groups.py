@@ -203,8 +203,7 @@ def policy_of(client: MlflowClient, run: Run) -> StoredPolicy:
 
 def seeds_beside(client: MlflowClient, run: Run) -> dict[int, StoredPolicy]:
     """Seed -> policy of all that was trained, or cloned, together with what a run holds: of its stage and arm."""
-    stage = run.data.tags.get(Tag.STAGE, "")
-    of_stage = stage_run_of(client, run) if stage.endswith("_seed") else run
+    of_stage = stage_run_of(client, run)
     if of_stage.data.tags.get(Tag.STAGE) not in ("train_expert", "pretrain", "baseline", "finetune"):
         return {}
     arm = run.data.tags.get(Tag.ARM)

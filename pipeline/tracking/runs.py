@@ -108,7 +108,9 @@ def recorded_metadata(run: Run) -> dict[str, Any]:
 
 
 def stage_run_of(client: MlflowClient, run: Run) -> Run:
-    """The run of the stage that the run of one seed is nested in. Raises BadInput."""
+    """The run of the stage that the run of one seed is nested in; any other run is that itself. Raises BadInput."""
+    if not run.data.tags.get(Tag.STAGE, "").endswith("_seed"):
+        return run
     return get_run(client, run.data.tags.get(MLFLOW_PARENT_RUN_ID, "(none)"), f"stage of run {run.info.run_id}")
 
 

@@ -251,13 +251,7 @@ def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
         result.environment_steps,
     )
     if result.transferred is not None:
-        run.metrics(
-            {
-                "transfer/tensors": result.transferred.tensor_count,
-                "transfer/parameters": result.transferred.parameter_count,
-                "transfer/action_distance": result.transferred.action_distance,
-            }
-        )
+        run.metrics(result.transferred.metrics())
     if result.decisions:
         run.text(json.dumps([asdict(decision) for decision in result.decisions], indent=1) + "\n", Artifact.WARM_START)
     run.text(json.dumps(evaluations_record(result), sort_keys=True) + "\n", Artifact.EVALUATIONS)

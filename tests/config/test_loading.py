@@ -7,6 +7,7 @@ import pytest
 from pipeline.config.loading import MAX_CONFIG_BYTES, flatten, load, load_task, parse_yaml, to_data, to_yaml, validate
 from pipeline.config.stages import SHIPPED_ARMS, STAGE_CONFIGS, Collect, Compare, Finetune, Main, Promote, TrainExpert
 from pipeline.config.task import TaskConfig
+from pipeline.config.training import SACTraining
 from pipeline.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,13 +125,27 @@ def test_an_override_of_one_setting_leaves_the_others_whether_they_are_said_in_o
         file.write_text(text)
         changed = load(Finetune, file, {"warm_start.clone_weights": "kept"})
         assert to_data(changed.warm_start) == {**adaptive, "clone_weights": "kept"}
-        longer = load(
-            Finetune, file, {"warm_start.clone_penalty_fade_steps": "5", "warm_start": "{clone_penalty: 0.1}"}
-        )
-        assert longer == load(Finetune, file, {"warm_start": "{clone_penalty: 0.1, clone_penalty_fade_steps: 5}"})
+        still = load(Finetune, file, {"warm_start.learning_rate_factor": "0"}).warm_start  # then nothing is adapted
+        assert to_data(still) == {**adaptive, "learning_rate_factor": 0}
     file.write_text("task: t\nwarm_start: adaptive\narms: {mine: {warm_start: adaptive}}\n")
     mine = load(Finetune, file, {"arms.mine.warm_start.initial_action_std": "0.5"}).arms["mine"]
     assert to_data(mine.warm_start) == {**adaptive, "initial_action_std": 0.5}
+    for text in ("[residual, sac_demos]", "{residual: , sac_demos: }"):
+        file.write_text(f"task: t\narms: {text}\n")
+        before = to_data(load(Finetune, file))
+        given = {"arms.residual.warm_start.initial_action_std": "0.5", "arms.sac_demos.sac.network.activation": "tanh"}
+        after = to_data(load(Finetune, file, given))
+        before["arms"]["residual"]["warm_start"]["initial_action_std"] = 0.5
+        before["arms"]["sac_demos"]["sac"] = to_data(SACTraining())
+        before["arms"]["sac_demos"]["sac"]["network"]["activation"] = "tanh"
+        assert after == before
+    message = refusal(
+        tmp_path,
+        Finetune,
+        "task: t\nwarm_start: adaptive\ntraining: {n_env: 3}\n",
+        {"warm_start.clone_weights": "kept"},
+    )
+    assert "unknown key 'training.n_env'" in message
     message = refusal(tmp_path, Finetune, "task: t\n", {"task.name": "u"})
     assert "'task' is a single value, it has no settings below it" in message
 
@@ -355,10 +370,7 @@ ARM = "task: t.yaml\narms: "
         ("{mine: {warm_start: adaptive, policy: p, episodes: 3}}", ["policy excludes dataset and episodes"]),
         ("{mine: {warm_start: adaptive, episodes: 0}}", ["arms.mine.episodes = 0", "equal to 1"]),
         ("{mine: {warm_start: {learning_rate_factor: 0, clone_penalty: 1}}}", ["clone_penalty is of no use"]),
-        (
-            "{mine: {warm_start: {learning_rate_factor: 0, critic_burn_in_steps: adaptive}}}",
-            ["critic_burn_in_steps is"],
-        ),
+        ("{mine: {warm_start: {learning_rate_factor: 0, critic_burn_in_steps: 8}}}", ["critic_burn_in_steps is of no"]),
     ],
 )
 def test_a_fault_of_an_arm_is_told_by_its_name(tmp_path, text, parts):

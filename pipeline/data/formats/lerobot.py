@@ -278,10 +278,7 @@ def _decoded(file: Path, what: str, fps: float, size: tuple[int, int], count: in
 
 def _written_columns(data: Trajectories, metadata: DatasetMetadata) -> dict[str, np.ndarray]:
     """LeRobot's features, a row a step: (S, width) each, under the names that its readers know. Raises BadInput."""
-    before = np.ones(len(data.observations), bool)
-    if data.final_rows:
-        before[np.cumsum(data.lengths + 1) - 1] = False
-    seen = data.observations[before]
+    seen = data.observations[data.step_rows]
     columns = {f"observation.{key}": seen[key] for key in seen.dtype.names} if seen.dtype.names else {STATE: seen}
     if pictures := [name for name, array in columns.items() if array.ndim > 2]:
         raise BadInput(f"dataset {metadata.dataset_id!r}: {pictures[0]} is no row of numbers, and is not exported")
