@@ -35,6 +35,7 @@ except (KeyError, OSError):  # a number without a name, as in many a container
     os.environ["LOGNAME"] = "tester"
 STORE = tempfile.TemporaryDirectory(prefix="store-of-tests-")  # until this process ends
 os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{STORE.name}/mlflow.db"
+os.environ["SB3_LOGDIR"] = STORE.name  # where SB3 alone makes a folder for logs that nobody asked for
 
 
 @pytest.hookimpl(trylast=True)  # of what `-m` has left

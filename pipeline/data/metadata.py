@@ -42,20 +42,20 @@ def _utc(text: str) -> str:
 
 
 _UTC = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$"
-Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=500), AfterValidator(_printable)]
+ShortText = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=500), AfterValidator(_printable)]
 Time = Annotated[str, StringConstraints(strict=True, pattern=_UTC), AfterValidator(_utc)]
 Digest = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-f]{36}$")]
 Whole = Annotated[StrictInt, Field(gt=-(1 << 62), lt=1 << 62)]
-Count = Annotated[Whole, Field(ge=0)]
+Amount = Annotated[Whole, Field(ge=0)]
 Number = Annotated[StrictFloat, Field(gt=-1e300, lt=1e300)]
 Share = Annotated[Number, Field(ge=0)]
 
 
 class _Demonstrator(BaseModel, extra="allow"):
     kind: Literal["expert", "scripted", "imported"]
-    name: Text
-    version: Text
-    digest: Text
+    name: ShortText
+    version: ShortText
+    digest: ShortText
 
 
 class _Filter(BaseModel, extra="forbid"):
@@ -64,7 +64,7 @@ class _Filter(BaseModel, extra="forbid"):
 
 
 class _Environment(BaseModel, extra="forbid"):
-    id: Text
+    id: ShortText
     kwargs: dict[str, Any]
     wrappers: list[Any] = []  # datasets without wrappers need not say so
     scenarios: dict[str, dict[str, Any]]
@@ -80,12 +80,12 @@ class DatasetMetadata:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    dataset_id: Text
+    dataset_id: ShortText
     created_at: Time  # when recording began: UTC, "2026-01-31T12:00:00Z"
-    task: Text
-    scenario_set: Text
-    scenario_coverage: dict[Text, Count]  # scenario -> episodes
-    requested_shares: dict[Text, Share]  # scenario -> share of the episodes that was asked for
+    task: ShortText
+    scenario_set: ShortText
+    scenario_coverage: dict[ShortText, Amount]  # scenario -> episodes
+    requested_shares: dict[ShortText, Share]  # scenario -> share of the episodes that was asked for
     demonstrator: Annotated[dict[str, Any], _checked_as(_Demonstrator)]  # and anything else that says who it was
     seeds: tuple[Whole, ...]  # listed seeds, from which the episode seeds were derived
     noise_std: Share  # execution noise, as a share of the half range of the action space
@@ -93,17 +93,19 @@ class DatasetMetadata:
     observation_space: dict[str, Any]  # pipeline.data.spaces
     action_space: dict[str, Any]
     environment: Annotated[dict[str, Any], _checked_as(_Environment)]
-    holdout_scenarios: tuple[Text, ...]
-    episodes: Count
-    steps: Count
+    holdout_scenarios: tuple[ShortText, ...]
+    episodes: Amount
+    steps: Amount
     content_digest: Digest
-    run_id: Text | None = None
-    git_commit: Text | None = None
+    run_id: ShortText | None = None
+    git_commit: ShortText | None = None
     git_dirty: StrictBool | None = None
     horizon: Annotated[Whole, Field(ge=1)] | None = None  # steps after which an episode is truncated
     requested_episodes: Annotated[Whole, Field(ge=1)] | None = None  # None: nobody here asked
     left_out: tuple[Whole, ...] = ()  # seeds of recorded episodes that a repair left out on purpose
-    missing: tuple[Text, ...] = ()  # what nobody recorded: parts of `Trajectories.missing`, `metric.<name>`, spaces
+    missing: tuple[
+        ShortText, ...
+    ] = ()  # what nobody recorded: parts of `Trajectories.missing`, `metric.<name>`, spaces
     schema_version: Whole = SCHEMA_VERSION
 
     @property

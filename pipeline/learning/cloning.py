@@ -75,7 +75,7 @@ class CloningResult:
         return kept.metrics["critic/explained_variance"] if kept else math.nan
 
 
-Evaluate = Callable[[ActorCriticPolicy], EpisodeRecords]
+EvaluatePolicy = Callable[[ActorCriticPolicy], EpisodeRecords]
 OnPoint = Callable[[EpochPoint], None]
 
 
@@ -155,7 +155,7 @@ def clone(
     trajectories: Trajectories,
     settings: Cloning,
     seed: int,
-    evaluate: Evaluate | None = None,
+    evaluate: EvaluatePolicy | None = None,
     on_point: OnPoint = lambda _: None,
 ) -> CloningResult:
     """Train actor and critic of `policy` in place on the demonstrations; the same arguments give the same bits.

@@ -47,7 +47,7 @@ from pipeline.learning.cloning import (
     MIN_LOG_STD,
     CloningResult,
     Course,
-    Evaluate,
+    EvaluatePolicy,
     OnPoint,
     check_demonstrations,
     split_by_episode,
@@ -72,7 +72,7 @@ def imitate(
     config: Pretrain,
     seed: int,
     folder: Path,
-    evaluate: Evaluate,
+    evaluate: EvaluatePolicy,
     demonstrator: Demonstrator | None = None,
     on_point: OnPoint = lambda _: None,
 ) -> CloningResult:
@@ -124,7 +124,7 @@ def imitate(
 class _Playing(Course):
     """A course with evaluations, and the means of what the library logs: `take` gives those since the last time."""
 
-    def __init__(self, evaluate: Evaluate, on_point: OnPoint, folder: Path) -> None:
+    def __init__(self, evaluate: EvaluatePolicy, on_point: OnPoint, folder: Path) -> None:
         super().__init__(on_point)
         self._evaluate, self.folder = evaluate, folder
         self._logged: dict[str, list[float]] = defaultdict(list)

@@ -84,8 +84,10 @@ class Scaling:
 
 UNSCALED: Final = Scaling()
 
-Figures = tuple[np.ndarray, np.ndarray]  # offset and scale, (n,) float64 each
-Source = Callable[[str | None, spaces.Box], Figures]  # of a key of the observation, "" where it has none; None: actions
+OffsetAndScale = tuple[np.ndarray, np.ndarray]  # offset and scale, (n,) float64 each
+Source = Callable[
+    [str | None, spaces.Box], OffsetAndScale
+]  # of a key of the observation, "" where it has none; None: actions
 
 
 def measured_scaling(
@@ -106,7 +108,7 @@ def measured_scaling(
     chosen = np.zeros(len(data), bool)
     chosen[episodes] = True
 
-    def figures(key: str | None, space: spaces.Box) -> Figures:
+    def figures(key: str | None, space: spaces.Box) -> OffsetAndScale:
         low, high, span = _bounds(space)
         if (low >= -1).all() and (high <= 1).all():
             return np.zeros(len(low)), np.ones(len(low))
@@ -150,7 +152,7 @@ def scaling_by_bounds(
     BadInput as `measured_scaling` does.
     """
 
-    def where_large(key: str | None, space: spaces.Box) -> Figures:
+    def where_large(key: str | None, space: spaces.Box) -> OffsetAndScale:
         low, high, span = _bounds(space)
         limit = LARGEST_WHOLE if space.dtype.kind in "iu" else LARGEST_NUMBER
         large = np.maximum(np.abs(low), np.abs(high)) > (LARGEST_ACTION if key is None else limit)
@@ -183,13 +185,13 @@ def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64), span_of(space).ravel()
 
 
-def _by_bounds(which: np.ndarray, low: np.ndarray, high: np.ndarray, others: Figures) -> Figures:
+def _by_bounds(which: np.ndarray, low: np.ndarray, high: np.ndarray, others: OffsetAndScale) -> OffsetAndScale:
     """The bounds of those elements become -1 and 1; figures of the others."""
     with np.errstate(invalid="ignore", over="ignore"):  # of bounds that are not taken
         return np.where(which, (low + high) / 2, others[0]), np.where(which, (high - low) / 2, others[1])
 
 
-def _features(space: gym.Space[Any], network: Network, source: Source) -> Figures:
+def _features(space: gym.Space[Any], network: Network, source: Source) -> OffsetAndScale:
     """Figures of all that the first layer reads, in the order of SB3's extractors; what is no number stays."""
     found = []
     for key, part in (space.spaces if isinstance(space, spaces.Dict) else {"": space}).items():
@@ -213,7 +215,7 @@ def _assembled(
     if settings.actions is not None:
         given["actions"] = settings.actions
 
-    def chosen(key: str | None, space: spaces.Box) -> Figures:
+    def chosen(key: str | None, space: spaces.Box) -> OffsetAndScale:
         setting = "actions" if key is None else f"observations.{key or 'all'}"
         one: AffineFigures | None = given.pop(setting, None)
         if one is not None:
@@ -222,7 +224,7 @@ def _assembled(
         size = int(np.prod(space.shape))
         return source(key, space) if settings.measured else (np.zeros(size), np.ones(size))
 
-    def affine(figures: Figures) -> Affine | None:
+    def affine(figures: OffsetAndScale) -> Affine | None:
         with np.errstate(over="ignore"):
             made = Affine(figures[0].astype(np.float32), figures[1].astype(np.float32))
         return made if made.offset.any() or (made.scale != 1).any() else None

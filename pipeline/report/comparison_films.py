@@ -18,7 +18,7 @@ from pipeline.tasks import Task
 PLAYBACK_FPS: Final = 10.0
 MOST_FRAMES: Final = 150  # one of a longer episode shows fewer of its steps
 MOST_PIXELS: Final = 360  # width and height of each picture
-Figures = Mapping[str, Mapping[str, np.ndarray]]  # scenario set -> figure -> (E,)
+Played = Mapping[str, Mapping[str, np.ndarray]]  # scenario set -> figure -> (E,)
 
 
 def median_of(values: Sequence[float] | np.ndarray) -> int:
@@ -26,7 +26,7 @@ def median_of(values: Sequence[float] | np.ndarray) -> int:
     return int(np.argsort(values, kind="stable")[(len(values) - 1) // 2])
 
 
-def episodes_to_show(played: Figures) -> list[tuple[str, str, int]]:
+def episodes_to_show(played: Played) -> list[tuple[str, str, int]]:
     """(why, scenario set, index) by the rule: of the first set the episodes of median and of least return and the first
     failure, of every other set that of median return.
 
@@ -46,7 +46,7 @@ def episodes_to_show(played: Figures) -> list[tuple[str, str, int]]:
 def comparison_films(
     task: Task,
     episodes: Mapping[str, Sequence[Episode]],
-    policies: Mapping[str, tuple[Actor, Figures]],
+    policies: Mapping[str, tuple[Actor, Played]],
     about: str,
     count: int,
 ) -> tuple[Animation, ...]:

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from scipy.stats import trim_mean
 
-from pipeline.statistics.efficiency import RESAMPLES
+from pipeline.statistics.efficiency import RATIO_RESAMPLES
 from pipeline.statistics.estimate import Estimate, bootstrap, percentile_interval, resample_weights
 
 
@@ -25,14 +25,14 @@ class Profile:
     high: tuple[float, ...]
 
 
-def interquartile_mean(scores: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Estimate:
+def interquartile_mean(scores: np.ndarray, seed: int, resamples: int = RATIO_RESAMPLES) -> Estimate:
     """Mean of the middle half, floor(n / 4) values cut from each end: 0 1 2 3 4 5 6 100 -> 3.5."""
     values, drawn_with = _checked(scores, seed)
     return bootstrap(partial(trim_mean, proportiontocut=0.25), values, seed=drawn_with, resamples=resamples)
 
 
 def probability_of_improvement(
-    better: np.ndarray, worse: np.ndarray, seed: int, resamples: int = RESAMPLES
+    better: np.ndarray, worse: np.ndarray, seed: int, resamples: int = RATIO_RESAMPLES
 ) -> Estimate:
     """P(a run of `better` (runs_a,) scores above a run of `worse` (runs_b,)), ties counting one half; higher wins.
 

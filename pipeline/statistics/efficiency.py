@@ -26,7 +26,7 @@ from pipeline.statistics.estimate import (
     pooled_error,
 )
 
-RESAMPLES = 10_000
+RATIO_RESAMPLES = 10_000
 RatioKind = Literal["exact", "upper bound", "lower bound", "undetermined"]
 # by whether the truth may be smaller, and whether it may be larger
 KINDS: dict[tuple[bool, bool], RatioKind] = {
@@ -199,7 +199,7 @@ def mean_saving(pairs: Sequence[SeedPair], from_episodes: FromEpisodes = NO_EPIS
     return MeanOverSeeds.of(baseline - pretrained, from_episodes).estimate
 
 
-def median_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RESAMPLES) -> MedianRatio:
+def median_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RATIO_RESAMPLES) -> MedianRatio:
     """Median of per-seed ratios, percentile bootstrap over matched pairs; bounds count at their value.
 
     The median is itself a bound exactly when moving the bounds to where the truth might lie would move it; of one from

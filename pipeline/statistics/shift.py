@@ -27,7 +27,7 @@ import numpy as np
 BINS = 64
 PROJECTIONS = 32
 PERMUTATIONS = 500
-SIGNIFICANCE = 0.01
+SHIFT_SIGNIFICANCE = 0.01
 MOST_STEPS_PER_EPISODE = 64  # evenly spaced ones of longer episodes: neighbours say little new
 SAME_SHARE = 0.02  # scenario shares that differ by less are the same: rounding to whole episodes
 MOST_FEATURES = 256  # beyond (pictures), projections alone are measured
@@ -65,7 +65,7 @@ def measure_shift(
     names: Sequence[str] | None = None,
     seed: int = 0,
     permutations: int = PERMUTATIONS,
-    significance: float = SIGNIFICANCE,
+    significance: float = SHIFT_SIGNIFICANCE,
     scenarios: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> Shift:
     """Compare episodes' observations: each side is a sequence of (T_i, *obs_shape) arrays, one an episode.

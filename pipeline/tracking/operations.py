@@ -127,7 +127,7 @@ class Close:
 
 
 @configuration
-class Policy:
+class LoggedPolicy:
     """A policy folder, logged as an MLflow model with its figures at a step.
 
     With a task it is registered as a candidate for its expert; the run keeps the version in the tag `output.expert`.
@@ -189,7 +189,7 @@ class Policy:
         return reference
 
 
-Operation = Batch | Text | Files | Input | Close | Policy
+Operation = Batch | Text | Files | Input | Close | LoggedPolicy
 _JSON: TypeAdapter[Operation] = TypeAdapter(Annotated[Operation, Field(discriminator="do")])
 
 

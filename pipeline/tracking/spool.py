@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipeline.errors import BadInput, shortened
 from pipeline.files import scratch
 from pipeline.tracking import operations
-from pipeline.tracking.operations import Batch, Files, Operation, Policy
+from pipeline.tracking.operations import Batch, Files, LoggedPolicy, Operation
 from pipeline.tracking.store import connect, local_folder, refuses
 
 BUSY_SECONDS = 10.0
@@ -187,7 +187,9 @@ def _deliver_together(spool: Spool, client: MlflowClient, records: list[Record])
     first, operation = records[0], records[0].operation
     try:
         with contextlib.ExitStack() as stack:
-            if isinstance(operation, Files | Policy):  # what was kept with it: whatever path it names, no other is read
+            if isinstance(
+                operation, Files | LoggedPolicy
+            ):  # what was kept with it: whatever path it names, no other is read
                 place = stack.enter_context(tempfile.TemporaryDirectory(prefix="spooled-", dir=scratch()))
                 try:
                     with zipfile.ZipFile(io.BytesIO(spool.files(first) or b"")) as archive:

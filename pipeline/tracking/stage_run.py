@@ -31,7 +31,7 @@ from pipeline.names import CONFIG_PARAM_PREFIX, RUN_VARIABLE, Artifact, Tag
 from pipeline.tracking import liveness, operations
 from pipeline.tracking.content_key import ContentKey, content_key
 from pipeline.tracking.host import environment_record, git_state
-from pipeline.tracking.operations import MAX_PARAM_LENGTH, Batch, Close, Files, Operation, Policy, Text
+from pipeline.tracking.operations import MAX_PARAM_LENGTH, Batch, Close, Files, LoggedPolicy, Operation, Text
 from pipeline.tracking.runs import points_of, search
 from pipeline.tracking.spool import Spool
 from pipeline.tracking.store import (
@@ -160,7 +160,7 @@ class StageRun:
         """
         points = operations.measured((figure, value, step) for figure, value in figures.items())
         made: str | None = self.write(
-            Policy(
+            LoggedPolicy(
                 local=str(folder), name=name, step=step, points=points, artifact=artifact,
                 experiment_id=self.experiment_id, **candidate,
             )

@@ -24,7 +24,7 @@ from pipeline.names import Alias, Artifact, Gate, Tag, VersionTag
 from pipeline.policies import policy_digest
 from pipeline.tracking import forwarder, models, operations
 from pipeline.tracking.forwarder import Forwarder
-from pipeline.tracking.operations import Batch, Close, Files, Operation, Policy, Text, measured
+from pipeline.tracking.operations import Batch, Close, Files, LoggedPolicy, Operation, Text, measured
 from pipeline.tracking.spool import FILE, Spool, deliver, deliver_leftovers, sync
 from pipeline.tracking.stage_run import StageRun
 from pipeline.tracking.store import connect, refuses
@@ -42,7 +42,7 @@ def point(value: float, step: int) -> Operation:
 
 
 def policy(bench: Bench, folder: Path, artifact: str | None = Artifact.POLICY) -> Operation:
-    return Policy(
+    return LoggedPolicy(
         local=str(folder), name="best", step=3, points=measured([("success_rate", 0.5, 3)]), artifact=artifact,
         experiment_id=bench.experiment,
     )  # fmt: skip

@@ -38,7 +38,7 @@ _OUTCOMES = {
     "truncated": ("OUT OF TIME", (110, 110, 110)),
 }
 
-Point = tuple[float, float]
+Position = tuple[float, float]
 Colour = tuple[int, int, int]
 
 
@@ -54,7 +54,7 @@ class _Canvas:
         self._middle = (low + high) / 2
         self._centre = np.array([room[0] / 2, _HEADER * _OVERSAMPLING + room[1] / 2])
 
-    def at(self, x: float, y: float) -> Point:
+    def at(self, x: float, y: float) -> Position:
         return (
             self._centre[0] + (x - self._middle[0]) * self.scale,
             self._centre[1] - (y - self._middle[1]) * self.scale,
@@ -67,7 +67,7 @@ class _Canvas:
         r = radius * self.scale
         self.draw.ellipse((px - r, py - r, px + r, py + r), fill=fill, outline=outline, width=w * _OVERSAMPLING)
 
-    def line(self, points: Sequence[Point], fill: Colour, width: float) -> None:
+    def line(self, points: Sequence[Position], fill: Colour, width: float) -> None:
         pixels = [self.at(*point) for point in points]
         self.draw.line(pixels, fill=fill, width=max(1, round(width * _OVERSAMPLING)), joint="curve")
 
@@ -89,7 +89,7 @@ class _Canvas:
 
 
 def draw_frame(
-    state: np.void, observation: np.ndarray, title: str, horizon: int, trail: Sequence[Point] = ()
+    state: np.void, observation: np.ndarray, title: str, horizon: int, trail: Sequence[Position] = ()
 ) -> np.ndarray:
     """One `SLOT` record, its observation (OBSERVATION_SIZE,) and the robot's past places (m) -> (544, 640, 3) uint8."""
     x, y, cos, sin, speed, goal_x, goal_y = (
