@@ -112,8 +112,9 @@ def table(reports: Mapping[str, dict]) -> str:
                 if (report := reports.get(f"{task}/{grade}/{size}")) is None:
                     continue
                 for arm in report["ranking"]:
-                    kind = mean_kind([TimeToTarget(**time) for time in report["arms"][arm["arm"]]["times"]])
-                    steps = f"{SIGNS[kind]}{arm['steps']['value']:,.0f}"
+                    times = [TimeToTarget(**time) for time in report["arms"][arm["arm"]]["times"]]
+                    sign = "> " if all(time.censored for time in times) else SIGNS[mean_kind(times)]
+                    steps = f"{sign}{arm['steps']['value']:,.0f}"
                     ratio = f"{SIGNS[arm['ratio_kind']]}{_interval(arm['ratio'])}"
                     rows.append(
                         (f"{task}, {grade}", str(size), arm["arm"], steps, ratio, f"{arm['ratio_p']:.2g}",
