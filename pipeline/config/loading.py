@@ -213,7 +213,7 @@ def _written_out(cls: type, data: dict[str, Any], sections: Sequence[str], sourc
             except BadInput:
                 if here[name] is not None:
                     raise
-                whole = {}
+                whole = {}  # an empty section, which may be what this override is to mend
             for section in sections[: depth + 1]:
                 whole = whole.get(section) or {}
             if not isinstance(whole, dict):

@@ -103,9 +103,8 @@ class DatasetMetadata:
     horizon: Annotated[Whole, Field(ge=1)] | None = None  # steps after which an episode is truncated
     requested_episodes: Annotated[Whole, Field(ge=1)] | None = None  # None: nobody here asked
     left_out: tuple[Whole, ...] = ()  # seeds of recorded episodes that a repair left out on purpose
-    missing: tuple[
-        ShortText, ...
-    ] = ()  # what nobody recorded: parts of `Trajectories.missing`, `metric.<name>`, spaces
+    # what nobody recorded: parts of `Trajectories.missing`, `metric.<name>`, spaces
+    missing: tuple[ShortText, ...] = ()
     schema_version: Whole = SCHEMA_VERSION
 
     @property

@@ -53,9 +53,7 @@ class Transfer:
     critic_explained_variance: float | None = None  # of held-out discounted returns; 1 is perfect; None: no critic
     held_out_episodes: int | None = None
     gamma: float | None = None  # discount of the returns
-    return_scale: float | None = (
-        None  # root mean square of the demonstrations' discounted returns; None: 0, or not known
-    )
+    return_scale: float | None = None  # root mean square of the demonstrations' discounted returns; None: 0, or unknown
     learnt_nothing: str | None = None  # why an adaptive warm start does not begin with it; None: it does
 
     def metrics(self) -> dict[str, float]:

@@ -85,9 +85,8 @@ class Scaling:
 UNSCALED: Final = Scaling()
 
 OffsetAndScale = tuple[np.ndarray, np.ndarray]  # offset and scale, (n,) float64 each
-Source = Callable[
-    [str | None, spaces.Box], OffsetAndScale
-]  # of a key of the observation, "" where it has none; None: actions
+# of a key of the observation, "" where it has none; None: actions
+Source = Callable[[str | None, spaces.Box], OffsetAndScale]
 
 
 def measured_scaling(

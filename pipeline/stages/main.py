@@ -353,7 +353,8 @@ class _Main:
                 parts = ("pretrain", arm.dataset, arm.episodes and f"{arm.episodes} episodes")
                 asked[" ".join(part for part in parts if part)] = arm.dataset or dataset, arm.cloning(config)
         taken = [(reference, cloning.episodes) for reference, cloning in asked.values()]
-        taken += [(dataset, arm.episodes) for arm in self._stages.finetune.arms.values() if arm.demonstrations]
+        if self._config.ppo_timesteps != 0:
+            taken += [(dataset, arm.episodes) for arm in self._stages.finetune.arms.values() if arm.demonstrations]
         for reference, episodes in taken:  # a dataset that is too small is refused before anything is cloned
             part_of(fetch_for_training(client, reference, load_task(config.task).name), episodes)
         outcomes = []

@@ -49,9 +49,7 @@ class ImitationVerdict:
     random_play: float
     constant: float
     demonstrator: float
-    gain: (
-        Estimate  # of the clone over that of untrained policy, random play, constant action which it beats least surely
-    )
+    gain: Estimate  # of the clone over the one of untrained policy, random play, constant action it beats least surely
     shortfall: Estimate  # of the clone behind the demonstrator
     share: float | None  # of the way to the demonstrator from the better part of chance; None: there is no way to go
     reasons: tuple[str, ...]

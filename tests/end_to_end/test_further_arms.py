@@ -74,7 +74,7 @@ def test_every_arm_that_ships_goes_through_main_to_one_report(with_all_arms, cha
 
 
 def test_a_dataset_too_small_for_an_arm_is_told_before_anything_is_cloned(with_all_arms, capfd):
-    (recorded,) = search(connect(), {Tag.STAGE: "collect"})
+    (recorded,) = search(connect(), {Tag.STAGE: "collect"}, limit=1)
     few = f"{{few: {{warm_start: adaptive, dataset: {recorded.info.run_id}, episodes: 100000}}}}"
     before = len(search(connect(), {Tag.STAGE: "pretrain"}, status=None))
     assert stage_main("main", ["--config", str(with_all_arms), "--finetune.arms", few]) == 2
