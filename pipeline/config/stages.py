@@ -263,6 +263,8 @@ class Pretrain:
     scenario_set: Name = "train"
     final_episodes: Count = 200
     judgement: Judgement = Judgement()
+    workers: Count = 2
+    """Clones made side by side, one process and one thread each; those of dagger one after the other."""
 
     def __post_init__(self) -> None:
         if self.use_camera and self.algorithm != "bc":

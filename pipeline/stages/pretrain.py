@@ -189,11 +189,12 @@ def _make_clones(
             del left[seed]
             progress.add(1)
 
-        # a demonstrator that is asked answers in this process
+        # a demonstrator that is asked answers in this process; a single clone is not worth another one
         here = None if demonstrator is None else ExecutorSettings()
+        workers = config.workers if demonstrator is None and len(jobs) > 1 else 0
         try:
             with ProgressBar("pretrain", len(jobs), "clones") as progress:
-                run_side_by_side(jobs, 0, on_event, on_result, settings=here)
+                run_side_by_side(jobs, workers, on_event, on_result, settings=here)
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt | Interrupted)
             for child in left.values():

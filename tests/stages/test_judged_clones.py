@@ -104,6 +104,17 @@ def test_a_good_clone_has_learnt_and_its_run_says_so(configs):
     assert metrics[Metric.EVALUATION_STEPS] == 8 * (2 * (4 * 20 + 40 + 2 * 30) + 2 * 30)
 
 
+def test_clones_made_side_by_side_are_those_that_are_made_here_bit_for_bit(configs, tmp_path):
+    stored = fetch_for_training(connect(), record(configs), "seeking")
+    run_stage("pretrain", configs["pretrain"], {"dataset": stored.metadata.dataset_id}, {})
+    task, config = load_task("task.yaml"), load(Pretrain, configs["pretrain"])
+    for child in search(connect(), {Tag.STAGE: "pretrain_seed"}):
+        seed, place = int(child.data.tags[Tag.SEED]), tmp_path / child.info.run_id
+        place.mkdir()
+        job = CloneJob(task, config, stored.trajectories, stored.metadata.content_digest, seed, str(place))
+        assert child.data.tags[Tag.POLICY_DIGEST] == job.perform(lambda event: None).digest
+
+
 def test_the_yardsticks_of_a_clone_are_its_untrained_self_as_it_decides_and_as_it_draws(configs, tmp_path):
     stored = fetch_for_training(connect(), record(configs), "seeking")
     task, config = Task(load_task("task.yaml")), load(Pretrain, configs["pretrain"])
