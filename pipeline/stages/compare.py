@@ -17,7 +17,7 @@ from pipeline.learning.adaptive import Decision
 from pipeline.learning.schedule import final_episodes
 from pipeline.names import CONFIG_PARAM_PREFIX, CONTROLS, START, Arm, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.play.demonstrators import Actor, as_policy_sees
-from pipeline.play.evaluation import episode_figures, run_episodes, summarise, with_intervals
+from pipeline.play.evaluation import Counted, episode_figures, run_episodes, summarise, with_intervals
 from pipeline.play.scenario_shift import scenario_shift
 from pipeline.policies.transfer import Transfer
 from pipeline.report.comparison_films import comparison_films, median_of
@@ -33,6 +33,7 @@ from pipeline.report.context import (
     glossary,
 )
 from pipeline.report.palette import ARM_LABELS
+from pipeline.report.progress import ProgressBar
 from pipeline.stages import StageOutcome, report_link
 from pipeline.statistics.comparison import Comparison, RunCurve
 from pipeline.statistics.comparison import compare as compare_arms
@@ -74,6 +75,7 @@ class Evidence:
     dataset: StoredDataset | None  # None: no demonstrations are behind what the pre-trained arm started from
     clones: tuple[StoredPolicy, ...]  # what every pre-trained seed started from: a clone of its own, or one for all
     played: dict[tuple[str, str], dict[str, np.ndarray]]  # (digest of a policy, scenario set) -> its figures
+    ended: Counted  # is told of every episode that is played
 
     def episodes(self, scenario_set: str) -> tuple[Episode, ...]:
         """On which policies are measured here: for the training set those that the arms were measured on at the end."""
@@ -85,7 +87,7 @@ class Evidence:
     def figures(self, policy: StoredPolicy, scenario_set: str) -> dict[str, np.ndarray]:
         """Figure -> (E,) of a policy that sees what the arms see; played once, whoever asks again."""
         if (policy.digest, scenario_set) not in self.played:
-            records = run_episodes(self.task, policy.acts(), self.episodes(scenario_set))
+            records = run_episodes(self.task, policy.acts(), self.episodes(scenario_set), ended=self.ended)
             self.played[policy.digest, scenario_set] = episode_figures(records.metrics)
         return self.played[policy.digest, scenario_set]
 
@@ -117,7 +119,6 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     started = [member.run.data.tags.get(lineage_run_tag("policy"), shared) for member in group.arms[Arm.PRETRAINED]]
     clones = {run_id: find_policy(run.client, run_id, task.name, {}) for run_id in dict.fromkeys(started)}
     first = datasets[0] if lineage_run_tag("dataset") in group.finetune.data.tags else None  # not one of an arm alone
-    evidence = Evidence(group, trained, seen, first, tuple(clones[run_id] for run_id in started), {})
     steps = group.arms[Arm.SCRATCH][0].steps
     if len(steps) < 2:
         raise BadInput(f"group {group.name!r}: its trainings were evaluated once only; nothing can be compared")
@@ -136,19 +137,21 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
         smallest_difference=task.smallest_difference,
         evaluation_episodes=trained.training.evaluation.episodes,
     )
-    sets = (trained.training.scenario_set, *seen.config.holdout_sets)
-    played = [{name: evidence.figures(clone, name) for name in sets} for clone in evidence.clones]
-    different = len({clone.digest for clone in evidence.clones})
-    runs = arm_data(run, evidence)
-    comparison = compare_arms(runs, settings, upfront_cost(run.client, group), played, different)
-    regressions = find_regressions(run, evidence, runs[Arm.PRETRAINED], settings)
-    animations, undrawn = None, None
-    if seen.renders:
-        try:
-            animations = films(run, evidence, runs[Arm.PRETRAINED], config.playback_episodes)
-        except BadInput as error:  # how it looks decides nothing
-            undrawn = f"  no films in the report (playback_episodes: 0 asks for none): {error}"
-    context = report_context(run, evidence, taints, regressions, animations, comparison)
+    with ProgressBar("compare", None, "episodes") as progress:
+        evidence = Evidence(group, trained, seen, first, tuple(clones[run_id] for run_id in started), {}, progress.add)
+        sets = (trained.training.scenario_set, *seen.config.holdout_sets)
+        played = [{name: evidence.figures(clone, name) for name in sets} for clone in evidence.clones]
+        different = len({clone.digest for clone in evidence.clones})
+        runs = arm_data(run, evidence)
+        comparison = compare_arms(runs, settings, upfront_cost(run.client, group), played, different)
+        regressions = find_regressions(run, evidence, runs[Arm.PRETRAINED], settings)
+        animations, undrawn = None, None
+        if seen.renders:
+            try:
+                animations = films(run, evidence, runs[Arm.PRETRAINED], config.playback_episodes)
+            except BadInput as error:  # how it looks decides nothing
+                undrawn = f"  no films in the report (playback_episodes: 0 asks for none): {error}"
+        context = report_context(run, evidence, taints, regressions, animations, comparison)
     report = build_report(comparison, context)
     _log(run, comparison, report)
     known = "is not known, since no run met the target,"
@@ -423,7 +426,9 @@ def _references(run: StageRun, evidence: Evidence) -> tuple[ReferencePolicy, ...
     sets = dict.fromkeys((evidence.trained.training.scenario_set, *task.config.holdout_sets))
     episodes = {name: evidence.episodes(name) for name in sets}
     return tuple(
-        ReferencePolicy(name, scenario_set, summarise(run_episodes(seen, actor, chosen)), len(chosen))
+        ReferencePolicy(
+            name, scenario_set, summarise(run_episodes(seen, actor, chosen, ended=evidence.ended)), len(chosen)
+        )
         for name, (seen, actor) in actors.items()
         for scenario_set, chosen in episodes.items()
     )
@@ -448,7 +453,7 @@ def _holdout_shifts(run: StageRun, evidence: Evidence) -> dict[str, Shift] | Non
     if demonstrator is None:
         return None
     found = {
-        name: scenario_shift(task, dataset.trajectories, dataset.metadata, demonstrator.actor, name)
+        name: scenario_shift(task, dataset.trajectories, dataset.metadata, demonstrator.actor, name, evidence.ended)
         for name in task.config.holdout_sets
     }
     return {name: shift for name, shift in found.items() if shift is not None}

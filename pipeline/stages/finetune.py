@@ -14,6 +14,7 @@ from pipeline.learning.arms import Start, arm_jobs
 from pipeline.learning.ppo import discount
 from pipeline.names import CONTROLS, Artifact, Tag, further_policy_tag, lineage_run_tag
 from pipeline.play.scenario_shift import scenario_shift
+from pipeline.report.progress import ProgressBar
 from pipeline.stages import StageOutcome, run_arms
 from pipeline.statistics.shift import Shift
 from pipeline.tasks import Task
@@ -214,9 +215,9 @@ def distribution_shift(run: StageRun, task: Task, config: Finetune, tags: Mappin
     demonstrator = demonstrator_of(run.client, dataset.metadata, task)
     if demonstrator is None:
         return None
-    shift = scenario_shift(
-        task, dataset.trajectories, dataset.metadata, demonstrator.actor, config.training.scenario_set
-    )
+    recorded, scenario_set = dataset.trajectories, config.training.scenario_set
+    with ProgressBar("finetune", None, "episodes of the demonstrator") as progress:
+        shift = scenario_shift(task, recorded, dataset.metadata, demonstrator.actor, scenario_set, progress.add)
     if shift is None:
         return None
     run.json(to_data(shift), Artifact.SHIFT)
