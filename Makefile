@@ -1,5 +1,5 @@
 # make demo   set up and run the whole pipeline on an embedded store (mlflow.db): social navigation, or TASK=lunar_lander, quadruped;
-#             TASK=half_cheetah EXPERT=path/to/HalfCheetah-v3.zip, and so on for the tasks of configs/benchmark: two arms, three seeds
+#             TASK=half_cheetah EXPERT=path/to/HalfCheetah-v3.zip, and so on for the tasks of configs/benchmark whose agents are zips: two arms, three seeds
 # make test   set up and run linters, type checks, the import contract and the tests
 # make test-slow  what is long by nature: kills, outages, races, failing disks, hostile input, clusters and a team's server
 #             (Debian: apt-get install slurm-wlm munge postgresql), the versions of plain pip
@@ -18,6 +18,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+METAWORLD := .venv-metaworld
 BIN := $(CURDIR)/$(VENV)/bin
 # recipes through a shell, or GNU make 3.81 (macOS) looks their programs up in the PATH it was started with
 SHELL := bash
@@ -73,8 +74,9 @@ race: setup
 	python benchmarks/registry_race.py --store sqlite --operations $(RACE_OPERATIONS)
 	python benchmarks/registry_race.py --store postgresql --operations $(RACE_OPERATIONS)
 
-benchmark: $(VENV)/.runs
-	python -m benchmarks.public $(if $(filter command line,$(origin TASK)),$(TASK)) $(if $(ZOO),--zoo '$(ZOO)')
+BENCHMARKED := $(if $(filter command line,$(origin TASK)),$(TASK))
+benchmark: $(VENV)/.runs $(if $(BENCHMARKED),$(if $(filter metaworld%,$(BENCHMARKED)),metaworld),metaworld)
+	python -m benchmarks.public $(BENCHMARKED) $(if $(ZOO),--zoo '$(ZOO)')
 
 team: setup
 	@python -W ignore -m benchmarks.team
@@ -115,7 +117,6 @@ $(OLDER)/.installed: pyproject.toml
 	touch $@
 
 # metaworld asks for MuJoCo 3.3.0; everything else is as in $(VENV)
-METAWORLD := .venv-metaworld
 metaworld: $(METAWORLD)/.installed
 
 $(METAWORLD)/.installed: pyproject.toml constraints.txt

@@ -43,6 +43,7 @@ def convert(given: Path, out: Path) -> str:
     with np.load(given, allow_pickle=False) as arrays:
         kept = {name: arrays[name] for name in ("observations", "actions", "rewards", "lengths")}
     success = kept["rewards"] > SOLVED
+    out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, **kept, **{"info.success": success})
     ends = np.cumsum(kept["lengths"])
     solved = [success[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -2,7 +2,7 @@
 
     make benchmark ZOO=path/to/rl-trained-agents                # every task, one after the other; goes on where it was
     make benchmark ZOO=path/to/rl-trained-agents TASK=hopper
-    python -m benchmarks.public --table                         # docs/benchmark.md's, from docs/benchmark/*.json
+    python -m benchmarks.public --table                         # those of docs/benchmark.md, from docs/benchmark/*.json
     python -m benchmarks.public --picture docs/img/benchmark.png
 
 A task is a run of `main` with configs/benchmark/<task>.yaml in one store (benchmark.db), or two: groups <task>-ppo and
@@ -10,6 +10,7 @@ A task is a run of `main` with configs/benchmark/<task>.yaml in one store (bench
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -61,9 +62,11 @@ TASKS = {
     "quadruped": None,
 }
 METAWORLD = ROOT / ".venv-metaworld" / "bin"  # metaworld asks for another MuJoCo
+DOOR = ROOT / "work" / "adroit_door.npz"
 PPO_ARMS = ("clone", "naive", "residual")  # beside scratch and warm
 SEEDS_OF_SAC = 3
 RESAMPLES = 2_000
+ENDS = {"best": "best checkpoint", "last": "last evaluation"}
 ASCII: dict[RatioKind, str] = {"exact": "", "upper bound": "<= ", "lower bound": ">= ", "undetermined": "? "}
 WORDS = {Arm.PRETRAINED: "warm"}
 ARMS = (Arm.SCRATCH, Arm.PRETRAINED, "clone", "naive", "residual", "sac", "sac_demos")
@@ -143,6 +146,7 @@ def extract(report: dict[str, Any], task: str) -> dict[str, Any]:
         },
         "ratios": {row["arm"]: row["ratio"] for row in compared["ranking"]},
         "commit": context["commit"],
+        "dirty": context["dirty"],
         "machine": context["machine"],
         "versions": context["versions"],
         "created_at": context["created_at"],
@@ -178,34 +182,33 @@ def times_to_target(result: dict[str, Any], arm: str) -> dict[int, TimeToTarget]
     return times
 
 
-def scores(result: dict[str, Any], arm: str) -> np.ndarray:
-    """Final figures of an arm as shares of the demonstrator's, (runs,)."""
-    return np.array([run["final"] for run in result["arms"][arm]["runs"]]) / result["unit"]
-
-
-def seeds(result: dict[str, Any], arm: str) -> list[int]:
-    """Of its runs."""
-    return [run["seed"] for run in result["arms"][arm]["runs"]]
+def scores(result: dict[str, Any], arm: str) -> dict[str, np.ndarray]:
+    """Of an arm's best checkpoints and of its last evaluations, as shares of the demonstrator's, (runs,) each."""
+    runs = result["arms"][arm]["runs"]
+    best, last = [run["final"] for run in runs], [run["evaluations"][result["figure"]][-1] for run in runs]
+    return {"best": np.array(best) / result["unit"], "last": np.array(last) / result["unit"]}
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Of every task and arm: steps to target, their ratio to scratch, the final figure, and what it lacks of warm's."""
-    header = ("task, demonstrator", "arm", "met", "steps to target", "ratio to scratch", "final", "warm - arm", "s")
-    rows = [header, ("---", "---", "--:", "--:", "--:", "--:", "--:", "--:")]
+    """Of every task and arm: steps to target, their ratio to scratch, how it ends, and what it lacks of warm there."""
+    header = (
+        "task, demonstrator", "arm", "met", "steps to target", "ratio to scratch", "best", "warm - arm", "last",
+        "warm - arm", "s",
+    )  # fmt: skip
+    rows = [header, ("---", "---", *["--:"] * 8)]
     for result in results:
         title = ", ".join(part for part in (result["task"], result["demonstrator"]) if part)
         times: dict[str, dict[int, TimeToTarget]] = {arm: times_to_target(result, arm) for arm in result["arms"]}
         for arm, costs in result["arms"].items():
-            ratio = difference = ""
+            ratio, ends, of_arm = "", list[str](), scores(result, arm)
             if arm in result["ratios"]:
                 pairs = [matched_pair(seed, times[Arm.SCRATCH][seed], time) for seed, time in times[arm].items()]
                 ratio = "" if never_met(pairs) else ASCII[ratio_kind(pairs)] + interval(result["ratios"][arm])
-            if arm != Arm.PRETRAINED:
-                warm, other = (
-                    dict(zip(seeds(result, a), scores(result, a), strict=True)) for a in (Arm.PRETRAINED, arm)
-                )
-                over = MeanOverSeeds.of(np.array([warm[seed] - other[seed] for seed in other])).estimate
-                difference = interval(vars(over))
+            for end, of_warm in scores(result, Arm.PRETRAINED).items():
+                warm = dict(zip(times[Arm.PRETRAINED], of_warm, strict=True))
+                matched = np.array([warm[seed] for seed in times[arm]])  # SAC's arms have fewer seeds
+                over = interval(vars(MeanOverSeeds.of(matched - of_arm[end]).estimate))
+                ends += [f"{of_arm[end].mean():.2f}", "" if arm == Arm.PRETRAINED else over]
             reached = [not time.censored for time in times[arm].values()]
             kind = mean_kind([*times[arm].values()])
             steps = np.mean([time.steps for time in times[arm].values()])
@@ -216,11 +219,57 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                     f"{sum(reached)} of {len(reached)}",
                     f"{ASCII[kind] if any(reached) else '> '}{steps:,.0f}",
                     ratio,
-                    f"{scores(result, arm).mean():.2f}",
-                    difference,
+                    *ends,
                     f"{costs['wall_seconds']:,.0f}",
                 )
             )
+    return markdown(rows)
+
+
+def over_tasks(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """End -> arm that every task has -> its scores (runs,), and the same drawn again, (resamples, runs).
+
+    The runs of every task are drawn by themselves (Agarwal et al. 2021, *Deep RL at the edge of the statistical
+    precipice*).
+    """
+    arms = [arm for arm in ARMS if all(arm in result["arms"] for result in results)]
+    found = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]()
+    for end in ("best", "last"):
+        for arm in arms:
+            random, of_tasks = np.random.default_rng(0), [scores(result, arm)[end] for result in results]
+            drawn = np.concatenate([random.choice(runs, (RESAMPLES, len(runs))) for runs in of_tasks], axis=1)
+            found.setdefault(end, {})[arm] = np.concatenate(of_tasks), drawn
+    return found
+
+
+def interquartile_mean(runs: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
+    """Of scores, with its 95 % interval by those drawn again."""
+    low, high = np.quantile(trim_mean(drawn, 0.25, axis=1), (0.025, 0.975))
+    return {"value": float(trim_mean(runs, 0.25)), "low": float(low), "high": float(high)}
+
+
+def aggregate_table(results: Sequence[dict[str, Any]]) -> str:
+    """Interquartile mean over tasks and runs of every arm that all tasks have."""
+    of_arms, header = over_tasks(results), ("arm", "best", "last")
+    rows = [header, ("---", "--:", "--:")]
+    for arm in of_arms["best"]:
+        rows.append((WORDS.get(arm, arm), *(interval(interquartile_mean(*of_arms[end][arm])) for end in header[1:])))
+    return markdown(rows)
+
+
+def origin_table(results: Sequence[dict[str, Any]]) -> str:
+    """When, by which commit, on what kind of processor and with which packages figures were made: a row an origin."""
+    made = dict[tuple[str, ...], list[str]]()
+    for result in results:
+        commit = result["commit"][:7] + (" and changes" if result.get("dirty") else "")
+        packages = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        processor = result["machine"].partition(", ")[2]
+        made.setdefault((result["created_at"][:10], commit, processor, packages), []).append(result["task"])
+    rows = [(", ".join(tasks), *origin) for origin, tasks in made.items()]
+    return markdown([("tasks", "made", "commit", "processor", "packages"), ("---",) * 5, *rows])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     return aligned("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
@@ -230,28 +279,23 @@ def interval(estimate: dict[str, float | None]) -> str:
 
 
 def picture(results: Sequence[dict[str, Any]], path: str) -> None:
-    """Performance profiles and interquartile means over tasks and seeds (Agarwal et al. 2021).
-
-    Of the arms that every task has; intervals resample the runs of every task by themselves.
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(3, 2), layout="constrained")
-    arms = [arm for arm in ARMS if all(arm in result["arms"] for result in results)]
-    at = np.linspace(0, 1.4, 281)
-    for row, arm in enumerate(arms):
-        of_tasks = [scores(result, arm) for result in results]
-        runs = np.concatenate(of_tasks)
-        random = np.random.default_rng(0)
-        drawn = np.concatenate([random.choice(runs, (RESAMPLES, len(runs))) for runs in of_tasks], axis=1)
-        shares = np.array([(drawn > x).mean(axis=1) for x in at])
-        left.plot(at, [(runs > x).mean() for x in at], color=f"C{row}", label=WORDS.get(arm, arm))
-        left.fill_between(at, *np.quantile(shares, (0.025, 0.975), axis=1), color=f"C{row}", alpha=0.12, linewidth=0)
-        ends = np.quantile(trim_mean(drawn, 0.25, axis=1), (0.025, 0.975))
-        right.plot(ends, [row, row], color=f"C{row}", linewidth=6, alpha=0.35)
-        right.plot(trim_mean(runs, 0.25), row, "o", color=f"C{row}")
-    left.set(xlabel="final score x (1: the demonstrator)", ylabel="share of runs that end above x", ylim=(0, 1.02))
-    left.legend(frameon=False)
-    right.set(yticks=range(len(arms)), yticklabels=[WORDS.get(arm, arm) for arm in arms])
-    right.set(xlabel="interquartile mean of final scores")
+    """Performance profiles of the best checkpoints and of the last evaluations, and their interquartile means."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(3, 3, 2), layout="constrained")
+    at, right = np.linspace(0, 1.4, 281), axes[2]
+    for (end, of_arms), left, shift in zip(over_tasks(results).items(), axes, (-0.16, 0.16), strict=False):
+        for row, (arm, (runs, drawn)) in enumerate(of_arms.items()):
+            shares, mean = np.array([(drawn > x).mean(axis=1) for x in at]), interquartile_mean(runs, drawn)
+            left.plot(at, [(runs > x).mean() for x in at], color=f"C{row}", label=WORDS.get(arm, arm))
+            left.fill_between(
+                at, *np.quantile(shares, (0.025, 0.975), axis=1), color=f"C{row}", alpha=0.12, linewidth=0
+            )
+            right.plot([mean["low"], mean["high"]], [row + shift] * 2, color=f"C{row}", linewidth=5, alpha=0.35)
+            right.plot(mean["value"], row + shift, "o" if end == "best" else "D", color=f"C{row}", markersize=5)
+        left.set(xlabel="score x (1: the demonstrator)", ylim=(0, 1.02), title=ENDS[end])
+        right.set(yticks=range(len(of_arms)), yticklabels=[WORDS.get(arm, arm) for arm in of_arms])
+    axes[0].set(ylabel="share of runs above x")
+    axes[0].legend(frameon=False)
+    right.set(xlabel="score", title="interquartile mean\n(circle: best, diamond: last)")
     right.invert_yaxis()
     tasks = ", ".join(result["task"].replace("_", " ") for result in results)
     figure.suptitle(f"{tasks}: 95 % intervals over matched seeds", fontsize=10)
@@ -277,10 +321,15 @@ def main() -> None:
                 parser.error(f"task {task!r} is demonstrated by {TASKS[task]} of the RL Zoo; say where it is: --zoo")
             if task.startswith("metaworld") and not METAWORLD.exists():
                 parser.error(f"task {task!r} has an environment of its own: run `make metaworld` first")
+            if task == "adroit_door" and importlib.util.find_spec("gymnasium_robotics") is None:
+                parser.error(f"task {task!r}: no gymnasium-robotics; uv pip install -c constraints.txt -e '.[adroit]'")
+            if task == "adroit_door" and not DOOR.is_file():
+                parser.error(f"task {task!r}: no {DOOR}; python -m benchmarks.adroit_door demonstrations.npz {DOOR}")
         commands = {task: comparisons(task, known.zoo) for task in known.tasks}  # a zip that is missing is told at once
         # the store first: two tasks, begun in the same second, would both make its tables
         store = {**os.environ, "MLFLOW_TRACKING_URI": known.store}
         subprocess.run([sys.executable, "-m", "pipeline", "store"], cwd=ROOT, env=store, check=True)
+        unfinished = []
         for task, of_task in commands.items():
             venv = METAWORLD if task.startswith("metaworld") else Path(sys.executable).parent
             paths = {"PATH": f"{venv}:{os.environ['PATH']}"}
@@ -288,7 +337,11 @@ def main() -> None:
                 if known.only is None or group.endswith(known.only):
                     code = subprocess.run(command, cwd=ROOT, env={**store, **paths}).returncode
                     print(f"{group}: code {code}", flush=True)
+                    unfinished += [group] * (code not in (0, 1))  # 1: compared, and the target is missed
                     keep(task, known.store)
+        if unfinished:
+            print(f"error: no comparison of {', '.join(unfinished)}; the same command goes on", file=sys.stderr)
+            raise SystemExit(1)
     elif known.from_store:
         for task in known.tasks:
             keep(task, known.store)
@@ -296,7 +349,7 @@ def main() -> None:
     if known.picture:
         picture(results, known.picture)
     else:
-        print(table(results))
+        print(table(results), aggregate_table(results), origin_table(results), sep="\n\n")
 
 
 if __name__ == "__main__":

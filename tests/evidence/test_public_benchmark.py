@@ -1,6 +1,7 @@
 """The public benchmark: its settings are alike in all arms, its table is what its JSON files say, and it runs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from statistics import mean
@@ -10,8 +11,9 @@ import pytest
 from project import mlflow_run, uri_of
 from scipy import stats
 
+from benchmarks import public
 from benchmarks.adroit_door import convert
-from benchmarks.public import ARMS, RESULTS, TASKS, WORDS, config_of, extract, table
+from benchmarks.public import ARMS, RESULTS, TASKS, WORDS, aggregate_table, config_of, extract, table
 from pipeline.config.loading import load
 from pipeline.config.stages import Main
 from pipeline.data.formats.npz import read_plain_npz
@@ -47,16 +49,27 @@ def rows_of(page: str) -> dict[tuple[str, str], list[str]]:
     found, task = {}, ""
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
-        if len(cells) == 8 and cells[1] in {WORDS.get(arm, arm) for arm in ARMS}:
+        if len(cells) == 10 and cells[1] in {WORDS.get(arm, arm) for arm in ARMS}:
             task = cells[0].partition(",")[0] or task
             found[task, cells[1]] = cells[2:]
     return found
 
 
+def ends_of(run: dict, result: dict) -> dict[str, float]:
+    """Of a training: what its best checkpoint and its last evaluation came to, as shares of the demonstrator's."""
+    last = run["evaluations"][result["figure"]][-1]
+    return {"best": run["final"] / result["unit"], "last": last / result["unit"]}
+
+
+def numbers(cell: str) -> list[float]:
+    """`<= 0.08 [0.00, 0.09]` -> 0.08, 0.00, 0.09."""
+    return [float(number) for number in re.findall(r"-?\d+\.\d+", cell)]
+
+
 @pytest.mark.parametrize("file", WRITTEN, ids=[file.stem for file in WRITTEN])
 def test_the_table_is_what_the_evaluations_say(file):
     result, rows = json.loads(file.read_text()), rows_of(PAGE.read_text())
-    warm = {run["seed"]: run["final"] for run in result["arms"][Arm.PRETRAINED]["runs"]}
+    warm = {run["seed"]: run for run in result["arms"][Arm.PRETRAINED]["runs"]}
     by_seed: dict[str, dict[int, int]] = {}
     sides: dict[str, tuple[bool, bool]] = {}  # may the truth be smaller, may it be larger
     for arm, trained in result["arms"].items():
@@ -85,13 +98,15 @@ def test_the_table_is_what_the_evaluations_say(file):
         assert cells[0] == f"{met} of {len(trained['runs'])}"
         sides[arm] = at_floor, met < len(trained["runs"])
         assert cells[1] == ("> " if met == 0 else SIGNS[sides[arm]]) + f"{mean(steps):,.0f}"
-        final = np.array([run["final"] for run in trained["runs"]])
-        assert cells[3] == f"{final.mean() / result['unit']:.2f}"
-        if arm != Arm.PRETRAINED:
-            matched = np.array([warm[run["seed"]] for run in trained["runs"]])
-            low, high = stats.ttest_rel(matched / result["unit"], final / result["unit"]).confidence_interval()
-            expected = f"{(matched - final).mean() / result['unit']:.2f} [{low:.2f}, {high:.2f}]"
-            assert cells[4].replace("-0.00", "0.00") == expected.replace("-0.00", "0.00")
+        for end, cell in (("best", 3), ("last", 5)):
+            shares = np.array([ends_of(run, result)[end] for run in trained["runs"]])
+            assert float(cells[cell]) == pytest.approx(shares.mean(), abs=0.0051)
+            if arm != Arm.PRETRAINED:
+                matched = np.array([ends_of(warm[run["seed"]], result)[end] for run in trained["runs"]])
+                low, high = stats.ttest_rel(matched, shares).confidence_interval()
+                expected = pytest.approx([(matched - shares).mean(), low, high], abs=0.0051, nan_ok=True)
+                assert numbers(cells[cell + 1]) == expected
+        assert cells[7] == f"{trained['wall_seconds']:,.0f}"
     scratch_never_at_all = rows[result["task"], Arm.SCRATCH][0].startswith("0 of")
     for arm, ratio in result["ratios"].items():
         matched = {run["seed"] for run in result["arms"][arm]["runs"]}
@@ -101,7 +116,49 @@ def test_the_table_is_what_the_evaluations_say(file):
         cell = rows[result["task"], WORDS.get(arm, arm)][2]
         nobody = rows[result["task"], WORDS.get(arm, arm)][0].startswith("0 of") and scratch_never_at_all
         sign = SIGNS[scratch_never or floor, never or floor_of_scratch]
-        assert cell == "" if nobody else cell.startswith(f"{sign}{ratio['value']:.2f} [")
+        if nobody:
+            assert cell == ""
+        else:
+            assert cell.startswith(f"{sign}{numbers(cell)[0]:.2f} [")
+            assert numbers(cell) == pytest.approx([ratio[end] for end in ("value", "low", "high")], abs=0.0051)
+
+
+def test_the_aggregate_is_the_mean_of_the_middle_half_of_all_runs_of_all_tasks():
+    results, page = [json.loads(file.read_text()) for file in WRITTEN], PAGE.read_text()
+    for line in aggregate_table(results).splitlines()[2:]:
+        arm, *cells = (cell.strip() for cell in line.split("|")[1:-1])
+        of_arm = next(name for name in ARMS if WORDS.get(name, name) == arm)
+        row = next(row for row in page.splitlines() if row.startswith(f"| {arm} ") and row.count("|") == 4)
+        for end, cell, on_page in zip(("best", "last"), cells, row.split("|")[2:-1], strict=True):
+            runs = sorted(ends_of(run, result)[end] for result in results for run in result["arms"][of_arm]["runs"])
+            cut = len(runs) // 4
+            value, low, high = numbers(cell)
+            assert value == pytest.approx(mean(runs[cut : len(runs) - cut]), abs=0.0051)
+            assert low <= value <= high
+            assert numbers(on_page) == pytest.approx([value, low, high], abs=0.0101)
+
+
+def test_the_page_says_where_every_figure_comes_from():
+    page = PAGE.read_text()
+    for file in WRITTEN:
+        result = json.loads(file.read_text())
+        rows = [row for row in page.splitlines() if result["commit"][:7] in row and result["created_at"][:10] in row]
+        (row,) = (row for row in rows if result["task"] in row)
+        for name, version in result["versions"].items():
+            assert f"{name} {version}" in row
+
+
+def test_what_a_task_needs_is_asked_for_before_any_task_is_run(monkeypatch, capsys):
+    wanted = {("half_cheetah",): "say where it is: --zoo", ("swimming",): "task 'swimming' is not of the benchmark"}
+    monkeypatch.setattr(public, "METAWORLD", Path("nowhere"))
+    monkeypatch.setattr(public, "DOOR", Path("nowhere.npz"))
+    wanted[("metaworld_reach",)] = "run `make metaworld` first"
+    wanted[("lunar_lander", "adroit_door")] = "task 'adroit_door': no "
+    for tasks, line in wanted.items():
+        monkeypatch.setattr("sys.argv", ["public", *tasks])
+        with pytest.raises(SystemExit) as ended:
+            public.main()
+        assert ended.value.code == 2 and line in capsys.readouterr().err, tasks
 
 
 def test_the_door_is_open_where_the_recorded_reward_says_so(tmp_path):
