@@ -116,7 +116,9 @@ class ReportContext:
     created_at: str  # UTC, ISO 8601
     taints: tuple[str, ...] = ()  # why something that the comparison rests on must not be trusted any more
     differences: tuple[SettingDifference, ...] | None = None
+    arms: Mapping[str, Mapping[str, str]] | None = None  # setting -> arm -> its value, of all arms but from scratch
     decisions: Mapping[int, Sequence[Decision]] | None = None  # seed -> what its adaptive warm start decided
+    further_decisions: Mapping[str, Mapping[int, Sequence[Decision]]] | None = None  # the same, by further arm
     shared_settings: Mapping[str, str] | None = None  # dotted key -> value, equal in both arms
     references: tuple[ReferencePolicy, ...] | None = None
     animations: tuple[Animation, ...] | None = None

@@ -120,7 +120,7 @@ def learning_curve(comparison: Comparison, figure: str) -> str:
         for arm, summary in comparison.arms.items():
             if figure not in summary.curves:
                 continue
-            curve, style = summary.curves[figure], _style(arm)
+            curve, style = summary.curves[figure], _style(arm, comparison)
             ends.append((style.pop("label"), curve.mean[-1], style["color"]))
             if arm in CONTROLS:  # weights that never change: one level for all steps
                 axes.axhline(float(np.mean(curve.mean)), linewidth=1.4, **style)
@@ -190,7 +190,7 @@ def performance_profile(comparison: Comparison) -> str:
     with canvas("profile", "Performance profile") as drawn:
         axes = drawn.axes
         for arm, profile in comparison.profiles.items():
-            axes.step(profile.thresholds, profile.share, where="post", linewidth=2, **_style(arm))
+            axes.step(profile.thresholds, profile.share, where="post", linewidth=2, **_style(arm, comparison))
             if arm in DRAWN_ARMS:
                 band: dict[str, Any] = {"step": "post", "color": ARM_COLOURS[arm], "alpha": 0.18, "linewidth": 0}
                 axes.fill_between(profile.thresholds, profile.low, profile.high, **band)
@@ -356,10 +356,10 @@ def _label_ends(axes: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:
         axes.annotate(text, (1, top - height / 2), va="center", color=colour, fontsize=8.5, **place)
 
 
-def _style(arm: str) -> dict[str, Any]:
-    if arm not in ARM_COLOURS:  # further arms are told apart by their dashes, which follow from the name
-        dashes = sum(arm.encode()) % 5 + 1
-        return {"color": OTHER, "linestyle": (0, (dashes, 1 + dashes % 3)), "label": cut(arm)}
+def _style(arm: str, comparison: Comparison) -> dict[str, Any]:
+    if arm not in ARM_COLOURS:  # further arms are told apart by their dashes: one, two, three dots between them
+        place = [name for name in comparison.arms if name not in ARM_COLOURS].index(arm)
+        return {"color": OTHER, "linestyle": (0, (6, 1.5, *(1, 1.5) * place)), "label": cut(arm)}
     return {"color": ARM_COLOURS[arm], "linestyle": STYLES[arm], "label": ARM_LABELS[arm]}
 
 

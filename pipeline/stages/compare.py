@@ -8,9 +8,9 @@ import numpy as np
 
 from pipeline.config.base import Bound
 from pipeline.config.loading import flatten, load_task, parse_json, parse_yaml, to_data, validate
-from pipeline.config.stages import Compare, Finetune
+from pipeline.config.stages import Compare, Finetune, FurtherArm
 from pipeline.config.task import JUDGED, TaskConfig
-from pipeline.config.training import ADAPTIVE
+from pipeline.config.training import ADAPTIVE, SACTraining
 from pipeline.envs.episodes import Episode
 from pipeline.errors import BadInput
 from pipeline.learning.adaptive import Decision
@@ -333,7 +333,9 @@ def report_context(
                 for key, value in flatten(to_data(trained.warm_start)).items()
             ),
         ),
-        decisions=_decisions(run, group),
+        arms=arm_settings(trained),
+        decisions=_decisions(run, group, Arm.PRETRAINED),
+        further_decisions={arm: decided for arm in trained.arms if (decided := _decisions(run, group, arm))} or None,
         shared_settings=flatten(to_data(trained)["training"]),
         references=_references(run, evidence),
         shift=_shift(run, group),
@@ -377,10 +379,26 @@ def report_context(
     )  # fmt: skip
 
 
-def _decisions(run: StageRun, group: Group) -> dict[int, list[Decision]]:
-    """What the adaptive warm start of a pre-trained seed decided; nothing of a seed that had fixed values."""
+def arm_settings(trained: Finetune) -> dict[str, dict[str, str]] | None:
+    """Setting -> arm -> its value: all in which the arms that `finetune` trained are not alike. None for one alone."""
+    if not trained.arms:
+        return None
+    settings = {Arm.PRETRAINED: FurtherArm(warm_start=trained.warm_start), **trained.arms}
+    said = dict[str, dict[str, str]]()
+    for arm, given in settings.items():
+        sac = given.algorithm == "sac"
+        weights = given.weights or ("fresh" if sac else "clone")
+        every = to_data(replace(given, weights=weights, sac=(given.sac or SACTraining()) if sac else None))
+        said[arm] = flatten({key: value for key, value in every.items() if value is not None})
+    keys = dict.fromkeys(key for of_arm in said.values() for key in of_arm)
+    values = {key: {arm: of_arm.get(key, "–") for arm, of_arm in said.items()} for key in keys}
+    return {key: of_arms for key, of_arms in values.items() if len(set(of_arms.values())) > 1}
+
+
+def _decisions(run: StageRun, group: Group, arm: str) -> dict[int, list[Decision]]:
+    """What the adaptive warm start of a seed of this arm decided; nothing of a seed that had fixed values."""
     found = {}
-    for member in group.arms[Arm.PRETRAINED]:
+    for member in group.arms.get(arm, ()):
         text = read_text_artifact(run.client, member.run.info.run_id, Artifact.WARM_START)
         if text is not None:
             found[member.seed] = [Decision(**decision) for decision in parse_json(text, Artifact.WARM_START)]

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 
-from pipeline.config.loading import load_task
-from pipeline.stages.compare import target_origin
+from pipeline.config.loading import load_task, validate
+from pipeline.config.stages import Finetune
+from pipeline.config.training import SACTraining
+from pipeline.names import Arm
+from pipeline.stages.compare import arm_settings, target_origin
 from pipeline.tracking import lineage
 from pipeline.tracking.store import connect, run_address
 
@@ -97,3 +100,23 @@ def test_runs_have_an_address_on_a_server_alone_and_never_with_a_password(report
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:secret@tracking.example:5000/base/")
     where = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     assert run_address(run) == f"https://tracking.example:5000/base/{where}"
+
+
+def test_the_settings_of_arms_are_those_in_which_they_are_not_alike():
+    given = {
+        "task": "task.yaml",
+        "arms": {"naive": None, "few": {"warm_start": "adaptive", "episodes": 12}, "sac": None},
+    }
+    settings = arm_settings(validate(Finetune, given, "test"))
+    pretrained, naive, few, sac = Arm.PRETRAINED, "naive", "few", "sac"
+    assert settings["algorithm"] == {pretrained: "ppo", naive: "ppo", few: "ppo", sac: "sac"}
+    assert settings["weights"] == {pretrained: "clone", naive: "clone", few: "clone", sac: "fresh"}
+    assert settings["episodes"] == {pretrained: "–", naive: "–", few: "12", sac: "–"}
+    stds = settings["warm_start.initial_action_std"]
+    assert stds == {pretrained: "adaptive", naive: "null", few: "adaptive", sac: "–"}
+    assert (
+        settings["sac.batch_size"][sac] == str(SACTraining().batch_size)
+        and "demonstrations" not in settings
+        and "policy" not in settings
+    )
+    assert arm_settings(validate(Finetune, {"task": "task.yaml"}, "test")) is None

@@ -14,6 +14,7 @@ from outline import first_screen, outline
 from pipeline.learning.adaptive import Decision
 from pipeline.report.comparison_report import build_report, report_data
 from pipeline.report.context import ReferencePolicy, ReportContext
+from pipeline.report.figures import learning_curve
 from pipeline.statistics.comparison import Comparison, UpfrontCost, compare
 from pipeline.statistics.efficiency import BOUNDS
 from pipeline.statistics.estimate import Estimate, FromEpisodes
@@ -200,10 +201,36 @@ def test_every_seed_is_shown_with_its_censoring(files: dict[str, bytes], compari
 
 def test_what_a_warm_start_decided_stands_seed_by_seed(files: dict[str, bytes]) -> None:
     lines = files["report.md"].decode().splitlines()
-    assert [" ".join(line.split()) for line in lines if line.startswith("| 2 ") and " at " in line] == [
-        "| 2 | clone_penalty | 0.5 at 16,384, 0 at 24,576 |",
-        "| 2 | initial_action_std/0 | 0.87 at 0 |",
+    assert [" ".join(line.split()) for line in lines if re.search(r"\| +2 +\| .* at ", line)] == [
+        "| pre-trained | 2 | clone_penalty | 0.5 at 16,384, 0 at 24,576 |",
+        "| pre-trained | 2 | initial_action_std/0 | 0.87 at 0 |",
     ]
+
+
+def test_the_page_says_what_each_further_arm_is_and_what_its_starts_decided(
+    comparison: Comparison, context: ReportContext
+) -> None:
+    arms = {
+        "warm_start.clone_penalty": {"pretrained": "adaptive", "naive": "0.0", "few": "adaptive"},
+        "episodes": {"pretrained": "–", "naive": "–", "few": "12"},
+    }
+    left = {"few": {3: [Decision(0, "clone_weights", 0.0, "it learnt nothing")]}}
+    page = build_report(comparison, replace(context, arms=arms, further_decisions=left))["report.md"].decode()
+    lines = [" ".join(line.split()) for line in page.splitlines()]
+    assert "| setting | pre-trained | naive | few |" in lines
+    assert "| warm_start.clone_penalty | adaptive | 0.0 | adaptive |" in lines
+    assert "| episodes | – | – | 12 |" in lines
+    assert "| few | 3 | clone_weights | 0 at 0 |" in lines
+    assert "- The clone of seed 3 of arm few learnt nothing: that training began with fresh weights instead." in lines
+
+
+def test_no_two_of_eight_further_arms_are_drawn_alike(comparison: Comparison) -> None:
+    def dashes(arms) -> set[str]:
+        drawn = learning_curve(replace(comparison, arms=arms), "success_rate")
+        return set(re.findall(r"stroke-dasharray: ([\d., ]+)", drawn))
+
+    further = {f"arm{i}": comparison.arms["pretrained"] for i in range(8)}
+    assert len(dashes({**comparison.arms, **further}) - dashes(comparison.arms)) == 8
 
 
 def test_markdown_and_page_say_the_same(files: dict[str, bytes]) -> None:
