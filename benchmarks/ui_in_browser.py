@@ -183,7 +183,12 @@ def looks(client: MlflowClient) -> list[Look]:
         Look(
             "arms",
             views["arms"],
-            ["Arms: mean over seeds", "Group: pretrained", "Group: scratch", "final/success_rate"],
+            [
+                "Arms: mean over seeds",
+                "Group: arm: pretrained, group: ",
+                "Group: arm: scratch, group: ",
+                "final/success_rate",
+            ],
         ),
         Look("curves", views["curves"], ["Arms: success by step", "eval/success_rate"]),
         Look(

@@ -214,6 +214,7 @@ TRAJECTORIES_FILE: Final = "trajectories.npz"
 METADATA_FILE: Final = "metadata.json"
 
 CONFIG_PARAM_PREFIX: Final = "cfg."
+ARM_PARAM_PREFIX: Final = "arm."  # of what one training has to itself
 
 
 class Metric:

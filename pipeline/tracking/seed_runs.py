@@ -10,14 +10,14 @@ from typing import Any
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from pipeline.config.loading import executor_settings
+from pipeline.config.loading import executor_settings, flatten, to_data
 from pipeline.errors import BadInput, Interrupted, disk_refusal, say
 from pipeline.executors.side_by_side import run_side_by_side
 from pipeline.files import write_folder
 from pipeline.learning.arms import ArmJob
 from pipeline.learning.checkpoints import CheckpointFolder
 from pipeline.learning.jobs import TrainingEvent, TrainingJob, TrainingResult
-from pipeline.names import EVAL_PREFIX, REUSED_PREFIX, Artifact, Metric, Resume, Tag, lineage_run_tag
+from pipeline.names import ARM_PARAM_PREFIX, EVAL_PREFIX, REUSED_PREFIX, Artifact, Metric, Resume, Tag, lineage_run_tag
 from pipeline.play.evaluation import point_figures, summarise, with_intervals
 from pipeline.tracking.content_key import training_key
 from pipeline.tracking.forwarder import Forwarder
@@ -63,7 +63,8 @@ class SeedRun:
         self._stage_run, self._start = stage_run.run_id, tags.get(lineage_run_tag("policy"))
         self._cloned = lineage_run_tag("pretrain") in tags
         if self._open:
-            self.run.params({"seed": job.seed, "arm": tags.get(Tag.ARM)})
+            arm = tags.get(Tag.ARM)
+            self.run.params({"seed": job.seed, "arm": arm, **({} if arm is None else settings_of_arm(job))})
 
     def on_event(self, event: TrainingEvent) -> None:
         """Keep the training's metrics."""
@@ -121,6 +122,19 @@ class SeedRun:
                 self.run.file(best, Artifact.POLICY)
             self.run.describe(reason)
             self.run.close(status)
+
+
+def settings_of_arm(job: TrainingJob) -> dict[str, Any]:
+    """Parameter -> value of what is a training's own, as `cfg.` has what its stage asked for all arms alike."""
+    fresh = job.initial_policy is None or job.left_policy is not None
+    own = {
+        "algorithm": "ppo" if job.sac is None else "sac",
+        "start": "fresh weights" if fresh else "a correction of the policy" if job.residual else "the policy",
+        "learning_rate_zero": job.learning_rate_zero,
+        **flatten({"warm_start": {} if fresh or job.warm_start is None else to_data(job.warm_start)}),
+        **({} if job.sac is None else flatten({"sac": to_data(job.sac), "demonstrations": job.demonstrations_share})),
+    }
+    return {f"{ARM_PARAM_PREFIX}{name}": value for name, value in own.items() if value != "{}"}
 
 
 @contextlib.contextmanager

@@ -21,10 +21,10 @@ def saved_view(
     search: str,
     columns: Sequence[str],
     order: str = "",
-    group_by: str | None = None,
+    group_by: Sequence[tuple[str, str]] = (),
     chart: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What the UI shows; columns as a search names them (metrics.`a/b`), highest `order` first, grouped by a parameter.
+    """What the UI shows; columns as a search names them (metrics.`a/b`), highest `order` first, grouped by `group_by`.
 
     Without an order the newest run comes first; with one, none is nested in another. A `chart` (settings of MLflow's
     card) stands alone where the UI shows charts in the place of a list.
@@ -32,8 +32,8 @@ def saved_view(
     state: dict[str, Any] = {"searchFilter": search, "selectedColumns": [*columns], "columnOrder": [*columns]}
     if order:
         state |= {"orderByKey": order, "orderByAsc": False}
-    if group_by is not None:
-        keys = [{"mode": "param", "groupByData": group_by}]
+    if group_by:
+        keys = [{"mode": mode, "groupByData": name} for mode, name in group_by]
         state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": keys}
     if chart is not None:
         section = {"uuid": "section", "name": name, "display": True, "isReordered": True}
@@ -51,6 +51,7 @@ def saved_view(
 
 _trained = [f"metrics.`{name}`" for name in ("final/success_rate", "final/collision_rate", Metric.ENVIRONMENT_STEPS)]
 _trainings, _best_first = f"tags.{Tag.STAGE} LIKE '%_seed'", "metrics.`final/success_rate`"
+_arms_of_a_group = (("param", "arm"), ("tag", Tag.GROUP))  # a mean over several comparisons says nothing
 VIEWS: Final = {
     "comparisons": saved_view(
         "What main came to",
@@ -64,14 +65,14 @@ VIEWS: Final = {
     "arms": saved_view(
         "Arms: mean over seeds",
         "params.arm != ''",
-        ["params.`arm`", *_trained],
-        group_by="arm",
+        ["params.`arm`", f"tags.`{Tag.TASK}`", f"tags.`{Tag.GROUP}`", *_trained],
+        group_by=_arms_of_a_group,
     ),
     "curves": saved_view(
         "Arms: success by step",
         " AND ".join(f"params.arm != '{control}'" for control in CONTROLS),
-        ["params.`arm`", *_trained],
-        group_by="arm",
+        ["params.`arm`", f"tags.`{Tag.TASK}`", f"tags.`{Tag.GROUP}`", *_trained],
+        group_by=_arms_of_a_group,
         chart={"type": "LINE", "metricKey": f"{EVAL_PREFIX}{Metric.SUCCESS_RATE}", "lineSmoothness": 0},
     ),
     "trainings": saved_view(

@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 from real_things import TASK, tiny_dataset
@@ -9,6 +10,7 @@ from real_things import TASK, tiny_dataset
 from pipeline.config.loading import load, load_task, validate
 from pipeline.config.stages import Finetune, Pretrain
 from pipeline.config.task import TaskConfig
+from pipeline.config.training import ADAPTIVE_WARM_START, SACTraining, WarmStart
 from pipeline.errors import BadInput
 from pipeline.learning.jobs import TrainingJob
 from pipeline.names import Artifact, Tag
@@ -18,7 +20,7 @@ from pipeline.tracking.datasets import log_dataset_input
 from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.groups import find_group
 from pipeline.tracking.runs import get_run, latest_run, read_config, read_text_artifact, search, tag_value
-from pipeline.tracking.seed_runs import seed_runs
+from pipeline.tracking.seed_runs import seed_runs, settings_of_arm
 from pipeline.tracking.stage_run import open_run
 from pipeline.tracking.store import DEFAULT_EXPERIMENT, connect, experiment_id
 
@@ -294,6 +296,24 @@ def test_every_nested_run_has_the_record_of_its_stage(store, in_repository):
         "finetune · pretrained · seed 1", "pretrain · bc · seed 1", "trial-0"
     ]  # fmt: skip
     assert children[0].data.params["seed"] == "1" and children[0].data.params["arm"] == "pretrained"
+
+
+def test_a_training_shows_what_it_has_to_itself_beside_what_its_stage_asked_for(tmp_path, in_repository):
+    training = load(Finetune, "configs/smoke/finetune.yaml").training
+    job = TrainingJob(load_task("configs/tasks/social_nav.yaml"), training, 1, str(tmp_path))
+    naive, adaptive = validate(WarmStart, {"initial_action_std": None}, "test"), ADAPTIVE_WARM_START
+    scratch = settings_of_arm(job)
+    assert scratch == {"arm.algorithm": "ppo", "arm.start": "fresh weights", "arm.learning_rate_zero": False}
+    begun = replace(job, initial_policy="clone", warm_start=adaptive)
+    warm, left = settings_of_arm(begun), settings_of_arm(replace(begun, left_policy="it learnt nothing"))
+    assert warm["arm.start"] == "the policy" and left == scratch
+    plain = settings_of_arm(replace(begun, warm_start=naive))
+    different = {key for key in warm if warm[key] != plain[key]}
+    assert {"arm.warm_start.initial_action_std", "arm.warm_start.clone_penalty"} <= different
+    assert settings_of_arm(replace(begun, residual=True))["arm.start"] == "a correction of the policy"
+    of_sac = settings_of_arm(replace(job, sac=SACTraining(), demonstrations_share=0.5))
+    assert (of_sac["arm.algorithm"], of_sac["arm.demonstrations"]) == ("sac", "0.5")
+    assert of_sac["arm.sac.batch_size"] == str(SACTraining().batch_size)
 
 
 def test_equal_work_has_equal_keys_and_any_difference_another(store):
