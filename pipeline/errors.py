@@ -85,7 +85,15 @@ def disk_refusal(error: BaseException) -> str | None:
     return None
 
 
+def memory_refusal(error: BaseException) -> str | None:
+    """What was asked for when there was not so much memory, of this machine or of its GPU, and what asks for less."""
+    refused = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, of a GPU
+    if not refused and "DefaultCPUAllocator" not in str(error):  # torch's, of this machine
+        return None
+    return f"{error or 'out of memory'}; lower network.hidden, n_envs, batch sizes, the number of episodes or workers"
+
+
 def machine_fault(doing: str, error: BaseException) -> str | None:
     """The one line for what the system refused, `collect could not go on: ...`; None for a defect."""
-    reason = disk_refusal(error) or (str(error) if isinstance(error, OSError) else None)
+    reason = disk_refusal(error) or memory_refusal(error) or (str(error) if isinstance(error, OSError) else None)
     return None if reason is None else str(BadInput(f"{doing} could not go on: {reason}"))  # folded like those

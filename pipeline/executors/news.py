@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Hashable
 from typing import Any, Protocol
 
-from pipeline.errors import BadInput, Interrupted, disk_refusal
+from pipeline.errors import BadInput, Interrupted, disk_refusal, memory_refusal
 from pipeline.learning.jobs import Emit, Job
 
 
@@ -55,6 +55,6 @@ def attempt(job: Job[Any], emit: Emit) -> News:
     except BadInput as error:
         return type(error)(str(error))  # without what it came from, which may be of a user's own type
     except Exception as error:
-        refused = disk_refusal(error)
+        refused = disk_refusal(error) or memory_refusal(error)
         what = f"could not go on: {refused}" if refused else f"crashed: {traceback.format_exc()}"
         return (OSError if refused else TrainingCrashed)(f"{job.name} {what}")

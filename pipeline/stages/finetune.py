@@ -16,6 +16,7 @@ from pipeline.names import CONTROLS, Artifact, Tag, further_policy_tag, lineage_
 from pipeline.play.scenario_shift import scenario_shift
 from pipeline.report.progress import ProgressBar
 from pipeline.stages import StageOutcome, run_arms
+from pipeline.statistics.ranking import pairs_needed
 from pipeline.statistics.shift import Shift
 from pipeline.tasks import Task
 from pipeline.tracking import lineage
@@ -199,6 +200,12 @@ def _doubts(
                     "the clones were chosen on the episodes that measure the training (evaluation.seed = "
                     f"{training.evaluation.seed} of both); give one of them another seed"
                 )
+    samples, what = (len(starts.makers), "datasets") if len(starts.makers) > 1 else (len(config.seeds), "seeds")
+    if config.arms and samples < (needed := pairs_needed(len(config.arms) + 1)):
+        yield (
+            f"{len(config.arms) + 1} arms against the one from scratch, on {samples} {what}: no difference can survive "
+            f"the correction for their number; from {needed} {what} on it can"
+        )
     for dataset in datasets:
         if otherwise := recorded_otherwise(dataset.metadata, task):
             yield otherwise

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, log2
 
 import numpy as np
 from scipy.stats import permutation_test
@@ -50,6 +51,11 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray, seed: int) -> float:
         rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(found.pvalue)
+
+
+def pairs_needed(arms: int) -> int:
+    """The fewest pairs on which one of so many arms can survive the correction: 1 -> 6, 2 -> 7, 6 -> 8."""
+    return ceil(log2(2 * arms / SIGNIFICANCE))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

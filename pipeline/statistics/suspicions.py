@@ -121,7 +121,7 @@ def suspicions(evidence: CloneEvidence) -> tuple[Suspicion, ...]:
         raise_if("too little training", 1 - contradicting - max(evidence.train_share, 0.0), UNFINISHED, line)
     line = (
         f"{evidence.train_share:.0%} of the training episodes' actions are explained, {evidence.held_out_share:.0%} of "
-        "held-out ones"
+        "held-out ones; record more, take more epochs, or algorithm: dagger, which asks where the clone goes"
     )
     return tuple(sorted(found, key=lambda one: -one.strength)) or (Suspicion("nothing stands out", 0.0, line),)
 

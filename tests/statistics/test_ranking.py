@@ -6,7 +6,7 @@ from test_comparison import PRETRAINED, SCRATCH, SETTINGS, run
 
 from pipeline.errors import BadInput
 from pipeline.statistics.comparison import compare
-from pipeline.statistics.ranking import holm, sign_flip_p
+from pipeline.statistics.ranking import SIGNIFICANCE, holm, pairs_needed, sign_flip_p
 
 
 def test_the_signs_of_paired_differences_are_flipped_in_every_way():
@@ -80,3 +80,13 @@ def test_a_further_arm_with_other_seeds_or_another_budget_is_refused():
     other = [*NAIVE[:3], run(4, 20_000, 0.83, budget=200_000)]
     with pytest.raises(BadInput, match=r"budgets differ: \[100000, 200000\]"):
         compare({"scratch": SCRATCH, "pretrained": PRETRAINED, "naive": other}, SETTINGS)
+
+
+def test_the_seeds_that_are_needed_are_the_fewest_on_which_the_best_of_all_arms_survives():
+    assert [pairs_needed(arms) for arms in (1, 2, 6)] == [6, 7, 8]
+    for arms in (1, 2, 5, 7):
+        needed = pairs_needed(arms)
+        survives = [
+            holm([sign_flip_p([1.0] * n, 0)] + [1.0] * (arms - 1))[0] <= SIGNIFICANCE for n in (needed - 1, needed)
+        ]
+        assert survives == [False, True], arms

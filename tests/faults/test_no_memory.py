@@ -1,0 +1,27 @@
+"""More memory than there is: one line that says what to lower, exit code 3, in a training and in its stage."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.cli import stage_main
+from pipeline.errors import machine_fault
+
+LOWER = "lower network.hidden, n_envs, batch sizes, the number of episodes or workers"
+
+
+@pytest.mark.parametrize("ask", [lambda: np.zeros(10**16), lambda: torch.empty(10**16)], ids=["numpy", "torch"])
+def test_a_refused_allocation_is_a_fault_of_the_machine_in_one_line(ask):
+    with pytest.raises((MemoryError, RuntimeError)) as refused:
+        ask()
+    line = machine_fault("pretrain", refused.value)
+    assert line is not None and line.startswith("pretrain could not go on: ") and line.endswith(LOWER)
+    assert machine_fault("pretrain", RuntimeError("a defect")) is None
+
+
+def test_a_network_that_no_machine_can_hold_ends_a_training_in_one_line(store, in_repository, capfd):
+    wide = ["--training.network.hidden", "[10000000, 100000000]", "--seeds", "[1]", "--control_timesteps", "0"]
+    assert stage_main("baseline", ["--config", "configs/smoke/finetune.yaml", *wide]) == 3
+    told = capfd.readouterr().err.strip().splitlines()
+    assert told[-1].startswith("error: baseline could not go on: training of seed 1 could not go on: ")
+    assert told[-1].endswith(LOWER) and not any("Traceback" in line for line in told)
