@@ -52,16 +52,17 @@ def read_zoo_config(path: Path) -> ZooConfig:
         if path.stat().st_size > MAX_BYTES:
             raise BadInput(f"{what} is larger than the {MAX_BYTES} bytes allowed")
         settings = _ZooLoader(path.read_text()).get_single_data()
-        # `normalize` is true, or the text of a call: dict(norm_obs=True, norm_reward=False)
+        # `normalize` is true, or the text of a mapping: dict(norm_obs=True, norm_reward=False), {'norm_obs': True}
         normalize = settings.get("normalize", False)
         if isinstance(normalize, str):
-            call = ast.parse(normalize, mode="eval").body
-            if not isinstance(call, ast.Call) or ast.unparse(call.func) != "dict" or call.args:
-                raise ValueError(
-                    f"normalize is {shortened(normalize)}, expected true, false or dict(norm_obs=..., ...)"
-                )
-            normalize = {k.arg: ast.literal_eval(k.value) for k in call.keywords}.get("norm_obs", True)
-        elif isinstance(normalize, dict):
+            text, written = normalize, ast.parse(normalize, mode="eval").body
+            if isinstance(written, ast.Call) and ast.unparse(written.func) == "dict" and not written.args:
+                normalize = {k.arg: ast.literal_eval(k.value) for k in written.keywords}
+            elif isinstance(written, ast.Dict):
+                normalize = ast.literal_eval(written)
+            else:
+                raise ValueError(f"normalize is {shortened(text)}, expected true, false or dict(norm_obs=..., ...)")
+        if isinstance(normalize, dict):
             normalize = normalize.get("norm_obs", True)
         listed = settings.get("env_wrapper") or []
         wrappers = [next(iter(one)) if isinstance(one, dict) else one for one in _listed(listed)]

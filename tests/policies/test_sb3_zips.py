@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from pipeline.cli import ask
 from pipeline.config.training import Network
+from pipeline.config.zoo import read_zoo_config
 from pipeline.envs.time_feature import TimeFeature
 from pipeline.errors import BadInput
 from pipeline.policies import (
@@ -380,7 +381,14 @@ def test_the_zoo_config_says_what_must_stand_in_front_of_the_policy(theirs, tmp_
     with pytest.raises(BadInput, match=r"trained behind theirs\.Shaping .* same class name"):
         import_sb3_zip(path, OBSERVATIONS, ACTIONS)
     import_sb3_zip(path, OBSERVATIONS, ACTIONS, [{"name": "ours:Shaping", "kwargs": {}}])
-    for hostile in ("!!python/object/apply:os.system ['true']", "a: [", "- 1", "normalize: __import__('os')()"):
+    for written, normalized in (
+        ("true", True), ("false", False), ("dict(norm_reward=True)", True), ("{norm_obs: false}", False),
+        ("\"{'norm_obs': False, 'norm_reward': True}\"", False), ("\"{'norm_reward': False}\"", True),
+    ):  # fmt: skip
+        config.write_text(f"normalize: {written}\n")
+        assert read_zoo_config(config).normalized == normalized, written
+    hostile_texts = ("!!python/object/apply:os.system ['true']", "a: [", "- 1", "normalize: __import__('os')()")
+    for hostile in (*hostile_texts, "normalize: \"{'norm_obs': __import__('os')}\""):
         config.write_text(hostile)
         with pytest.raises(BadInput, match=r"config\.yml beside the zip") as error:
             import_sb3_zip(path, OBSERVATIONS, ACTIONS)
