@@ -21,7 +21,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import name_utils
 from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_LOGGED_IMAGES,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_USER,
+)
 
 from pipeline.config.loading import flatten, to_data, to_yaml
 from pipeline.config.task import TaskConfig
@@ -385,6 +391,7 @@ def _end(run: StageRun, stage: str, status: str, last: Mapping[str, str]) -> Non
 
 
 def code_tags() -> dict[str, Any]:
-    """Tags that say which code a run ran."""
+    """Tags that say which code a run ran, and who ran it where a server knows users: MLflow asks the system alone."""
     commit, dirty = git_state()
-    return {Tag.CODE_COMMIT: commit, Tag.CODE_DIRTY: dirty}
+    login = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    return {Tag.CODE_COMMIT: commit, Tag.CODE_DIRTY: dirty, **({MLFLOW_USER: login} if login else {})}

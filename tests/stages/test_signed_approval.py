@@ -19,8 +19,10 @@ from pipeline.policies import build_policy
 from pipeline.policies.sb3 import export_sb3_zip
 from pipeline.stages import run_stage
 from pipeline.tasks import Task
+from pipeline.tracking.forwarder import Forwarder
 from pipeline.tracking.runs import search
 from pipeline.tracking.signatures import read_approvers, require_signature
+from pipeline.tracking.stage_run import open_run
 from pipeline.tracking.store import connect
 
 EXPERT = "social_nav-expert"
@@ -122,6 +124,18 @@ def test_nobody_signs_the_policy_of_a_seed_that_they_trained(team, story):
     assert "was trained by" in try_to_sign()
     client.delete_tag(story.pretrain, MLFLOW_USER)
     assert "names no user" in try_to_sign()
+
+
+def test_who_logs_in_at_a_server_is_who_trained_whatever_the_system_calls_them(team, story, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
+    monkeypatch.setenv("LOGNAME", "somebody")
+    with open_run("pretrain") as run, Forwarder(run) as forwarder:
+        child = forwarder.child("seed", {})
+    client = connect()
+    assert [client.get_run(one.run_id).data.tags[MLFLOW_USER] for one in (run, child)] == ["alice", "alice"]
+    client.set_tag(team.version().run_id, MLFLOW_USER, "alice")
+    team.promote()
+    assert "was trained by 'alice'" in refusal(team.sign)
 
 
 def test_what_was_signed_is_one_version_its_bytes_and_what_the_gate_found(team, story):
