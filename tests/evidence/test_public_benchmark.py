@@ -148,6 +148,23 @@ def test_the_page_says_where_every_figure_comes_from():
             assert f"{name} {version}" in row
 
 
+def test_an_agent_lies_as_the_zoo_keeps_it_or_in_a_folder_of_its_name(tmp_path, capsys):
+    for place in ("tqc/Hopper-v3_1", "sac-Hopper-v3"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "Hopper-v3.zip").touch()
+    assert public.zip_of("tqc-Hopper-v3", str(tmp_path)) == tmp_path / "tqc/Hopper-v3_1/Hopper-v3.zip"
+    assert public.zip_of("sac-Hopper-v3", str(tmp_path)) == tmp_path / "sac-Hopper-v3/Hopper-v3.zip"
+    with pytest.raises(SystemExit) as ended:
+        public.zip_of("ppo-Hopper-v3", str(tmp_path))
+    assert ended.value.code == 2 and "ppo-Hopper-v3 is not in" in capsys.readouterr().err
+    # SAC's arms, where a task has them, are a comparison of their own, on fewer seeds
+    said = public.comparisons("hopper", str(tmp_path))
+    assert list(said) == ["hopper-ppo", "hopper-sac"]
+    assert f"expert={tmp_path}/tqc/Hopper-v3_1/Hopper-v3.zip" in said["hopper-ppo"]
+    assert "finetune.arms=[clone, naive, residual]" in said["hopper-ppo"] and "matched_seeds=3" in said["hopper-sac"]
+    assert list(public.comparisons("lunar_lander", None)) == ["lunar_lander-ppo"]
+
+
 def test_what_a_task_needs_is_asked_for_before_any_task_is_run(monkeypatch, capsys):
     wanted = {("half_cheetah",): "say where it is: --zoo", ("swimming",): "task 'swimming' is not of the benchmark"}
     monkeypatch.setattr(public, "METAWORLD", Path("nowhere"))
