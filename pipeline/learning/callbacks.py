@@ -99,6 +99,7 @@ class EvaluationCallback(BaseCallback):
         self.points: list[EvaluationPoint] = []
         self.best_timestep = 0
         self.best_tensors: dict[str, torch.Tensor] = {}
+        self.best_unit: float | None = None  # of its critic's values
         self.seconds = 0.0
 
     def _on_training_start(self) -> None:
@@ -128,6 +129,7 @@ class EvaluationCallback(BaseCallback):
             "best": self._best,
             "best_timestep": self.best_timestep,
             "best_policy": self.best_tensors,
+            "best_unit": self.best_unit,
             "seconds": self.seconds,
         }
 
@@ -140,6 +142,7 @@ class EvaluationCallback(BaseCallback):
             self.points.append(EvaluationPoint(int(timestep), records))
         self._due, self._best, self.seconds = state["due"], state["best"], state["seconds"]
         self.best_timestep, self.best_tensors = state["best_timestep"], state["best_policy"]
+        self.best_unit = state["best_unit"]
 
     def finish(self) -> None:
         """Evaluate what the last update left, unless that was just done."""
@@ -167,6 +170,7 @@ class EvaluationCallback(BaseCallback):
         self.points.append(EvaluationPoint(timestep, replace(records, action_histogram=None)))
         if value > self._best:
             self._best, self.best_timestep, self.best_tensors = value, timestep, tensors_of(policy)
+            self.best_unit = self.model.reward_unit()
         self.model.on_evaluation(records.metrics[Metric.RETURN])
         # every point costs; what nobody judges a training by gets its interval, and all of it quantiles, in the end
         watched = (*self._task.config.thresholds, "return_mean")

@@ -24,6 +24,10 @@ class Continued(BaseAlgorithm):
         """What is evaluated and kept: the policy as it is now."""
         raise NotImplementedError
 
+    def reward_unit(self) -> float | None:
+        """By what rewards are divided now, in whose unit the critic's values are; None: they are as they are."""
+        return None
+
     def on_evaluation(self, returns: np.ndarray) -> None:
         """Take in a scheduled evaluation, (E,) returns of the same episodes every time."""
 

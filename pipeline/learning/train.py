@@ -11,7 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from pipeline.learning.adaptive import Decision
 from pipeline.learning.callbacks import Emitter, EvaluationCallback, NumberWriter, RolloutBoundary
@@ -55,7 +57,8 @@ def train(job: TrainingJob, emit: Emit) -> TrainingResult:
                 state = _train_part(job, task, evaluation, emitter, state)
             except Diverged as error:
                 policy = _blank_policy(job, task)
-                _save_best(job, task, evaluation, policy)
+                load_tensors(policy, evaluation.best_tensors)
+                _save(job, task, policy, BEST_FOLDER, evaluation.best_timestep, evaluation.best_unit)
                 best = f"its best policy, of step {evaluation.best_timestep:,}, is kept"
                 line = f"training of seed {job.seed} {error}"
                 if job.sac is None and not job.training.normalize_reward:
@@ -135,8 +138,10 @@ def _conclude(
     last_weights = weights_digest(policy)
     if job.learning_rate_zero and origin["weights"] != last_weights:
         raise RuntimeError(f"seed {job.seed}: weights changed at learning rate 0, the control proves nothing")
-    last_digest = save_policy(policy, Path(job.output) / LAST_FOLDER, _provenance(job, task, timestep))
-    best_digest = _save_best(job, task, evaluation, policy)
+    last_digest = _save(job, task, policy, LAST_FOLDER, timestep, state["model"].get("reward_unit"))
+    load_tensors(policy, evaluation.best_tensors)
+    best_weights = weights_digest(policy)
+    best_digest = _save(job, task, policy, BEST_FOLDER, evaluation.best_timestep, evaluation.best_unit)
     before_final = emitter.elapsed()
     fresh = final_episodes(task, training.scenario_set, training.evaluation, job.final_episodes)
     final = run_episodes(task, act_function(policy), fresh, env=evaluation.env)
@@ -148,7 +153,7 @@ def _conclude(
         best_timestep=evaluation.best_timestep,
         best_digest=best_digest,
         last_digest=last_digest,
-        best_weights=weights_digest(policy),
+        best_weights=best_weights,
         last_weights=last_weights,
         environment_steps=timestep,
         gradient_steps=state["model"]["optimizer_steps"],
@@ -162,14 +167,15 @@ def _conclude(
     )
 
 
-def _save_best(job: TrainingJob, task: Task, evaluation: EvaluationCallback, policy: Policy) -> str:
-    """Fill `policy` with the best checkpoint and save it; its digest."""
-    load_tensors(policy, evaluation.best_tensors)
-    return save_policy(policy, Path(job.output) / BEST_FOLDER, _provenance(job, task, evaluation.best_timestep))
-
-
-def _provenance(job: TrainingJob, task: Task, timestep: int) -> dict[str, Any]:
-    return {"task": job.task.name, "seed": job.seed, WRAPPERS: task.wrappers, "timestep": timestep}
+def _save(job: TrainingJob, task: Task, policy: Policy, name: str, timestep: int, unit: float | None) -> str:
+    """Save a policy, from now on with its critic's values in the rewards' own unit; its digest."""
+    if unit is not None:
+        assert isinstance(policy, ActorCriticPolicy)
+        with torch.no_grad():
+            for parameter in policy.value_net.parameters():
+                parameter.mul_(unit)
+    provenance = {"task": job.task.name, "seed": job.seed, WRAPPERS: task.wrappers, "timestep": timestep}
+    return save_policy(policy, Path(job.output) / name, provenance, unit)
 
 
 def _blank_policy(job: TrainingJob, task: Task) -> Policy:

@@ -8,6 +8,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,10 @@ class WarmPPO(Continued, PPO):
         update_learning_rate(optimizers, rate)
         self.logger.record("train/learning_rate", rate)
 
+    def reward_unit(self) -> float | None:
+        env = self.get_env()
+        return sqrt(env.ret_rms.var + env.epsilon) if isinstance(env, VecNormalize) else None
+
     # --- the state at a boundary between rollouts ---------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -148,6 +153,7 @@ class WarmPPO(Continued, PPO):
             "anchor": asdict(self._anchor),
             "decisions": [asdict(decision) for decision in self.decisions],
             "reward_spread": spread and [float(spread.mean), float(spread.var), float(spread.count)],
+            "reward_unit": self.reward_unit(),
             **self.progress(),
         }
 

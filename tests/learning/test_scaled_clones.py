@@ -16,9 +16,17 @@ from pipeline.errors import BadInput
 from pipeline.learning.clones import return_scale, untrained_clone
 from pipeline.learning.cloning import clone
 from pipeline.learning.jobs import TrainingJob
-from pipeline.learning.ppo import make_model, training_env
+from pipeline.learning.ppo import fresh_policy, make_model, training_env
 from pipeline.learning.train import train
-from pipeline.policies import act_function, build_policy, load_policy, save_policy, scaling_of, weights_digest
+from pipeline.policies import (
+    act_function,
+    build_policy,
+    load_policy,
+    read_spec,
+    save_policy,
+    scaling_of,
+    weights_digest,
+)
 from pipeline.policies.transfer import Transfer
 from pipeline.tasks import Task
 from pipeline.tracking.content_key import training_key
@@ -146,6 +154,31 @@ def test_the_value_of_a_state_means_the_same_to_a_clone_and_to_ppo_that_normalis
         for _ in range(30):  # whatever came before
             actions = np.full((env.num_envs, 1), 1.5, np.float32)
             assert np.allclose(40 * env.step(actions)[1], raw.step(actions)[1], rtol=1e-5)
+
+
+def test_what_a_training_hands_on_values_returns_as_they_are_and_says_by_what_it_divided_them(scaled_job, tmp_path):
+    """At learning rate 0 the critic stays what it was, in whatever unit PPO saw it."""
+    training = replace(scaled_job.training, normalize_reward=True)
+    rows = torch.as_tensor(np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32))
+    start = str(tmp_path / "clone")
+    warm = replace(
+        scaled_job, training=training, initial_policy=start, warm_start=WarmStart(), return_scale=40.0,
+        learning_rate_zero=True, output=str(tmp_path / "warm"),
+    )  # fmt: skip
+    train(warm, Recording())
+    scratch = replace(scaled_job, training=training, learning_rate_zero=True, output=str(tmp_path / "scratch"))
+    train(scratch, Recording())
+    task = Task(scaled_job.task)
+    for job, before in ((warm, load_policy(start)), (scratch, fresh_policy(scratch, task))):
+        for name in ("best", "last"):
+            kept, unit = load_policy(f"{job.output}/{name}"), read_spec(f"{job.output}/{name}").return_scale
+            seen = before.predict_values(rows) * (unit if job is scratch else 1.0)
+            torch.testing.assert_close(kept.predict_values(rows), seen, rtol=1e-5, atol=1e-5)
+            assert unit == 40.0 if job is warm else unit > 0
+    assert read_spec(f"{scratch.output}/last").return_scale > 5  # Pendulum's returns, after some rollouts
+    raw = replace(scaled_job, output=str(tmp_path / "raw"))
+    train(raw, Recording())
+    assert read_spec(f"{raw.output}/best").return_scale is None
 
 
 def test_the_scale_of_returns_is_on_the_certificate(tmp_path):
