@@ -41,12 +41,11 @@ class Team:
     passwords: Mapping[str, str]  # of every user, `admin` among them
 
     def environment(self, user: str) -> dict[str, str]:
-        """What this user exports. MLflow records as the user of a run whom the system names: `LOGNAME`."""
+        """What this user exports."""
         return {
             "MLFLOW_TRACKING_URI": self.address,
             "MLFLOW_TRACKING_USERNAME": user,
             "MLFLOW_TRACKING_PASSWORD": self.passwords[user],
-            "LOGNAME": user,
         }
 
 

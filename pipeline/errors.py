@@ -88,7 +88,8 @@ def disk_refusal(error: BaseException) -> str | None:
 def memory_refusal(error: BaseException) -> str | None:
     """What was asked for when there was not so much memory, of this machine or of its GPU, and what asks for less."""
     refused = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, of a GPU
-    if not refused and "DefaultCPUAllocator" not in str(error):  # torch's, of this machine
+    refused = refused or "DefaultCPUAllocator" in str(error)  # torch's, of this machine
+    if not refused or isinstance(error, OSError):  # what was said already
         return None
     return f"{error or 'out of memory'}; lower network.hidden, n_envs, batch sizes, the number of episodes or workers"
 

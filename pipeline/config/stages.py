@@ -264,7 +264,7 @@ class Pretrain:
     final_episodes: Count = 200
     judgement: Judgement = Judgement()
     workers: Count = 2
-    """Clones made side by side, one process and one thread each; those of dagger one after the other."""
+    """Clones made side by side, one process and one thread each, which holds the demonstrations; of dagger one."""
 
     def __post_init__(self) -> None:
         if self.use_camera and self.algorithm != "bc":

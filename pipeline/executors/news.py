@@ -16,6 +16,10 @@ class TrainingKilled(TrainingCrashed, Interrupted):
     """A training was ended from outside: its process was killed, or its node was lost too often."""
 
 
+class OutOfMemory(TrainingCrashed, OSError):
+    """A training asked for more memory than there is: in one line, as what a machine refuses is told."""
+
+
 # a TrainingEvent while it runs; its last: BadInput as it was raised, OSError when its disk refuses, TrainingCrashed for
 # any other end, or else what `perform` came to
 News = Any
@@ -55,6 +59,7 @@ def attempt(job: Job[Any], emit: Emit) -> News:
     except BadInput as error:
         return type(error)(str(error))  # without what it came from, which may be of a user's own type
     except Exception as error:
-        refused = disk_refusal(error) or memory_refusal(error)
-        what = f"could not go on: {refused}" if refused else f"crashed: {traceback.format_exc()}"
-        return (OSError if refused else TrainingCrashed)(f"{job.name} {what}")
+        for refused, kind in ((disk_refusal(error), OSError), (memory_refusal(error), OutOfMemory)):
+            if refused is not None:
+                return kind(f"{job.name} could not go on: {refused}")
+        return TrainingCrashed(f"{job.name} crashed: {traceback.format_exc()}")

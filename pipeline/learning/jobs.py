@@ -134,7 +134,7 @@ class TrainingResult:
     best_digest: str  # policy_digest of output/best
     last_digest: str
     best_weights: str  # weights_digest: equal weights give equal digests, whatever the provenance says
-    last_weights: str
+    last_weights: str  # as they were trained: the critic in the unit of the rewards that it saw
     environment_steps: int  # of training alone
     gradient_steps: int  # of PPO's policy and critic, or of SAC's critics, each with one of its actor
     evaluation_steps: int  # of scheduled and final evaluations

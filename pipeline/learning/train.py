@@ -140,7 +140,6 @@ def _conclude(
         raise RuntimeError(f"seed {job.seed}: weights changed at learning rate 0, the control proves nothing")
     last_digest = _save(job, task, policy, LAST_FOLDER, timestep, state["model"].get("reward_unit"))
     load_tensors(policy, evaluation.best_tensors)
-    best_weights = weights_digest(policy)
     best_digest = _save(job, task, policy, BEST_FOLDER, evaluation.best_timestep, evaluation.best_unit)
     before_final = emitter.elapsed()
     fresh = final_episodes(task, training.scenario_set, training.evaluation, job.final_episodes)
@@ -153,7 +152,7 @@ def _conclude(
         best_timestep=evaluation.best_timestep,
         best_digest=best_digest,
         last_digest=last_digest,
-        best_weights=best_weights,
+        best_weights=weights_digest(policy),
         last_weights=last_weights,
         environment_steps=timestep,
         gradient_steps=state["model"]["optimizer_steps"],

@@ -137,7 +137,9 @@ class WarmPPO(Continued, PPO):
 
     def reward_unit(self) -> float | None:
         env = self.get_env()
-        return sqrt(env.ret_rms.var + env.epsilon) if isinstance(env, VecNormalize) else None
+        if not isinstance(env, VecNormalize) or (env.training and (env.ret_rms.count < 1 or env.ret_rms.var == 0)):
+            return None  # also where no reward was seen yet: then nothing is known of their spread
+        return sqrt(env.ret_rms.var + env.epsilon)
 
     # --- the state at a boundary between rollouts ---------------------------------------------------------------------
 

@@ -200,11 +200,12 @@ def _doubts(
                     "the clones were chosen on the episodes that measure the training (evaluation.seed = "
                     f"{training.evaluation.seed} of both); give one of them another seed"
                 )
-    samples, what = (len(starts.makers), "datasets") if len(starts.makers) > 1 else (len(config.seeds), "seeds")
+    recorded = {tags.get(Tag.LINEAGE_DATASET) for tags in starts.lineages.values()}
+    samples, what = (len(recorded), "datasets") if len(recorded) > 1 else (len(config.seeds), "seeds")
     if config.arms and samples < (needed := pairs_needed(len(config.arms) + 1)):
         yield (
-            f"{len(config.arms) + 1} arms against the one from scratch, on {samples} {what}: no difference can survive "
-            f"the correction for their number; from {needed} {what} on it can"
+            f"{len(config.arms) + 1} arms against the one from scratch, on {samples} {what}: no difference in their "
+            f"ranking can survive the correction for their number; from {needed} {what} on it can"
         )
     for dataset in datasets:
         if otherwise := recorded_otherwise(dataset.metadata, task):

@@ -391,7 +391,7 @@ def _end(run: StageRun, stage: str, status: str, last: Mapping[str, str]) -> Non
 
 
 def code_tags() -> dict[str, Any]:
-    """Tags that say which code a run ran, and who ran it where a server knows users: MLflow asks the system alone."""
+    """Tags that say which code a run ran, and who, by the login at a server: MLflow asks the system alone."""
     commit, dirty = git_state()
     login = os.environ.get("MLFLOW_TRACKING_USERNAME")
     return {Tag.CODE_COMMIT: commit, Tag.CODE_DIRTY: dirty, **({MLFLOW_USER: login} if login else {})}

@@ -172,9 +172,9 @@ def test_what_a_training_hands_on_values_returns_as_they_are_and_says_by_what_it
     for job, before in ((warm, load_policy(start)), (scratch, fresh_policy(scratch, task))):
         for name in ("best", "last"):
             kept, unit = load_policy(f"{job.output}/{name}"), read_spec(f"{job.output}/{name}").return_scale
-            seen = before.predict_values(rows) * (unit if job is scratch else 1.0)
+            seen = before.predict_values(rows) * (unit or 1.0 if job is scratch else 1.0)
             torch.testing.assert_close(kept.predict_values(rows), seen, rtol=1e-5, atol=1e-5)
-            assert unit == 40.0 if job is warm else unit > 0
+            assert unit == 40.0 if job is warm else (unit is None) == (name == "best")  # step 0: no reward was seen
     assert read_spec(f"{scratch.output}/last").return_scale > 5  # Pendulum's returns, after some rollouts
     raw = replace(scaled_job, output=str(tmp_path / "raw"))
     train(raw, Recording())

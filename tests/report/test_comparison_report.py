@@ -214,14 +214,14 @@ def test_the_page_says_what_each_further_arm_is_and_what_its_starts_decided(
         "warm_start.clone_penalty": {"pretrained": "adaptive", "naive": "0.0", "few": "adaptive"},
         "episodes": {"pretrained": "–", "naive": "–", "few": "12"},
     }
-    left = {"few": {3: [Decision(0, "clone_weights", 0.0, "it learnt nothing")]}}
+    left = {"few": {seed: [Decision(0, "clone_weights", 0.0, "it learnt nothing")] for seed in (1, 3)}}
     page = build_report(comparison, replace(context, arms=arms, further_decisions=left))["report.md"].decode()
     lines = [" ".join(line.split()) for line in page.splitlines()]
     assert "| setting | pre-trained | naive | few |" in lines
     assert "| warm_start.clone_penalty | adaptive | 0.0 | adaptive |" in lines
     assert "| episodes | – | – | 12 |" in lines
     assert "| few | 3 | clone_weights | 0 at 0 |" in lines
-    assert "- The clone of seed 3 of arm few learnt nothing: that training began with fresh weights instead." in lines
+    assert "- Arm few began with fresh weights on seeds 1, 3: the clones learnt nothing." in lines
 
 
 def test_no_two_of_eight_further_arms_are_drawn_alike(comparison: Comparison) -> None:

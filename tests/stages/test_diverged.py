@@ -34,6 +34,18 @@ def test_a_diverged_training_is_one_line_and_its_best_policy_stays(story, client
     assert read_text_artifact(client, run.info.run_id, Artifact.CERTIFICATE) is None
 
 
+def test_of_clones_side_by_side_the_one_that_diverges_keeps_its_best_policy(story, client, capfd):
+    known = {run.info.run_id for run in search(client, {}, status=None)}
+    arguments = ["--cloning.learning_rate", "1e37", "--seeds", "[3, 4]"]
+    assert stage_main("pretrain", ["--config", "configs/smoke/pretrain.yaml", *arguments]) == 2
+    (line,) = [text for text in capfd.readouterr().err.splitlines() if text.startswith("error: ")]
+    assert "diverged" in line
+    runs = [run for run in search(client, {"stage": "pretrain_seed"}, status=None) if run.info.run_id not in known]
+    assert [run.info.status for run in runs] == ["FAILED"] * 2
+    (seed,) = [run for run in runs if f"of seed {run.data.tags['seed']} diverged" in line]
+    load_policy(download_policy(seed.info.run_id))
+
+
 def test_clones_that_an_interrupt_left_unfinished_end_killed_as_their_stage_does(story, client, monkeypatch):
     def interrupt(*arguments) -> None:
         raise KeyboardInterrupt  # what Ctrl-C comes to; a shell's background processes ignore its signal

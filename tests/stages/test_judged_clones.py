@@ -104,9 +104,17 @@ def test_a_good_clone_has_learnt_and_its_run_says_so(configs):
     assert metrics[Metric.EVALUATION_STEPS] == 8 * (2 * (4 * 20 + 40 + 2 * 30) + 2 * 30)
 
 
-def test_clones_made_side_by_side_are_those_that_are_made_here_bit_for_bit(configs, tmp_path):
-    stored = fetch_for_training(connect(), record(configs), "seeking")
+def test_clones_made_side_by_side_are_those_that_are_made_here_bit_for_bit(configs, tmp_path, monkeypatch):
+    stored, told = fetch_for_training(connect(), record(configs), "seeking"), []
+    side_by_side = pretrain.run_side_by_side
+
+    def spied(jobs, workers, *others, **named):
+        told.append(workers)
+        return side_by_side(jobs, workers, *others, **named)
+
+    monkeypatch.setattr(pretrain, "run_side_by_side", spied)
     run_stage("pretrain", configs["pretrain"], {"dataset": stored.metadata.dataset_id}, {})
+    assert told == [2]
     task, config = load_task("task.yaml"), load(Pretrain, configs["pretrain"])
     for child in search(connect(), {Tag.STAGE: "pretrain_seed"}):
         seed, place = int(child.data.tags[Tag.SEED]), tmp_path / child.info.run_id
