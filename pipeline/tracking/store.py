@@ -50,8 +50,8 @@ matched seeds.
 
 **Look first** at a run of `main`: its description, the tag `verdict`, the metrics `sample_efficiency/ratio` and
 `final/…`; then at `report/report.html` among the artifacts of its `compare`. Settings are parameters (`cfg.…`, `arm`,
-`arm.…`, `seed`), datasets are inputs, and tags `lineage.…` name what a run was made from. `Views` holds what `main` came to,
-the arms of comparisons, trainings by success, and, behind the chart symbol, success and films by step.
+`arm.…`, `seed`), datasets are inputs, and tags `lineage.…` name what a run was made from. `Views` holds what `main`
+came to, the arms of comparisons, trainings by success, and, behind the chart symbol, success and films by step.
 """,
     **view_tags(),
 }
