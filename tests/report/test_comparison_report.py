@@ -164,6 +164,13 @@ def test_seeds_whose_clone_was_left_are_named_on_the_first_screen(
     assert said in first({**kept, **left}) and "learnt nothing" not in first(kept)
 
 
+def test_clones_that_failed_are_told_on_the_first_screen(comparison: Comparison, context: ReportContext) -> None:
+    for imitation in ("failed", "partly", "learnt"):
+        made = replace(context, dataset={**(context.dataset or {}), "imitation": imitation})
+        first = first_screen(build_report(comparison, made)["report.html"])
+        assert ("not shown to have learnt anything from the demonstrations" in first) == (imitation == "failed")
+
+
 def test_described_figures_that_moved_are_counted_on_the_first_screen_without_a_verdict(comparison: Comparison) -> None:
     """Comfort exposure is the one figure of the made-up runs that is not primary, on the training set alone."""
     (comfort,) = (f for f in comparison.finals["train_small"] if not f.primary)
