@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.errors import BadInput, Interrupted, disk_refusal, machine_fault, printable, say, shortened
 from pipeline.names import STAGES, THREAD_VARIABLES, Tag
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 DONE, VERDICT_NO, BAD_INPUT, FAULT = 0, 1, 2, 3
 REFERENCES = ("expert", "dataset", "policy", "group", "run")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Does not print its usage and exit: a user's mistake here is one line like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"arguments: {message}")
 
 
 def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +99,7 @@ def parse(stage: str, arguments: Sequence[str]) -> tuple[str, dict[str, str], di
     """
     if stage not in STAGES:
         raise BadInput(f"stage {shortened(stage)} is unknown; there are: {', '.join(STAGES)}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"python -m entrypoints.{stage}",
         description=f"Stage {stage}. Every other --key value overrides the config by dotted key.",
         allow_abbrev=False,
@@ -102,8 +109,7 @@ def parse(stage: str, arguments: Sequence[str]) -> tuple[str, dict[str, str], di
     references = [name for name in REFERENCES if (stage, name) != ("main", "group")]
     for reference in references:
         parser.add_argument(f"--{reference}", default="", help=argparse.SUPPRESS)
-    with _argparse_errors():
-        known, rest = parser.parse_known_args(list(arguments))
+    known, rest = parser.parse_known_args(list(arguments))
     overrides: dict[str, str] = {}
     while rest:
         key = rest.pop(0)
@@ -130,9 +136,7 @@ EXPORTS = {
 
 def ask(arguments: Sequence[str] | None = None) -> int:
     """Answer one question from the store (a table, a chain, a file for others), or make it, or deliver what waits."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline", description="Questions to the store.", allow_abbrev=False
-    )
+    parser = _Parser(prog="python -m pipeline", description="Questions to the store.", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for table in TABLES:
         verb = verbs.add_parser(table, help=f"list {table}")
@@ -166,9 +170,7 @@ def ask(arguments: Sequence[str] | None = None) -> int:
     verbs.add_parser("sync", help="deliver to the store what trainings left waiting on this machine")
     _take_any_text()
     try:
-        with _argparse_errors():
-            known = parser.parse_args(arguments)
-        lines, good = _answer(known)
+        lines, good = _answer(parser.parse_args(arguments))
         for line in lines:
             say(line)
     except (Exception, KeyboardInterrupt) as error:
@@ -288,20 +290,6 @@ def _coverage(episodes: dict[str, int] | None) -> str | None:
     fewest, most = min(episodes.values()), max(episodes.values())
     only = f"{next(iter(episodes))} only" if len(episodes) == 1 else f"{len(episodes)} scenarios"
     return f"{only}, {fewest} each" if fewest == most else f"{only}, {fewest} to {most} each"
-
-
-@contextlib.contextmanager
-def _argparse_errors() -> Iterator[None]:
-    """argparse prints usage and exits; a user's mistake here is one line like every other."""
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured):
-            yield
-    except SystemExit as error:
-        if error.code in (0, None):
-            raise
-        message = captured.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        raise BadInput(f"arguments: {message}") from None
 
 
 @contextlib.contextmanager
