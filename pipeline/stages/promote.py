@@ -17,7 +17,7 @@ from pipeline.config.stages import Promote
 from pipeline.errors import BadInput, say
 from pipeline.executors.players import Player, rollouts
 from pipeline.gate import GateDecision, PlayedEpisodes, check_rules, decide
-from pipeline.names import Alias, Artifact, Metric, Tag, VersionTag, lineage_run_tag
+from pipeline.names import Alias, Artifact, Gate, Metric, Tag, VersionTag, lineage_run_tag
 from pipeline.play.demonstrators import as_policy_sees
 from pipeline.policies import WRAPPERS, save_policy
 from pipeline.policies.frozen import FrozenActor
@@ -204,7 +204,7 @@ def _conclude(
     registry.describe(run.client, version, about + found)  # cut at its end when it is long
     if not decision.approved:
         reason = "; ".join(decision.reasons)
-        approved_before = registry.refuse(run.client, version, run.run_id, reason[:4_000])
+        approved_before = registry.withhold(run.client, version, run.run_id, reason[:4_000])
         doubt = f"expert {candidate.reference} was refused by run {run.run_id} after it had been approved"
         return StageOutcome(
             (
@@ -219,7 +219,8 @@ def _conclude(
         )
     reason = f"all {checked} checks hold"
     if approvers is not None:
-        registry.wait(run.client, version, run.run_id, f"{reason}; waits for the signature of an approver")
+        waits = f"{reason}; waits for the signature of an approver"
+        registry.withhold(run.client, version, run.run_id, waits, Gate.PENDING)
         return StageOutcome(
             (
                 f"promote: {candidate.reference}: {reason}; it waits for the signature of one of {approvers}:",

@@ -160,24 +160,15 @@ def _equal_and_sound(holder: ModelVersion, version: ModelVersion) -> bool:
     return str(holder.version) != str(version.version) and digests[0] == digests[1]
 
 
-def wait(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> None:
-    """Record that the gate passed a version, which now waits for a signature; no alias moves, no older one stays."""
-    with exclusive("registry"):
-        current = client.get_model_version(version.name, version.version)
-        tags = {VersionTag.GATE: Gate.PENDING, VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id}
-        if VersionTag.APPROVED_AT in current.tags:
-            tags |= _ended(current, now())
-        _tag(client, current, tags)
+def withhold(client: MlflowClient, version: ModelVersion, run_id: str, reason: str, gate: str = Gate.REFUSED) -> bool:
+    """Record that the gate refused a version, or passed it and it waits for a signature (`pending`); no alias moves.
 
-
-def refuse(client: MlflowClient, version: ModelVersion, run_id: str, reason: str) -> bool:
-    """Record a refusal; no alias moves. True when the version had been approved before: what came from it is in doubt.
-
-    A version that holds the alias `approved` keeps it, and nobody may record from it until the gate approves one again.
+    True when it had been approved before: what came from a refused one is in doubt. A version that holds the alias
+    `approved` keeps it, and nobody may record from it until the gate approves one again.
     """
     with exclusive("registry"):
         current = client.get_model_version(version.name, version.version)
-        tags = {VersionTag.GATE: Gate.REFUSED, VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id}
+        tags = {VersionTag.GATE: gate, VersionTag.GATE_REASON: reason, VersionTag.GATE_RUN_ID: run_id}
         approved_before = VersionTag.APPROVED_AT in current.tags
         if approved_before:
             tags |= _ended(current, now())

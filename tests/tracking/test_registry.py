@@ -90,7 +90,7 @@ def test_a_refusal_changes_nothing_but_the_tags_of_the_gate(bench):
     approved, refused = bench.candidate(), bench.candidate(seed=2)
     registry.approve(bench.client, approved, bench.run("promote"), "good")
     before, gate = bench.version(refused), bench.run("promote", status="FAILED")
-    registry.refuse(bench.client, refused, gate, "success_rate 0.5")
+    registry.withhold(bench.client, refused, gate, "success_rate 0.5")
     after = bench.version(refused)
     changed = {key for key in {**before.tags, **after.tags} if before.tags.get(key) != after.tags.get(key)}
     assert changed == {VersionTag.GATE, VersionTag.GATE_REASON, VersionTag.GATE_RUN_ID}
@@ -103,9 +103,9 @@ def test_a_refusal_changes_nothing_but_the_tags_of_the_gate(bench):
 
 def test_an_approved_version_that_now_fails_keeps_its_alias_but_demonstrates_no_more(bench):
     version = bench.candidate()
-    assert registry.refuse(bench.client, version, bench.run("promote"), "never good") is False
+    assert registry.withhold(bench.client, version, bench.run("promote"), "never good") is False
     registry.approve(bench.client, version, bench.run("promote"), "good")
-    assert registry.refuse(bench.client, version, bench.run("promote"), "fails on new scenarios") is True
+    assert registry.withhold(bench.client, version, bench.run("promote"), "fails on new scenarios") is True
     assert state(bench, version) == (Gate.REFUSED, {Alias.APPROVED})
     assert bench.version(version).tags[VersionTag.GATE_REASON] == "fails on new scenarios"
     ((since, until),) = history(bench, version)
@@ -117,7 +117,7 @@ def test_an_approved_version_that_now_fails_keeps_its_alias_but_demonstrates_no_
 def test_an_approval_after_a_refusal_is_a_new_period(bench):
     version = bench.candidate()
     registry.approve(bench.client, version, bench.run("promote"), "good")
-    registry.refuse(bench.client, version, bench.run("promote"), "fails")
+    registry.withhold(bench.client, version, bench.run("promote"), "fails")
     registry.approve(bench.client, version, bench.run("promote"), "good again")
     assert state(bench, version)[0] == Gate.APPROVED
     (_, first_until), (second_since, second_until) = history(bench, version)
@@ -129,7 +129,7 @@ def test_an_approval_after_a_refusal_is_a_new_period(bench):
 def test_a_version_that_was_refused_stays_refused_when_another_takes_its_alias(bench):
     first, second = bench.candidate(), bench.candidate(seed=2)
     registry.approve(bench.client, first, bench.run("promote"), "good")
-    registry.refuse(bench.client, first, bench.run("promote"), "fails")
+    registry.withhold(bench.client, first, bench.run("promote"), "fails")
     assert registry.approve(bench.client, second, bench.run("promote"), "better").replaced == "1"
     assert state(bench, first) == (Gate.REFUSED, frozenset())
     assert bench.version(first).tags[VersionTag.REPLACED_BY] == "2"
@@ -137,7 +137,7 @@ def test_a_version_that_was_refused_stays_refused_when_another_takes_its_alias(b
 
 def test_a_refused_version_may_be_approved_later(bench):
     version = bench.candidate()
-    registry.refuse(bench.client, version, bench.run("promote"), "bad rules")
+    registry.withhold(bench.client, version, bench.run("promote"), "bad rules")
     registry.approve(bench.client, version, bench.run("promote"), "good rules")
     assert state(bench, version)[0] == Gate.APPROVED
 
@@ -158,7 +158,7 @@ def test_a_version_with_the_bytes_of_the_approved_one_gives_way_to_it(bench):
 def test_a_version_with_the_bytes_of_one_that_was_refused_takes_its_place(bench):
     first, second = bench.candidate(), bench.candidate()
     registry.approve(bench.client, first, bench.run("promote"), "good")
-    registry.refuse(bench.client, first, bench.run("promote"), "hits walls")
+    registry.withhold(bench.client, first, bench.run("promote"), "hits walls")
     assert registry.approve(bench.client, second, bench.run("promote"), "other rules").version == "2"
     assert approved_number(bench) == 2
 
@@ -212,7 +212,7 @@ def test_a_version_whose_history_cannot_be_read_can_be_refused_and_tainted(bench
     version = bench.candidate()
     registry.approve(bench.client, version, bench.run("promote"), "good")
     spoil(bench, version, VersionTag.HISTORY, "no JSON")
-    assert registry.refuse(bench.client, version, bench.run("promote"), "hits walls") is True
+    assert registry.withhold(bench.client, version, bench.run("promote"), "hits walls") is True
     assert registry.taint(bench.client, version.name, version.version, "cheated") is True
     assert state(bench, version)[0] == Gate.REFUSED
 
@@ -233,7 +233,7 @@ def test_an_approval_without_its_moment_is_still_ended_and_one_without_its_reaso
     spoil(bench, second, VersionTag.APPROVED_AT, None)
     registry.approve(bench.client, third, bench.run("promote"), "best")
     assert [state(bench, version)[0] for version in (first, second)] == [Gate.SUPERSEDED] * 2
-    registry.refuse(bench.client, first, bench.run("promote"), "bad")
+    registry.withhold(bench.client, first, bench.run("promote"), "bad")
     spoil(bench, first, VersionTag.GATE_REASON, None)
     with pytest.raises(BadInput, match="walk-expert/1: it was refused since: without a reason on record"):
         registry.roll_back(bench.client, first, bench.run("promote"), "why not")
@@ -256,7 +256,7 @@ def test_a_pending_version_is_refused_by_name(bench):
 
 def test_a_refused_version_is_refused_by_name(bench):
     version = bench.candidate()
-    registry.refuse(bench.client, version, bench.run("promote"), "bad")
+    registry.withhold(bench.client, version, bench.run("promote"), "bad")
     assert "walk-expert/1 is not approved (gate: refused)" in refused_expert(bench, version)
 
 
@@ -327,7 +327,7 @@ def test_a_version_that_was_never_approved_is_no_target_of_a_roll_back(bench, ga
     approved, other = bench.candidate(), bench.candidate(seed=2)
     registry.approve(bench.client, approved, bench.run("promote"), "good")
     if gate == Gate.REFUSED:
-        registry.refuse(bench.client, other, bench.run("promote"), "bad")
+        registry.withhold(bench.client, other, bench.run("promote"), "bad")
     with pytest.raises(BadInput, match=rf"roll back to walk-expert/2: it was never approved \(gate: {gate}\)"):
         registry.roll_back(bench.client, other, bench.run("promote"), "why not")
     assert approved_number(bench) == 1
@@ -355,7 +355,7 @@ def test_a_version_that_was_refused_since_is_no_target_of_a_roll_back(bench):
     first, second = bench.candidate(), bench.candidate(seed=2)
     registry.approve(bench.client, first, bench.run("promote"), "good")
     registry.approve(bench.client, second, bench.run("promote"), "better")
-    registry.refuse(bench.client, first, bench.run("promote"), "hits walls")
+    registry.withhold(bench.client, first, bench.run("promote"), "hits walls")
     with pytest.raises(BadInput, match="walk-expert/1: it was refused since: hits walls"):
         registry.roll_back(bench.client, first, bench.run("promote"), "why not")
     assert approved_number(bench) == 2
@@ -399,5 +399,5 @@ def test_the_gate_asked_for_the_latest_takes_what_waits_alone(bench):
         find_version(bench.client, "latest", TASK, Alias.CANDIDATE)
     assert int(find_version(bench.client, "1", TASK, Alias.CANDIDATE).version) == 1
     second = bench.candidate(seed=2)
-    registry.refuse(bench.client, second, bench.run("promote", status="FAILED"), "hits walls")
+    registry.withhold(bench.client, second, bench.run("promote", status="FAILED"), "hits walls")
     assert int(find_version(bench.client, "latest", TASK, Alias.CANDIDATE).version) == 2
