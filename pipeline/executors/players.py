@@ -62,20 +62,16 @@ class EpisodesJob:
     player: Player
     episodes: tuple[Episode, ...]
     recorded: Collect | None
-    seed: int  # how many episodes lie before it
+    first: int  # how many episodes lie before it
+    device: str = CPU  # nothing is learnt here
     output: str = ""  # it leaves nothing
     checkpoints: str | None = None
     checkpoint_key: str = ""
 
     @property
-    def device(self) -> str:
-        """Nothing is learnt here."""
-        return CPU
-
-    @property
     def name(self) -> str:
         """For people."""
-        return f"episodes {self.seed + 1} to {self.seed + len(self.episodes)}"
+        return f"episodes {self.first + 1} to {self.first + len(self.episodes)}"
 
     def moved(self, place: Path) -> "EpisodesJob":
         """The same, with the policy in another folder."""

@@ -154,9 +154,6 @@ class Job(Protocol[Result_co]):
         """It says where."""
 
     @property
-    def seed(self) -> int: ...
-
-    @property
     def name(self) -> str:
         """For people."""
 
