@@ -26,7 +26,7 @@ from sqlalchemy.pool import NullPool
 
 from pipeline.errors import BadInput, disk_refusal, shortened
 from pipeline.files import digest, sqlite_file, sync_folder
-from pipeline.tracking.views import view_tags
+from pipeline.tracking.views import VIEW_TAGS
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ matched seeds.
 `arm.…`, `seed`), datasets are inputs, and tags `lineage.…` name what a run was made from. `Views` holds what `main`
 came to, the arms of comparisons, trainings by success, and, behind the chart symbol, success and films by step.
 """,
-    **view_tags(),
+    **VIEW_TAGS,
 }
 
 

@@ -86,12 +86,8 @@ VIEWS: Final = {
         chart={"type": "IMAGE", "imageKeys": [Artifact.PLAYBACK], "step": 0, "showRunParams": False},
     ),
 }
+VIEW_TAGS: Final = {f"{VIEW_PREFIX}{key}": json.dumps(view) for key, view in VIEWS.items()}  # of an experiment
 CHARTS: Final = ("curves", "films")
-
-
-def view_tags() -> dict[str, str]:
-    """The tags of an experiment that hold the views."""
-    return {f"{VIEW_PREFIX}{key}": json.dumps(view) for key, view in VIEWS.items()}
 
 
 def view_address(experiment_id: str, view: str) -> str:
