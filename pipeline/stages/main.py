@@ -341,11 +341,9 @@ class _Main:
         config, client, dataset = self._stages.pretrain, self._parent.client, datasets[0]
         asked = {"pretrain": (dataset, config)}
         if len(datasets) > 1:  # the seeds of the trainings in turn
+            seeds, count = self._stages.finetune.seeds, len(datasets)
             asked = {
-                f"pretrain dataset {index + 1}": (
-                    one,
-                    replace(config, seeds=self._stages.finetune.seeds[index :: len(datasets)]),
-                )
+                f"pretrain dataset {index + 1}": (one, replace(config, seeds=seeds[index::count]))
                 for index, one in enumerate(datasets)
             }
         for arm in self._stages.finetune.arms.values():
@@ -370,17 +368,15 @@ class _Main:
 
         The run of an arm that only misses its other half takes its trainings over and trains none.
         """
-        config = self._stages.finetune
-        arms = {"baseline": {"policy": policy}, "finetune": {"policy": policy}}
-        found = {stage: self._finished(stage, config, upstream) for stage, upstream in arms.items()}
+        config, upstream = self._stages.finetune, {"policy": policy}
+        found = {stage: self._finished(stage, config, upstream) for stage in ("baseline", "finetune")}
         group = common_group(self._parent.client, [f.run for f in found.values()])
         together = group is not None and self._config.group in (None, group)
-        for stage, upstream in arms.items():
-            run = found[stage].run
-            if run is not None and not together:
-                words = f"run for group {self._group!r}, whose other arm is not that of run {run.info.run_id}"
-                found[stage] = Found(None, words)
-            self._stage(stage, config, upstream, found[stage])
+        for stage, earlier in found.items():
+            if earlier.run is not None and not together:
+                words = f"run for group {self._group!r}, whose other arm is not that of run {earlier.run.info.run_id}"
+                earlier = Found(None, words)
+            self._stage(stage, config, upstream, earlier)
         return group if group is not None and together else self._group
 
     def _finished(self, stage: str, config: Any, upstream: Mapping[str, str]) -> Found:
