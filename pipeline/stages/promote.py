@@ -131,8 +131,8 @@ def _is_zip(reference: str) -> bool:
     return reference.lower().endswith(".zip")
 
 
-def _import_zip(task: Task, path: Path, folder: Path) -> tuple[str, dict[str, str]]:
-    """Somebody's SB3 zip as a policy of this task in `folder`: its digest, and where it comes from.
+def _import_zip(task: Task, path: Path, folder: Path) -> tuple[str, dict[str, str], int | None]:
+    """Somebody's SB3 zip as a policy of this task in `folder`: its digest, where it comes from, its steps of training.
 
     Rebuilt from its tensors and settings, nothing in it is executed.
     """
@@ -144,19 +144,17 @@ def _import_zip(task: Task, path: Path, folder: Path) -> tuple[str, dict[str, st
         source = {"source": path.name, "source_sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
     # whoever gives it to this task says that it belongs behind the task's wrappers; the gate plays it there
     origin = {"task": task.config.name, "format": "stable-baselines3 zip", WRAPPERS: task.wrappers, **source}
-    trainable = not isinstance(policy, FrozenActor)
-    return save_policy(policy, folder, origin, read_sb3_zip(path).return_scale if trainable else None), source
+    held = read_sb3_zip(path)
+    return_scale = None if isinstance(policy, FrozenActor) else held.return_scale
+    return save_policy(policy, folder, origin, return_scale), source, held.timesteps
 
 
 def _from_zip(run: StageRun, task: Task, path: Path) -> StoredPolicy:
-    from pipeline.policies.sb3_zip import read_sb3_zip
-
     folder = run.folder / Artifact.POLICY
-    digest, source = _import_zip(task, path, folder)
+    digest, source, trained_for = _import_zip(task, path, folder)
     run.json(source, "imported.json")
     run.file(folder, Artifact.POLICY)
     run.tag({Tag.TASK: task.config.name, Tag.POLICY_DIGEST: digest})
-    trained_for = read_sb3_zip(path).timesteps
     if trained_for:  # what its training took, for the bill
         run.metrics({Metric.ENVIRONMENT_STEPS: trained_for})
     description = f"Imported from {path.name} (sha256 {source['source_sha256']}), an SB3 zip of somebody else."
