@@ -35,15 +35,15 @@ class SeedRun:
     def __init__(self, forwarder: Forwarder, job: TrainingJob, more_tags: Mapping[str, Any]) -> None:
         stage_run, key = forwarder.stage_run, training_key(job)
         self._key = key
-        about = {
+        tags: dict[str, Any] = {
             Tag.TASK: job.task.name,
             Tag.SEED: job.seed,
             Tag.COMMAND: key.digest,
             Tag.CONTENT_KEY: key.digest,
             Tag.KEY_BUT_BUDGET: key.but_budget,
             Tag.KEY_BUT_MACHINE: key.but_machine,
+            **more_tags,
         }
-        tags = {**about, **more_tags}
         stage, trial = str(tags.get(Tag.STAGE, "training")).removesuffix("_seed"), tags.get(Tag.TRIAL)
         named = (stage, tags.get(Tag.ARM), None if trial is None else f"trial {trial}", f"seed {job.seed}")
         self.name = " · ".join(part for part in named if part is not None)
@@ -244,13 +244,11 @@ def _last_checkpoint(run: Run) -> contextlib.AbstractContextManager[Path]:
 def log_result(run: StageRun, job: TrainingJob, result: TrainingResult) -> None:
     """Policies (each a logged model with its figures), evaluations, bill and convergence of one training."""
     at = {point.timestep: point_figures(point.records) for point in result.evaluations}
-    best, last = Path(job.output) / "best", Path(job.output) / "last"
     final = summarise(result.final)
-    figures = {f"{EVAL_PREFIX}{name}": value for name, value in at[result.best_timestep].items()}
-    run.policy(best, "best", result.best_timestep, figures, Artifact.POLICY)
-    last_step = result.evaluations[-1].timestep
-    figures = {f"{EVAL_PREFIX}{name}": value for name, value in at[last_step].items()}
-    run.policy(last, "last", last_step, figures)
+    last = result.evaluations[-1].timestep
+    for policy, step, artifact in (("best", result.best_timestep, Artifact.POLICY), ("last", last, None)):
+        figures = {f"{EVAL_PREFIX}{name}": value for name, value in at[step].items()}
+        run.policy(Path(job.output) / policy, policy, step, figures, artifact)
     run.metrics({f"final/{name}": value for name, value in with_intervals(final).items()}, result.environment_steps)
     run.metrics(
         {
