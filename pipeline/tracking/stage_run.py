@@ -379,8 +379,7 @@ def _end(run: StageRun, stage: str, status: str, last: Mapping[str, str]) -> Non
         if run.spool is not None or not unanswered(error):
             raise
         run.write_behind()
-        run.tag(last)
-        run.close(status)
+        return _end(run, stage, status, last)  # which raises whatever goes wrong, now that there is a spool
     if run.spool is None:
         return
     say(
