@@ -247,12 +247,10 @@ def _counted(run: StageRun, task: str, trajectories: Trajectories) -> dict[str, 
 
 def _read(config: Collect, task: Task, source: Foreign) -> tuple[Trajectories, DatasetMetadata]:
     found = read_foreign(source.path, config.source, keys_of(task.observation_space))
-    target = (
-        None
-        if source.scenario is None
-        else ImportTarget(task, source.scenario, config.scenario_set, source.behind_wrappers)
-    )
-    if target is None and found.own_metadata is None:
+    target = None
+    if source.scenario is not None:
+        target = ImportTarget(task, source.scenario, config.scenario_set, source.behind_wrappers)
+    elif found.own_metadata is None:
         raise BadInput(
             f"{found.format} dataset: it was not exported by this product; say which task and scenario it belongs to: "
             f"{config.source}.scenario"

@@ -28,16 +28,13 @@ MOST_SHOWN = 4  # films in the run's description; all are among its images
 def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOutcome:
     task, reference = Task(load_task(config.task), config.environment), upstream.get("policy", "latest")
     episodes = task.episodes(config.scenario_set, config.seed, config.episodes, Purpose.EVALUATE)
-    if config.scripted is not None:
+    if (script := config.scripted) is not None:
         if reference != "latest":
             raise BadInput(f"policy {reference!r} and scripted.demonstrator exclude each other; give one of them")
-        name, demonstrator = (
-            config.scripted.demonstrator,
-            scripted(config.scripted.demonstrator, config.scripted.kwargs),
-        )
+        name, demonstrator = script.demonstrator, scripted(script.demonstrator, script.kwargs)
         run.record_config(config, task.config, {"policy": demonstrator.provenance["digest"]})
         run.json(demonstrator.provenance, "demonstrator.json")
-        player = Player(name, script=config.scripted)
+        player = Player(name, script=script)
     else:
         policy = find_policy(run.client, reference, task.config.name, {Tag.STAGE: "pretrain"})
         run.record_config(config, task.config, {"policy": policy.digest})
