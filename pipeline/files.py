@@ -11,7 +11,8 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +26,16 @@ DAMAGE: Final = (
     MemoryError, RuntimeError, UnpicklingError, struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
 DIGEST_LENGTH: Final = 36  # what MLflow keeps of a dataset's digest; one length for all
+
+
+@contextmanager
+def readable(told: str, *more: type[Exception], kind: bool = False) -> Iterator[None]:
+    """Raises BadInput for what readers raise on damaged content: what is told, with `kind` its type, and its text."""
+    try:
+        yield
+    except DAMAGE + more as error:
+        named = f"{type(error).__name__}: " if kind else ""
+        raise BadInput(f"{told}: {named}{shortened(str(error))}") from None
 
 
 def digest(*parts: bytes | str) -> str:

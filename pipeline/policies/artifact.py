@@ -33,7 +33,7 @@ from pipeline.config.training import Network
 from pipeline.data.observations import check_action_space
 from pipeline.data.spaces import space_from_json, space_to_json
 from pipeline.errors import BadInput, shortened
-from pipeline.files import DAMAGE, digest, strict_json, write_folder
+from pipeline.files import digest, readable, strict_json, write_folder
 from pipeline.names import POLICY_SPEC_FILE, POLICY_WEIGHTS_FILE
 from pipeline.policies.frozen import FrozenActor
 from pipeline.policies.layers import FrozenNetwork
@@ -211,10 +211,8 @@ def load_policy(folder: str | Path) -> Policy:
     expected = tensors_of(policy)
     needed = sum(tensor.nbytes for tensor in expected.values())
     content = _read(path, min(MAX_WEIGHT_BYTES, needed + MAX_SPEC_BYTES))
-    try:
+    with readable(f"{what} is not a readable safetensors file", SafetensorError):
         tensors = from_safetensors(content)
-    except (*DAMAGE, SafetensorError) as error:
-        raise BadInput(f"{what} is not a readable safetensors file: {shortened(str(error))}") from None
     refuse_misfit(tensors, expected, what)
     load_tensors(policy, tensors)
     try:

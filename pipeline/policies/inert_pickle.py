@@ -16,8 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.errors import BadInput, shortened
-from pipeline.files import DAMAGE
+from pipeline.files import readable
 
 _KEYS: Final = (str, bytes, int, float, bool, type(None))  # what hashes in no time: nested tuples may take for ever
 _CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -54,10 +53,8 @@ class Pickled:
 def decode(content: bytes, what: str, start: int = 0) -> Pickled:
     """The pickle that begins at `start`. Raises BadInput for damage and for what no pickle of plain objects has."""
     machine = _Machine({})
-    try:
+    with readable(f"{what} is no readable pickle"):
         value, end = machine.run(content, start)
-    except DAMAGE as error:
-        raise BadInput(f"{what} is no readable pickle: {shortened(str(error))}") from None
     return Pickled(value, tuple(machine.names), end, tuple(machine.persistent))
 
 
@@ -199,7 +196,7 @@ def array_of(record: Any, what: str) -> np.ndarray:
 
     Numbers only: no objects, no text, no structured types; as many bytes as shape and dtype need.
     """
-    try:
+    with readable(f"{what} holds no array of numbers where one belongs"):
         if isinstance(record, (bool, int, float)):
             return np.asarray(record)
         name, arguments = record.name.rpartition(".")[2], record.arguments
@@ -217,8 +214,6 @@ def array_of(record: Any, what: str) -> np.ndarray:
             raise ValueError(f"{len(content)} bytes for shape {shape} of {dtype}")
         numbers: np.ndarray = np.frombuffer(content, dtype)
         return numbers.reshape(shape, order="F" if order == "F" else "C")
-    except DAMAGE as error:
-        raise BadInput(f"{what} holds no array of numbers where one belongs: {shortened(str(error))}") from None
 
 
 def _dtype(record: Any) -> np.dtype:

@@ -22,7 +22,7 @@ from gymnasium import spaces
 
 from pipeline.config.zoo import ZooConfig, read_zoo_config
 from pipeline.errors import BadInput, shortened
-from pipeline.files import DAMAGE
+from pipeline.files import DAMAGE, readable
 from pipeline.policies.inert_pickle import Named, Pickled, array_of, decode
 
 SETTINGS: Final = "data"
@@ -87,17 +87,18 @@ def read_sb3_zip(path: str | Path) -> SB3Zip:
     file = Path(path)
     what = f"SB3 zip {file.name!r}"
     members = _members(file, what)
-    settings = _settings(members[SETTINGS], what)
+    with readable(f"{what} cannot be read"):
+        settings = json.loads(members[SETTINGS].decode("utf-8"))
+    if not isinstance(settings, dict):
+        raise BadInput(f"{what}: its settings are no JSON object")
     pickled, values = dict[str, tuple[str, ...]](), dict[str, Any]()
     for key, value in settings.items():
         serialized = value.get(":serialized:") if isinstance(value, dict) else None
         if serialized is None:
             values[key] = value
             continue
-        try:
+        with readable(f"{what}: {key} is no base64"):
             content = base64.b64decode(serialized, validate=True)
-        except DAMAGE as error:
-            raise BadInput(f"{what}: {key} is no base64: {shortened(str(error))}") from None
         read = decode(content, f"{what}: {key}")
         values[key], pickled[f"{SETTINGS}: {key}"] = read.value, read.names
     tensors: dict[str, np.ndarray] = {}
@@ -158,7 +159,7 @@ def _algorithm(policy_class: str, values: Mapping[str, Any], arguments: Mapping[
 def _members(path: Path, what: str) -> dict[str, bytes]:
     """Name -> content of every member that is read, within bounds."""
     contents = {}
-    try:
+    with readable(f"{what} cannot be read"):
         size = path.stat().st_size
         if not path.is_file() or size > MAX_ZIP_BYTES:
             raise BadInput(f"{what} has {size} bytes, allowed is a file of at most {MAX_ZIP_BYTES}")
@@ -179,19 +180,7 @@ def _members(path: Path, what: str) -> dict[str, bytes]:
                 if len(content) != member.file_size:
                     raise BadInput(f"{what}: {member.filename} does not have the {member.file_size} bytes it claims")
                 contents[member.filename] = content
-    except DAMAGE as error:
-        raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
     return contents
-
-
-def _settings(content: bytes, what: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(content.decode("utf-8"))
-    except DAMAGE as error:
-        raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
-    if not isinstance(settings, dict):
-        raise BadInput(f"{what}: its settings are no JSON object")
-    return settings
 
 
 def _archive(content: bytes, what: str) -> zipfile.ZipFile | None:
@@ -212,11 +201,8 @@ def _archive(content: bytes, what: str) -> zipfile.ZipFile | None:
 def _torch_pickle(content: bytes, what: str) -> tuple[Pickled, Mapping[str, bytes]]:
     """The pickle inside a file that `torch.save` wrote, or a plain one, and the raw numbers beside it by their key."""
     if (archive := _archive(content, what)) is not None:
-        try:
-            with archive:
-                held = {name: archive.read(name) for name in archive.namelist()}
-        except DAMAGE as error:
-            raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
+        with readable(f"{what} cannot be read"), archive:
+            held = {name: archive.read(name) for name in archive.namelist()}
         inner = [name for name in held if name.rpartition("/")[2] == "data.pkl"]
         if len(inner) != 1:
             raise BadInput(f"{what} holds {len(inner)} members data.pkl, expected one; was it saved by torch?")
@@ -234,7 +220,7 @@ def _torch_pickle(content: bytes, what: str) -> tuple[Pickled, Mapping[str, byte
     state = decode(content, what, read.end)
     keys = decode(content, what, state.end)
     raw, at = {}, keys.end
-    try:
+    with readable(f"{what} cannot be read"):
         storages = [one.arguments[0] for one in state.persistent if one.arguments]
         kinds = {storage[2]: storage[1].name for storage in storages}
         for key in keys.value:
@@ -242,8 +228,6 @@ def _torch_pickle(content: bytes, what: str) -> tuple[Pickled, Mapping[str, byte
             width = np.dtype(_STORAGE[kinds[key].rpartition(".")[2]]).itemsize
             raw[key] = content[at + 8 : at + 8 + width * count]
             at += 8 + width * count
-    except DAMAGE as error:
-        raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
     return state, raw
 
 
@@ -256,7 +240,7 @@ def _tensors(state: Any, raw: Mapping[str, bytes], what: str) -> dict[str, np.nd
         raise BadInput(f"{what} holds a {shortened(held)}, expected named tensors")
     tensors = {}
     for key, tensor in state.items():
-        try:
+        with readable(f"{what}: tensor {shortened(str(key))} cannot be read"):
             if tensor.name == "torch._utils._rebuild_parameter":
                 tensor = tensor.arguments[0]
             if not isinstance(key, str) or tensor.name != "torch._utils._rebuild_tensor_v2":
@@ -270,8 +254,6 @@ def _tensors(state: Any, raw: Mapping[str, bytes], what: str) -> dict[str, np.nd
                 raise ValueError(f"shape {shape} is empty, or claims more than the {numbers.size} numbers it has")
             byte_strides = tuple(stride * numbers.itemsize for stride in strides)
             tensors[key] = np.lib.stride_tricks.as_strided(numbers[offset:], shape, byte_strides).copy()
-        except DAMAGE as error:
-            raise BadInput(f"{what}: tensor {shortened(str(key))} cannot be read: {shortened(str(error))}") from None
     return tensors
 
 
@@ -280,7 +262,7 @@ def _tensors(state: Any, raw: Mapping[str, bytes], what: str) -> dict[str, np.nd
 
 def _space(record: Any, what: str) -> spaces.Space[Any]:
     """A space of `gym` or Gymnasium, by its attributes. Raises BadInput for any other kind."""
-    try:
+    with readable(f"{what} is no space that policies here have"):
         kind, held = record.name.rpartition(".")[2], record.attributes
         module = record.name.partition(".")[0]
         if module not in ("gym", "gymnasium"):
@@ -299,14 +281,12 @@ def _space(record: Any, what: str) -> spaces.Space[Any]:
             items = parts.items if isinstance(parts, Named) else list(parts.items())
             return spaces.Dict({key: _space(part, f"{what}.{key}") for key, part in items})
         raise ValueError(f"{record.name} is none of Box, Discrete, MultiDiscrete, MultiBinary and Dict")
-    except DAMAGE as error:
-        raise BadInput(f"{what} is no space that policies here have: {shortened(str(error))}") from None
 
 
 def _normalisation(path: Path, space: spaces.Space[Any]) -> tuple[Normalisation | None, float | None, tuple[str, ...]]:
     """The statistics in a `vecnormalize.pkl`: of observations, and the spread of returns; None: not normalised."""
     what, normalisation, return_scale = f"{path.name} beside the zip", None, None
-    try:
+    with readable(f"{what} cannot be read"):
         if path.stat().st_size > MAX_PART_BYTES:
             raise BadInput(f"{what} is larger than the {MAX_PART_BYTES} bytes allowed")
         read = decode(path.read_bytes(), what)
@@ -320,8 +300,6 @@ def _normalisation(path: Path, space: spaces.Space[Any]) -> tuple[Normalisation 
             normalisation = Normalisation(mean, variance, epsilon, None if clip == inf else clip)
         if held["norm_reward"]:
             return_scale = sqrt(float(array_of(held["ret_rms"].attributes["var"], what)) + epsilon)
-    except DAMAGE as error:
-        raise BadInput(f"{what} cannot be read: {shortened(str(error))}") from None
     no_numbers = f"{what} holds statistics that are no numbers, or a spread of 0; save it again after training"
     if return_scale is not None and not 0 < return_scale < inf:
         raise BadInput(no_numbers)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.data.foreign import EXPANSION, SPARE_BYTES, ForeignEpisode, ForeignSet, source_digest
 from pipeline.errors import BadInput, printable, shortened
-from pipeline.files import DAMAGE
+from pipeline.files import readable
 
 MAX_FILES: Final = 100_000
 
@@ -24,7 +24,8 @@ def read_imitation(folder: str | Path) -> ForeignSet:
     What is not terminal was cut off. Raises BadInput.
     """
     root = Path(folder)
-    try:
+    # SystemError is Arrow's, of some damaged schemas
+    with readable("imitation trajectories: cannot be read", SystemError, kind=True):
         files = sorted(root.glob("*.arrow"))
         if not 1 <= len(files) <= MAX_FILES:
             raise BadInput(f"imitation trajectories: there are {len(files)} .arrow files in {str(root)!r}")
@@ -62,10 +63,6 @@ def read_imitation(folder: str | Path) -> ForeignSet:
         ignored, digest = tuple(printable(name)[:100] for name in sorted(passed_over)), source_digest(root)
         name = printable(root.resolve().name)[:100]
         return ForeignSet("imitation", tuple(episodes), name, digest[:8], digest, ignored=ignored)
-    except (*DAMAGE, SystemError) as error:  # the latter is Arrow's, of some damaged schemas
-        raise BadInput(
-            f"imitation trajectories: cannot be read: {type(error).__name__}: {shortened(str(error))}"
-        ) from None
 
 
 def dense(array: Any, what: str) -> np.ndarray:

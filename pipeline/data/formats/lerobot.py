@@ -29,7 +29,7 @@ from pipeline.data.metadata import DatasetMetadata
 from pipeline.data.observations import join_fields
 from pipeline.data.trajectories import ENDS, REWARDS, Trajectories
 from pipeline.errors import BadInput, printable, shortened
-from pipeline.files import DAMAGE, strict_json, write_folder
+from pipeline.files import readable, strict_json, write_folder
 from pipeline.names import Metric
 
 MAX_JSON_BYTES: Final = 8_000_000
@@ -50,7 +50,7 @@ def read_lerobot(folder: str | Path, keys: Sequence[str] = ()) -> ForeignSet:
     size or frame rate.
     """
     root = Path(folder)
-    try:
+    with readable("lerobot dataset: cannot be read", kind=True):
         info = _json(root / "meta" / "info.json")
         version, features = info["codebase_version"], info["features"]
         if version not in VERSIONS:
@@ -104,8 +104,6 @@ def read_lerobot(folder: str | Path, keys: Sequence[str] = ()) -> ForeignSet:
         name = printable(root.resolve().name)[:100]
         ignored = tuple(passed_over[:100])
         return ForeignSet("lerobot", tuple(episodes), name, version, digest, ignored=ignored, partial_infos=True)
-    except DAMAGE as error:
-        raise BadInput(f"lerobot dataset: cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
 
 
 def _feature_of(key: str, features: Mapping[str, Any]) -> str:
@@ -187,13 +185,14 @@ def _pictures(files: Sequence[Path], name: str, size: tuple[int, int], order: np
             where = f"{name} in row {row} of {file.name}"
             if not held.is_valid:
                 raise BadInput(f"lerobot dataset: {where} is not in the file; read are PNG and JPEG within it")
-            try:
-                with Image.open(io.BytesIO(held.as_buffer()), formats=("PNG", "JPEG")) as picture:
-                    found = (*picture.size, picture.mode)
-                    if found == (width, height, "RGB"):  # before anything is unpacked
-                        shown[next(place)] = np.asarray(picture)
-            except (*DAMAGE, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, of broken PNG
-                raise BadInput(f"lerobot dataset: {where} is no PNG or JPEG: {shortened(str(error))}") from None
+            broken = SyntaxError, Image.DecompressionBombError  # Pillow's, of PNG
+            with (
+                readable(f"lerobot dataset: {where} is no PNG or JPEG", *broken),
+                Image.open(io.BytesIO(held.as_buffer()), formats=("PNG", "JPEG")) as picture,
+            ):
+                found = (*picture.size, picture.mode)
+                if found == (width, height, "RGB"):  # before anything is unpacked
+                    shown[next(place)] = np.asarray(picture)
             if found != (width, height, "RGB"):
                 stated = f"{width} x {height} RGB"
                 raise BadInput(

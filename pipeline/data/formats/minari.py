@@ -39,7 +39,7 @@ from pipeline.data.metadata import DatasetMetadata
 from pipeline.data.spaces import DTYPES, space_from_json, space_to_json
 from pipeline.data.trajectories import METRIC_PREFIX, UNKNOWN_SEED, Trajectories
 from pipeline.errors import BadInput, shortened
-from pipeline.files import DAMAGE, strict_json
+from pipeline.files import readable, strict_json
 
 MAIN_FILE: Final = "main_data.hdf5"
 OUR_METADATA: Final = "demonstrations"  # key of Minari's metadata.json under which ours stands
@@ -121,7 +121,7 @@ def read_minari(folder: str | Path) -> ForeignSet:
     go with the file.
     """
     data = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
-    try:
+    with readable("minari dataset: cannot be read", kind=True):
         described = _described(data)
         observation_space, action_space = _spaces(described)  # first: episodes of others are not laid out as is read
         with PlainHdf5(data / MAIN_FILE, "minari dataset") as file:
@@ -141,8 +141,6 @@ def read_minari(folder: str | Path) -> ForeignSet:
             environment=_stated_environment(described.get("env_spec")),
             own_metadata=described.get(OUR_METADATA),
         )
-    except DAMAGE as error:
-        raise BadInput(f"minari dataset: cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
 
 
 def _described(data: Path) -> dict[str, Any]:

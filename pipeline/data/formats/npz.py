@@ -23,7 +23,7 @@ from pipeline.data.metadata import SCHEMA_VERSION, DatasetMetadata
 from pipeline.data.observations import join_fields, split_fields
 from pipeline.data.trajectories import ENDS, REWARDS, SEEDS, UNKNOWN_SEED, Trajectories, content_digest
 from pipeline.errors import BadInput, printable, shortened
-from pipeline.files import DAMAGE, strict_json, sync, write_folder
+from pipeline.files import readable, strict_json, sync, write_folder
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 
 MAX_ARCHIVE_BYTES: Final = (1 << 32) - 1
@@ -217,7 +217,7 @@ def export_plain_npz(trajectories: Trajectories, path: str | Path) -> None:
 
 def _arrays_of(file: Path, wanted: re.Pattern[str] | None = None) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Arrays by name, and members passed over: those that are not `wanted`. None: an archive of `write_archive`."""
-    try:
+    with readable(f"{file.name} cannot be read", kind=True):
         size = _bounded(file, MAX_ARCHIVE_BYTES)
         with open(file, "rb") as stream:
             # a large directory is refused before `zipfile` reads it into memory
@@ -234,8 +234,6 @@ def _arrays_of(file: Path, wanted: re.Pattern[str] | None = None) -> tuple[dict[
                 plain = {one.filename.removesuffix(".npy"): _read_array(archive, one, foreign) for one in taken}
         ignored = tuple(printable(one.filename.removesuffix(".npy"))[:100] for one in members if one not in taken)
         return join_fields(plain, "observations"), ignored
-    except DAMAGE as error:
-        raise BadInput(f"{file.name} cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
 
 
 def _refuse_members(members: list[zipfile.ZipInfo], size: int, foreign: bool) -> None:

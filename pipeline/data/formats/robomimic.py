@@ -9,8 +9,8 @@ import numpy as np
 from pipeline.data.foreign import ForeignEpisode, ForeignSet, source_digest
 from pipeline.data.formats.hdf5 import PlainHdf5
 from pipeline.data.observations import join_fields
-from pipeline.errors import BadInput, printable, shortened
-from pipeline.files import DAMAGE
+from pipeline.errors import BadInput, printable
+from pipeline.files import readable
 
 READ: Final = ("actions", "obs", "next_obs", "rewards")  # of a demonstration
 
@@ -21,7 +21,7 @@ def read_robomimic(path: str | Path) -> ForeignSet:
     `dones` says that a task was solved or a recording ended, not whether the environment ended it, and is passed over.
     """
     file, what = Path(path), "robomimic dataset"
-    try:
+    with readable(f"{what}: cannot be read", kind=True):
         with PlainHdf5(file, what) as stored:
             group = stored.group(stored.root, "data")
             names = sorted(
@@ -35,8 +35,6 @@ def read_robomimic(path: str | Path) -> ForeignSet:
         digest = source_digest(file)
         ignored = tuple(printable(key)[:100] for key in sorted(passed_over)[:100])
         return ForeignSet("robomimic", episodes, printable(file.stem)[:100], digest[:8], digest, ignored=ignored)
-    except DAMAGE as error:
-        raise BadInput(f"{what}: cannot be read: {type(error).__name__}: {shortened(str(error))}") from None
 
 
 def _episode(stored: PlainHdf5, demo: Any) -> ForeignEpisode:
