@@ -11,7 +11,7 @@ that a recording ended, not whether the environment ended it. What a reader pass
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,10 @@ def read_lerobot(folder: str | Path, keys: Sequence[str] = ()) -> ForeignSet:
         version, features = info["codebase_version"], info["features"]
         if version not in VERSIONS:
             raise BadInput(f"lerobot dataset: it is {shortened(version)}; read are {', '.join(VERSIONS)}")
-        observed = {key: _feature_of(key, features) for key in keys} or {"": STATE}
+        observed = {
+            key: picture if (picture := f"observation.images.{key}") in features else f"observation.{key}"
+            for key in keys
+        } or {"": STATE}
         for name in (*observed.values(), ACTION):
             if name not in features:
                 raise BadInput(f"lerobot dataset: there is no {name!r}; it has {shortened(sorted(features))}")
@@ -104,11 +107,6 @@ def read_lerobot(folder: str | Path, keys: Sequence[str] = ()) -> ForeignSet:
         name = printable(root.resolve().name)[:100]
         ignored = tuple(passed_over[:100])
         return ForeignSet("lerobot", tuple(episodes), name, version, digest, ignored=ignored, partial_infos=True)
-
-
-def _feature_of(key: str, features: Mapping[str, Any]) -> str:
-    picture = f"observation.images.{key}"
-    return picture if picture in features else f"observation.{key}"
 
 
 def _json(path: Path) -> Any:
@@ -317,17 +315,12 @@ def export_lerobot(trajectories: Trajectories, metadata: DatasetMetadata, folder
     ends = np.cumsum(data.lengths)
 
     def statistics(part: slice) -> dict[str, dict[str, list[float]]]:
-        figures: dict[str, Callable[..., Any]] = {"min": np.min, "max": np.max, "mean": np.mean, "std": np.std}
-        return {
-            name: {
-                **{
-                    figure: np.asarray(of(array[part].astype(np.float64), axis=0)).tolist()
-                    for figure, of in figures.items()
-                },
-                "count": [len(array[part])],
-            }
-            for name, array in columns.items()
-        }
+        told = {}
+        for name, array in columns.items():
+            rows = array[part].astype(np.float64)
+            figures = {figure: getattr(rows, figure)(axis=0).tolist() for figure in ("min", "max", "mean", "std")}
+            told[name] = {**figures, "count": [len(rows)]}
+        return told
 
     about = []
     for number, (begin, end) in enumerate(zip(ends - data.lengths, ends, strict=True)):
@@ -336,12 +329,7 @@ def export_lerobot(trajectories: Trajectories, metadata: DatasetMetadata, folder
             for name, figures in statistics(slice(begin, end)).items()
             for figure, values in figures.items()
         }
-        places = {
-            "data/chunk_index": 0,
-            "data/file_index": 0,
-            "meta/episodes/chunk_index": 0,
-            "meta/episodes/file_index": 0,
-        }
+        places = {f"{part}/{kind}_index": 0 for part in ("data", "meta/episodes") for kind in ("chunk", "file")}
         about.append(
             {
                 "episode_index": number, "tasks": [metadata.task], "length": int(end - begin),
