@@ -6,11 +6,11 @@ verdict.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from math import isfinite
 
-from pipeline.config.loading import load_task
+from pipeline.config.loading import load_task, to_data
 from pipeline.config.stages import Pretrain
 from pipeline.config.task import ExecutorSettings
 from pipeline.data import REWARDS, Trajectories
@@ -247,14 +247,7 @@ def _log_verdict(
     for seed, verdict in verdicts.items():
         if verdict.state == Imitation.FAILED != pooled.state:
             lines.append(f"  WARNING: the clone of seed {seed} alone {verdict.sentence()}")
-    run.json(
-        {
-            "pooled": pooled.to_json(),
-            "clones": {str(seed): verdict.to_json() for seed, verdict in verdicts.items()},
-            "suspicions": [asdict(suspicion) for suspicion in found],
-        },
-        Artifact.IMITATION,
-    )
+    run.json(to_data({"pooled": pooled, "clones": verdicts, "suspicions": found}), Artifact.IMITATION)
     return lines
 
 

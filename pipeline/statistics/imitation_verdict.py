@@ -9,9 +9,9 @@ episode where both played the same.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import hypot, isfinite
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.stats import t as student
@@ -76,14 +76,6 @@ class ImitationVerdict:
         for name, estimate in (("gain", self.gain), ("shortfall", self.shortfall)):
             measured |= {name: estimate.value, f"{name}_ci_low": estimate.low, f"{name}_ci_high": estimate.high}
         return {f"imitation/{name}": value for name, value in measured.items() if isfinite(value)}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; the ends of an interval that nothing bounds are None."""
-        data = asdict(self)
-        for name in ("gain", "shortfall"):
-            data[name] = {key: value if isfinite(value) else None for key, value in data[name].items()}
-        known = self.demonstrator if isfinite(self.demonstrator) else None
-        return {**data, "demonstrator": known, "reasons": list(self.reasons)}
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, confidence: float, paired: bool = True) -> Estimate:

@@ -7,6 +7,7 @@ from math import inf
 import numpy as np
 import pytest
 
+from pipeline.config.loading import to_data
 from pipeline.config.training import Judgement
 from pipeline.statistics.imitation_verdict import Rollouts, difference, judge
 
@@ -103,7 +104,7 @@ def test_a_clone_is_judged_by_success(rollouts, state, share):
     verdict = judge({"success": rollouts, "return": returns(0, 0, 0, 0)}, SETTINGS)
     assert (verdict.state, verdict.figure) == (state, "success")
     assert verdict.share == pytest.approx(share)
-    assert json.loads(json.dumps(verdict.to_json()))["state"] == state
+    assert json.loads(json.dumps(to_data(verdict)))["state"] == state
 
 
 def test_the_bounds_are_settings():
@@ -232,7 +233,7 @@ def test_one_episode_is_too_few_for_a_return():
     one = Rollouts(*(np.array([[value]]) for value in (9.0, 0.0, 0.5)), np.array([1.0]), np.array([10.0]))
     verdict = judge({"return": one}, SETTINGS)
     assert verdict.state == "failed"
-    assert verdict.to_json()["gain"] == {"value": 8.0, "low": None, "high": None}
+    assert to_data(verdict)["gain"] == {"value": 8.0, "low": None, "high": None}
     assert set(verdict.metrics()) == {
         f"imitation/{name}"
         for name in ("clone", "untrained", "random_play", "constant_action", "demonstrator", "gain", "shortfall")
@@ -245,5 +246,5 @@ def test_against_a_demonstrator_whose_figures_nobody_recorded_a_clone_is_at_most
         verdict = judge({"success": of}, SETTINGS)
         assert verdict.state == state and verdict.share is None and "nobody recorded" in verdict.reasons[0]
         assert "demonstrator not known" in verdict.sentence() and json.loads(
-            json.dumps(verdict.to_json(), allow_nan=False)
+            json.dumps(to_data(verdict), allow_nan=False)
         )
