@@ -36,7 +36,7 @@ from imitation.util.networks import RunningNorm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from pipeline.config.stages import Pretrain
 from pipeline.config.training import AdversarialTraining, Dagger, LearningRate, PPOTraining
@@ -58,7 +58,7 @@ from pipeline.learning.jobs import TrainingJob
 from pipeline.learning.ppo import check_job, make_model, training_env
 from pipeline.learning.schedule import next_evaluation
 from pipeline.play.demonstrators import ActorSlots, Demonstrator
-from pipeline.policies import ActFunction, Scaling, act_function, load_tensors, scaling_of, tensors_of
+from pipeline.policies import Scaling, act_function, load_tensors, scaling_of, tensors_of
 from pipeline.tasks import Task
 
 LOGGED: Final = ("bc/loss", "bc/neglogp", "bc/entropy", "bc/prob_true_act", "bc/l2_norm")
@@ -274,22 +274,11 @@ class _Driver(dagger.InteractiveTrajectoryCollector):
     """The library's mixture of demonstrator and clone, without the files it writes at the end of every episode."""
 
     _last_obs: Any
+    steps = 0
 
-    def __init__(
-        self,
-        env: VecEnv,
-        clone: ActFunction,
-        demonstrator: Demonstrator,
-        share: float,
-        folder: Path,
-        rng: np.random.Generator,
-    ) -> None:
-        super().__init__(env, clone, share, folder, rng)
-        self._slots = ActorSlots(demonstrator.actor, self.num_envs, self.action_space)
-        self.steps = 0
-
-    def play(self, episodes: int) -> Transitions:
+    def play(self, demonstrator: Demonstrator, episodes: int) -> Transitions:
         """At least so many whole episodes, every step labelled with what the demonstrator would have done there."""
+        self._slots = ActorSlots(demonstrator.actor, self.num_envs, self.action_space)
         everywhere = np.ones(self.num_envs, bool)
 
         def answer(observations: Any, state: Any, starts: Any) -> tuple[np.ndarray, None]:
@@ -346,8 +335,8 @@ def _dagger(
     with closing(task.make_vec_env(task.training_streams(config.scenario_set, seed, settings.n_envs))) as env:
         for round_ in range(settings.rounds + 1):
             if round_ > 0:
-                driver = _Driver(env, act_function(policy), demonstrator, share(round_), course.folder, rng)
-                known.append(driver.play(settings.episodes_per_round))
+                driver = _Driver(env, act_function(policy), share(round_), course.folder, rng)
+                known.append(driver.play(demonstrator, settings.episodes_per_round))
                 steps += driver.steps
             joined = {f.name: np.concatenate([getattr(part, f.name) for part in known]) for f in fields(Transitions)}
             trainer.set_demonstrations(Transitions(**joined))
