@@ -1,5 +1,6 @@
 """When a policy in training is evaluated, on which episodes, and what is read off its evaluations. Pure functions."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from pipeline.config.base import Bound
@@ -30,12 +31,8 @@ def evaluation_episodes(task: Task, scenario_set: str, schedule: EvaluationSched
 def final_episodes(task: Task, scenario_set: str, schedule: EvaluationSchedule, count: int) -> tuple[Episode, ...]:
     """Episodes that no scheduled evaluation has played, the same for every arm and seed."""
     played = {episode.seed for episode in evaluation_episodes(task, scenario_set, schedule)}
-    attempt = 1
-    while True:
-        fresh = task.episodes(scenario_set, (schedule.seed, attempt), count, Purpose.EVALUATE)
-        if played.isdisjoint(episode.seed for episode in fresh):
-            return fresh
-        attempt += 1
+    attempts = (task.episodes(scenario_set, (schedule.seed, n), count, Purpose.EVALUATE) for n in itertools.count(1))
+    return next(fresh for fresh in attempts if played.isdisjoint(episode.seed for episode in fresh))
 
 
 def converged_at(
@@ -45,13 +42,8 @@ def converged_at(
 
     `[(0, .2), (10, .9), (20, .8), (30, .9), (40, .95)]` against `>= 0.9`, patience 2 -> 30.
     """
-    held: list[int] = []
-    for timestep, figures in evaluations:
-        met = all(bound.holds(figures[name]) for name, bound in thresholds.items())
-        held = [*held, timestep] if met else []
-        if len(held) == patience:
-            return held[0]
-    return None
+    met = [all(bound.holds(figures[name]) for name, bound in thresholds.items()) for _, figures in evaluations]
+    return next((evaluations[i][0] for i in range(len(met) - patience + 1) if all(met[i : i + patience])), None)
 
 
 def select_figure(figures: Mapping[str, float], metric: str, task: TaskConfig) -> float:
