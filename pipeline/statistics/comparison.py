@@ -8,7 +8,7 @@ differ in initial weights alone, is checked where runs are known.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import stats
@@ -279,32 +279,27 @@ def _ranked(
     """Each of these arms against `scratch`, seed by seed; p-values are corrected for their number (Holm)."""
     scratch, before = arms[Arm.SCRATCH], np.array(decisive.values[Arm.SCRATCH])
     sign = -1.0 if decisive.minimised else 1.0
-    ratios, kinds, times, ends = [], list[RatioKind | None](), [], []
+    ranked = []
     for arm in trained:
         datasets = [run.dataset for run in runs[arm]]
         matched = zip(scratch.seeds, scratch.times, arms[arm].times, datasets, strict=True)
         pairs = [matched_pair(*of_seed) for of_seed in matched]
         played = from_episodes([runs[Arm.SCRATCH], runs[arm]], settings, log_ratio)
-        ratios.append(restricted_mean_ratio(pairs, played))
-        kinds.append(None if never_met(pairs) else ratio_kind(pairs))
         reference, own = paired_steps(pairs)
-        times.append(sign_flip_p(own - reference, settings.seed))
-        ends.append(sign * by_dataset(np.array(decisive.values[arm]) - before, datasets))
-    final_p = holm([sign_flip_p(differences, settings.seed) for differences in ends])
-    ranked = [
-        RankedArm(
-            arm=arm,
-            steps=arms[arm].restricted_mean,
-            ratio=ratio,
-            ratio_kind=kind,
-            ratio_p=time_p,
-            difference=MeanOverSeeds.of(differences).estimate,
-            difference_p=end_p,
+        differences = sign * by_dataset(np.array(decisive.values[arm]) - before, datasets)
+        ranked.append(
+            RankedArm(
+                arm=arm,
+                steps=arms[arm].restricted_mean,
+                ratio=restricted_mean_ratio(pairs, played),
+                ratio_kind=None if never_met(pairs) else ratio_kind(pairs),
+                ratio_p=sign_flip_p(own - reference, settings.seed),
+                difference=MeanOverSeeds.of(differences).estimate,
+                difference_p=sign_flip_p(differences, settings.seed),
+            )
         )
-        for arm, ratio, kind, time_p, differences, end_p in zip(
-            trained, ratios, kinds, holm(times), ends, final_p, strict=True
-        )
-    ]
+    of_times, of_ends = holm([one.ratio_p for one in ranked]), holm([one.difference_p for one in ranked])
+    ranked = [replace(one, ratio_p=p, difference_p=q) for one, p, q in zip(ranked, of_times, of_ends, strict=True)]
     return tuple(sorted(ranked, key=lambda one: (one.ratio.value, -one.difference.value)))
 
 
