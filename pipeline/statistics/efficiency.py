@@ -206,11 +206,9 @@ def median_ratio(pairs: Sequence[SeedPair], seed: int, resamples: int = RATIO_RE
     above the interval begins at 0, of one from below it has no upper end.
     """
     estimate = bootstrap(np.median, np.array([p.ratio for p in pairs]), seed=seed, resamples=resamples)
-    if len(pairs) < 2:
-        estimate = replace(estimate, low=0.0)
     least = np.median([0.0 if p.kind in ("upper bound", "undetermined") else p.ratio for p in pairs])
     most = np.median([inf if p.kind in ("lower bound", "undetermined") else p.ratio for p in pairs])
-    if least != estimate.value:
+    if least != estimate.value or len(pairs) < 2:
         estimate = replace(estimate, low=0.0)
     if most != estimate.value:
         estimate = replace(estimate, high=inf)

@@ -192,18 +192,14 @@ def column_means(values: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_quantiles(
-    values: np.ndarray | Sequence[float],
-    quantiles: Sequence[float],
-    seed: int,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
+    values: np.ndarray | Sequence[float], quantiles: Sequence[float], seed: int, resamples: int = RESAMPLES
 ) -> tuple[Estimate, ...]:
     """Quantiles (`(0.5, 0.05, 0.95)`: median, p5, p95) of `values` (n,), each with a percentile bootstrap interval.
 
     Quantiles interpolate linearly, as numpy does by default. Raises ValueError for no values.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64).ravel())
-    _check(len(ordered), resamples, confidence)
+    _check(len(ordered), resamples)
     if np.isnan(ordered).any():
         return tuple(Estimate(np.nan, np.nan, np.nan) for _ in quantiles)
     # subtle: resampled ranks are sorted once for all figures; looking ordered values up in them keeps them ordered
@@ -213,7 +209,7 @@ def bootstrap_quantiles(
         below, share = divmod((len(ordered) - 1) * q, 1)
         above = min(int(below) + 1, len(ordered) - 1)
         resampled = (1 - share) * ordered[ranks[:, int(below)]] + share * ordered[ranks[:, above]]
-        found.append(percentile_interval(float(np.quantile(ordered, q)), resampled, confidence))
+        found.append(percentile_interval(float(np.quantile(ordered, q)), resampled))
     return tuple(found)
 
 
@@ -242,7 +238,7 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
     return Estimate(rate, low, 1.0 if successes == trials else min(1.0, middle + reach))
 
 
-def _check(count: int, resamples: int, confidence: float) -> None:
+def _check(count: int, resamples: int, confidence: float = 0.95) -> None:
     if count < 1:
         raise ValueError("an interval needs at least one value, got none")
     if resamples < 1 or not 0 < confidence < 1:
