@@ -98,6 +98,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """Where to write a new file or folder, beside it: it is seen as a whole or not at all. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as folder:
+        written = Path(folder) / target.name
+        yield written
+        written.rename(target)
+
+
 def write_folder(
     folder: Path, files: Mapping[str, bytes | Callable[[IO[bytes]], object]], replace: bool = False
 ) -> None:

@@ -8,7 +8,6 @@ deterministic actions inside the action space. Beside the file lies `<name>.expe
 that the policy answers to them, which a reader on another machine can hold its own runtime to.
 """
 
-import tempfile
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
@@ -23,6 +22,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from pipeline.errors import BadInput
+from pipeline.files import appearing
 from pipeline.policies.acting import Observations, act_function
 from pipeline.policies.artifact import Policy
 from pipeline.policies.frozen import FrozenActor
@@ -95,9 +95,7 @@ def export_network(policy: Policy, path: str | Path) -> None:
     probe = probe_batch(policy.observation_space, EXPECTED_ROWS)
     actions = act_function(policy)(probe)
     module = DeterministicActions(deepcopy(policy)).eval().requires_grad_(False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as folder:
-        written = Path(folder) / target.name
+    with appearing(target) as written, appearing(expected) as answers:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of a format that torch will not extend, and of constants in a trace
             if target.suffix == ".pt":
@@ -112,9 +110,7 @@ def export_network(policy: Policy, path: str | Path) -> None:
         if answered.shape != actions.shape or differ.any():
             raise RuntimeError(f"what was written to {target.name} does not act as the policy does")
         seen = {f"observations.{key}": part for key, part in probe.items()} if isinstance(probe, Mapping) else {}
-        np.savez(Path(folder) / expected.name, allow_pickle=False, actions=actions, **(seen or {"observations": probe}))
-        (Path(folder) / expected.name).rename(expected)
-        written.rename(target)
+        np.savez(answers, allow_pickle=False, actions=actions, **(seen or {"observations": probe}))
 
 
 def _onnx(module: nn.Module, probe: Observations, written: Path) -> np.ndarray:

@@ -11,7 +11,6 @@ its correction become one actor twice as wide, so that `PPO.load` needs nothing 
 """
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +24,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from pipeline.data.spaces import space_bounds
 from pipeline.errors import BadInput, shortened
+from pipeline.files import appearing
 from pipeline.policies.artifact import Policy, build_frozen, load_tensors, refuse_hollow, refuse_misfit, tensors_of
 from pipeline.policies.layers import FrozenNetwork
 from pipeline.policies.networks import (
@@ -116,13 +116,10 @@ def export_sb3_zip(policy: ActorCriticPolicy, path: str | Path) -> None:
     if target.suffix != ".zip" or target.exists():
         raise BadInput(f"export path {str(target)!r} must be a new file that ends in .zip")
     model = as_ppo(policy)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as folder:
-        written = Path(folder) / "policy.zip"
+    with appearing(target) as written:
         model.save(written)
         with open(written, "rb") as stream:
             os.fsync(stream.fileno())
-        os.rename(written, target)
 
 
 def as_ppo(policy: ActorCriticPolicy) -> PPO:

@@ -14,7 +14,6 @@ format.
 import copy
 import json
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +38,7 @@ from pipeline.data.metadata import DatasetMetadata
 from pipeline.data.spaces import DTYPES, space_from_json, space_to_json
 from pipeline.data.trajectories import METRIC_PREFIX, UNKNOWN_SEED, Trajectories
 from pipeline.errors import BadInput, shortened
-from pipeline.files import readable, strict_json
+from pipeline.files import appearing, readable, strict_json
 
 MAIN_FILE: Final = "main_data.hdf5"
 OUR_METADATA: Final = "demonstrations"  # key of Minari's metadata.json under which ours stands
@@ -68,10 +67,8 @@ def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder:
         spec.kwargs.update(environment["kwargs"])
     clean = np.array_equal(trajectories.actions, trajectories.executed_actions)
     episodes = [trajectories.episode(index) for index in range(len(trajectories))]
-    root.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=root.parent, prefix=".exporting-") as folder:
-            written = Path(folder) / root.name
+        with appearing(root) as written:
             written.mkdir()
             storage = MinariStorage.new(
                 written / "data",
@@ -106,7 +103,6 @@ def export_minari(trajectories: Trajectories, metadata: DatasetMetadata, folder:
             storage.update_episode_metadata(
                 {METRIC_PREFIX + name: value for name, value in episode.metrics.items()} for episode in episodes
             )
-            written.rename(root)
     except (ValueError, NotImplementedError) as error:
         raise BadInput(f"minari cannot store dataset {metadata.dataset_id!r}: {error}") from None
 

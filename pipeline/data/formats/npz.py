@@ -10,7 +10,6 @@ object arrays, compressed members, foreign names and anything else that `save_da
 import json
 import math
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.data.metadata import SCHEMA_VERSION, DatasetMetadata
 from pipeline.data.observations import join_fields, split_fields
 from pipeline.data.trajectories import ENDS, REWARDS, SEEDS, UNKNOWN_SEED, Trajectories, content_digest
 from pipeline.errors import BadInput, printable, shortened
-from pipeline.files import readable, strict_json, sync, write_folder
+from pipeline.files import appearing, readable, strict_json, sync, write_folder
 from pipeline.names import METADATA_FILE, TRAJECTORIES_FILE
 
 MAX_ARCHIVE_BYTES: Final = (1 << 32) - 1
@@ -206,13 +205,9 @@ def export_plain_npz(trajectories: Trajectories, path: str | Path) -> None:
     parts = {REWARDS: ("rewards",), ENDS: ("terminations", "truncations"), SEEDS: ("seeds",)}
     for name in (name for part, names in parts.items() if part not in data.missing for name in names):
         arrays[name] = getattr(data, name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".exporting-") as folder:
-        written = Path(folder) / file.name
-        with open(written, "wb") as stream:
-            write_archive(stream, arrays)
-            sync(stream)
-        written.rename(file)
+    with appearing(file) as written, open(written, "wb") as stream:
+        write_archive(stream, arrays)
+        sync(stream)
 
 
 def _arrays_of(file: Path, wanted: re.Pattern[str] | None = None) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
