@@ -34,6 +34,7 @@ MAX_PART_BYTES: Final = 1 << 29
 MAX_MEMBERS: Final = 4096
 STATISTICS: Final = ("vecnormalize.pkl", "vec_normalize.pkl")  # of the RL Zoo, and as hubs name it
 ZOO_CONFIG: Final = "config.yml"
+ZOO_BEST: Final = "best_model.zip"
 
 # policy class -> algorithm; the first three share theirs, and are told apart by their settings
 ALGORITHMS: Final[Mapping[str, str]] = {
@@ -118,7 +119,10 @@ def read_sb3_zip(path: str | Path) -> SB3Zip:
         arguments = arguments.name if isinstance(arguments, Named) else arguments
         raise BadInput(f"{what}: policy_kwargs = {shortened(arguments)}, expected a mapping")
     normalisation, return_scale = None, None
-    beside = file.parent, file.with_suffix("")  # the RL Zoo has a folder of the zip's name
+    beside = [file.parent, file.with_suffix("")]  # the RL Zoo has a folder of the zip's name
+    if file.name == ZOO_BEST:  # beside it there is that of the last one, which has the environment's name
+        of_last = [config.parent for config in file.parent.glob(f"*/{ZOO_CONFIG}")]
+        beside += of_last if len(of_last) == 1 else []
     for statistics in (folder / name for folder in beside for name in STATISTICS):
         if statistics.is_file():
             normalisation, return_scale, pickled[statistics.name] = _normalisation(statistics, observation_space)
@@ -295,6 +299,10 @@ def _normalisation(path: Path, space: spaces.Space[Any]) -> tuple[Normalisation 
             raise ValueError(f"it holds a {read.value.name}, expected a VecNormalize")
         epsilon, clip = (float(array_of(held[key], what)) for key in ("epsilon", "clip_obs"))
         if held["norm_obs"]:
+            if isinstance(held["obs_rms"], dict):
+                raise BadInput(
+                    f"{what} is of observations that are a Dict; a policy behind such statistics is not taken"
+                )
             statistics = held["obs_rms"].attributes
             mean, variance = (array_of(statistics[key], what).astype(np.float64) for key in ("mean", "var"))
             normalisation = Normalisation(mean, variance, epsilon, None if clip == inf else clip)

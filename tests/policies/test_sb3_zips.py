@@ -308,6 +308,14 @@ def test_ppo_trained_behind_vecnormalize_reads_what_the_environment_gives_and_is
         (tmp_path / name).rename(tmp_path / "theirs" / name)
     again = import_sb3_zip(tmp_path / "theirs.zip", OBSERVATIONS, ACTIONS)
     np.testing.assert_array_equal(act_function(again)(observations), act_function(policy)(observations))
+    # and that of its best model beside them, unless there are two such folders
+    (tmp_path / "theirs.zip").rename(tmp_path / "best_model.zip")
+    best = import_sb3_zip(tmp_path / "best_model.zip", OBSERVATIONS, ACTIONS)
+    np.testing.assert_array_equal(act_function(best)(observations), act_function(policy)(observations))
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "config.yml").write_text("normalize: false\n")
+    assert inspect_sb3_zip(tmp_path / "best_model.zip").get("normalized") is None
+    (tmp_path / "best_model.zip").rename(tmp_path / "theirs.zip")
     for name in ("vecnormalize.pkl", "config.yml"):
         (tmp_path / "theirs" / name).rename(tmp_path / name)
     (tmp_path / "vecnormalize.pkl").unlink()
@@ -315,6 +323,15 @@ def test_ppo_trained_behind_vecnormalize_reads_what_the_environment_gives_and_is
         import_sb3_zip(tmp_path / "theirs.zip", OBSERVATIONS, ACTIONS)
     told = inspect_sb3_zip(tmp_path / "theirs.zip")
     assert "put its vecnormalize.pkl beside it" in told["refused"] and told["network"]["hidden"] == [8]
+
+
+def test_statistics_of_a_dict_are_refused_in_words(theirs, tmp_path):
+    class Goals(gym.Env):
+        observation_space, action_space = spaces.Dict(at=OBSERVATIONS), ACTIONS
+
+    VecNormalize(DummyVecEnv([Goals])).save(tmp_path / "vecnormalize.pkl")
+    with pytest.raises(BadInput, match=r"vecnormalize\.pkl beside the zip is of observations that are a Dict"):
+        import_sb3_zip(remade(theirs, tmp_path / "x.zip"), OBSERVATIONS, ACTIONS)
 
 
 def test_an_actor_whose_vecnormalize_cuts_nothing_is_taken_and_hostile_figures_are_refused(tmp_path, capsys):
