@@ -34,7 +34,6 @@ class ArmRun:
     """One training of an arm, with the evaluations it left."""
 
     run: Run
-    arm: str
     seed: int
     steps: np.ndarray  # (n,) int64 environment steps of the evaluations
     figures: dict[str, np.ndarray]  # figure -> (n,) float64
@@ -290,4 +289,4 @@ def read_training(client: MlflowClient, run: Run) -> ArmRun:
         raise BadInput(
             f"{Artifact.EVALUATIONS} of run {run.info.run_id} holds no curve: {shortened(str(error))}; train it again"
         ) from None
-    return ArmRun(run, tag_of(run, Tag.ARM), seed_of(run), steps, figures, episodes, final)
+    return ArmRun(run, seed_of(run), steps, figures, episodes, final)
