@@ -37,7 +37,7 @@ from pipeline.report.progress import ProgressBar
 from pipeline.stages import StageOutcome, report_link
 from pipeline.statistics.comparison import Comparison, RunCurve
 from pipeline.statistics.comparison import compare as compare_arms
-from pipeline.statistics.efficiency import BOUNDS, RatioKind
+from pipeline.statistics.efficiency import BOUNDS
 from pipeline.statistics.estimate import Estimate
 from pipeline.statistics.finals import Regression, measure_regression
 from pipeline.statistics.matched import ComparisonSettings, RunData
@@ -156,18 +156,18 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
     _log(run, comparison, report)
     known = "is not known, since no run met the target,"
     if not comparison.unanswered:
-        known = _ratio(comparison.ratio, comparison.ratio_kind)
+        known = f"{BOUNDS[comparison.ratio_kind]}{comparison.ratio:.3f}"
     end = comparison.decisive.contrasts[Arm.SCRATCH].difference
-    ends = [f"  final {comparison.settings.final_figure} {_change(end)} against scratch"]
+    ends = [f"  final {comparison.settings.final_figure} {end:+.3f} against scratch"]
     if comparison.ranking:
         times = [
             "no run met the target"
             if one.ratio_kind is None
-            else f"{_ratio(one.ratio, one.ratio_kind)} of the timesteps"
+            else f"{BOUNDS[one.ratio_kind]}{one.ratio:.3f} of the timesteps"
             for one in comparison.ranking
         ]
         ends = [
-            f"  {one.arm}: {time}, final {_change(one.difference)}"
+            f"  {one.arm}: {time}, final {one.difference:+.3f}"
             for one, time in zip(comparison.ranking, times, strict=True)
         ]
     return StageOutcome(
@@ -185,14 +185,6 @@ def run(run: StageRun, config: Compare, upstream: Mapping[str, str]) -> StageOut
         outputs={"report": run.run_id},
         see=report_link(run, run.run_id),
     )
-
-
-def _ratio(ratio: Estimate, kind: RatioKind) -> str:
-    return f"{BOUNDS[kind]}{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
-
-
-def _change(difference: Estimate) -> str:
-    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
 def arm_data(run: StageRun, evidence: Evidence) -> dict[str, list[RunData]]:

@@ -62,10 +62,7 @@ def run(run: StageRun, config: Evaluate, upstream: Mapping[str, str]) -> StageOu
         films.append(run.film(film, number))
     drawn = f"  {config.pictures} drawn: {Artifact.PLAYBACK}/ of run {run.run_id}"
     success = figures[Metric.SUCCESS_RATE]
-    title = (
-        f"evaluate: {name}: success {success.value:.3f} [{success.low:.3f}, {success.high:.3f}] on {len(episodes)} "
-        f"episodes of {config.scenario_set!r}"
-    )
+    title = f"evaluate: {name}: success {success:.3f} on {len(episodes)} episodes of {config.scenario_set!r}"
     whole = f"  actions in bars: statistics.md of run {run.run_id}"
     lines = (title, *warnings, whole, *([drawn] if config.pictures else []))
     return StageOutcome(lines, see=" ".join(films[:MOST_SHOWN]), table=shown)

@@ -69,8 +69,7 @@ def run(run: StageRun, config: TrainExpert, upstream: Mapping[str, str]) -> Stag
     success = pooled[Metric.SUCCESS_RATE]
     return StageOutcome(
         (
-            f"train_expert: {len(results)} seeds, success {success.value:.3f} "
-            f"[{success.low:.3f}, {success.high:.3f}] on fresh episodes; converged at steps "
+            f"train_expert: {len(results)} seeds, success {success:.3f} on fresh episodes; converged at steps "
             f"{', '.join('never' if result.converged_at is None else str(result.converged_at) for result in results)}",
             f"  candidate: {candidate}, " + ("promotable" if diagnosis.promotable else "NOT promotable:"),
             *(f"  - {shortfall.sentence()}" for shortfall in diagnosis.shortfalls),

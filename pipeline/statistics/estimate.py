@@ -26,6 +26,10 @@ class Estimate:
     low: float
     high: float
 
+    def __format__(self, form: str) -> str:
+        """`f"{Estimate(0.9, 0.85, 0.94):.2f}"` is `0.90 [0.85, 0.94]`; without a form it is its `repr`."""
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]" if form else repr(self)
+
 
 def percentile_interval(value: float, resampled: np.ndarray, confidence: float = 0.95) -> Estimate:
     """A figure with the percentile interval of its resampled values (resamples,)."""

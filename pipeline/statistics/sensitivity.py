@@ -118,10 +118,7 @@ def carries(rows: Sequence[SensitivityRow]) -> tuple[str, ...]:
             said.append(f"holds for all {span} that were tried" if first < last else f"was tried for no other {what}")
             continue
         beyond = [levels[index] for index in (first - 1, last + 1) if 0 <= index < len(levels)]
-        elsewhere = [
-            f"at {row.level:g} {row.verdict}, {row.ratio.value:.2f} [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
-            for row in beyond
-        ]
+        elsewhere = [f"at {row.level:g} {row.verdict}, {row.ratio:.2f}" for row in beyond]
         said.append(
             f"holds for {f'the tried {span}' if first < last else f'{what} of {levels[own].level:g} alone'}; "
             f"{'; '.join(elsewhere)}"

@@ -107,7 +107,7 @@ class SeedRun:
         return (
             f"**{self.name}**: {'PPO' if job.sac is None else 'SAC'} on task `{job.task.name}`, from {start}{rate}.\n\n"
             f"- success of the best checkpoint (step {result.best_timestep:,}) on {len(result.final.episodes)} fresh "
-            f"episodes: {success.value:.3f} [{success.low:.3f}, {success.high:.3f}]\n"
+            f"episodes: {success:.3f}\n"
             f"- {result.environment_steps:,} steps of training and {result.gradient_steps:,} gradient steps in "
             f"{result.wall_seconds.total:.0f} s\n\n{self._film}"
             f"Policy: artifact `{Artifact.POLICY}`, every evaluation: `{Artifact.EVALUATIONS}`; "
