@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import nn
 
-from pipeline.config.stages import Pretrain
+from pipeline.config.stages import Filter, Pretrain
 from pipeline.config.task import TaskConfig
 from pipeline.data import DatasetMetadata, Trajectories
 from pipeline.data.observations import flat_rows, from_rows
@@ -100,7 +100,7 @@ def play_yardsticks(
         return np.repeat(action[None], slots, axis=0)
 
     constant, why = run_episodes(task, always, episodes), ""
-    filtered = metadata.filter["only_success"] or metadata.filter["min_return"] is not None
+    filtered = Filter(**metadata.filter).drops
     try:
         if (demonstrator := find_demonstrator()) is not None:
             allowance = "the demonstrator plays without the filter of its recording" if filtered else ""

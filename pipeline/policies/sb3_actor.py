@@ -147,7 +147,10 @@ def _plain(value: Any) -> Any:
 
 def _trainable(held: SB3Zip, arguments: _PolicyArguments) -> Network | None:
     """The network that PPO trains here, when the policy has just such a one."""
-    actor, critic = (_widths(held.tensors, f"mlp_extractor.{side}_net") for side in ("policy", "value"))
+    actor, critic = (
+        [held.tensors[name].shape[0] for name in _linear(held.tensors, f"mlp_extractor.{side}_net")]
+        for side in ("policy", "value")
+    )
     activation = arguments.activation_fn or "tanh"
     if (
         held.algorithm not in ON_POLICY
@@ -162,10 +165,6 @@ def _trainable(held: SB3Zip, arguments: _PolicyArguments) -> Network | None:
     ):
         return None
     return Network(activation=activation, hidden=tuple(actor))
-
-
-def _widths(tensors: Mapping[str, np.ndarray], prefix: str) -> list[int]:
-    return [tensors[name].shape[0] for name in _linear(tensors, prefix)]
 
 
 def _linear(tensors: Mapping[str, np.ndarray], prefix: str) -> list[str]:

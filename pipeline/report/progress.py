@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Container, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from tqdm import tqdm
@@ -38,9 +37,7 @@ class ProgressBar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._bar.close()
 
     def add(self, count: int, also: str = "") -> None:

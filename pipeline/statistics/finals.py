@@ -76,9 +76,7 @@ def final_figures(
     finals = {}
     for name in sets:
         figures = [f for f in both[0].final[name] if all(f in run.final[name] for run in both)]
-        figures.sort(
-            key=lambda figure: (figure not in primary, list(primary).index(figure) if figure in primary else 0)
-        )
+        figures.sort(key=lambda figure: [*primary, figure].index(figure))
         finals[name] = [_measured(played, name, figure, figure in primary, datasets, settings) for figure in figures]
     units = by_dataset(np.arange(len(datasets[START])), datasets[START])
     return _with_verdicts(finals, primary, len(units), settings)

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from pipeline.config.loading import to_data
+from pipeline.config.stages import Filter
 from pipeline.config.task import TaskConfig
 from pipeline.data import (
     ARRAYS,
@@ -660,7 +661,8 @@ def coverage(dataset: Dataset, context: Context) -> Findings:
 def shares(dataset: Dataset, context: Context) -> Findings:
     requested, actual = dataset.metadata["requested_shares"], Counter(dataset.scenarios.tolist())
     total, count = sum(requested.values()), len(dataset.lengths)
-    filtered, partial = _filtered(dataset), bool(dataset.metadata["left_out"])  # then episodes_derived counts them
+    filtered = Filter(**dataset.metadata["filter"]).drops
+    partial = bool(dataset.metadata["left_out"])  # then episodes_derived counts them
     for scenario in sorted({*requested, *actual}):
         if scenario not in requested or total <= 0:
             yield Finding(actual[scenario], "= 0", f"scenario {shortened(scenario)} was recorded and not asked for")
@@ -673,11 +675,6 @@ def shares(dataset: Dataset, context: Context) -> Findings:
             bound = f">= {lowest:g}" if filtered else f"{wanted:.6g} +- 1"
             message = f"scenario {shortened(scenario)} has {actual[scenario]} of {count} episodes"
             yield Finding(actual[scenario], bound, message)
-
-
-def _filtered(dataset: Dataset) -> bool:
-    kept = dataset.metadata["filter"]
-    return bool(kept["only_success"]) or kept["min_return"] is not None
 
 
 @rule("No episode is from a hold-out scenario.", *ORIGIN)
@@ -745,7 +742,7 @@ def episodes_derived(dataset: Dataset, context: Context) -> Findings:
     metadata = dataset.metadata
     if metadata["demonstrator"]["kind"] == "imported" and not metadata["seeds"]:
         raise NotAsked("nobody here chose the episodes")
-    task, filtered = Task(_task(context)), _filtered(dataset)
+    task, filtered = Task(_task(context)), Filter(**metadata["filter"]).drops
     scenario_set, requested = metadata["scenario_set"], metadata["requested_shares"]
     of_set = task.shares(scenario_set)
     for scenario in sorted({*requested, *of_set}):
