@@ -64,7 +64,10 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 def shortened(value: object, limit: int = 120) -> str:
     """The `repr` of a value from outside, cut to `limit` characters so that an error stays one readable line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"a {type(value).__name__} that is too long to be written"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 

@@ -238,13 +238,14 @@ def _torch_pickle(content: bytes, what: str) -> tuple[Pickled, Mapping[str, byte
 def _tensors(state: Any, raw: Mapping[str, bytes], what: str) -> dict[str, np.ndarray]:
     """Name -> tensor of the state of a policy, each a copy of as many numbers as its shape says."""
     if isinstance(state, Named) and state.name == "collections.OrderedDict":
-        state = dict(state.items)
+        with readable(f"{what} cannot be read"):
+            state = dict(state.items)
     if not isinstance(state, dict):
         held = state.name if isinstance(state, Named) else type(state).__name__
         raise BadInput(f"{what} holds a {shortened(held)}, expected named tensors")
     tensors = {}
     for key, tensor in state.items():
-        with readable(f"{what}: tensor {shortened(str(key))} cannot be read"):
+        with readable(f"{what}: tensor {shortened(key)} cannot be read"):
             if tensor.name == "torch._utils._rebuild_parameter":
                 tensor = tensor.arguments[0]
             if not isinstance(key, str) or tensor.name != "torch._utils._rebuild_tensor_v2":

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -444,6 +445,26 @@ def test_a_policy_of_another_task_is_refused_by_its_space(theirs):
     for message, (observations, actions) in others.items():
         with pytest.raises(BadInput, match=message):
             import_sb3_zip(theirs, observations, actions)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"ccollections\nOrderedDict\n)RK\x01a",  # a number appended to a mapping
+        b"ccollections\nOrderedDict\n)R]K\x01s",  # a list as a name
+        b"}\x8b" + struct.pack("<i", 2_000) + b"\x7f" * 2_000 + b"K\x01s",  # a number of 4,800 digits as a name
+    ],
+    ids=["no pairs", "a list", "endless"],
+)
+def test_a_state_that_is_no_mapping_of_names_is_one_line(theirs, tmp_path, pickled):
+    given, made = io.BytesIO(packed({})), io.BytesIO()
+    with zipfile.ZipFile(given) as old, zipfile.ZipFile(made, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"\x80\x02" + pickled + b"." if name.endswith("data.pkl") else old.read(name))
+    path = remade(theirs, tmp_path / "x.zip", policy_pth=made.getvalue())
+    with pytest.raises(BadInput, match="cannot be read") as error:
+        read_sb3_zip(path)
+    assert "\n" not in str(error.value)
 
 
 def test_wrong_tensors_are_refused_by_name(theirs, tmp_path):
