@@ -115,9 +115,11 @@ def table(reports: Mapping[str, dict]) -> str:
                     times = [TimeToTarget(**time) for time in report["arms"][arm["arm"]]["times"]]
                     sign = "> " if all(time.censored for time in times) else SIGNS[mean_kind(times)]
                     steps = f"{sign}{arm['steps']['value']:,.0f}"
-                    ratio = f"{SIGNS[arm['ratio_kind']]}{_interval(arm['ratio'])}"
+                    ratio = p = "–"  # no run of either met the target
+                    if arm["ratio_kind"] is not None:
+                        ratio, p = f"{SIGNS[arm['ratio_kind']]}{_interval(arm['ratio'])}", f"{arm['ratio_p']:.2g}"
                     rows.append(
-                        (f"{task}, {grade}", str(size), arm["arm"], steps, ratio, f"{arm['ratio_p']:.2g}",
+                        (f"{task}, {grade}", str(size), arm["arm"], steps, ratio, p,
                          _interval(arm["difference"]), f"{arm['difference_p']:.2g}")
                     )  # fmt: skip
     return aligned("\n".join(f"| {' | '.join(row)} |" for row in rows))
