@@ -200,11 +200,20 @@ def make_sac(job: TrainingJob, task: Task, env: VecEnv, seed: int, rollout: int)
     layer_norm = settings.critic_layer_norm
     if layer_norm is None:
         layer_norm = demonstrations is not None
-    ours = "n_envs", "network", "critics", "critic_layer_norm"  # all others are SB3's, by the same names
     model = ReplayingSAC(
         policy=LayerNormPolicy if layer_norm else SACPolicy,
         env=env,
-        **{name: value for name, value in vars(settings).items() if name not in ours},
+        learning_rate=settings.learning_rate,
+        buffer_size=settings.buffer_size,
+        learning_starts=settings.learning_starts,
+        batch_size=settings.batch_size,
+        tau=settings.tau,
+        gamma=settings.gamma,
+        train_freq=settings.train_freq,
+        gradient_steps=settings.gradient_steps,
+        ent_coef=settings.ent_coef,
+        target_update_interval=settings.target_update_interval,
+        target_entropy=settings.target_entropy,
         policy_kwargs=sac_arguments(task, settings, job.scaling),
         seed=seed,
         device=device,
