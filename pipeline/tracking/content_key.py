@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import sysconfig
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -126,6 +127,7 @@ class ContentKey:
         return tuple(found)
 
 
+PARSING: Final = threading.Lock()
 SECTIONS: Final = ("config", "task", "input", "code", "package", "machine")
 
 
@@ -268,7 +270,7 @@ def _source_of(module: str) -> Path | None:
 def _imports(source: Path, package: str) -> Iterator[str]:
     """Names of modules, and of what may be modules, that a file of a package imports."""
     try:
-        tree = ast.parse(source.read_bytes())
+        tree = _parsed(source.read_bytes())
     except (SyntaxError, ValueError):  # whoever imports it says so in better words
         return
     for node in ast.walk(tree):
@@ -280,12 +282,19 @@ def _imports(source: Path, package: str) -> Iterator[str]:
             yield from (start, *(f"{start}.{alias.name}" for alias in node.names))
 
 
+def _parsed(content: bytes) -> ast.Module:
+    """The syntax of a file. Raises SyntaxError or ValueError."""
+    # subtle: CPython 3.11 counts the depth of every thread's tree in one place; a sweep's threads met its SystemError
+    with PARSING:
+        return ast.parse(content)
+
+
 def _file_digest(path: Path) -> str:
     """Of what Python reads in a source file, which comments and layout do not change; of the bytes of any other."""
     content = path.read_bytes()
     if path.suffix == ".py":
         with contextlib.suppress(SyntaxError, ValueError):
-            content = ast.dump(ast.parse(content)).encode()
+            content = ast.dump(_parsed(content)).encode()
     return digest(content)
 
 
