@@ -173,7 +173,7 @@ def test_what_a_training_hands_on_values_returns_as_they_are_and_says_by_what_it
         for name in ("best", "last"):
             kept, unit = load_policy(f"{job.output}/{name}"), read_spec(f"{job.output}/{name}").return_scale
             seen = before.predict_values(rows) * (unit or 1.0 if job is scratch else 1.0)
-            torch.testing.assert_close(kept.predict_values(rows), seen, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(kept.predict_values(rows), seen, rtol=1e-4, atol=1e-3)
             assert unit == 40.0 if job is warm else (unit is None) == (name == "best")  # step 0: no reward was seen
     assert read_spec(f"{scratch.output}/last").return_scale > 5  # Pendulum's returns, after some rollouts
     raw = replace(scaled_job, output=str(tmp_path / "raw"))
